@@ -1,0 +1,1 @@
+"""Fallback: bring serving back on one healthy GPU, evidence first."""

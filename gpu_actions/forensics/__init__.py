@@ -1,0 +1,1 @@
+"""Forensics: bounded captures of a failing tier, with a manifest."""

@@ -1,0 +1,1 @@
+"""Trace: capture a profile of the live engine and tabulate its kernels."""
