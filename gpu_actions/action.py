@@ -1,0 +1,152 @@
+"""The one interface of all actions: an action makes a plan, and registered step functions carry it out on the host.
+
+A step function probes (already done?), acts and verifies, since a step cut in the middle runs again. It knows nothing of
+Slack or of the run engine: it gets a `StepContext` and gives a `StepResult` or raises `StepFailed`.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from gpu_actions.models import Artifact, Finding, Frozen, JsonObject, Verdict
+from gpu_actions.plan import Plan, Step
+
+if TYPE_CHECKING:
+    from gpu_actions.host import Host
+
+Signal = Literal["hold", "next", "abort", "stop"]
+"""What a person can tell a running step: hold the shift, go on now, put it back, end early and keep what there is."""
+
+
+class StepResult(Frozen):
+    """What a finished step gives: a line for people, data for later steps, findings, files."""
+
+    summary: str
+    data: JsonObject = Field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    verdict: Verdict | None = None
+    warning: bool = Field(default=False, description="finished, but a person should look at the summary")
+
+
+class StepFailed(Exception):
+    """A step could not reach its verified end.
+
+    `summary` says what happened and what it means, `next_action` what to do next; what was gathered so far goes along.
+    """
+
+    def __init__(
+        self,
+        summary: str,
+        *,
+        next_action: str = "",
+        data: JsonObject | None = None,
+        artifacts: Sequence[Artifact] = (),
+        findings: Sequence[Finding] = (),
+    ) -> None:
+        super().__init__(summary)
+        self.summary = summary
+        self.next_action = next_action
+        self.data = data or {}
+        self.artifacts = tuple(artifacts)
+        self.findings = tuple(findings)
+
+
+class PlanRefused(Exception):
+    """Preflight found that the plan cannot work. Each problem is a full sentence that names the thing and the fix."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+async def _no_signals() -> Sequence[Signal]:
+    return ()
+
+
+def _no_report(text: str, fraction: float | None = None) -> None:
+    """Used where nobody watches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What a step function gets.
+
+    `outputs` holds the data of the finished steps by step id; `workdir` is the run's own folder on the host (created);
+    `report(text, fraction)` shows progress; `signals()` gives what people told this run, oldest first.
+    """
+
+    run_id: str
+    host: "Host"
+    step: Step
+    outputs: Mapping[str, JsonObject]
+    workdir: Path
+    report: Callable[[str, float | None], None] = field(default=_no_report)
+    signals: Callable[[], Awaitable[Sequence[Signal]]] = field(default=_no_signals)
+
+    @property
+    def args(self) -> JsonObject:
+        """The step's arguments, alternatives already merged."""
+        return self.step.args
+
+
+StepFunction = Callable[[StepContext], Awaitable[StepResult]]
+
+_STEPS: dict[str, StepFunction] = {}
+
+
+def step(verb: str) -> Callable[[StepFunction], StepFunction]:
+    """Register a step function under its verb. Raises ValueError when the verb is taken by another function."""
+
+    def register(function: StepFunction) -> StepFunction:
+        known = _STEPS.get(verb)
+        if known is not None and known.__qualname__ != function.__qualname__:
+            raise ValueError(
+                f"step verb {verb!r} is already taken by {known.__module__}.{known.__qualname__}"
+            )
+        _STEPS[verb] = function
+        return function
+
+    return register
+
+
+def step_function(verb: str) -> StepFunction:
+    """Give the function of a verb. Raises StepFailed for a verb this version does not know (an older or newer plan)."""
+    try:
+        return _STEPS[verb]
+    except KeyError:
+        raise StepFailed(
+            f"this version does not know the step {verb!r}",
+            next_action="the plan was made by another version: make a new plan and start it",
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What an action plans from: the host, the typed arguments, the last verdict of triage and where baselines lie."""
+
+    host: "Host"
+    arguments: Any
+    requester: str = ""
+    verdict: Verdict | None = None
+    baselines_dir: Path | None = None
+    now_iso: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """One action: its name in commands, the prefix of its run ids, its typed arguments, and how it plans.
+
+    `arguments` is a frozen pydantic model: its field names are the `key=value` options of the Slack command and its
+    descriptions are the help. `plan` may probe the host, and raises PlanRefused when the plan cannot work.
+    """
+
+    name: str
+    prefix: str
+    summary: str
+    arguments: type[Frozen]
+    plan: Callable[[PlanRequest], Awaitable[Plan]]
+    changes_host: bool

@@ -1,0 +1,60 @@
+"""A serving host as one object: its configuration and the drivers that were built from it.
+
+`build_host` is the one place where drivers are chosen; steps only see the interfaces of `gpu_actions.serving.interfaces`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_actions.config import HostConfig, TierConfig, TierName
+from gpu_actions.serving.drivers import build_engine, build_router, build_unit
+from gpu_actions.serving.interfaces import Engine, Router, Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """A tier with its drivers."""
+
+    name: TierName
+    config: TierConfig
+    unit: Unit
+    engine: Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A host with its tiers and its router. `state_dir` is its own folder for units, sockets and run folders."""
+
+    config: HostConfig
+    state_dir: Path
+    tiers: dict[TierName, Tier]
+    router: Router
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def tp(self) -> Tier:
+        return self.tiers["tp"]
+
+    @property
+    def fallback(self) -> Tier:
+        return self.tiers["fallback"]
+
+
+def build_host(config: HostConfig, *, state_dir: Path) -> Host:
+    """Build the drivers of a host. Creates `state_dir` (mode 0700); starts nothing."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tiers = {
+        name: Tier(
+            name=name,
+            config=tier,
+            unit=build_unit(f"{name}", tier.unit, state_dir=state_dir / "units"),
+            engine=build_engine(tier.engine),
+        )
+        for name, tier in config.tiers.items()
+    }
+    return Host(
+        config=config, state_dir=state_dir, tiers=tiers, router=build_router(config, state_dir=state_dir)
+    )
