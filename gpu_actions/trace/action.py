@@ -1,0 +1,218 @@
+"""The trace action: profile the live engine for a few seconds under load, and tabulate what it spent its time on.
+
+The profiler is always stopped again, also when the step fails or is cut; the engine keeps serving. The trace files are
+parsed in a child process (see `gpu_actions.trace.__main__`).
+"""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
+from gpu_actions.files import artifact_of, write_atomically
+from gpu_actions.host import Tier
+from gpu_actions.models import Frozen
+from gpu_actions.plan import Plan, Step
+from gpu_actions.processes import run_process
+from gpu_actions.serving.interfaces import EngineError
+from gpu_actions.trace.analysis import TraceSummary, table
+
+ANALYSIS_TIMEOUT_S = 120
+LOAD_STREAMS = 2
+
+
+class TraceArguments(Frozen):
+    """Options of `/trace start`."""
+
+    duration: float | None = Field(default=None, gt=0, le=60, description="seconds to trace")
+    tier: Literal["auto", "tp", "fallback"] = Field(
+        default="auto", description="which tier; auto: the one that serves"
+    )
+    load: bool = Field(default=True, description="send a little load of our own while tracing")
+
+
+async def serving_tier(request_host: "PlanRequest | StepContext") -> Tier | None:
+    """The tier whose unit is active and whose engine is live, the full one first; None when neither is."""
+    for tier in (request_host.host.tp, request_host.host.fallback):
+        if (await tier.unit.state()).active and await tier.engine.is_live():
+            return tier
+    return None
+
+
+async def plan_trace(request: PlanRequest) -> Plan:
+    """Plan a trace. Refused when the tier does not answer."""
+    arguments: TraceArguments = request.arguments
+    policy = request.host.config.trace
+    if arguments.tier == "auto":
+        tier = await serving_tier(request)
+        if tier is None:
+            raise PlanRefused(["no tier is serving, so there is nothing to trace: see /triage"])
+    else:
+        tier = request.host.tiers[arguments.tier]
+        if not await tier.engine.is_live():
+            raise PlanRefused([f"the tier {tier.name} does not answer at {tier.engine.url}: see /triage"])
+    duration_s = arguments.duration or policy.duration_s
+    return Plan(
+        action="trace",
+        host=request.host.name,
+        title=f"Trace the {tier.name} tier for {duration_s:g} s",
+        steps=(
+            Step(
+                id="profile",
+                verb="trace.profile",
+                title=f"profile {tier.name} for {duration_s:g} s",
+                args={
+                    "tier": tier.name,
+                    "duration_s": duration_s,
+                    "load": arguments.load,
+                    "max_iterations": policy.max_iterations,
+                    "max_trace_mib": policy.max_trace_mib,
+                },
+                details=(f"POST {tier.engine.url}/start_profile, then /stop_profile",),
+                timeout_s=duration_s + 120,
+                expected_s=duration_s + 5,
+                mutates=False,
+            ),
+            Step(
+                id="tabulate",
+                verb="trace.tabulate",
+                title="tabulate kernels",
+                args={"top": policy.top_kernels},
+                timeout_s=ANALYSIS_TIMEOUT_S + 10,
+                expected_s=5,
+                mutates=False,
+            ),
+        ),
+        options=arguments.model_dump(mode="json"),
+    )
+
+
+async def _load(tier: Tier, until: float) -> int:
+    """Keep a few streams busy until the deadline; gives how many requests finished."""
+    finished = 0
+
+    async def stream(number: int) -> None:
+        nonlocal finished
+        while time.monotonic() < until:
+            try:
+                await tier.engine.complete(f"trace load {number}", max_tokens=16, timeout_s=10)
+                finished += 1
+            except EngineError:
+                await asyncio.sleep(0.2)  # the profile itself is the result; the count says if load was there
+
+    await asyncio.gather(*(stream(number) for number in range(LOAD_STREAMS)))
+    return finished
+
+
+@step("trace.profile")
+async def profile(context: StepContext) -> StepResult:
+    """Profile the engine and copy the traces into the run's folder. Effect: the engine runs slower meanwhile. Verified by
+    fresh, non-empty trace files."""
+    tier = context.host.tiers[context.args["tier"]]
+    duration_s = float(context.args["duration_s"])
+    started = time.time()
+    with contextlib.suppress(EngineError):
+        await tier.engine.stop_profile()  # a predecessor that was cut in the middle may have left it on
+    try:
+        await tier.engine.start_profile(max_iterations=int(context.args["max_iterations"]))
+    except EngineError as error:
+        raise StepFailed(
+            f"the profiler did not start: {error}", next_action="start the engine with its profiler"
+        ) from error
+    finished = 0
+    files: tuple[Path, ...] = ()
+    try:
+        load = asyncio.create_task(
+            _load(tier, time.monotonic() + duration_s)
+            if context.args["load"]
+            else asyncio.sleep(duration_s, 0)
+        )
+        try:
+            for second in range(int(duration_s)):
+                context.report(f"tracing, {second} of {duration_s:g} s", second / duration_s)
+                await asyncio.wait([load], timeout=1)
+            finished = await load
+        finally:
+            load.cancel()
+    finally:
+        try:
+            files = await asyncio.shield(tier.engine.stop_profile())
+        except EngineError as error:
+            raise StepFailed(
+                f"the profiler did not stop: {error}", next_action="it may still be on: see the engine's log"
+            ) from error
+    fresh = [path for path in files if path.is_file() and path.stat().st_mtime >= started - 1]
+    if not fresh or not any(path.stat().st_size for path in fresh):
+        raise StepFailed(
+            "the engine wrote no trace", next_action="see the engine's log for its profiler's messages"
+        )
+    limit = int(context.args["max_trace_mib"]) * 1024**2
+    artifacts, notes = [], []
+    for path in fresh:
+        if path.stat().st_size > limit:
+            notes.append(
+                f"{path.name} is {path.stat().st_size / 1024**2:.0f} MiB, over the limit, and stays at {path}"
+            )
+            continue
+        kept = context.workdir / path.name
+        shutil.copyfile(path, kept)
+        kept.chmod(0o600)
+        artifacts.append(artifact_of(kept, source=f"{tier.engine.kind} profiler of tier {tier.name}"))
+    summary = f"{len(artifacts)} trace file(s)" + (
+        f", {finished} requests of our own meanwhile" if finished else ""
+    )
+    return StepResult(
+        summary="; ".join([summary, *notes]),
+        data={"files": [str(a.path) for a in artifacts], "requests": finished},
+        artifacts=tuple(artifacts),
+        warning=bool(notes),
+    )
+
+
+@step("trace.tabulate")
+async def tabulate(context: StepContext) -> StepResult:
+    """Parse the traces in a child and give the table. Effect: writes trace_summary.json. Verified by its content."""
+    files = [str(path) for path in context.outputs["profile"]["files"]]
+    result = await run_process(
+        [sys.executable, "-m", "gpu_actions.trace", "--top", str(context.args["top"]), *files],
+        timeout_s=ANALYSIS_TIMEOUT_S,
+    )
+    if result.exit_code != 0:
+        reason = (
+            "took too long"
+            if result.timed_out
+            else result.stderr.strip()[-300:] or f"exit code {result.exit_code}"
+        )
+        raise StepFailed(
+            f"the trace could not be tabulated: {reason}",
+            next_action="the files are kept: open them in Perfetto",
+        )
+    summary = TraceSummary.model_validate_json(result.stdout)
+    path = write_atomically(
+        context.workdir / "trace_summary.json", json.dumps(summary.model_dump(mode="json"), indent=1)
+    )
+    top = summary.ranks[0].top[0]
+    return StepResult(
+        summary=f"top: {top.name} {top.share_percent:.0f} % of {summary.ranks[0].span_ms:.0f} ms"
+        + (f"; skipped: {'; '.join(summary.skipped)}" if summary.skipped else ""),
+        data={"thread_text": table(summary), "summary": summary.model_dump(mode="json")},
+        artifacts=(artifact_of(path, source="python -m gpu_actions.trace"),),
+        warning=bool(summary.skipped),
+    )
+
+
+SPEC = ActionSpec(
+    name="trace",
+    prefix="tr",
+    summary="profile the live engine for a few seconds and show its top kernels",
+    arguments=TraceArguments,
+    plan=plan_trace,
+    changes_host=False,
+)
