@@ -1,0 +1,52 @@
+# The two commands of the README are `make demo` and `make test`; both set up what they need first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-heavy lint format typecheck bench docs clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "gpu-oncall needs Python 3.11 or newer; $(PYTHON) is older. Set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,postgres]'
+	@touch $@
+
+setup: $(STAMP)  ## make .venv, and install HAProxy where it is missing
+	@deploy/packages.sh haproxy
+
+demo: setup  ## workspace + demonstration host + bot, on this machine; Ctrl-C stops it all
+	@$(BIN)/gpu-oncall demo
+
+test: setup lint typecheck  ## the whole suite, but what is marked heavy
+	@deploy/packages.sh chromium gcc
+	$(BIN)/pytest
+
+test-heavy: setup  ## the marked tests: minutes long, or gigabytes of downloads
+	@deploy/packages.sh chromium gcc
+	$(BIN)/pytest -m heavy
+
+lint: $(STAMP)  ## ruff, check only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## ruff, in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(STAMP)  ## mypy --strict over the three packages
+	$(BIN)/mypy
+
+bench: setup  ## the benchmarks, one after the other; results are printed
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: setup  ## write the generated documents again (rules, schema, manifest, settings)
+	$(BIN)/python -m bot.generate_docs
+
+clean:  ## remove the virtual environment and the demonstration's state
+	rm -rf $(VENV) var build *.egg-info
