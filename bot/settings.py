@@ -197,6 +197,14 @@ class Settings(BaseSettings):
         """The SQLAlchemy URL of the bot's own tables."""
         return self.database_url or f"sqlite:///{self.state_dir / 'gpu-oncall.sqlite'}"
 
+    def host_dir(self, name: str) -> Path:
+        """The folder of one host's units, router and run folders."""
+        return self.state_dir / "hosts" / name
+
+    def host(self, name: str) -> HostConfig | None:
+        """The host of that name, or None."""
+        return next((host for host in self.hosts if host.name == name), None)
+
     @property
     def public_url(self) -> str:
         return (self.web.base_url or f"http://{self.web.host}:{self.web.port}").rstrip("/")
