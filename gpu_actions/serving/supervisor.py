@@ -1,0 +1,359 @@
+"""The keeper of one supervised process: starts a tier's program, restarts it when it dies, and outlives the bot.
+
+Run as `python -I -S supervisor.py FOLDER` with a JSON order on standard input; it forks into a session of its own, answers
+one JSON line (`{"pid": ...}` or `{"error": ...}`) and closes its standard streams. Standard library only, so that it is up
+in tens of milliseconds and stays near 10 MB. `unit_process.py` writes the order and reads the state this file keeps.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TICK_S = 1.0
+"""How often the log's size is looked at while nothing happens."""
+
+FIRST_LOOK_S = 0.5
+LAST_LOOK_S = 30.0
+"""Gaps between looks at the process table: a tier starts its workers early, and a look costs 5-40 ms."""
+
+FIRST_BACKOFF_S = 0.25
+LAST_BACKOFF_S = 30.0
+STEADY_AFTER_S = 60.0
+"""A process that ran this long starts again with the first backoff."""
+
+PR_SET_CHILD_SUBREAPER = 36
+"""From linux/prctl.h: orphaned descendants become our children, so a double fork does not hide them."""
+
+
+class ProcessRow(NamedTuple):
+    """One line of the process table. `started` is in clock ticks since boot: with the pid it names a process for good."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    started: int
+    zombie: bool
+
+
+def read_process(pid: int) -> ProcessRow | None:
+    """Read /proc/PID/stat (proc(5)); None when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text[text.rindex(")") + 2 :].split()  # the name in parentheses may hold spaces and parentheses
+    return ProcessRow(
+        pid=pid,
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        started=int(fields[19]),
+        zombie=fields[0] in "ZX",
+    )
+
+
+def process_table() -> dict[int, ProcessRow]:
+    """Read every process of this machine."""
+    rows = (read_process(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+    return {row.pid: row for row in rows if row is not None}
+
+
+def boot_id() -> str:
+    """Give the kernel's id of this boot: start times of another boot mean nothing."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def family(table: dict[int, ProcessRow], roots: set[int], session: int | None) -> dict[int, ProcessRow]:
+    """Give the living processes that descend from `roots` (roots included) or belong to the session."""
+    members = {pid for pid in roots if pid in table}
+    if session is not None:
+        members |= {row.pid for row in table.values() if row.session == session}
+    grew = True
+    while grew:
+        more = {row.pid for row in table.values() if row.parent in members} - members
+        members |= more
+        grew = bool(more)
+    return {pid: table[pid] for pid in members if not table[pid].zombie}
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace a file in one step, readable by its owner only."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        json.dump(data, file)
+    draft.replace(path)
+
+
+class Supervisor:
+    """Keeps one program running in `folder`; ends when the program ended and must not start again."""
+
+    def __init__(self, folder: Path, order: dict[str, Any]) -> None:
+        self.folder = folder
+        self.argv: list[str] = order["argv"]
+        self.environment: dict[str, str] = order["environment"]
+        self.cwd: str | None = order["cwd"]
+        self.restart: bool = order["restart"]
+        self.leftover_grace_s: float = order["leftover_grace_s"]
+        self.log_cap_bytes: int = order["log_cap_bytes"]
+        self.child: ProcessRow | None = None
+        self.adopted = False
+        self.restarts = 0
+        self.started_at_s = 0.0
+        self.last_exit = ""
+        self._known: list[list[int]] = []
+        self._look_gap_s = FIRST_LOOK_S
+        self._next_look = 0.0
+
+    # -- the program ---------------------------------------------------------------------------------------------
+
+    def launch(self) -> str:
+        """Start the program in a process group of its own; gives an error text, empty when it runs."""
+        report_read, report_write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self._become_program(report_write)
+        os.close(report_write)
+        with os.fdopen(report_read, "rb") as report:
+            error = report.read().decode(errors="replace")
+        if error:
+            os.waitpid(pid, 0)
+            self.child = None
+            return error
+        self.child = read_process(pid)
+        self.started_at_s = time.time()
+        self._look_gap_s, self._next_look = FIRST_LOOK_S, 0.0
+        self.save()
+        return ""
+
+    def _become_program(self, report: int) -> None:
+        """Turn the forked child into the program, or say on `report` why that failed. Never returns."""
+        try:
+            os.setpgid(0, 0)
+            log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            if self.cwd is not None:
+                os.chdir(self.cwd)
+            signal.pthread_sigmask(signal.SIG_SETMASK, set())
+            for signum in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+                signal.signal(signum, signal.SIG_DFL)
+            os.execvpe(self.argv[0], self.argv, self.environment)  # noqa: S606
+        except OSError as error:
+            os.write(report, f"{error.strerror}: {error.filename or self.argv[0]}".encode())
+        os._exit(127)
+
+    def adopt(self, row: ProcessRow, started_at_s: float, restarts: int) -> None:
+        """Watch a program that a killed supervisor left behind."""
+        self.child, self.adopted = row, True
+        self.started_at_s, self.restarts = started_at_s, restarts
+        self.save()
+
+    def reap(self) -> None:
+        """Collect ended children; clears `child` when the program itself is among them."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if self.child is not None and pid == self.child.pid:
+                code = os.waitstatus_to_exitcode(status)
+                self.last_exit = f"signal {-code}" if code < 0 else f"exit code {code}"
+                self.child = None
+        if self.adopted and self.child is not None:
+            now = read_process(self.child.pid)
+            if now is None or now.zombie or now.started != self.child.started:
+                self.last_exit = "ended (adopted, its exit code is not known)"
+                self.child, self.adopted = None, False
+
+    # -- what is left of it --------------------------------------------------------------------------------------
+
+    def tree(self) -> dict[int, ProcessRow]:
+        """Give the program's living processes: our descendants, our session, and strays seen earlier."""
+        table = process_table()
+        strays = {pid for pid, started in self._known if pid in table and table[pid].started == started}
+        members = family(table, strays | {os.getpid()}, os.getpid())
+        members.pop(os.getpid(), None)
+        return members
+
+    def end_leftovers(self) -> None:
+        """End what a dead program left behind: it would hold GPU memory and ports against the next start.
+
+        While somebody stops the unit, what is left keeps the grace of that stop.
+        """
+        deadline = time.monotonic() + self.leftover_grace_s
+        signalled: set[tuple[int, int]] = set()
+        while left := self.tree():
+            expired = time.monotonic() >= (stopping_deadline(self.folder) or deadline)
+            for row in left.values():
+                identity = (row.pid, row.started)
+                if expired:
+                    send(row, signal.SIGKILL)
+                elif identity not in signalled:
+                    send(row, signal.SIGTERM)
+                    send(row, signal.SIGCONT)
+                    signalled.add(identity)
+            time.sleep(0.02)
+            self.reap()
+
+    # -- keeping -------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write what is so now; `known` lets a stop find strays even when this supervisor is killed."""
+        write_json(
+            self.folder / "state.json",
+            {
+                "boot_id": boot_id(),
+                "supervisor": list(identity_of(os.getpid())),
+                "main": None if self.child is None else [self.child.pid, self.child.started],
+                "session": os.getpid(),
+                "started_at_s": self.started_at_s,
+                "restarts": self.restarts,
+                "last_exit": self.last_exit,
+                "known": self._known,
+            },
+        )
+
+    def may_start(self) -> bool:
+        """Say whether nobody has frozen or is stopping the unit."""
+        return not (self.folder / "frozen").exists() and not (self.folder / "stopping").exists()
+
+    def tick(self) -> None:
+        """Keep the log under its cap and the list of known processes fresh."""
+        rotate(self.folder / "log", self.log_cap_bytes)
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + self._look_gap_s
+        self._look_gap_s = min(self._look_gap_s * 2, LAST_LOOK_S)
+        known = sorted([row.pid, row.started] for row in self.tree().values())
+        if known != self._known:
+            self._known = known
+            self.save()
+
+    def run(self, watched: set[signal.Signals]) -> None:
+        """Watch until the program has ended and must not start again."""
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            while self.child is not None:
+                signal.sigtimedwait(watched, TICK_S)
+                self.reap()
+                self.tick()
+            self.save()
+            self.end_leftovers()
+            if not self.restart or not self.may_start():
+                break
+            if time.time() - self.started_at_s >= STEADY_AFTER_S:
+                backoff_s = FIRST_BACKOFF_S
+            woken = self._wait(backoff_s, watched)
+            backoff_s = FIRST_BACKOFF_S if woken else min(backoff_s * 2, LAST_BACKOFF_S)
+            if not self.may_start():
+                break
+            self.restarts += 1
+            error = self.launch()
+            if error:
+                self.last_exit = f"could not start: {error}"
+                self.started_at_s = time.time()
+        self._known = []
+        self.save()
+
+    def _wait(self, seconds: float, watched: set[signal.Signals]) -> bool:
+        """Wait out a backoff; True when SIGUSR1 asked for a start now. A stop or freeze ends it too."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and self.may_start():
+            got = signal.sigtimedwait(watched, min(left, TICK_S))
+            if got is not None and got.si_signo == signal.SIGUSR1:
+                return True
+        return False
+
+
+def stopping_deadline(folder: Path) -> float | None:
+    """Give when the stop under way sends SIGKILL (monotonic clock, the same for all processes of a boot), or None."""
+    try:
+        return float((folder / "stopping").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def send(row: ProcessRow, signum: int) -> None:
+    """Signal a process, but never another one that got its pid meanwhile."""
+    now = read_process(row.pid)
+    if now is None or now.started != row.started:
+        return
+    try:
+        os.kill(row.pid, signum)
+    except ProcessLookupError:
+        return  # it ended between the look and the signal
+
+
+def identity_of(pid: int) -> tuple[int, int]:
+    """Give (pid, start time in ticks); the start time is 0 when there is no such process."""
+    row = read_process(pid)
+    return pid, 0 if row is None else row.started
+
+
+def rotate(log: Path, cap_bytes: int) -> None:
+    """Move a log over its cap to `log.1`. The program keeps its open file (append mode), so it is copied and cut."""
+    try:
+        size = log.stat().st_size
+    except FileNotFoundError:
+        return
+    if size <= cap_bytes:
+        return
+    with log.open("r+b") as source, log.with_name("log.1").open("wb") as target:
+        source.seek(max(0, size - cap_bytes))
+        while chunk := source.read(1 << 20):
+            target.write(chunk)
+        source.truncate(0)
+
+
+def main() -> int:
+    """Take the order, fork into the background, answer once the program runs (or could not), then keep it."""
+    folder = Path(sys.argv[1])
+    order = json.load(sys.stdin)
+    if os.fork() > 0:
+        os._exit(0)  # the answer comes from the child; the starter reads until the streams close
+    os.setsid()
+    lock = os.open(folder / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        answer({"error": "another supervisor of this unit is running"})
+        return 1
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    watched = {signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    keeper = Supervisor(folder, order)
+    adopted = order.get("adopt")
+    row = read_process(adopted["pid"]) if adopted else None
+    if adopted and row is not None and row.started == adopted["started"]:
+        keeper.adopt(row, adopted["started_at_s"], adopted["restarts"])
+    elif error := keeper.launch():
+        answer({"error": error})
+        return 1
+    answer({"pid": keeper.child.pid if keeper.child is not None else None})
+    keeper.run(watched)
+    return 0
+
+
+def answer(data: dict[str, Any]) -> None:
+    """Say one JSON line to the starter and let go of its streams."""
+    sys.stdout.write(json.dumps(data) + "\n")
+    sys.stdout.flush()
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
