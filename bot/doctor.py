@@ -12,13 +12,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
+from bot.settings import Settings
 from gpu_actions.config import CommandsUnit, HostConfig, ProcessUnit, SystemdUnit, TierConfig
 from gpu_actions.host import Host, build_host
 from gpu_actions.models import Frozen
 from gpu_actions.processes import run_process
 from gpu_actions.serving.interfaces import RouterError
-
-from bot.settings import Settings
 
 HELP_TIMEOUT_S = 60
 GIB = 1024**3

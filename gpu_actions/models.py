@@ -61,7 +61,9 @@ class Finding(Frozen):
     summary: str
     evidence: JsonObject = Field(default_factory=dict)
     action: str = ""
-    subject: str | None = Field(default=None, description="the GPU UUID, link, rank or tier that this is about")
+    subject: str | None = Field(
+        default=None, description="the GPU UUID, link, rank or tier that this is about"
+    )
 
 
 class FallbackGpu(Frozen):
