@@ -1,0 +1,22 @@
+"""Write the generated documents again: `make docs`. The tests compare them with what stands in the tree."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def documents() -> dict[str, Callable[[], str]]:
+    """Path in the repository -> the function that makes the text."""
+    from bot.settings_docs import settings_markdown
+
+    return {"docs/settings.md": settings_markdown}
+
+
+def main() -> None:
+    for path, make in documents().items():
+        (ROOT / path).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
