@@ -5,7 +5,6 @@ All it knows lies in its folder (mode 0700): what runs (`state.json`), the scope
 """
 
 import asyncio
-import fcntl
 import json
 import logging
 import os
@@ -14,12 +13,13 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from gpu_actions.config import ProcessUnit
 from gpu_actions.serving import supervisor
+from gpu_actions.serving.folder_lock import locked_folder, make_private_folder
 from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
 from gpu_actions.serving.supervisor import ProcessRow
 
@@ -116,7 +116,7 @@ class SupervisedProcess:
         """Refuse starts from now on, the supervisor's restarts too. What runs goes on. Raises ValueError without a reason."""
         if not reason.strip():
             raise ValueError("a freeze needs a reason: it is what the next person reads")
-        self._make_folder()
+        make_private_folder(self.folder)
         supervisor.write_json(
             self.folder / "frozen", {"reason": reason.strip(), "at_s": time.time(), "pid": os.getpid()}
         )
@@ -130,7 +130,7 @@ class SupervisedProcess:
         for variable in [*variables, *unset]:
             if not variable or "=" in variable or "\0" in variable:
                 raise ValueError(f"{variable!r} cannot be the name of an environment variable")
-        self._make_folder()
+        make_private_folder(self.folder)
         if not variables and not unset:
             (self.folder / "scope.json").unlink(missing_ok=True)
             return
@@ -318,11 +318,6 @@ class SupervisedProcess:
 
     # -- its folder ----------------------------------------------------------------------------------------------
 
-    def _make_folder(self) -> None:
-        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        self.folder.chmod(0o700)
-
     def _frozen_reason(self) -> str | None:
         if not (self.folder / "frozen").exists():
             return None
@@ -340,22 +335,12 @@ class SupervisedProcess:
 
     @asynccontextmanager
     async def _fenced(self, timeout_s: float) -> AsyncIterator[None]:
-        """Hold the folder's lock: one start or stop at a time, over processes too. The kernel frees it at our death."""
-        self._make_folder()
-        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            deadline = time.monotonic() + timeout_s
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise UnitError(
-                            f"another start or stop of unit {self.name!r} has held {self.folder / 'lock'} for "
-                            f"{timeout_s:.0f} s: wait for that run, or end it"
-                        ) from None
-                    await asyncio.sleep(0.02)
+        """One start or stop at a time, over processes too."""
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(locked_folder(self.folder, timeout_s=timeout_s))
+            except TimeoutError as error:
+                raise UnitError(
+                    f"another start or stop of unit {self.name!r} is under way ({error}): wait for that run, or end it"
+                ) from None
             yield
-        finally:
-            os.close(handle)

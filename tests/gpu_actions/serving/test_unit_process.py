@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -344,7 +343,7 @@ async def test_a_record_of_a_reused_pid_is_not_taken_for_the_unit(make_unit: Mak
     unit = make_unit()
     await unit.start()
     await unit.stop()
-    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    bystander = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
     try:
         record = unit._record() | {
             "main": [bystander.pid, 1],
@@ -356,10 +355,10 @@ async def test_a_record_of_a_reused_pid_is_not_taken_for_the_unit(make_unit: Mak
         assert not state.active
         assert state.pids == ()
         await unit.stop()
-        assert bystander.poll() is None
+        assert alive(bystander.pid)
     finally:
         bystander.kill()
-        bystander.wait()
+        await bystander.wait()
 
 
 async def test_the_described_start_hides_secrets(make_unit: MakeUnit) -> None:
