@@ -1,0 +1,72 @@
+"""What a text needs beside the record it shows: the moment, the names of the commands, who the roles are.
+
+Pure data, so that every text is a function of a record and a view.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bot.presenter.mrkdwn import code
+from gpu_actions.models import Severity, VerdictKind
+
+
+@dataclass(frozen=True)
+class View:
+    """`now` in Unix seconds; `commands` maps our names to slash commands; `roles` maps a role to its mention."""
+
+    now: float
+    commands: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    bot_user_id: str = ""
+
+    def command(self, name: str, rest: str = "") -> str:
+        """A slash command to type, in code type: `/fallback start demo`."""
+        return code(f"{self.commands.get(name, '/' + name)} {rest}".strip())
+
+    def mention(self, rest: str) -> str:
+        """What to type to the bot in a thread: `@gpu-oncall approve rs-7k2m`."""
+        bot = f"<@{self.bot_user_id}>" if self.bot_user_id else "@gpu-oncall"
+        return f"{bot} {code(rest)}"
+
+    def role(self, role: str) -> str:
+        """Who holds a role, as mentions; the role's name where nobody does."""
+        return (
+            self.roles.get(role) or f"the role {code(role)} (nobody has it: see access.roles in the settings)"
+        )
+
+
+ACTION_NAMES = {
+    "triage": "Triage",
+    "fallback": "Fallback",
+    "loadtest": "Load test",
+    "trace": "Trace",
+    "forensics": "Forensics",
+    "restore": "Restore",
+    "drill": "Drill",
+}
+
+
+def action_name(action: str) -> str:
+    return ACTION_NAMES.get(action, action.replace("_", " ").capitalize())
+
+
+VERDICT_WORDS = {
+    VerdictKind.HEALTHY: "HEALTHY",
+    VerdictKind.WATCH: "WATCH",
+    VerdictKind.FALL_BACK: "FALL BACK",
+    VerdictKind.UNKNOWN: "UNKNOWN",
+}
+VERDICT_SIGNS = {
+    VerdictKind.HEALTHY: ":large_green_circle:",
+    VerdictKind.WATCH: ":large_yellow_circle:",
+    VerdictKind.FALL_BACK: ":red_circle:",
+    VerdictKind.UNKNOWN: ":black_circle:",
+}
+SEVERITY_SIGNS = {
+    Severity.CRITICAL: ":red_circle:",
+    Severity.UNKNOWN: ":black_circle:",
+    Severity.WATCH: ":large_yellow_circle:",
+    Severity.INFO: ":large_blue_circle:",
+    Severity.OK: ":large_green_circle:",
+}
+WORST_FIRST = (Severity.CRITICAL, Severity.UNKNOWN, Severity.WATCH, Severity.INFO, Severity.OK)

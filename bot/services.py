@@ -1,0 +1,53 @@
+"""What handlers are given: the services of the bot, built once in `bot/app.py` and handed over frozen.
+
+Handlers translate Slack into calls of these; nothing of theirs reaches into a service's inside.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bot.access import Access
+from bot.presenter.view import View
+from bot.settings import COMMANDS, Settings
+
+if TYPE_CHECKING:
+    from bot.approvals import Approvals
+    from bot.incidents import Incidents
+    from bot.runs import Runs
+    from bot.store import Store
+    from gpu_actions.action import ActionSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything a handler may use. `actions` holds the specs by action name; `clock` gives Unix seconds."""
+
+    settings: Settings
+    runs: "Runs"
+    approvals: "Approvals"
+    incidents: "Incidents"
+    store: "Store"
+    access: Access
+    actions: Mapping[str, "ActionSpec"] = field(default_factory=dict)
+    clock: Callable[[], float] = time.time
+    bot_user_id: str = ""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(host.name for host in self.settings.hosts)
+
+    def view(self) -> View:
+        """The view of this moment: what the texts need beside the records."""
+        return make_view(self.settings, self.access, now=self.clock(), bot_user_id=self.bot_user_id)
+
+
+def make_view(settings: Settings, access: Access, *, now: float, bot_user_id: str = "") -> View:
+    """Names of commands and mentions of roles, as the settings and the user groups stand now."""
+    return View(
+        now=now,
+        commands={name: settings.slack.command(name) for name in COMMANDS},
+        roles={role: mention for role in settings.access.roles if (mention := access.mention(role))},
+        bot_user_id=bot_user_id,
+    )
