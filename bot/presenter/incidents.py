@@ -1,0 +1,73 @@
+"""The texts of incidents: opened, where it stands, its timeline, closed."""
+
+from collections.abc import Sequence
+
+from bot.presenter.answers import plain, run_line
+from bot.presenter.message import Lines, Message, compose, context, header, section
+from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user
+from bot.presenter.view import View
+from bot.records import IncidentRecord, Person, RunRecord, TimelineEntry
+
+
+def opened(host: str, title: str, by: Person, view: View) -> Message:
+    """The first message of an incident's thread."""
+    first = f"INCIDENT: {title} ({host})"
+    return compose(
+        one_line(first),
+        [
+            header(first),
+            section(
+                f"*What to do:* {view.command('triage', host)} for a verdict. Everything about it goes into this thread."
+            ),
+            context(f"opened by {user(by)} at {clock(view.now, with_date=True)}"),
+        ],
+    )
+
+
+def already_open(incident: IncidentRecord, url: str) -> Message:
+    where = f" {link(url, 'Its thread')}." if url else ""
+    return plain(
+        f":no_entry: {code(incident.id)} is open on {one_line(incident.host)} already: {one_line(incident.title)}.{where}"
+    )
+
+
+def accepted_open(incident: IncidentRecord) -> Message:
+    return plain(
+        f":white_check_mark: Incident {code(incident.id)} is open; runs on {one_line(incident.host)} go into its thread."
+    )
+
+
+def noted(incident: IncidentRecord, text: str) -> Message:
+    return plain(f":white_check_mark: Noted in {code(incident.id)}: {one_line(text, 300)}")
+
+
+def status(incident: IncidentRecord | None, host: str, runs: Sequence[RunRecord], view: View) -> Message:
+    """What is open on a host, and what is at work there."""
+    if incident is None:
+        first = f"No incident is open on {one_line(host)}."
+    else:
+        age = duration(view.now - incident.opened_at)
+        cause = f" Cause: {one_line(incident.cause)}." if incident.cause else ""
+        first = f":rotating_light: {code(incident.id)} on {one_line(host)}, open for {age}: {one_line(incident.title)}.{cause}"
+    lines = tuple(run_line(run, view) for run in runs) or ("Nothing is at work there.",)
+    return compose(first, [section(first), Lines(lines, noun="runs")])
+
+
+def timeline(incident: IncidentRecord, entries: Sequence[TimelineEntry]) -> Message:
+    """What happened, in order; where it is too long, the latest lines."""
+    first = f"Timeline of {code(incident.id)} on {one_line(incident.host)}"
+    lines = tuple(f"{clock(e.at)} *{one_line(e.actor, 60)}* {one_line(e.text, 300)}" for e in entries)
+    return compose(
+        first, [section(f"*{first}*"), Lines(lines or ("Nothing yet.",), noun="entries", drop="start")]
+    )
+
+
+def closed(incident: IncidentRecord, by: Person, view: View) -> Message:
+    took = duration((incident.closed_at or view.now) - incident.opened_at)
+    return plain(
+        f":white_check_mark: Incident {code(incident.id)} closed by {user(by)} after {took}: {one_line(incident.title)}"
+    )
+
+
+def accepted_close(incident: IncidentRecord) -> Message:
+    return plain(f":white_check_mark: Incident {code(incident.id)} is closed.")
