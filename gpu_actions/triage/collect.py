@@ -1,0 +1,151 @@
+"""Fill a snapshot: all collectors at once, each with its own deadline, so that triage takes its window and a little more.
+
+A collector that fails says why in its outcome and never takes the others down. Stacks are taken last and only when the token
+counter stands still, since py-spy costs CPU on a host that may be busy.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import aiohttp
+
+from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.triage.collectors.completion import collect_completion
+from gpu_actions.triage.collectors.engine import collect_engine
+from gpu_actions.triage.collectors.ranks import collect_ranks, roots_of
+from gpu_actions.triage.collectors.router import collect_router
+from gpu_actions.triage.snapshot import CollectorName, CollectorOutcome, Expectation, Snapshot
+from gpu_actions.triage.target import TriageTarget
+from gpu_actions.triage.thresholds import TriageThresholds
+
+Report = Callable[[str], None]
+
+
+class Collection:
+    """The outcomes and readings of one look, while it is being taken."""
+
+    def __init__(self, report: Report | None) -> None:
+        self.began = time.monotonic()
+        self.readings: dict[str, Any] = {}
+        self.outcomes: dict[CollectorName, CollectorOutcome] = {}
+        self._report = report
+
+    async def run(self, name: CollectorName, work: Awaitable[Any], *, deadline_s: float) -> None:
+        """Run one collector to its end or its deadline and note how it fared."""
+        started = time.monotonic()
+
+        def note(status: str, reason: str = "") -> None:
+            self.outcomes[name] = CollectorOutcome.model_validate(
+                {"status": status, "reason": reason[:300], "seconds": time.monotonic() - started}
+            )
+
+        try:
+            self.readings[name] = await asyncio.wait_for(work, deadline_s)
+        except CollectorSkipped as reason:
+            note("skipped", str(reason))
+        except CollectorFailed as reason:
+            note("failed", str(reason))
+        except TimeoutError:
+            note("failed", f"no end within {deadline_s:.1f} s")
+        except (OSError, ValueError) as error:
+            note("failed", f"{type(error).__name__}: {error}")
+        else:
+            note("ok")
+        if self._report is not None and self.outcomes[name].status != "skipped":
+            self._report(f"{name}: {self.outcomes[name].status} in {self.outcomes[name].seconds:.1f} s")
+
+
+async def collect(
+    target: TriageTarget,
+    thresholds: TriageThresholds | None = None,
+    *,
+    window_s: float | None = None,
+    deep: bool = False,
+    report: Report | None = None,
+) -> Snapshot:
+    """Take a snapshot of `target` over `window_s` seconds (default: the thresholds'). Needs no rights, but sees less."""
+    limits = thresholds or TriageThresholds()
+    window = limits.window_s if window_s is None else window_s
+    taken_at = datetime.now(UTC)
+    collection = Collection(report)
+    connector = aiohttp.TCPConnector(limit=8)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(
+            *[
+                collection.run(name, work, deadline_s=deadline_s)
+                for name, work, deadline_s in _jobs(target, limits, window, session, collection)
+            ]
+        )
+    return Snapshot(
+        host=target.host,
+        taken_at=taken_at,
+        window_s=window,
+        expected=Expectation(
+            gpus=target.expect_gpus,
+            links=target.expect_links,
+            ranks=target.ranks,
+            tier=target.tier,
+            tier_expected=target.tier_expected,
+            router_server=target.router_server,
+            fallback_memory_gib=target.fallback_memory_gib,
+        ),
+        collectors={
+            name: collection.outcomes[name] for name in get_args(CollectorName) if name in collection.outcomes
+        },
+        **collection.readings,
+    )
+
+
+def _jobs(
+    target: TriageTarget,
+    limits: TriageThresholds,
+    window_s: float,
+    session: aiohttp.ClientSession,
+    collection: Collection,
+) -> list[tuple[CollectorName, Awaitable[Any], float]]:
+    engine_url = target.engine_url if target.tier_expected else None
+    jobs: list[tuple[CollectorName, Awaitable[Any], float]] = [
+        (
+            "engine",
+            collect_engine(
+                engine_url,
+                model=target.model,
+                session=session,
+                window_s=window_s,
+                timeout_s=limits.metrics_timeout_s,
+                began=collection.began,
+            ),
+            window_s + 2 * limits.metrics_timeout_s + 1,
+        ),
+        (
+            "completion",
+            collect_completion(
+                engine_url if target.completion else None,
+                model=target.model,
+                api_key=None if target.api_key is None else target.api_key.get_secret_value(),
+                session=session,
+                deadline_s=limits.completion_deadline_s,
+                tokens=limits.completion_tokens,
+            ),
+            limits.completion_deadline_s + 1,
+        ),
+        ("ranks", _ranks(target, window_s, collection.began), window_s + 3),
+        (
+            "router",
+            collect_router(
+                target.router_socket, backend=target.router_backend, timeout_s=limits.router_timeout_s
+            ),
+            2 * limits.router_timeout_s + 1,
+        ),
+    ]
+    return jobs
+
+
+async def _ranks(target: TriageTarget, window_s: float, began: float) -> Any:
+    if not target.tier_expected:
+        raise CollectorSkipped("the tier is not meant to run now")
+    roots = roots_of(target.pids, target.pid_file)
+    return await collect_ranks(roots, unit_active=target.unit_active, window_s=window_s, began=began)
