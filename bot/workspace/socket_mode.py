@@ -1,0 +1,222 @@
+"""Socket Mode: the app's websocket connections, the envelopes sent over them and their acknowledgements.
+
+As in Slack: each envelope goes to any one of up to 10 connections, the person waits 3 s for the acknowledgement, and an
+envelope that nobody acknowledged is sent once more, with `retry_attempt`, so that an app must remember what it did.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aiohttp import WSMsgType, web
+
+from gpu_actions.models import JsonObject
+
+MAX_CONNECTIONS = 10
+TICKET_LIFE_S = 60.0
+HEARTBEAT_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Delivery:
+    """What came of one envelope within the time a person waits.
+
+    `error` is None when the app acknowledged it, `dispatch_failed` when no connection took it, `operation_timeout` when
+    nothing came back in time. `payload` is what the app sent along with its acknowledgement.
+    """
+
+    error: str | None
+    payload: JsonObject = field(default_factory=dict)
+    waited_s: float = 0.0
+
+
+class SocketMode:
+    """The server side of Socket Mode for one app.
+
+    `on_connections` is called with the number of connections whenever it changes.
+    """
+
+    def __init__(
+        self,
+        *,
+        app_id: str,
+        app_token: str,
+        ack_timeout_s: float = 3.0,
+        redeliver_after_s: float = 5.0,
+        on_connections: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._app_id = app_id
+        self._key = app_token.encode()
+        self._ack_timeout_s = ack_timeout_s
+        self._redeliver_after_s = redeliver_after_s
+        self._connections: list[web.WebSocketResponse] = []
+        self._turn = 0
+        self._pending: dict[str, asyncio.Future[JsonObject]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Condition()
+        self._on_connections = on_connections
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections the app holds now."""
+        return len(self._connections)
+
+    async def wait_connected(self, timeout_s: float = 10.0) -> None:
+        """Wait until the app holds a connection. Raises TimeoutError."""
+
+        async def connected() -> None:
+            async with self._changed:
+                await self._changed.wait_for(lambda: bool(self._connections))
+
+        await asyncio.wait_for(connected(), timeout_s)
+
+    # tickets
+
+    def new_ticket(self) -> str:
+        """A ticket for one websocket address. It is signed, not stored, so it outlives a restart of the workspace."""
+        body = f"{int(time.time() * 1000)}-{secrets.token_hex(8)}"
+        return f"{body}-{self._sign(body)}"
+
+    def _sign(self, body: str) -> str:
+        digest = hmac.new(self._key, body.encode(), hashlib.sha256).digest()[:18]
+        return base64.b32encode(digest).decode().rstrip("=").lower()
+
+    def _ticket_state(self, ticket: str) -> str:
+        body, _, signature = ticket.rpartition("-")
+        if not body or not hmac.compare_digest(signature, self._sign(body)):
+            return "forged"
+        age_s = time.time() - int(body.split("-")[0]) / 1000
+        return "good" if age_s <= TICKET_LIFE_S else "old"
+
+    # connections
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Serve `/link/?ticket=...`: one connection of the app, until it closes."""
+        state = self._ticket_state(request.query.get("ticket", ""))
+        if state == "forged":
+            return web.Response(
+                status=401, text="invalid ticket: ask apps.connections.open for a new address\n"
+            )
+        socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=4 * 2**20)
+        await socket.prepare(request)
+        if state == "old" or len(self._connections) >= MAX_CONNECTIONS:
+            # slack_sdk asks for a new address only when it is told to; a refused handshake makes it retry the old one.
+            reason = "refresh_requested" if state == "old" else "too_many_websockets"
+            await socket.send_json({"type": "disconnect", "reason": reason, "debug_info": _debug_info()})
+            await socket.close()
+            return socket
+        await self._set_connections([*self._connections, socket])
+        try:
+            await socket.send_json(
+                {
+                    "type": "hello",
+                    "num_connections": len(self._connections),
+                    "connection_info": {"app_id": self._app_id},
+                    "debug_info": _debug_info(),
+                }
+            )
+            async for frame in socket:
+                if frame.type == WSMsgType.TEXT:
+                    self._receive(frame.data)
+        except ConnectionError as error:
+            logger.info("a Socket Mode connection broke: %s", error)
+        finally:
+            await self._set_connections([entry for entry in self._connections if entry is not socket])
+        return socket
+
+    async def _set_connections(self, connections: list[web.WebSocketResponse]) -> None:
+        async with self._changed:
+            self._connections = connections
+            self._changed.notify_all()
+        self._on_connections(len(connections))
+
+    def _receive(self, text: str) -> None:
+        try:
+            message = json.loads(text)
+        except ValueError:
+            logger.warning("the app sent a frame that is not JSON; ignored")
+            return
+        envelope_id = message.get("envelope_id") if isinstance(message, dict) else None
+        future = self._pending.get(str(envelope_id))
+        if future is not None and not future.done():
+            payload = message.get("payload")
+            future.set_result(payload if isinstance(payload, dict) else {})
+
+    # envelopes
+
+    async def deliver(self, kind: str, payload: JsonObject, *, accepts_response: bool) -> Delivery:
+        """Send an envelope (`slash_commands`, `interactive` or `events_api`) and wait for its acknowledgement."""
+        envelope: JsonObject = {
+            "envelope_id": str(uuid.uuid4()),
+            "type": kind,
+            "accepts_response_payload": accepts_response,
+            "payload": payload,
+        }
+        if kind == "events_api":
+            envelope |= {"retry_attempt": 0, "retry_reason": ""}
+        started = time.monotonic()
+        future: asyncio.Future[JsonObject] = asyncio.get_running_loop().create_future()
+        self._pending[envelope["envelope_id"]] = future
+        sent = await self._send(envelope)
+        if sent or kind == "events_api":
+            task = asyncio.create_task(self._redeliver(envelope, future))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if not sent:
+            if kind != "events_api":
+                self._pending.pop(envelope["envelope_id"], None)
+            return Delivery(error="dispatch_failed")
+        done, _ = await asyncio.wait({future}, timeout=self._ack_timeout_s)
+        waited_s = time.monotonic() - started
+        if not done:
+            return Delivery(error="operation_timeout", waited_s=waited_s)
+        return Delivery(error=None, payload=future.result(), waited_s=waited_s)
+
+    async def _redeliver(self, envelope: JsonObject, future: asyncio.Future[JsonObject]) -> None:
+        try:
+            done, _ = await asyncio.wait({future}, timeout=self._redeliver_after_s)
+            if not done:
+                await self._send({**envelope, "retry_attempt": 1, "retry_reason": "timeout"})
+                await asyncio.wait({future}, timeout=self._redeliver_after_s)
+        finally:
+            self._pending.pop(envelope["envelope_id"], None)
+
+    async def _send(self, envelope: JsonObject) -> bool:
+        for _ in range(len(self._connections)):
+            self._turn += 1
+            socket = self._connections[self._turn % len(self._connections)]
+            try:
+                await socket.send_json(envelope)
+            except (ConnectionError, RuntimeError) as error:
+                logger.info("a Socket Mode connection did not take an envelope: %s", error)
+                continue
+            return True
+        return False
+
+    async def close(self) -> None:
+        """Tell every connection to go elsewhere, then close it; undelivered envelopes are dropped."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for socket in list(self._connections):
+            try:
+                await socket.send_json(
+                    {"type": "disconnect", "reason": "refresh_requested", "debug_info": _debug_info()}
+                )
+                await asyncio.wait_for(socket.close(), timeout=1.0)
+            except (ConnectionError, RuntimeError, TimeoutError) as error:
+                logger.info("a Socket Mode connection did not close in good order: %s", error)
+
+
+def _debug_info() -> JsonObject:
+    return {"host": "local-workspace", "build_number": 1, "approximate_connection_time": 18060}
