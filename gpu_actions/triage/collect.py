@@ -12,11 +12,19 @@ from typing import Any, get_args
 
 import aiohttp
 
+from gpu_actions.triage.checks.context import CheckContext
+from gpu_actions.triage.checks.progress import progress_of
 from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
 from gpu_actions.triage.collectors.completion import collect_completion
 from gpu_actions.triage.collectors.engine import collect_engine
+from gpu_actions.triage.collectors.environment import collect_environment
+from gpu_actions.triage.collectors.fabric_manager import collect_fabric_manager
+from gpu_actions.triage.collectors.kernel_log import collect_kernel_log
+from gpu_actions.triage.collectors.nvml import MAX_RESTARTS, START_ALLOWANCE_S, collect_nvml
 from gpu_actions.triage.collectors.ranks import collect_ranks, roots_of
+from gpu_actions.triage.collectors.ras import collect_ras
 from gpu_actions.triage.collectors.router import collect_router
+from gpu_actions.triage.collectors.stacks import collect_stacks
 from gpu_actions.triage.snapshot import CollectorName, CollectorOutcome, Expectation, Snapshot
 from gpu_actions.triage.target import TriageTarget
 from gpu_actions.triage.thresholds import TriageThresholds
@@ -31,7 +39,29 @@ class Collection:
         self.began = time.monotonic()
         self.readings: dict[str, Any] = {}
         self.outcomes: dict[CollectorName, CollectorOutcome] = {}
+        self.finished: dict[str, asyncio.Event] = {name: asyncio.Event() for name in get_args(CollectorName)}
         self._report = report
+
+    def snapshot(self, target: TriageTarget, *, taken_at: datetime, window_s: float) -> Snapshot:
+        """What is known by now."""
+        return Snapshot(
+            host=target.host,
+            taken_at=taken_at,
+            window_s=window_s,
+            expected=Expectation(
+                gpus=target.expect_gpus,
+                links=target.expect_links,
+                ranks=target.ranks,
+                tier=target.tier,
+                tier_expected=target.tier_expected,
+                router_server=target.router_server,
+                fallback_memory_gib=target.fallback_memory_gib,
+            ),
+            collectors={
+                name: self.outcomes[name] for name in get_args(CollectorName) if name in self.outcomes
+            },
+            **self.readings,
+        )
 
     async def run(self, name: CollectorName, work: Awaitable[Any], *, deadline_s: float) -> None:
         """Run one collector to its end or its deadline and note how it fared."""
@@ -39,7 +69,11 @@ class Collection:
 
         def note(status: str, reason: str = "") -> None:
             self.outcomes[name] = CollectorOutcome.model_validate(
-                {"status": status, "reason": reason[:300], "seconds": time.monotonic() - started}
+                {
+                    "status": status,
+                    "reason": " ".join(reason.split())[:300],
+                    "seconds": time.monotonic() - started,
+                }
             )
 
         try:
@@ -50,10 +84,12 @@ class Collection:
             note("failed", str(reason))
         except TimeoutError:
             note("failed", f"no end within {deadline_s:.1f} s")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  (noted as its outcome: one broken source must not hide the others)
             note("failed", f"{type(error).__name__}: {error}")
         else:
             note("ok")
+        finally:
+            self.finished[name].set()
         if self._report is not None and self.outcomes[name].status != "skipped":
             self._report(f"{name}: {self.outcomes[name].status} in {self.outcomes[name].seconds:.1f} s")
 
@@ -71,32 +107,24 @@ async def collect(
     window = limits.window_s if window_s is None else window_s
     taken_at = datetime.now(UTC)
     collection = Collection(report)
-    connector = aiohttp.TCPConnector(limit=8)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=8)) as session:
         await asyncio.gather(
             *[
                 collection.run(name, work, deadline_s=deadline_s)
                 for name, work, deadline_s in _jobs(target, limits, window, session, collection)
-            ]
+            ],
+            _stacks_if_stuck(target, limits, collection),
         )
-    return Snapshot(
-        host=target.host,
-        taken_at=taken_at,
-        window_s=window,
-        expected=Expectation(
-            gpus=target.expect_gpus,
-            links=target.expect_links,
-            ranks=target.ranks,
-            tier=target.tier,
-            tier_expected=target.tier_expected,
-            router_server=target.router_server,
-            fallback_memory_gib=target.fallback_memory_gib,
-        ),
-        collectors={
-            name: collection.outcomes[name] for name in get_args(CollectorName) if name in collection.outcomes
-        },
-        **collection.readings,
-    )
+    return collection.snapshot(target, taken_at=taken_at, window_s=window)
+
+
+async def _stacks_if_stuck(target: TriageTarget, limits: TriageThresholds, collection: Collection) -> None:
+    """Wait for the engine and the process tree, then look into the ranks if tokens stand still."""
+    await asyncio.gather(*[collection.finished[name].wait() for name in ("engine", "completion", "ranks")])
+    partial = collection.snapshot(target, taken_at=datetime.now(UTC), window_s=1)
+    progress = progress_of(CheckContext(snapshot=partial, thresholds=limits))
+    work = collect_stacks(partial.ranks, stuck=progress.stuck, timeout_s=limits.stacks_timeout_s)
+    await collection.run("stacks", work, deadline_s=limits.stacks_timeout_s + 2)
 
 
 def _jobs(
@@ -140,6 +168,35 @@ def _jobs(
             ),
             2 * limits.router_timeout_s + 1,
         ),
+        (
+            "nvml",
+            collect_nvml(expect_gpus=target.expect_gpus, window_s=window_s, stall_s=limits.nvml_stall_s),
+            (window_s + limits.nvml_stall_s + START_ALLOWANCE_S) * (1 + MAX_RESTARTS),
+        ),
+        (
+            "fabric_manager",
+            collect_fabric_manager(target.fabric_manager_unit, expect_gpus=target.expect_gpus),
+            6,
+        ),
+        (
+            "kernel_log",
+            collect_kernel_log(
+                target.kernel_log,
+                since=target.since,
+                since_s=limits.since_s,
+                max_bytes=limits.kernel_log_max_bytes,
+                expect_gpus=target.expect_gpus,
+            ),
+            10,
+        ),
+        (
+            "ras",
+            collect_ras(
+                target.ras, window_s=window_s, timeout_s=limits.ras_timeout_s, began=collection.began
+            ),
+            window_s + 2 * limits.ras_timeout_s + 1,
+        ),
+        ("environment", _environment(target), 5),
     ]
     return jobs
 
@@ -149,3 +206,9 @@ async def _ranks(target: TriageTarget, window_s: float, began: float) -> Any:
         raise CollectorSkipped("the tier is not meant to run now")
     roots = roots_of(target.pids, target.pid_file)
     return await collect_ranks(roots, unit_active=target.unit_active, window_s=window_s, began=began)
+
+
+async def _environment(target: TriageTarget) -> Any:
+    if not target.tier_expected:
+        raise CollectorSkipped("the tier is not meant to run now")
+    return await collect_environment(roots_of(target.pids, target.pid_file))

@@ -11,9 +11,16 @@ from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.checks.collective import check_collective
 from gpu_actions.triage.checks.context import CheckContext
+from gpu_actions.triage.checks.deep import check_deep
+from gpu_actions.triage.checks.fabric import check_fabric
+from gpu_actions.triage.checks.gpus import check_gpus
+from gpu_actions.triage.checks.kernel_log import check_kernel_log
+from gpu_actions.triage.checks.nvlink import check_nvlink
+from gpu_actions.triage.checks.pcie import check_pcie
 from gpu_actions.triage.checks.progress import Progress, progress_of
 from gpu_actions.triage.checks.router import check_router
 from gpu_actions.triage.checks.serving import check_serving
+from gpu_actions.triage.fallback_gpu import choose_fallback_gpu
 from gpu_actions.triage.rules import CAUSES, RULES, Rule, rank_of_verdict
 from gpu_actions.triage.snapshot import Snapshot
 from gpu_actions.triage.thresholds import TriageThresholds
@@ -49,6 +56,7 @@ def judge(
         cause=cause,
         summary=_summary(kind, main, leading),
         findings=tuple(findings),
+        fallback_gpu=choose_fallback_gpu(snapshot, findings),
         action="" if kind is VerdictKind.HEALTHY else main.action,
     )
 
@@ -57,6 +65,12 @@ def _findings(context: CheckContext, progress: Progress) -> Iterable[Finding]:
     yield from check_serving(context, progress)
     yield from check_collective(context, progress)
     yield from check_router(context)
+    yield from check_gpus(context)
+    yield from check_nvlink(context)
+    yield from check_fabric(context)
+    yield from check_pcie(context)
+    yield from check_kernel_log(context)
+    yield from check_deep(context)
 
 
 def verdict_of_finding(finding: Finding, context: CheckContext, progress: Progress) -> VerdictKind:

@@ -48,7 +48,7 @@ def check_collective(context: CheckContext, progress: Progress) -> Iterator[Find
             subject=_subject(suspicions),
         )
     elif progress.state != "down":
-        yield from _without_a_stall(suspicions)
+        yield from _without_a_stall(suspicions, progress)
     if progress.stuck and not suspicions and not _second_source_read(context):
         yield make_finding(
             "collective.unread",
@@ -65,7 +65,7 @@ def check_collective(context: CheckContext, progress: Progress) -> Iterator[Find
     if not suspicions and not progress.broken and (snapshot.ranks is not None or _ras_answered(snapshot.ras)):
         live = 0 if snapshot.ranks is None else len(snapshot.ranks.processes)
         yield make_finding("collective.ok", f"{count(live, 'process', 'processes')} of the tier, none stuck")
-    if _ras_is_quiet(snapshot.ras):
+    if _ras_is_quiet(snapshot.ras) and context.has_gpus:
         assert snapshot.ras is not None  # noqa: S101  (just read)
         yield make_finding(
             "collective.ras_silent",
@@ -74,7 +74,7 @@ def check_collective(context: CheckContext, progress: Progress) -> Iterator[Find
         )
 
 
-def _without_a_stall(suspicions: list[Suspicion]) -> Iterator[Finding]:
+def _without_a_stall(suspicions: list[Suspicion], progress: Progress) -> Iterator[Finding]:
     rules = {
         "process_states": "collective.rank_frozen",
         "dead_ranks": "collective.rank_dead",
@@ -82,7 +82,8 @@ def _without_a_stall(suspicions: list[Suspicion]) -> Iterator[Finding]:
         "ras_missing": "collective.ras_missing",
     }
     for item in suspicions:
-        if item.source in rules:
+        unmoved_is_normal = item.source == "ras_mismatch" and progress.state in ("idle", "flowing")
+        if item.source in rules and not unmoved_is_normal:
             yield make_finding(rules[item.source], item.words, evidence=item.evidence)
 
 

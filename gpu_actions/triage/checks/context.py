@@ -21,8 +21,8 @@ class CheckContext:
 
     @property
     def has_gpus(self) -> bool:
-        """Whether GPU checks apply at all: not on a host that declares none."""
-        return self.snapshot.expected.gpus != 0
+        """Whether GPU checks apply at all: not on a host that declares none, nor on one without an NVIDIA driver."""
+        return self.snapshot.expected.gpus != 0 and not self.snapshot.skipped("nvml")
 
 
 def make_finding(
@@ -39,7 +39,7 @@ def make_finding(
         id=rule.id,
         component=rule.component,
         severity=rule.severity,
-        summary=summary[:300],
+        summary=" ".join(summary.split())[:300],
         evidence=dict(evidence or {}),
         action=rule.action if action is None else action,
         subject=subject,

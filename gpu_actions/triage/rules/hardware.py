@@ -119,7 +119,7 @@ HARDWARE_RULES: tuple[Rule, ...] = (
     rule(
         "nvlink.shared_end", CRIT, FALL_BACK, "nvlink_partial",
         "the inactive links of several GPUs end at one device: the fault is there",
-        "Look at that switch or peer first, not at the GPUs.", "remote ends compared across GPUs",
+        "Fall back; then look at that switch or peer first, not at the GPUs.", "remote ends compared across GPUs",
         threshold="links_missing",
     ),
     rule(

@@ -1,0 +1,37 @@
+"""What GPU models should have: links, link speed, and floors for the deep probe where a host has no baseline.
+
+Links: 18 on H100, H200 and Blackwell, 12 on A100 (facts on GPU checks; NVIDIA's product briefs). Floors lie well between the
+two measured states of a 2xH100 host: 256-331 GB/s over NVLink and 27.5 GB/s over PCIe.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class ModelFacts(NamedTuple):
+    """Facts of a family; None where not known."""
+
+    links: int
+    link_mbps: int | None = None
+    busbw_floor_gbps: float | None = None
+    p2p_floor_gbps: float | None = None
+    gemm_floor_tflops: float | None = None
+
+
+_BRIDGED = re.compile(r"PCIe|NVL\b|NVL$", re.IGNORECASE)
+_FAMILIES: tuple[tuple[re.Pattern[str], ModelFacts], ...] = (
+    (re.compile(r"\bG?B[23]00\b"), ModelFacts(18, 53125, 150, 150, 600)),
+    (re.compile(r"\b(?:H100|H200|GH200)\b"), ModelFacts(18, 26562, 120, 100, 300)),
+    (re.compile(r"\bH20\b"), ModelFacts(18, 26562, 120, 100, 60)),
+    (re.compile(r"\bH800\b"), ModelFacts(8, 26562, 60, 60, 300)),
+    (re.compile(r"\bA100-SXM"), ModelFacts(12, None, 80, 60, 120)),
+    (re.compile(r"\bA800-SXM"), ModelFacts(8, None, 50, 50, 120)),
+    (re.compile(r"\bV100-SXM"), ModelFacts(6, None, 40, 30, 50)),
+)
+
+
+def model_facts(name: str) -> ModelFacts | None:
+    """Facts by NVML's product name; None for models whose links depend on how they are bridged, and unknown ones."""
+    if _BRIDGED.search(name):
+        return None
+    return next((facts for pattern, facts in _FAMILIES if pattern.search(name)), None)
