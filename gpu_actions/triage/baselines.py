@@ -4,9 +4,13 @@ The figures come from `loadtest baseline` and from a deep probe; without them ch
 `deep.floors`, or say that they cannot judge.
 """
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import Field, ValidationError
 
 from gpu_actions.models import Frozen
+
+MAX_BASELINE_BYTES = 1024 * 1024
 
 
 class TriageBaseline(Frozen):
@@ -24,3 +28,15 @@ class TriageBaseline(Frozen):
         default_factory=dict,
         description="GPU UUID -> link -> bus id of its far end, for links that hide it when down",
     )
+
+
+def load_baseline(path: str | None) -> TriageBaseline:
+    """The baseline of a file, the empty one where there is none. Raises ValueError naming a file that is broken."""
+    if path is None or not Path(path).is_file():
+        return TriageBaseline()
+    try:
+        return TriageBaseline.model_validate_json(Path(path).read_bytes()[:MAX_BASELINE_BYTES])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "baseline"
+        raise ValueError(f"{path}: {field}: {first['msg']}; correct it or record a new baseline") from None

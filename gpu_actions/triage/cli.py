@@ -16,7 +16,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from gpu_actions.models import TRIAGE_EXIT_CODES
-from gpu_actions.triage.baselines import TriageBaseline
+from gpu_actions.triage.baselines import TriageBaseline, load_baseline
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.report import render_text
@@ -187,14 +187,12 @@ def _target(options: argparse.Namespace, now: datetime) -> TriageTarget:
 
 
 def _baseline(path: Path | None) -> TriageBaseline:
-    if path is None:
-        return TriageBaseline()
+    if path is not None and not path.is_file():
+        raise UsageError(f"--baseline: {path}: no such file")
     try:
-        return TriageBaseline.model_validate_json(path.read_bytes()[: 1024 * 1024])
-    except OSError as error:
-        raise UsageError(f"--baseline: {path}: {error.strerror or error}") from None
-    except ValidationError as error:
-        raise UsageError(f"--baseline: {path}: {_first_problem(error, '')}") from None
+        return load_baseline(None if path is None else str(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--baseline: {error}") from None
 
 
 def _first_problem(error: ValidationError, prefix: str) -> str:

@@ -1,0 +1,105 @@
+"""The triage action: one step that looks at the host, judges what it saw, and keeps the raw snapshot as an artifact."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from pydantic import Field
+
+from gpu_actions.action import ActionSpec, PlanRequest, StepContext, StepResult, step
+from gpu_actions.files import artifact_of
+from gpu_actions.models import Frozen, VerdictKind
+from gpu_actions.plan import Plan, Step
+from gpu_actions.triage.baselines import load_baseline
+from gpu_actions.triage.collect import collect
+from gpu_actions.triage.host_target import target_of_host
+from gpu_actions.triage.judge import judge
+from gpu_actions.triage.snapshot import save_snapshot
+from gpu_actions.triage.thresholds import TriageThresholds
+
+
+class TriageArguments(Frozen):
+    """Options of `/triage`."""
+
+    deep: bool = Field(default=False, description="also run all-reduce, copies and GEMM on all GPUs")
+    window: float | None = Field(default=None, ge=0.2, le=120, description="seconds between the two readings")
+    tier: Literal["auto", "tp", "fallback"] = Field(
+        default="auto", description="which tier; auto: the one that runs"
+    )
+    since_minutes: float | None = Field(
+        default=None, gt=0, le=44_640, description="how far back kernel messages count"
+    )
+
+
+async def plan_triage(request: PlanRequest) -> Plan:
+    """Plan one look. Never refused: whatever cannot be read is a finding."""
+    arguments: TriageArguments = request.arguments
+    defaults = TriageThresholds()
+    window_s = arguments.window or defaults.window_s
+    return Plan(
+        action="triage",
+        host=request.host.name,
+        title=f"Triage {request.host.name}" + (" (deep)" if arguments.deep else ""),
+        steps=(
+            Step(
+                id="look",
+                verb="triage.look",
+                title="look at GPUs, links, collectives and serving"
+                + (", probe them" if arguments.deep else ""),
+                args={
+                    "window_s": window_s,
+                    "deep": arguments.deep,
+                    "tier": arguments.tier,
+                    "since_s": None if arguments.since_minutes is None else arguments.since_minutes * 60,
+                    "thresholds": {},
+                    "baseline": None
+                    if request.baselines_dir is None
+                    else str(request.baselines_dir / f"triage-{request.host.name}.json"),
+                },
+                timeout_s=window_s + 60 + (defaults.deep_deadline_s if arguments.deep else 0),
+                expected_s=window_s + 1.5 + (12 if arguments.deep else 0),
+                mutates=False,
+            ),
+        ),
+        options=arguments.model_dump(mode="json"),
+    )
+
+
+@step("triage.look")
+async def look(context: StepContext) -> StepResult:
+    """Take a snapshot and judge it. Effect: one synthetic completion, and with `deep` a probe on the GPUs. Verified by the
+    snapshot on disk, which judges to the same verdict again."""
+    args = context.args
+    thresholds = TriageThresholds.model_validate(args.get("thresholds") or {})
+    since_s = args.get("since_s")
+    since = None if since_s is None else datetime.now(UTC) - timedelta(seconds=float(since_s))
+    chosen = args.get("tier", "auto")
+    target = await target_of_host(context.host, tier=None if chosen == "auto" else chosen, since=since)
+    snapshot = await collect(
+        target,
+        thresholds,
+        window_s=float(args["window_s"]),
+        deep=bool(args["deep"]),
+        report=lambda line: context.report(line, None),
+    )
+    verdict = judge(snapshot, thresholds, load_baseline(args.get("baseline")))
+    path = save_snapshot(snapshot, context.workdir / "snapshot.json")
+    return StepResult(
+        summary=f"{verdict.verdict.value.replace('_', ' ')}: {verdict.cause}: {verdict.summary}"
+        if verdict.verdict is not VerdictKind.HEALTHY
+        else f"healthy: {verdict.summary}",
+        data={"cause": verdict.cause, "verdict": verdict.verdict.value, "tier": target.tier},
+        findings=verdict.findings,
+        artifacts=(artifact_of(path, source="gpu_actions.triage", title="raw snapshot"),),
+        verdict=verdict,
+        warning=verdict.verdict is VerdictKind.UNKNOWN,
+    )
+
+
+SPEC = ActionSpec(
+    name="triage",
+    prefix="tri",
+    summary="look at the host and say what is wrong, with the evidence",
+    arguments=TriageArguments,
+    plan=plan_triage,
+    changes_host=False,
+)
