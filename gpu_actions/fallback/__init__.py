@@ -1,1 +1,1 @@
-"""Fallback: bring serving back on one healthy GPU, evidence first."""
+"""Fallback: carry the service from the tensor-parallel tier to one healthy GPU, with the evidence saved first."""

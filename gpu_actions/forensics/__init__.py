@@ -1,1 +1,1 @@
-"""Forensics: bounded captures of a failing tier, with a manifest."""
+"""Forensics: the evidence of a host in one file, taken within seconds and before anything is stopped."""

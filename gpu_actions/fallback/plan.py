@@ -1,0 +1,120 @@
+"""The fallback action: probe the host, choose one of three orders, and lay out every step with what it will use.
+
+`planned`: the fallback is launched and proved beside a serving tier, then traffic moves: no request is lost. `overlapped`:
+the tier does not serve but there is room, so the launch comes first. `in_place`: no room, the tier stops first.
+"""
+
+from pydantic import Field
+
+from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
+from gpu_actions.fallback import drain, launch, scope, settle, stop, traffic, validate, warm
+from gpu_actions.fallback.condition import Condition
+from gpu_actions.fallback.gpus import choose_gpus
+from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, settle_step
+from gpu_actions.fallback.preflight import Facts, gather_facts, problems_of
+from gpu_actions.host import Host
+from gpu_actions.models import Frozen
+from gpu_actions.plan import Plan
+
+STEP_MODULES = (drain, launch, scope, settle, stop, traffic, validate, warm)
+"""Importing them registers their step functions."""
+
+GROUP = "serve"
+
+HANG_CAUSE = "nccl_hang"
+"""Triage's word for a collective that hangs; it was judged from two sources, so planning does not wait to see it again."""
+
+
+class FallbackArguments(Frozen):
+    """Options of `/fallback plan` and `/fallback start`."""
+
+    gpu: str = Field(
+        default="auto",
+        pattern=r"^(auto|\d{1,2}|GPU-[A-Za-z0-9-]+)$",
+        description="auto (triage's choice), a UUID or an index",
+    )
+    reason: str = Field(default="", max_length=300, description="why, for the record")
+    skip_validation: bool = Field(default=False, description="leave the load test out")
+
+
+def choose_order(tp: Condition, *, beside: bool) -> Order:
+    """`planned` needs a serving tier and room beside it; without room the tier must go first."""
+    if not beside:
+        return Order.IN_PLACE
+    return Order.PLANNED if tp is Condition.SERVING else Order.OVERLAPPED
+
+
+def losses_of(order: Order, host: Host, facts: Facts) -> str:
+    """What running it costs the clients, in one sentence."""
+    policy = host.config.fallback
+    sessions = facts.tp.server.sessions if facts.tp.server else 0
+    retry = host.config.router.back_pressure.retry_after_s
+    refused = f"new requests get 503 with Retry-After: {retry} until the fallback generates"
+    if facts.tp.condition is Condition.STOPPED:
+        return f"nothing more: tp is stopped already; {refused}"
+    if order is Order.PLANNED:
+        return "no request: traffic moves after the fallback generates; tp's caches are lost when it stops"
+    if facts.tp.condition is Condition.SERVING:
+        return (
+            f"requests that do not finish within {policy.drain_timeout_s:g} s of draining ({sessions} are running now); "
+            f"{refused}; tp's caches"
+        )
+    return f"the requests that hang on tp ({sessions} now) are cut; {refused}"
+
+
+async def plan_fallback(request: PlanRequest) -> Plan:
+    """Plan a fallback. Raises PlanRefused with every problem found. Reads only; a hung tier takes it about 4 s."""
+    arguments: FallbackArguments = request.arguments
+    host = request.host
+    hung = request.verdict is not None and request.verdict.cause == HANG_CAUSE
+    facts = await gather_facts(host, known_hung=hung)
+    problems = problems_of(host.config, facts)
+    choice = choose_gpus(
+        host.fallback.config,
+        facts.memories,
+        request.verdict,
+        wanted=arguments.gpu,
+        limit_percent=host.config.fallback.memory_limit_percent,
+    )
+    problems += choice.problems
+    if problems:
+        raise PlanRefused(problems)
+    order = choose_order(facts.tp.condition, beside=choice.candidates[0].beside)
+    steps = {step.id: step for step in fallback_steps(host, facts, choice, order)}
+    ids = [i for i in ORDERS[order] if i != "validate" or not arguments.skip_validation]
+    warnings = list(choice.warnings)
+    if facts.router_error:
+        warnings.append(f"the router does not answer and will be started: {facts.router_error}")
+    if arguments.skip_validation:
+        warnings.append("the load test is left out: nothing will prove the fallback under load")
+    how = {
+        Order.PLANNED: "launch it beside the serving tp tier, then move the traffic",
+        Order.OVERLAPPED: f"tp is {facts.tp.condition.value}: launch at once, tp stays for the evidence until tokens flow",
+        Order.IN_PLACE: "stop tp first, it needs tp's GPU memory",
+    }[order]
+    return Plan(
+        action="fallback",
+        host=host.name,
+        title=f"Fall back to one GPU ({order.value}): {how}",
+        steps=tuple(steps[i].model_copy(update={"group": GROUP}) if i in GROUPED else steps[i] for i in ids),
+        alternatives={
+            GROUP: tuple(
+                {"gpu": candidate.gpu, "variables": scope.scope_for(candidate.gpu), "attempt": number}
+                for number, candidate in enumerate(choice.candidates, start=1)
+            )
+        },
+        compensation=(settle_step(host, facts),),
+        losses=losses_of(order, host, facts),
+        warnings=tuple(warnings),
+        options=arguments.model_dump(mode="json", exclude_defaults=True),
+    )
+
+
+SPEC = ActionSpec(
+    name="fallback",
+    prefix="fb",
+    summary="carry the service to one healthy GPU: evidence, launch, proof, route, back-pressure, load test",
+    arguments=FallbackArguments,
+    plan=plan_fallback,
+    changes_host=True,
+)

@@ -1,0 +1,141 @@
+"""What a fallback needs before it may begin: read-only probes, each problem a sentence with the thing and the fix.
+
+Gathered as data (`Facts`), judged by `problems_of`, so that the rules can be tested as a table.
+"""
+
+import asyncio
+import shutil
+
+from pydantic import Field
+
+from gpu_actions.config import HostConfig, TierName
+from gpu_actions.fallback.condition import Condition, Look, TokenSample, generates, look_at
+from gpu_actions.fallback.gpu_memory import GpuMemories, read_gpus
+from gpu_actions.fallback.launch import listener_of, port_of
+from gpu_actions.host import Host, Tier
+from gpu_actions.models import Frozen
+from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
+
+OWN_FREEZE = "gpu-oncall fallback"
+"""How a freeze of ours begins; the run's id follows. Another reason is somebody else's."""
+
+LIVE_PROBE_S = 5.0
+
+
+class TierFacts(Frozen):
+    """One tier as it stands."""
+
+    state: UnitState | None = None
+    unit_error: str = ""
+    command: str = ""
+    condition: Condition = Condition.STOPPED
+    flat_since: TokenSample | None = Field(default=None, description="of a hung tier: its counters then")
+    port_owner: str | None = Field(
+        default=None, description="who listens on its port though it is not active"
+    )
+    server: ServerState | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.state is not None and self.state.active
+
+
+class Facts(Frozen):
+    """Everything preflight read."""
+
+    tp: TierFacts
+    fallback: TierFacts
+    router_error: str = ""
+    free_disk_gib: float
+    memories: GpuMemories = GpuMemories()
+
+
+async def gather_facts(host: Host, *, known_hung: bool = False) -> Facts:
+    """Read both tiers, the router, the disk and the GPUs at once. Changes nothing; takes a few seconds on a hung tier, but
+    for one that a verdict calls hung already."""
+    needs_gpu = any(tier.config.gpus for tier in host.tiers.values())
+    tp, fallback, memories = await asyncio.gather(
+        _tier_facts(host, host.tp, known_hung=known_hung),
+        _tier_facts(host, host.fallback),
+        read_gpus() if needs_gpu else asyncio.sleep(0, GpuMemories()),
+    )
+    router_error = ""
+    try:
+        lines = {tier.name: await host.router.server(tier.config.server) for tier in host.tiers.values()}
+        tp = tp.model_copy(update={"server": lines["tp"]})
+        fallback = fallback.model_copy(update={"server": lines["fallback"]})
+    except RouterError as error:
+        router_error = str(error)
+    return Facts(
+        tp=tp,
+        fallback=fallback,
+        router_error=router_error,
+        free_disk_gib=shutil.disk_usage(host.state_dir).free / 1024**3,
+        memories=memories,
+    )
+
+
+async def _tier_facts(host: Host, tier: Tier, *, known_hung: bool = False) -> TierFacts:
+    try:
+        state, command = await tier.unit.state(), tier.unit.describe_start()
+    except UnitError as error:
+        return TierFacts(unit_error=str(error))
+    if not state.active:
+        seen = Look(condition=Condition.STOPPED)
+    elif tier.name == "tp":
+        seen = await look_at(tier, stall_s=host.config.fallback.drain_stall_s, known_hung=known_hung)
+    else:
+        serves = await generates(tier, timeout_s=LIVE_PROBE_S)
+        seen = Look(condition=Condition.SERVING if serves else Condition.SILENT)
+    return TierFacts(
+        state=state,
+        command=command,
+        condition=seen.condition,
+        flat_since=seen.flat_since,
+        port_owner=None if state.active else listener_of(port_of(tier.engine.url)),
+    )
+
+
+def common_problems(config: HostConfig, facts: Facts) -> list[str]:
+    """What stands in the way of a fallback and of a restore alike."""
+    problems = []
+    for name, tier in _both(facts):
+        if tier.unit_error:
+            problems.append(f"the unit of the {name} tier cannot be described: {tier.unit_error}")
+    for name, tier in _both(facts):
+        state = tier.state
+        if state is not None and state.frozen and not state.frozen_reason.startswith("gpu-oncall "):
+            problems.append(
+                f"the {name} tier is frozen by somebody else ({state.frozen_reason or 'no reason given'}): "
+                "ask them, unfreeze it, and try again"
+            )
+    if facts.router_error and not config.router.managed:
+        problems.append(f"the router is away: {facts.router_error}")
+    if facts.free_disk_gib < config.fallback.min_free_disk_gib:
+        problems.append(
+            f"the disk of the state folder has {facts.free_disk_gib:.1f} GiB free, "
+            f"{config.fallback.min_free_disk_gib:g} are needed (fallback.min_free_disk_gib): delete old runs there"
+        )
+    return problems
+
+
+def problems_of(config: HostConfig, facts: Facts) -> list[str]:
+    """Why a fallback cannot work now; empty when it can."""
+    problems = common_problems(config, facts)
+    if facts.fallback.port_owner is not None:
+        port = port_of(config.tiers["fallback"].engine.url)
+        problems.append(
+            f"port {port} of the fallback tier is taken by {facts.fallback.port_owner}: end it, or change the port"
+        )
+    server = facts.fallback.server
+    serving = facts.fallback.condition is Condition.SERVING and server is not None
+    if serving and server is not None and server.weight > 0 and not facts.tp.active:
+        problems.append(
+            f"the fallback tier already serves (weight {server.weight}) and tp is stopped: nothing to do; "
+            f"to return to tp: /restore plan {config.name}"
+        )
+    return problems
+
+
+def _both(facts: Facts) -> tuple[tuple[TierName, TierFacts], tuple[TierName, TierFacts]]:
+    return ("tp", facts.tp), ("fallback", facts.fallback)

@@ -1,0 +1,58 @@
+"""The step `fallback.validate`: the runbook's load test, through the router, judged by its numbers.
+
+A failed limit is a warning and no way back: the fallback serves, and the tier it replaced does not.
+"""
+
+from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.config import LoadPolicy
+from gpu_actions.fallback.under_load import load_test
+from gpu_actions.models import Finding, Severity
+
+
+@step("fallback.validate")
+async def validate(context: StepContext) -> StepResult:
+    """Effect: load on the service for some seconds, and result files. Verified by the measured figures themselves."""
+    host = context.host
+    policy = LoadPolicy.model_validate(context.args["load"])
+    tested = await load_test(
+        context, host.fallback, url=host.router.url, policy=policy, name="fallback validation"
+    )
+    findings = await _restarted(context)
+    if tested.outcome == "void":
+        raise StepFailed(
+            f"the load test says nothing: {tested.summary}",
+            next_action=f"run /loadtest start {host.name}; the fallback goes on serving",
+            artifacts=tested.artifacts,
+            data=tested.data,
+            findings=findings,
+        )
+    failed = tested.outcome != "passed"
+    summary = tested.summary
+    if failed:
+        summary += "; the fallback goes on serving: consider less traffic for this host"
+    return StepResult(
+        summary="; ".join([summary, *(finding.summary for finding in findings)]),
+        data=tested.data,
+        artifacts=tested.artifacts,
+        findings=findings,
+        warning=failed or bool(findings),
+    )
+
+
+async def _restarted(context: StepContext) -> tuple[Finding, ...]:
+    """Tell when something started the frozen tier again."""
+    state = await context.host.tp.unit.state()
+    if not state.active:
+        return ()
+    frozen = "although it is frozen" if state.frozen else "and it is not frozen any more"
+    return (
+        Finding(
+            id="serving.tp_restarted",
+            component="serving",
+            severity=Severity.WATCH,
+            summary=f"something started tp again {frozen} (process {state.main_pid})",
+            evidence={"main_pid": state.main_pid, "started_at_s": state.started_at_s},
+            action="find out who: it takes GPU memory from the fallback",
+            subject="tp",
+        ),
+    )

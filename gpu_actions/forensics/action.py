@@ -1,0 +1,125 @@
+"""The forensics action: save the evidence of a host, with more time than an incident's first seconds allow.
+
+`nvidia-bug-report.sh --safe-mode` takes minutes and is an option for after the traffic is safe.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import Field
+
+from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
+from gpu_actions.files import artifact_of
+from gpu_actions.forensics.step import capture_step
+from gpu_actions.models import Frozen
+from gpu_actions.plan import Plan, Step
+from gpu_actions.processes import child_environment, run_process
+
+BUG_REPORT = "nvidia-bug-report.sh"
+BUG_REPORT_TIMEOUT_S = 600.0
+"""NVIDIA's own script can hang on a sick driver; ten minutes is what a healthy 8-GPU host needs at most."""
+
+
+class ForensicsArguments(Frozen):
+    """Options of `/forensics`."""
+
+    budget: float = Field(default=30, gt=0, le=300, description="seconds for the bundle")
+    bug_report: bool = Field(default=False, description="also run nvidia-bug-report.sh --safe-mode (minutes)")
+    reason: str = Field(default="", max_length=300, description="why, for the record")
+
+
+async def plan_forensics(request: PlanRequest) -> Plan:
+    """Plan a capture. Refused when the bug report is asked for and its script is not there."""
+    arguments: ForensicsArguments = request.arguments
+    if arguments.bug_report and shutil.which(BUG_REPORT) is None:
+        raise PlanRefused([f"{BUG_REPORT} is not installed on {request.host.name}: leave bug_report out"])
+    steps = [capture_step(request.host, budget_s=arguments.budget)]
+    if arguments.bug_report:
+        steps.append(
+            Step(
+                id="bug_report",
+                verb="forensics.bug_report",
+                title="NVIDIA's bug report",
+                details=(f"{BUG_REPORT} --safe-mode, at most {BUG_REPORT_TIMEOUT_S:g} s",),
+                timeout_s=BUG_REPORT_TIMEOUT_S + 30,
+                expected_s=240,
+                mutates=False,
+                on_failure="continue",
+            )
+        )
+    return Plan(
+        action="forensics",
+        host=request.host.name,
+        title="Save the evidence of this host",
+        steps=tuple(steps),
+        options=arguments.model_dump(mode="json", exclude_defaults=True),
+    )
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold a lock on the host: two bug reports at once disturb each other. Raises StepFailed when one is under way."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StepFailed("another bug report runs on this host", next_action="wait for its end") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@step("forensics.bug_report")
+async def bug_report(context: StepContext) -> StepResult:
+    """Effect: a file in the run's folder. Verified: it is there and not empty."""
+    output = context.workdir / "nvidia-bug-report"
+    with only_one(context.host.state_dir / ".bug_report.lock"):
+        telling = asyncio.create_task(_tell(context))
+        try:
+            result = await run_process(
+                [BUG_REPORT, "--safe-mode", "--output-file", str(output)],
+                timeout_s=BUG_REPORT_TIMEOUT_S,
+                env=child_environment(),
+                cwd=context.workdir,
+            )
+        finally:
+            telling.cancel()
+    files = [
+        path
+        for path in (output, Path(f"{output}.log"), Path(f"{output}.log.gz"), Path(f"{output}.gz"))
+        if path.is_file()
+    ]
+    if not files or not files[-1].stat().st_size:
+        raise StepFailed(
+            f"{BUG_REPORT} wrote nothing: {'it was cut at its deadline' if result.timed_out else result.stderr[-300:]}",
+            next_action="run it by hand as root",
+        )
+    files[-1].chmod(0o600)
+    return StepResult(
+        summary=f"{files[-1].name}, {files[-1].stat().st_size / 1024**2:.1f} MiB",
+        artifacts=(artifact_of(files[-1], source=f"{BUG_REPORT} --safe-mode"),),
+    )
+
+
+async def _tell(context: StepContext) -> None:
+    seconds = 0
+    while True:
+        context.report(f"{BUG_REPORT} runs, {seconds} s", min(0.95, seconds / BUG_REPORT_TIMEOUT_S))
+        await asyncio.sleep(5)
+        seconds += 5
+
+
+SPEC = ActionSpec(
+    name="forensics",
+    prefix="fo",
+    summary="save the evidence of a host: stacks, counters, logs, GPU and link state, with a manifest",
+    arguments=ForensicsArguments,
+    plan=plan_forensics,
+    changes_host=False,
+)

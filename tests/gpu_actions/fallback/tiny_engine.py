@@ -1,0 +1,193 @@
+"""A small real server for tests of the runbook's steps: OpenAI completions, vLLM's metrics, ranks that every token needs.
+
+It starts in half a second, so that many scenarios fit into the suite; the reference engine plays the main ones. A token takes
+one round trip through each rank, a child process: a stopped rank truly hangs the engine while its pages go on answering.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+RANK = (
+    "import sys\nfor line in sys.stdin.buffer:\n sys.stdout.buffer.write(line); sys.stdout.buffer.flush()\n"
+)
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Histogram:
+    def __init__(self, name: str) -> None:
+        self.name, self.values = name, [0] * (len(BOUNDS) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.total += seconds
+        self.values[sum(seconds > bound for bound in BOUNDS)] += 1
+
+    def text(self) -> str:
+        seen, lines = 0, []
+        for bound, count in zip((*map(str, BOUNDS), "+Inf"), self.values, strict=True):
+            seen += count
+            lines.append(f'{self.name}_bucket{{le="{bound}"}} {seen}')
+        return "\n".join([*lines, f"{self.name}_sum {self.total}", f"{self.name}_count {seen}"])
+
+
+class Engine:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.ranks: list[asyncio.subprocess.Process] = []
+        self.step = asyncio.Lock()
+        self.running = self.finished = self.tokens = self.prompt_tokens = 0
+        self.ttft = Histogram("vllm:time_to_first_token_seconds")
+        self.e2e = Histogram("vllm:e2e_request_latency_seconds")
+        self.queue = Histogram("vllm:request_queue_time_seconds")
+        self.answers = 0
+
+    async def start_ranks(self) -> None:
+        for _ in range(self.options.ranks - 1):
+            self.ranks.append(
+                await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-S",
+                    "-c",
+                    RANK,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                )
+            )
+
+    async def token(self) -> None:
+        async with self.step:
+            for rank in self.ranks:
+                assert rank.stdin is not None
+                assert rank.stdout is not None
+                rank.stdin.write(b"go\n")
+                await rank.stdin.drain()
+                if not await rank.stdout.readline():
+                    raise RuntimeError("a rank is gone")
+        await asyncio.sleep(self.slow_s())
+        self.tokens += 1
+
+    def slow_s(self) -> float:
+        """Seconds a token; a file makes a running engine slow."""
+        slow = self.options.slow_file
+        if slow and Path(slow).exists():
+            return float(Path(slow).read_text())
+        return float(self.options.token_s)
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if body.get("model") != self.options.model:
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
+        broken = self.options.error_file
+        if broken and Path(broken).exists():
+            return web.json_response({"error": {"message": "internal"}}, status=500)
+        began = time.monotonic()
+        self.running += 1
+        try:
+            await self.token()
+            self.ttft.add(time.monotonic() - began)
+            self.queue.add(0.0)
+            self.answers += 1
+            if self.options.die_after and self.answers >= self.options.die_after:
+                sys.stderr.write("out of memory, says the tiny engine\n")
+                sys.stderr.flush()
+                import os
+
+                os._exit(9)
+            count = int(body.get("max_tokens", 4))
+            if not body.get("stream"):
+                for _ in range(count - 1):
+                    await self.token()
+                self._end(began, body, count)
+                return web.json_response(
+                    {
+                        "choices": [{"text": " tok" * count, "finish_reason": "length"}],
+                        "usage": {"completion_tokens": count, "prompt_tokens": len(body["prompt"])},
+                    }
+                )
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            for number in range(count):
+                if number:
+                    await self.token()
+                last = number == count - 1
+                await self._send(
+                    response, {"choices": [{"text": " tok", "finish_reason": "length" if last else None}]}
+                )
+            self._end(began, body, count)
+            usage = {"completion_tokens": count, "prompt_tokens": len(str(body["prompt"]))}
+            await self._send(response, {"choices": [], "usage": usage})
+            await response.write(b"data: [DONE]\n\n")
+            await response.write_eof()
+            return response
+        finally:
+            self.running -= 1
+
+    def _end(self, began: float, body: dict[str, Any], count: int) -> None:
+        self.e2e.add(time.monotonic() - began)
+        self.finished += 1
+        self.prompt_tokens += len(str(body["prompt"]))
+
+    @staticmethod
+    async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
+        await response.write(f"data: {json.dumps(data)}\n\n".encode())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        lines = [
+            f"vllm:num_requests_running {self.running}",
+            "vllm:num_requests_waiting 0",
+            f"vllm:generation_tokens_total {self.tokens}",
+            f"vllm:prompt_tokens_total {self.prompt_tokens}",
+            f'vllm:request_success_total{{finished_reason="length"}} {self.finished}',
+            "vllm:kv_cache_usage_perc 0.1",
+            *(histogram.text() for histogram in (self.ttft, self.e2e, self.queue)),
+        ]
+        return web.Response(text="\n".join(lines) + "\n")
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", default="m")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--token-s", type=float, default=0.005)
+    parser.add_argument("--startup-s", type=float, default=0.0)
+    parser.add_argument("--fail-starts", default="", help="a file that holds how many starts still fail")
+    parser.add_argument("--die-after", type=int, default=0)
+    parser.add_argument("--slow-file", default="")
+    parser.add_argument("--error-file", default="")
+    options = parser.parse_args()
+    if options.fail_starts and (left := int(Path(options.fail_starts).read_text())):
+        Path(options.fail_starts).write_text(str(left - 1))
+        sys.exit("CUDA error: device is sick, says the tiny engine")
+    engine = Engine(options)
+    await engine.start_ranks()
+    await asyncio.sleep(options.startup_s)
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_post("/v1/completions", engine.completions)
+    app.router.add_get("/metrics", engine.metrics)
+    app.router.add_get("/health", lambda request: web.Response(text="ok"))
+    app.router.add_get("/v1/models", lambda request: web.json_response({"data": [{"id": options.model}]}))
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", options.port, shutdown_timeout=5).start()
+    sys.stderr.write("ready\n")
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    import signal
+
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    await stopped.wait()
+    await runner.cleanup()
+    for rank in engine.ranks:
+        rank.terminate()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
