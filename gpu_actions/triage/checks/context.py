@@ -39,7 +39,7 @@ def make_finding(
         id=rule.id,
         component=rule.component,
         severity=rule.severity,
-        summary=" ".join(summary.split())[:300],
+        summary=" ".join(summary.split())[:300] or rule.check,
         evidence=dict(evidence or {}),
         action=rule.action if action is None else action,
         subject=subject,

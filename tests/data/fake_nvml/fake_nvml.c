@@ -4,7 +4,7 @@
  *   gpus=8                          gpu.*.name=NVIDIA H100 80GB HBM3      gpu.*.links=18
  *   gpu.3.link.7.active=0           gpu.*.link.*.remote=0000:05:00.0      gpu.2.link.4.replay=10+3   (10, 13, 16, ... by call)
  *   fail.nvmlInitWithFlags=9        gpu.3.fail.*=15                       gpu.3.fail.nvmlDeviceGetRemappedRows=3
- *   gpu.2.sleep.nvmlDeviceGetPowerUsage=1   (never returns)               latency_us=20    (every call takes that long)
+ *   gpu.2.sleep.nvmlDeviceGetPowerUsage=2   (never returns from its second call)               latency_us=20    (every call takes that long)
  *   p2p.0.1=5                       p2p.*.*=0
  * Build with -DnvmlDeviceGetX=absent_x to leave a symbol out, as an old driver does.
  */
@@ -105,7 +105,7 @@ static ret_t enter(void *handle, const char *name)
     if (latency) usleep(latency);
     snprintf(key, sizeof key, "sleep.%s", name);
     int sleeps = handle ? find_gpu(((struct gpu *)handle)->index, key) : find(key);
-    if (sleeps >= 0) for (;;) sleep(3600);
+    if (sleeps >= 0 && ++table[sleeps].calls >= strtol(table[sleeps].value, NULL, 0)) for (;;) sleep(3600);
     snprintf(key, sizeof key, "fail.%s", name);
     int fails = handle ? find_gpu(((struct gpu *)handle)->index, key) : find(key);
     if (fails < 0 && handle) fails = find_gpu(((struct gpu *)handle)->index, "fail.*");

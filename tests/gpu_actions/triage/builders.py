@@ -1,0 +1,219 @@
+"""Snapshots for pure tests: a healthy 8-GPU host that serves, and functions that put one fault in."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from gpu_actions.triage.snapshot import CollectorOutcome, Expectation, Snapshot
+from gpu_actions.triage.snapshot_gpu import (
+    FabricReading,
+    GpuReading,
+    GpuSample,
+    LinkReading,
+    NvmlReading,
+    PairReading,
+)
+from gpu_actions.triage.snapshot_host import (
+    CompletionReading,
+    EngineReading,
+    EngineSample,
+    EnvironmentReading,
+    FabricManagerReading,
+    KernelLogReading,
+    RankProcess,
+    RanksReading,
+    RasCommunicator,
+    RasPoll,
+    RasRank,
+    RasReading,
+    RouterReading,
+    RouterServer,
+)
+
+TAKEN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
+OK = CollectorOutcome(status="ok")
+FAILED = CollectorOutcome(status="failed", reason="permission denied")
+ERRORS = {"replay": 3, "recovery": 0, "crc": 21}
+
+
+def gpu(index: int, **changes: Any) -> GpuReading:
+    sample = GpuSample(
+        event_reasons=0,
+        temperature_c=50 + index,
+        power_w=300,
+        sm_clock_mhz=1755,
+        utilisation_percent=90,
+        pcie_generation=5,
+        pcie_replays=2,
+        ecc_corrected=4,
+        ecc_uncorrected=0,
+    )
+    return GpuReading(
+        index=index,
+        uuid=f"GPU-{index}",
+        name="NVIDIA H100 80GB HBM3",
+        pci=f"00000000:{0x19 + 0x10 * index:02X}:00.0",
+        mig=False,
+        memory_total_mib=81559,
+        memory_free_mib=10000,
+        slowdown_temperature_c=92,
+        pcie_width=16,
+        pcie_width_max=16,
+        pcie_generation_max=5,
+        recovery_action=0,
+        remapped_pending=False,
+        remapped_failure=False,
+        remapped_uncorrectable=0,
+        fabric=FabricReading(state=3, route_unhealthy=False),
+        links=tuple(
+            LinkReading(
+                index=number,
+                active=True,
+                remote_kind="switch",
+                remote_pci=f"00000000:{5 + number % 4:02X}:00.0",
+                speed_mbps=26562,
+                first=ERRORS,
+                last=ERRORS,
+            )
+            for number in range(18)
+        ),
+        first=sample,
+        last=sample,
+    ).model_copy(update=changes)
+
+
+def nvml(count: int = 8, **changes: Any) -> NvmlReading:
+    return NvmlReading(
+        driver_version="580.65.06",
+        count=count,
+        gpus=tuple(gpu(index) for index in range(count)),
+        pairs=tuple(
+            PairReading(first=a, second=b, nvlink_p2p=0, read_p2p=0, common_ancestor=40)
+            for a in range(count)
+            for b in range(a + 1, count)
+        ),
+        window_s=3,
+    ).model_copy(update=changes)
+
+
+def engine(
+    *, running: float | None = 4, tokens: tuple[float | None, float | None] = (1000, 1500), **changes: Any
+) -> EngineReading:
+    first, last = tokens
+    sample = EngineSample(at_s=0, outcome="ok", running=running, waiting=0, generation_tokens=first)
+    later = sample.model_copy(update={"at_s": 3.0, "generation_tokens": last, **changes})
+    return EngineReading(url="http://127.0.0.1:8101", samples=(sample, later))
+
+
+def completion(outcome: str = "ok", **changes: Any) -> CompletionReading:
+    return CompletionReading.model_validate(
+        {
+            "url": "http://127.0.0.1:8101",
+            "outcome": outcome,
+            "e2e_ms": 120,
+            "tokens": 2,
+            "deadline_s": 4,
+            **changes,
+        }
+    )
+
+
+def process(pid: int, rank: int | None, state: str = "S", **changes: Any) -> RankProcess:
+    return RankProcess(
+        pid=pid,
+        parent=100,
+        name="python",
+        rank=rank,
+        state_first=state,
+        state_last=state,
+        cpu_s=0.5,
+        age_s=9000,
+    ).model_copy(update=changes)
+
+
+def ranks(count: int = 8, **states: str) -> RanksReading:
+    """`ranks(8, r3="T")`: rank 3 is stopped."""
+    rows = [process(100, None, root=True)]
+    rows += [process(200 + number, number, states.get(f"r{number}", "S")) for number in range(count)]
+    return RanksReading(roots=(100,), processes=tuple(rows))
+
+
+def ras_poll(at_s: float, counts: list[int]) -> RasPoll:
+    rows = tuple(
+        RasRank(rank=number, pid=200 + number, counts={"AllReduce": n}) for number, n in enumerate(counts)
+    )
+    mismatch = len(set(counts)) > 1
+    communicator = RasCommunicator(id="0xabc", size=len(counts), ranks=rows, mismatch=mismatch)
+    return RasPoll(at_s=at_s, outcome="ok", protocol="json", communicators=(communicator,))
+
+
+def ras(first: list[int], last: list[int]) -> RasReading:
+    return RasReading(address="127.0.0.1:28028", polls=(ras_poll(0, first), ras_poll(3, last)))
+
+
+def healthy(**changes: Any) -> Snapshot:
+    """An 8-GPU host under load. A change of None takes the reading out and lets its collector fail."""
+    readings: dict[str, Any] = {
+        "nvml": nvml(),
+        "fabric_manager": FabricManagerReading(unit="fm", load_state="loaded", active_state="active"),
+        "kernel_log": KernelLogReading(source="/dev/kmsg", lines_read=100),
+        "ras": ras([100] * 8, [160] * 8),
+        "engine": engine(),
+        "completion": completion(),
+        "ranks": ranks(),
+        "environment": EnvironmentReading(pids=(100,), values={}),
+        "router": RouterReading(
+            socket="/run/h.sock",
+            backend="serve",
+            outcome="ok",
+            servers=(
+                RouterServer(
+                    server="tp", weight=100, admin_state="ready", operational="UP", sessions=4, queued=0
+                ),
+                RouterServer(
+                    server="fb", weight=0, admin_state="ready", operational="DOWN", sessions=0, queued=0
+                ),
+            ),
+        ),
+    }
+    expected = changes.pop("expected", {})
+    readings.update(changes)
+    return Snapshot(
+        host="h1",
+        taken_at=TAKEN,
+        window_s=3,
+        expected=Expectation(**{"gpus": 8, "ranks": 8, "router_server": "tp", **expected}),
+        collectors={name: FAILED if value is None else OK for name, value in readings.items()},
+        **readings,
+    )
+
+
+def with_gpu(index: int, **changes: Any) -> NvmlReading:
+    """The healthy GPUs with one changed."""
+    base = nvml()
+    return base.model_copy(
+        update={
+            "gpus": tuple(one.model_copy(update=changes) if one.index == index else one for one in base.gpus)
+        }
+    )
+
+
+def links_down(down: dict[int, tuple[int, ...]]) -> NvmlReading:
+    """The healthy GPUs with some links inactive: GPU -> link numbers."""
+    base = nvml()
+    changed = []
+    for one in base.gpus:
+        numbers = down.get(one.index, ())
+        links = tuple(
+            link.model_copy(update={"active": False}) if link.index in numbers else link for link in one.links
+        )
+        changed.append(one.model_copy(update={"links": links}))
+    return base.model_copy(update={"gpus": tuple(changed)})
+
+
+def without(snapshot: Snapshot, *names: str) -> Snapshot:
+    """The same snapshot in which some collectors failed."""
+    data = snapshot.model_dump()
+    for name in names:
+        data[name] = None
+        data["collectors"][name] = FAILED.model_dump()
+    return Snapshot.model_validate(data)
