@@ -1,0 +1,73 @@
+"""DBOS as we use it: every setting that engine.md's measurements ask for, in one place.
+
+JSON only (rows marked as pickle are refused, trap 9); a version and executor id set by hand (traps 1 and 3); no limit on
+recoveries (trap 4, in `bot.run_workflow`); SQLite in WAL mode (trap 10); quiet logs and no console of its own.
+"""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+
+from bot.database import create_sqlite_file
+
+APPLICATION = "gpu-oncall-bot"
+EXECUTOR = "bot"
+ENGINE_VERSION = "1"
+"""Of the workflows in `bot.run_workflow`. Not of the product: a product upgrade must find its waiting runs again."""
+
+MAX_THREADS = 6
+SQLITE_NOTIFICATION_POLL_S = 5.0  # nothing of ours waits in recv; this only keeps its poller quiet
+SCHEDULER_POLL_S = 3600.0  # DBOS schedules are not used
+
+
+class PickleRefused(Exception):
+    """A workflow row is marked as pickle. We never wrote one: unpickling it would run whatever is in it."""
+
+
+def _refuse(self: Any, data: Any) -> NoReturn:
+    raise PickleRefused(
+        "the workflow database holds a row marked as pickle, which gpu-oncall never writes; it is not read. "
+        "Somebody else wrote to the database: find out who before going on."
+    )
+
+
+def refuse_pickle() -> None:
+    """Make DBOS refuse rows marked as pickle, in both directions. Private API of dbos 3.4; a test watches it."""
+    from dbos._serialization import DefaultSerializer
+
+    DefaultSerializer.serialize = _refuse  # type: ignore[method-assign]
+    DefaultSerializer.deserialize = _refuse  # type: ignore[method-assign]
+
+
+def open_dbos(url: str) -> None:
+    """Build the process's DBOS (not launched yet) on a SQLite file, made where it is missing, or on PostgreSQL."""
+    refuse_pickle()
+    if url.startswith("sqlite"):
+        create_sqlite_file(url)
+    config: DBOSConfig = {
+        "name": APPLICATION,
+        "system_database_url": url,
+        "application_version": ENGINE_VERSION,
+        "executor_id": EXECUTOR,
+        "serializer": DBOSPortableJSONSerializer(),
+        "log_level": "WARNING",
+        "enable_otlp": False,
+        "max_executor_threads": MAX_THREADS,
+        "sys_db_pool_size": 4,
+        "notification_listener_polling_interval_sec": SQLITE_NOTIFICATION_POLL_S,
+        "scheduler_polling_interval_sec": SCHEDULER_POLL_S,
+    }
+    logging.getLogger("dbos").propagate = False
+    DBOS(config=config)
+
+
+async def close_dbos() -> None:
+    """End DBOS and its threads. Workflows that are not finished stay pending and are taken up at the next launch."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="close-dbos") as executor:
+        await loop.run_in_executor(executor, lambda: DBOS.destroy(destroy_registry=True))
+    # DBOS made its own (now closed) pool the loop's default one
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="bot"))
