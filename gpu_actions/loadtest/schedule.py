@@ -1,0 +1,177 @@
+"""The whole schedule of a load test, made from a seed before the start: when each request is due, and how long it is.
+
+Due times are seconds from the start of the measured part, so the warm-up lies below 0. They are never changed later:
+a late request stays due when it was due.
+"""
+
+import csv
+import hashlib
+import json
+import random
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_actions.loadtest.spec import MAX_REQUESTS, LoadSpec
+
+
+class BadTrace(ValueError):
+    """A recorded trace cannot be replayed. The message names the file and the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Columns of equal length, ordered by due time: seconds, prompt tokens, new tokens. `warmup` rows come first."""
+
+    due_s: "array[float]"
+    prompt_len: "array[int]"
+    new_tokens: "array[int]"
+    warmup: int
+    trace_sha256: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.due_s)
+
+
+def make_schedule(spec: LoadSpec) -> Schedule:
+    """Give the schedule of a spec; the same spec gives the same schedule on every machine.
+
+    Raises BadTrace when a replay's file cannot be read or holds too much.
+    """
+    if spec.trace_file is not None:
+        return _replay(spec, spec.trace_file)
+    generator = random.Random(spec.seed)  # expovariate and random are stable between Python versions
+    due = array("d")
+    if spec.warmup_s:
+        # The warm-up has a constant or Poisson flow at the rate that the measured part starts with.
+        rate = max(spec.ramp_from_qps, spec.target_qps / 10) if spec.arrival == "ramp" else spec.target_qps
+        kind = "poisson" if spec.arrival == "poisson" else "constant"
+        flow = (
+            _poisson(generator, rate, spec.warmup_s) if kind == "poisson" else _constant(rate, spec.warmup_s)
+        )
+        due.extend(at - spec.warmup_s for at in flow)
+    warmup = len(due)
+    due.extend(_arrivals(spec, generator))
+    if len(due) == warmup:  # a Poisson draw may come up empty at a product near 1
+        due.append(generator.random() * spec.duration_s)
+    span = spec.prompt_len_max - spec.prompt_len_min + 1
+    lengths = array("i", (spec.prompt_len_min + int(generator.random() * span) for _ in range(len(due))))
+    return Schedule(
+        due_s=due, prompt_len=lengths, new_tokens=array("i", [spec.max_new_tokens]) * len(due), warmup=warmup
+    )
+
+
+def _arrivals(spec: LoadSpec, generator: random.Random) -> Iterator[float]:
+    match spec.arrival:
+        case "constant":
+            return _constant(spec.target_qps, spec.duration_s)
+        case "burst":
+            return _bursts(spec.target_qps, spec.duration_s, spec.burst_size)
+        case "ramp":
+            return _ramp(spec.ramp_from_qps, spec.target_qps, spec.duration_s)
+        case _:
+            return _poisson(generator, spec.target_qps, spec.duration_s)
+
+
+def _constant(rate: float, seconds: float) -> Iterator[float]:
+    number = 0
+    while (at := number / rate) < seconds:
+        yield at
+        number += 1
+
+
+def _poisson(generator: random.Random, rate: float, seconds: float) -> Iterator[float]:
+    at = generator.expovariate(rate)
+    while at < seconds:
+        yield at
+        at += generator.expovariate(rate)
+
+
+def _bursts(rate: float, seconds: float, size: int) -> Iterator[float]:
+    """`size` requests together, every `size / rate` seconds, so that the mean rate is the target."""
+    for at in _constant(rate / size, seconds):
+        for _ in range(size):
+            yield at
+
+
+def _ramp(start: float, end: float, seconds: float) -> Iterator[float]:
+    """Due times at which the integral of a linearly changing rate passes whole numbers."""
+    slope = (end - start) / seconds
+    number = 1
+    while True:
+        if abs(slope) < 1e-12:
+            at = number / end
+        else:
+            root = start * start + 2 * slope * number
+            if root < 0:
+                return
+            at = (root**0.5 - start) / slope
+        if at >= seconds:
+            return
+        yield at
+        number += 1
+
+
+def _replay(spec: LoadSpec, path: Path) -> Schedule:
+    """Read a recorded trace. Arrivals are shifted so that the first is due at 0; there is no warm-up part.
+
+    A row has `at_s` (or `timestamp` in milliseconds), and may have `prompt_len` (`input_length`) and `max_new_tokens`
+    (`output_length`), the names that the public Mooncake traces use.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BadTrace(
+            f"trace_file = {path}: cannot be read: {error.strerror}; give a readable file"
+        ) from error
+    generator = random.Random(spec.seed)
+    rows: list[tuple[float, int, int]] = []
+    for line, record in _records(path, raw):
+        try:
+            at = float(record["at_s"]) if "at_s" in record else float(record["timestamp"]) / 1000  # type: ignore[arg-type]
+            drawn = generator.randint(spec.prompt_len_min, spec.prompt_len_max)
+            prompt = int(record.get("prompt_len") or record.get("input_length") or drawn)  # type: ignore[call-overload]
+            tokens = int(record.get("max_new_tokens") or record.get("output_length") or spec.max_new_tokens)  # type: ignore[call-overload]
+            if not 0 <= at < 1e12 or prompt < 1 or tokens < 1:
+                raise ValueError("a negative or zero figure")
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadTrace(
+                f"trace_file = {path}: line {line} is not an arrival ({error}); "
+                f"a row needs at_s (seconds) or timestamp (milliseconds), each 0 or more"
+            ) from error
+        rows.append((at, prompt, tokens))
+        if len(rows) > MAX_REQUESTS:
+            raise BadTrace(f"trace_file = {path}: holds more than {MAX_REQUESTS:,} rows; cut it")
+    rows.sort(key=lambda row: row[0])
+    first = rows[0][0] if rows else 0.0
+    kept = [row for row in rows if row[0] - first < spec.duration_s]
+    if not kept:
+        raise BadTrace(f"trace_file = {path}: holds no arrival; give a trace with at least one row")
+    return Schedule(
+        due_s=array("d", (at - first for at, _, _ in kept)),
+        prompt_len=array("i", (prompt for _, prompt, _ in kept)),
+        new_tokens=array("i", (tokens for _, _, tokens in kept)),
+        warmup=0,
+        trace_sha256=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def _records(path: Path, raw: bytes) -> Iterator[tuple[int, dict[str, object]]]:
+    lines = raw.decode(errors="replace").splitlines()
+    if path.suffix == ".csv":
+        for line, row in enumerate(csv.DictReader(lines), start=2):
+            yield line, dict(row)
+        return
+    for line, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise BadTrace(
+                f"trace_file = {path}: line {line} is not JSON: {error}; write one object a line"
+            ) from error
+        if not isinstance(record, dict):
+            raise BadTrace(f"trace_file = {path}: line {line} is not an object; write one object a line")
+        yield line, record

@@ -1,0 +1,208 @@
+"""What a load test is asked to do, validated before anything starts.
+
+The defaults are the runbook's validation of the fallback (20 s at 3 QPS, 4 new tokens, prompts of 32-64 tokens). The
+upper limits are those of one host with two dozen generator processes; an order of magnitude more is a typing error.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+
+from gpu_actions.config import LoadPolicy
+from gpu_actions.models import Frozen
+
+Arrival = Literal["poisson", "constant", "burst", "ramp", "replay"]
+PromptUnit = Literal["auto", "bytes", "words"]
+Api = Literal["completions", "chat"]
+
+MAX_REQUESTS = 5_000_000
+"""Requests of one run. A row of the record takes 61 bytes, so this is 305 MB; longer tests are split into runs."""
+MAX_TOKENS_A_SECOND_PER_PROCESS = 16_000
+MAX_REQUESTS_A_SECOND_PER_PROCESS = 800
+"""What one generator process is trusted with, with a margin under what `benchmarks/loadtest_clients.py` measured
+(about 1,100 requests/s of 16 chunks on one core at p99 lateness under 5 ms, on a shared machine)."""
+
+
+class LoadSpec(Frozen):
+    """One load test. Times in seconds, prompt lengths in tokens (see `prompt_unit`), rates in requests a second."""
+
+    url: str = Field(description="base URL of the service, without /v1")
+    model: str = Field(min_length=1, description="model name to ask for")
+    name: str = Field(
+        default="load test", min_length=1, max_length=80, description="what people call this run"
+    )
+    api: Api = Field(default="completions", description="completions or chat")
+    api_key: SecretStr | None = Field(default=None, description="sent as a bearer token; never written down")
+
+    duration_s: float = Field(default=20, gt=0, le=86_400, description="measured part, warm-up apart")
+    target_qps: float = Field(
+        default=3, gt=0, le=100_000, description="requests a second offered (ramp: reached at the end)"
+    )
+    arrival: Arrival = Field(default="poisson", description="how due times are spread")
+    burst_size: int = Field(
+        default=10, ge=1, le=100_000, description="requests that are due together (burst)"
+    )
+    ramp_from_qps: float = Field(default=0, ge=0, le=100_000, description="rate at the start (ramp)")
+    trace_file: Path | None = Field(
+        default=None, description="recorded arrivals to replay: JSON lines or CSV (replay)"
+    )
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="same seed, same schedule and same prompts")
+    warmup_s: float = Field(
+        default=2, ge=0, le=3600, description="same load before the measured part, reported apart"
+    )
+
+    max_new_tokens: int = Field(default=4, ge=1, le=100_000, description="exact number of tokens asked for")
+    prompt_len_min: int = Field(default=32, ge=1, le=1_000_000)
+    prompt_len_max: int = Field(default=64, ge=1, le=1_000_000)
+    prompt_unit: PromptUnit = Field(
+        default="auto",
+        description="bytes: 1 ASCII byte a token (byte tokenizers); words: 1 short word a token, approximate; auto: asks the engine",
+    )
+    ignore_eos: bool = Field(default=True, description="ask the engine to go on to max_new_tokens")
+    require_usage: bool = Field(default=True, description="an answer without usage is an error")
+
+    slo_ttft_ms: float = Field(
+        default=2500, gt=0, description="p99 limit, and a good request's limit, from the due time"
+    )
+    slo_e2e_ms: float = Field(
+        default=10_000, gt=0, description="p99 limit, and a good request's limit, from the due time"
+    )
+    max_error_percent: float = Field(
+        default=1.0, ge=0, le=100, description="more failed requests than this fail the run"
+    )
+    timeout_s: float = Field(default=60, gt=0, le=3600, description="a request's deadline, from its due time")
+    stall_s: float = Field(
+        default=10, gt=0, le=3600, description="silence inside a stream that counts as a stall"
+    )
+    drain_s: float | None = Field(
+        default=None, ge=0, description="wait for what is in flight at the end; default: timeout_s"
+    )
+    stop_when_saturated: bool = Field(default=False, description="end early once the queue only grows")
+    max_in_flight: int = Field(
+        default=20_000, ge=1, le=60_000, description="more than this ends the run: the service is swamped"
+    )
+
+    processes: int | None = Field(
+        default=None, ge=1, le=24, description="generator processes; default: by the rate"
+    )
+    metrics_url: str | None = Field(
+        default=None, description="the engine's Prometheus page; default: URL/metrics"
+    )
+    tls_ca: Path | None = Field(default=None, description="certificate authority file for https")
+    tls_insecure: bool = Field(default=False, description="do not verify the certificate")
+    gpu_uuids: tuple[str, ...] = Field(
+        default=(), description="GPUs whose energy counts; default: all of this host"
+    )
+    measure_energy: bool = True
+    price_usd_per_kwh: float = Field(default=0.16, ge=0)
+
+    gpus: int | None = Field(default=None, ge=0, description="GPUs that serve, for the fingerprint")
+    tensor_parallel: int | None = Field(
+        default=None, ge=1, description="tensor-parallel size, for the fingerprint"
+    )
+    dtype: str | None = Field(default=None, description="data type of the weights, for the fingerprint")
+
+    @field_validator("url", "metrics_url")
+    @classmethod
+    def _url_is_whole(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            port_is_fine = parts.port is None or parts.port > 0
+        except ValueError as error:
+            raise ValueError(f"is not a URL ({error}); write for example http://127.0.0.1:8000") from None
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_fine:
+            raise ValueError("must be http:// or https:// with a host, for example http://127.0.0.1:8000")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a user or password; use the API key instead")
+        trimmed = value.rstrip("/")
+        return trimmed.removesuffix("/v1")
+
+    @field_validator(
+        "target_qps", "duration_s", "warmup_s", "timeout_s", "slo_ttft_ms", "slo_e2e_ms", "ramp_from_qps"
+    )
+    @classmethod
+    def _is_a_number(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.prompt_len_min > self.prompt_len_max:
+            raise ValueError(
+                f"prompt_len_min = {self.prompt_len_min}: is above prompt_len_max = {self.prompt_len_max}; "
+                f"swap them, or raise prompt_len_max"
+            )
+        if (self.arrival == "replay") != (self.trace_file is not None):
+            raise ValueError(
+                f"arrival = {self.arrival}, trace_file = {self.trace_file}: a replay needs a trace_file, "
+                f"and nothing else takes one; set both or neither"
+            )
+        expected = self.target_qps * (self.duration_s + self.warmup_s)
+        if self.arrival != "replay" and expected > MAX_REQUESTS:
+            raise ValueError(
+                f"target_qps = {self.target_qps:g}: makes {expected:,.0f} requests in {self.duration_s + self.warmup_s:g} s, "
+                f"over the {MAX_REQUESTS:,} of one run; lower target_qps or duration_s"
+            )
+        if self.arrival != "replay" and self.target_qps * self.duration_s < 1:
+            raise ValueError(
+                f"target_qps = {self.target_qps:g}: makes no request in {self.duration_s:g} s; "
+                f"raise target_qps or duration_s so that their product is at least 1"
+            )
+        return self
+
+    @property
+    def process_count(self) -> int:
+        """Generator processes: what was asked, else by requests and tokens a second (see the constants above)."""
+        if self.processes is not None:
+            return self.processes
+        by_requests = self.target_qps / MAX_REQUESTS_A_SECOND_PER_PROCESS
+        by_tokens = self.target_qps * self.max_new_tokens / MAX_TOKENS_A_SECOND_PER_PROCESS
+        return min(24, max(1, math.ceil(max(by_requests, by_tokens))))
+
+    @property
+    def drain_limit_s(self) -> float:
+        """Seconds that the end waits for what is in flight."""
+        return self.timeout_s if self.drain_s is None else self.drain_s
+
+    @classmethod
+    def from_policy(cls, policy: LoadPolicy, *, url: str, model: str, **overrides: object) -> "LoadSpec":
+        """Make a spec from a host's load policy; `overrides` are further fields of this model."""
+        return cls.model_validate({**policy.model_dump(), "url": url, "model": model, **overrides})
+
+
+_FIXES = {
+    "target_qps": "use a rate above 0 and up to 100,000, for example --target-qps 3",
+    "duration_s": "use seconds above 0 and up to 86,400, for example --duration 20",
+    "max_new_tokens": "use 1 or more, for example --max-new-tokens 4",
+    "prompt_len_min": "use 1 or more, for example --prompt-len-min 32",
+    "prompt_len_max": "use 1 or more, for example --prompt-len-max 64",
+    "url": "give the service's base URL, for example --url http://127.0.0.1:8000",
+    "model": "give the model's name as the engine lists it at /v1/models",
+    "timeout_s": "use seconds above 0 and up to 3,600, for example --timeout-s 60",
+}
+
+
+def explain_invalid(error: ValidationError) -> list[str]:
+    """Turn a validation error into lines that name the field, its value and the fix."""
+    lines = []
+    for problem in error.errors():
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            lines.append(message)  # a check over several fields names them itself
+            continue
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing":
+            lines.append(f"{field} is missing; {_FIXES.get(field, 'set it')}")
+            continue
+        fix = _FIXES.get(field)
+        lines.append(
+            f"{field} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
+            + (f"; {fix}" if fix else "")
+        )
+    return lines
