@@ -1,0 +1,166 @@
+"""GPU energy over the measured part, through NVML, from a thread that cannot hold up the load or the exit.
+
+The driver's energy counter is used where it exists (Volta and later); else power samples are integrated. NVML is imported
+only here and only when asked; a host without it gives null figures with the reason.
+"""
+
+import threading
+import time
+from typing import Any
+
+from gpu_actions.loadtest.result import Energy, GpuFacts
+
+SAMPLE_EVERY_S = 0.5
+JOULES_PER_KWH = 3.6e6
+
+
+class EnergyMeter:
+    """Samples power on a daemon thread; a driver that hangs (a lost GPU) leaves figures missing, not the run stuck."""
+
+    def __init__(self, uuids: tuple[str, ...] = ()) -> None:
+        self.gpus: tuple[GpuFacts, ...] = ()
+        self.driver: str | None = None
+        self.missing: str | None = None
+        self.samples: list[tuple[float, float]] = []  # monotonic seconds, watts of all GPUs together
+        self._counters: list[tuple[float, float]] = []  # monotonic seconds, joules of all GPUs together
+        self._wanted = uuids
+        self._ready = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="energy", daemon=True)
+
+    def start(self, *, wait_s: float = 3.0) -> None:
+        """Start sampling; waits at most `wait_s` for the first answer of the driver."""
+        self._thread.start()
+        if not self._ready.wait(wait_s):
+            self.missing = f"the NVIDIA driver did not answer in {wait_s:g} s"
+
+    def stop(self) -> None:
+        """Stop sampling; does not wait for a driver that hangs."""
+        self._stop.set()
+        self._thread.join(timeout=2)
+
+    def _work(self) -> None:
+        try:
+            import pynvml
+        except ImportError:
+            self.missing = "nvidia-ml-py is not installed"
+            self._ready.set()
+            return
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            self.missing = f"no NVIDIA driver here ({error})"
+            self._ready.set()
+            return
+        try:
+            handles = self._find(pynvml)
+            if not handles:
+                self.missing = self.missing or "this host has no NVIDIA GPU"
+                return
+            while True:
+                self._sample(pynvml, handles)
+                self._ready.set()
+                if self._stop.wait(SAMPLE_EVERY_S):
+                    self._sample(pynvml, handles)
+                    return
+        except pynvml.NVMLError as error:
+            self.missing = f"NVML failed: {error}"
+        finally:
+            self._ready.set()
+            pynvml.nvmlShutdown()
+
+    def _find(self, pynvml: Any) -> list[Any]:
+        handles, facts = [], []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
+            if self._wanted and uuid not in self._wanted:
+                continue
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            facts.append(
+                GpuFacts(
+                    uuid=uuid,
+                    name=_text(pynvml.nvmlDeviceGetName(handle)),
+                    memory_mib=int(memory.total) // 2**20,
+                )
+            )
+            handles.append(handle)
+        self.gpus = tuple(facts)
+        self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        if self._wanted and len(handles) < len(self._wanted):
+            self.missing = f"{len(self._wanted) - len(handles)} of the GPUs named are not on this host"
+            return []
+        return handles
+
+    def _sample(self, pynvml: Any, handles: list[Any]) -> None:
+        watts = sum(pynvml.nvmlDeviceGetPowerUsage(handle) for handle in handles) / 1000
+        now = time.monotonic()
+        self.samples.append((now, watts))
+        try:
+            joules = sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1000
+        except pynvml.NVMLError_NotSupported:
+            return
+        self._counters.append((now, joules))
+
+    def over(self, begin: float, end: float, *, output_tokens: int, price_usd_per_kwh: float) -> Energy:
+        """Give the energy between two monotonic times, and what it means for the tokens made in between."""
+        if self.missing is not None:
+            return Energy(missing=self.missing, price_usd_per_kwh=price_usd_per_kwh)
+        inside = [watts for at, watts in self.samples if begin <= at <= end]
+        counters = self._counters if len(self._counters) == len(self.samples) else []
+        joules = _difference(counters, begin, end) if counters else _integral(self.samples, begin, end)
+        if joules is None or not inside:
+            return Energy(
+                missing="too few power samples in the measured part", price_usd_per_kwh=price_usd_per_kwh
+            )
+        per_token = joules / output_tokens if output_tokens else None
+        return Energy(
+            joules=joules,
+            mean_watts=joules / (end - begin),
+            max_watts=max(inside),
+            gpus=len(self.gpus),
+            method="energy counter" if counters else "integrated power samples",
+            joules_per_output_token=per_token,
+            tokens_per_joule=output_tokens / joules if joules > 0 else None,
+            usd_per_million_output_tokens=None
+            if per_token is None
+            else per_token * 1e6 / JOULES_PER_KWH * price_usd_per_kwh,
+            price_usd_per_kwh=price_usd_per_kwh,
+        )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _interpolate(points: list[tuple[float, float]], at: float) -> float | None:
+    """The value at a time between two samples, by a straight line; a little outside, the nearest sample's."""
+    if not points:
+        return None
+    before = after = None
+    for point in points:
+        if point[0] <= at:
+            before = point
+        elif after is None:
+            after = point
+    if before is None or after is None:
+        nearest = before or after
+        return nearest[1] if nearest is not None and abs(nearest[0] - at) <= 2 * SAMPLE_EVERY_S else None
+    share = (at - before[0]) / (after[0] - before[0])
+    return before[1] + share * (after[1] - before[1])
+
+
+def _difference(counters: list[tuple[float, float]], begin: float, end: float) -> float | None:
+    first, last = _interpolate(counters, begin), _interpolate(counters, end)
+    return None if first is None or last is None else last - first
+
+
+def _integral(samples: list[tuple[float, float]], begin: float, end: float) -> float | None:
+    first, last = _interpolate(samples, begin), _interpolate(samples, end)
+    if first is None or last is None:
+        return None
+    points = [(begin, first), *((at, watts) for at, watts in samples if begin < at < end), (end, last)]
+    return sum(
+        (right[0] - left[0]) * (left[1] + right[1]) / 2
+        for left, right in zip(points, points[1:], strict=False)
+    )

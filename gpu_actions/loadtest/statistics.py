@@ -1,0 +1,151 @@
+"""Percentiles with honest intervals, from samples in which some requests never ended.
+
+Order-statistic intervals are distribution-free: the number of samples below the true p-quantile is binomial(n, p)
+(David and Nagaraja, Order Statistics, 7.1). numpy is imported where it is used, after the load is over.
+"""
+
+import math
+from typing import Any
+
+from gpu_actions.loadtest.records import LogHistogram
+from gpu_actions.loadtest.result import Distribution, Percentile
+
+SHARES = (("p50", 0.50), ("p90", 0.90), ("p95", 0.95), ("p99", 0.99))
+EXACT_BINOMIAL_LIMIT = 2000
+MAX_SAMPLES = 2000
+
+
+def order_interval(n: int, share: float, confidence: float = 0.95) -> tuple[int | None, int | None]:
+    """Give ranks (from 1) between which the true quantile lies with the confidence; None for an end out of reach.
+
+    Each end takes half of the remaining chance. Up to 2,000 samples the binomial is summed exactly, above that the normal
+    approximation with continuity correction is within one rank.
+    """
+    if n == 0:
+        return None, None
+    tail = (1 - confidence) / 2
+    if n > EXACT_BINOMIAL_LIMIT:
+        spread = (
+            1.959964 * math.sqrt(n * share * (1 - share))
+            if confidence == 0.95
+            else 2.575829 * math.sqrt(n * share * (1 - share))
+        )
+        low, high = math.floor(n * share - spread), math.ceil(n * share + spread) + 1
+        return (low if low >= 1 else None), (high if high <= n else None)
+    low_rank: int | None = None
+    high_rank: int | None = None
+    cumulative = 0.0
+    log_share, log_rest = math.log(share), math.log1p(-share)
+    for below in range(n + 1):
+        # P(exactly `below` samples lie under the quantile)
+        cumulative += math.exp(
+            math.lgamma(n + 1)
+            - math.lgamma(below + 1)
+            - math.lgamma(n - below + 1)
+            + below * log_share
+            + (n - below) * log_rest
+        )
+        if cumulative <= tail:
+            low_rank = below + 1  # P(X < low_rank) <= tail
+        if high_rank is None and cumulative >= 1 - tail:
+            high_rank = below + 1
+            break
+    return low_rank, (high_rank if high_rank is not None and high_rank <= n else None)
+
+
+def reach_confidence_percent(n: int, share: float) -> float | None:
+    """The chance that the largest of n samples is above the true quantile: 60 samples give 45 % for p99, 299 give 95 %."""
+    return 100.0 * (1 - share**n) if n else None
+
+
+def percentile_rank(n: int, share: float) -> int:
+    """Nearest rank (from 1)."""
+    return min(n, max(1, math.ceil(share * n - 1e-9)))
+
+
+def describe(values_ms: Any, censored_at_ms: Any = ()) -> Distribution:
+    """Give the distribution of a numpy array of milliseconds.
+
+    `censored_at_ms`: how long each request that never ended had been running. They rank above all ended ones, and a percentile
+    that falls on one of them is a lower bound.
+    """
+    import numpy
+
+    ended = numpy.sort(numpy.asarray(values_ms, dtype=float))
+    running = numpy.sort(numpy.asarray(censored_at_ms, dtype=float))
+    n = len(ended) + len(running)
+
+    def at_rank(rank: int | None) -> tuple[float | None, bool]:
+        if rank is None:
+            return None, False
+        if rank <= len(ended):
+            return float(ended[rank - 1]), False
+        bound = float(running[rank - len(ended) - 1])
+        return (max(bound, float(ended[-1])) if len(ended) else bound), True
+
+    shares = {}
+    for name, share in SHARES:
+        if n == 0:
+            shares[name] = Percentile(value_ms=None)
+            continue
+        low, high = order_interval(n, share)
+        value, at_least = at_rank(percentile_rank(n, share))
+        high_value, high_open = at_rank(high)
+        shares[name] = Percentile(
+            value_ms=value,
+            low_ms=at_rank(low)[0],
+            high_ms=None if high_open else high_value,
+            confidence_percent=reach_confidence_percent(n, share),
+            at_least=at_least,
+        )
+    return Distribution(
+        count=n,
+        censored=len(running),
+        mean_ms=float(ended.mean()) if len(ended) else None,  # of those that ended
+        max_ms=at_rank(n)[0] if n else None,
+        **shares,
+    )
+
+
+def describe_histogram(histogram: LogHistogram) -> Distribution:
+    """Give the distribution of a histogram of seconds; values are within 0.25 %."""
+    n = histogram.count
+
+    def at_rank(rank: int | None) -> float | None:
+        return None if rank is None or n == 0 else histogram.at_rank(rank) * 1000
+
+    shares = {}
+    for name, share in SHARES:
+        low, high = order_interval(n, share)
+        shares[name] = Percentile(
+            value_ms=at_rank(percentile_rank(n, share)) if n else None,
+            low_ms=at_rank(low),
+            high_ms=at_rank(high),
+            confidence_percent=reach_confidence_percent(n, share),
+        )
+    return Distribution(
+        count=n,
+        mean_ms=histogram.sum_s / n * 1000 if n else None,
+        max_ms=histogram.max_s * 1000 if n else None,
+        **shares,
+    )
+
+
+def thin_out(sorted_values: Any) -> tuple[float, ...]:
+    """Give at most 2,000 evenly spaced order statistics (first and last kept), rounded to a microsecond."""
+    import numpy
+
+    values = numpy.asarray(sorted_values, dtype=float)
+    if len(values) > MAX_SAMPLES:
+        values = values[numpy.linspace(0, len(values) - 1, MAX_SAMPLES).round().astype(int)]
+    return tuple(float(value) for value in values.round(3))
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share, 0..1; (0, 1) when there is no sample."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
