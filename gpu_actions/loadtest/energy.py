@@ -4,6 +4,7 @@ The driver's energy counter is used where it exists (Volta and later); else powe
 only here and only when asked; a host without it gives null figures with the reason.
 """
 
+import itertools
 import threading
 import time
 from typing import Any
@@ -160,7 +161,4 @@ def _integral(samples: list[tuple[float, float]], begin: float, end: float) -> f
     if first is None or last is None:
         return None
     points = [(begin, first), *((at, watts) for at, watts in samples if begin < at < end), (end, last)]
-    return sum(
-        (right[0] - left[0]) * (left[1] + right[1]) / 2
-        for left, right in zip(points, points[1:], strict=False)
-    )
+    return sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in itertools.pairwise(points))

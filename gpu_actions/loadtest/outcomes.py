@@ -59,6 +59,6 @@ MEANINGS: dict[Outcome, str] = {
 }
 
 CENSORED = (Outcome.UNFINISHED, Outcome.TIMEOUT, Outcome.STALL)
-"""Ended by us while still running: their latency is at least what was seen, so percentiles count them as longer than all others."""
+"""Ended by us while still running: percentiles count them as longer than all that ended."""
 DEAD_ENGINE = (Outcome.CONNECTION_REFUSED, Outcome.CONNECTION_RESET, Outcome.CONNECT_FAILED)
 SHED = (Outcome.HTTP_429, Outcome.HTTP_503)

@@ -59,7 +59,7 @@ class LoadSpec(Frozen):
     prompt_len_max: int = Field(default=64, ge=1, le=1_000_000)
     prompt_unit: PromptUnit = Field(
         default="auto",
-        description="bytes: 1 ASCII byte a token (byte tokenizers); words: 1 short word a token, approximate; auto: asks the engine",
+        description="bytes: 1 ASCII byte a token; words: about 1 word a token; auto: found out from the engine",
     )
     ignore_eos: bool = Field(default=True, description="ask the engine to go on to max_new_tokens")
     require_usage: bool = Field(default=True, description="an answer without usage is an error")
@@ -82,7 +82,7 @@ class LoadSpec(Frozen):
     )
     stop_when_saturated: bool = Field(default=False, description="end early once the queue only grows")
     max_in_flight: int = Field(
-        default=20_000, ge=1, le=60_000, description="more than this ends the run: the service is swamped"
+        default=20_000, ge=1, le=60_000, description="more than this ends the run: it is swamped"
     )
 
     processes: int | None = Field(

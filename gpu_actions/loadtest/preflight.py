@@ -1,0 +1,144 @@
+"""What is asked of a service before load is put on it: does it serve this model, and how does it count a prompt.
+
+One real completion is the proof of service; its usage tells whether the tokenizer counts bytes. A wrong request (model, key,
+TLS) is told apart from a service that is down: the first is the caller's to fix, the second is the test's finding.
+"""
+
+import asyncio
+import ssl
+from array import array
+from dataclasses import dataclass
+from time import monotonic
+from typing import Literal
+
+from gpu_actions.loadtest.generator import Generator
+from gpu_actions.loadtest.outcomes import Outcome
+from gpu_actions.loadtest.prompts import PromptMaker
+from gpu_actions.loadtest.result import EngineFacts
+from gpu_actions.loadtest.schedule import Schedule
+from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.loadtest.target import LoadTestRefused, ServiceDown, Target, decode_json, encode_json, fetch
+
+PROBE_BYTES = 64
+PROBE_TOKENS = 2
+PROBE_TIMEOUT_S = 30.0
+MAX_SPECIAL_TOKENS = 2
+"""A tokenizer may add a begin and an end token to what it counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What the service answered. probe_tokens and prompt unit come from one completion."""
+
+    engine: EngineFacts
+    unit: Literal["bytes", "words"]
+    probe_tokens: int
+    warnings: tuple[str, ...]
+
+
+def prompt_maker(spec: LoadSpec, unit: Literal["bytes", "words"], *, seed: int | None = None) -> PromptMaker:
+    """Give the maker of a spec's request bodies."""
+    return PromptMaker(
+        model=spec.model,
+        api=spec.api,
+        unit=unit,
+        seed=spec.seed if seed is None else seed,
+        ignore_eos=spec.ignore_eos,
+        encode_model=encode_json(spec.model),
+    )
+
+
+async def preflight(spec: LoadSpec, target: Target) -> Preflight:
+    """Check the service. Raises LoadTestRefused (the request is wrong) or ServiceDown (the service does not serve)."""
+    warnings: list[str] = []
+    models, limit, version = await _models(spec, target, warnings)
+    if models and spec.model not in models:
+        raise LoadTestRefused(
+            f"model = {spec.model!r}: is not served at {spec.url}; it serves {', '.join(map(repr, models[:5]))}; give one of these"
+        )
+    longest = spec.prompt_len_max + spec.max_new_tokens
+    if limit is not None and longest > limit:
+        raise LoadTestRefused(
+            f"prompt_len_max = {spec.prompt_len_max}: with max_new_tokens = {spec.max_new_tokens} is over the {limit} tokens "
+            f"that this engine takes; lower one of them"
+        )
+    prompt_tokens, made = await _probe(spec, target)
+    unit: Literal["bytes", "words"]
+    if spec.prompt_unit == "auto":
+        unit = "bytes" if abs(prompt_tokens - PROBE_BYTES) <= MAX_SPECIAL_TOKENS else "words"
+    else:
+        unit = spec.prompt_unit
+    engine = EngineFacts(url=spec.url, models=tuple(models), max_model_len=limit, version=version)
+    return Preflight(engine=engine, unit=unit, probe_tokens=made, warnings=tuple(warnings))
+
+
+async def _models(
+    spec: LoadSpec, target: Target, warnings: list[str]
+) -> tuple[list[str], int | None, str | None]:
+    """The models that the service lists, the context limit of ours, and the engine's version where it tells."""
+    try:
+        status, body = await fetch(target, f"{spec.url}/v1/models")
+    except ssl.SSLCertVerificationError as error:
+        raise LoadTestRefused(
+            f"url = {spec.url}: its certificate is not trusted ({error.verify_message}); give its authority with --tls-ca"
+        ) from error
+    except ssl.SSLError as error:
+        raise LoadTestRefused(
+            f"url = {spec.url}: TLS failed ({error.reason}); is it an http:// address?"
+        ) from error
+    except ConnectionRefusedError as error:
+        raise ServiceDown(f"nothing listens at {spec.url} (connection refused)") from error
+    except (OSError, ValueError) as error:
+        raise ServiceDown(f"{spec.url} does not answer ({type(error).__name__}: {error})") from error
+    if status in {401, 403}:
+        raise LoadTestRefused(
+            f"url = {spec.url}: answers HTTP {status}; give its key in GPU_ONCALL_LOADTEST_API_KEY"
+        )
+    if status != 200:
+        warnings.append(
+            f"{spec.url}/v1/models answers HTTP {status}: the model's name could not be checked beforehand"
+        )
+        return [], None, None
+    try:
+        entries = decode_json(body)["data"]
+        models = [str(entry["id"]) for entry in entries]
+        limit = next((entry.get("max_model_len") for entry in entries if entry["id"] == spec.model), None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        warnings.append(
+            f"{spec.url}/v1/models does not list models: the model's name could not be checked beforehand"
+        )
+        return [], None, None
+    return models, int(limit) if isinstance(limit, int) else None, await _version(spec, target)
+
+
+async def _version(spec: LoadSpec, target: Target) -> str | None:
+    try:
+        status, body = await fetch(target, f"{spec.url}/version", timeout_s=2)
+        document = decode_json(body) if status == 200 else None
+    except (OSError, ValueError):
+        return None  # most servers have no such page
+    return str(document["version"]) if isinstance(document, dict) and "version" in document else None
+
+
+async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
+    """One completion of 2 tokens; gives the prompt tokens and the new tokens that the engine says it counted."""
+    tokens = min(PROBE_TOKENS, spec.max_new_tokens)
+    schedule = Schedule(
+        due_s=array("d", [0.0]),
+        prompt_len=array("i", [PROBE_BYTES]),
+        new_tokens=array("i", [tokens]),
+        warmup=0,
+    )
+    timeout_s = min(PROBE_TIMEOUT_S, spec.timeout_s)
+    probe_spec = spec.model_copy(update={"timeout_s": timeout_s})
+    generator = Generator(probe_spec, schedule, range(1), target, prompt_maker(spec, "bytes", seed=0))
+    await generator.run(monotonic(), asyncio.Event(), drain_s=timeout_s + 1)
+    outcome = Outcome(generator.records.outcome[0])
+    if outcome is Outcome.OK:
+        return generator.records.prompt_tokens[0], generator.records.tokens[0]
+    detail = next(iter(generator.counters.first_error.values()), (0.0, ""))[1]
+    if outcome is Outcome.TLS_ERROR:
+        raise LoadTestRefused(f"url = {spec.url}: TLS failed ({detail})")
+    if outcome is Outcome.HTTP_4XX:
+        raise LoadTestRefused(f"{spec.url} refuses the request: {detail}; check model, key and lengths")
+    raise ServiceDown(f"{spec.url} gives no completion: {outcome.label} ({detail or 'no detail'})")
