@@ -4,6 +4,7 @@ The client is the bottleneck when the p99 of its own lateness is above 5 % of th
 that is the scheduling noise of a busy host (measured 0.2-4 ms here), and no decision in the runbook turns on it.
 """
 
+import itertools
 from typing import Any
 
 from gpu_actions.loadtest.generator import Counters
@@ -222,7 +223,7 @@ class Columns:
         end_order = np.argsort(self.ended)
         ended_sorted = self.ended[end_order]
         backlog = self.in_flight_at(edges[1:])
-        for number, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for number, (begin, end) in enumerate(itertools.pairwise(edges)):
             due_rows = due_order[np.searchsorted(due_sorted, begin) : np.searchsorted(due_sorted, end)]
             end_rows = end_order[np.searchsorted(ended_sorted, begin) : np.searchsorted(ended_sorted, end)]
             ok_rows = due_rows[self.ok[due_rows]]
@@ -250,6 +251,20 @@ class Columns:
                 )
             )
         return tuple(points)
+
+    def last_end(self) -> float:
+        """When the last request ended, seconds of the measured part; 0 when none was sent."""
+        return float(self.np.nanmax(self.ended[self.sent])) if int(self.sent.sum()) else 0.0
+
+    @staticmethod
+    def ok_tokens_of_all(records: Records) -> int:
+        """Output tokens of all full answers, warm-up included."""
+        return sum(count for count, outcome in zip(records.tokens, records.outcome, strict=True) if outcome == Outcome.OK)
+
+    @staticmethod
+    def longest_answer(schedule: Schedule) -> int:
+        """The most tokens that one request asks for."""
+        return max(schedule.new_tokens, default=0)
 
     def warmup(self) -> Warmup:
         """The warm-up's own figures."""
@@ -288,8 +303,8 @@ def judge(
 ) -> tuple[RunVerdict, tuple[str, ...], tuple[str, ...]]:
     """Give verdict, reasons and warnings.
 
-    void when the client was the bottleneck or nothing was measured; a run that somebody stopped is failed if it was failing, else
-    void. `ended_by_service`: the run ended early because the service died or drowned.
+    void when the client was the bottleneck or nothing was measured; a run that somebody stopped is failed if it was
+    failing, else void. `ended_by_service`: the run ended early because the service died or drowned.
     """
     void: list[str] = []
     failed: list[str] = []
@@ -332,7 +347,7 @@ def judge(
     p99_confidence = latency.ttft.p99.confidence_percent
     if p99_confidence is not None and p99_confidence < 95:
         warnings.append(
-            f"{latency.ttft.count} requests show the true p99 with {p99_confidence:.0f} % confidence only; 299 are needed for 95 %"
+            f"{latency.ttft.count} requests show the true p99 with {p99_confidence:.0f} % confidence; 299 give 95 %"
         )
     if cross.agrees is False:
         warnings.append(f"counts disagree: {cross.summary}")

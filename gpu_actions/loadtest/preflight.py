@@ -54,7 +54,7 @@ async def preflight(spec: LoadSpec, target: Target) -> Preflight:
     models, limit, version = await _models(spec, target, warnings)
     if models and spec.model not in models:
         raise LoadTestRefused(
-            f"model = {spec.model!r}: is not served at {spec.url}; it serves {', '.join(map(repr, models[:5]))}; give one of these"
+            f"model = {spec.model!r}: is not served at {spec.url}; give one of {', '.join(map(repr, models[:5]))}"
         )
     longest = spec.prompt_len_max + spec.max_new_tokens
     if limit is not None and longest > limit:

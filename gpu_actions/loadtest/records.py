@@ -21,7 +21,7 @@ class Records:
     and last chunk with text; ended_s: [DONE], or the failure.
     """
 
-    __slots__ = ("chunks", "dispatched_s", "ended_s", "first_s", "last_token_s", "outcome", "prompt_tokens", "size", "tokens", "written_s")  # fmt: skip
+    __slots__ = (*_FLOAT_COLUMNS, *_INT_COLUMNS, "outcome", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -13,40 +13,32 @@ from gpu_actions.loadtest.result import Distribution, Percentile
 SHARES = (("p50", 0.50), ("p90", 0.90), ("p95", 0.95), ("p99", 0.99))
 EXACT_BINOMIAL_LIMIT = 2000
 MAX_SAMPLES = 2000
+Z_95 = 1.959964
 
 
-def order_interval(n: int, share: float, confidence: float = 0.95) -> tuple[int | None, int | None]:
-    """Give ranks (from 1) between which the true quantile lies with the confidence; None for an end out of reach.
+def order_interval(n: int, share: float) -> tuple[int | None, int | None]:
+    """Give ranks (from 1) between which the true quantile lies with 95 % confidence; None for an end out of reach.
 
     Each end takes half of the remaining chance. Up to 2,000 samples the binomial is summed exactly, above that the normal
     approximation with continuity correction is within one rank.
     """
     if n == 0:
         return None, None
-    tail = (1 - confidence) / 2
     if n > EXACT_BINOMIAL_LIMIT:
-        spread = (
-            1.959964 * math.sqrt(n * share * (1 - share))
-            if confidence == 0.95
-            else 2.575829 * math.sqrt(n * share * (1 - share))
-        )
+        spread = Z_95 * math.sqrt(n * share * (1 - share))
         low, high = math.floor(n * share - spread), math.ceil(n * share + spread) + 1
         return (low if low >= 1 else None), (high if high <= n else None)
+    tail = 0.025
     low_rank: int | None = None
     high_rank: int | None = None
     cumulative = 0.0
     log_share, log_rest = math.log(share), math.log1p(-share)
     for below in range(n + 1):
         # P(exactly `below` samples lie under the quantile)
-        cumulative += math.exp(
-            math.lgamma(n + 1)
-            - math.lgamma(below + 1)
-            - math.lgamma(n - below + 1)
-            + below * log_share
-            + (n - below) * log_rest
-        )
+        log_ways = math.lgamma(n + 1) - math.lgamma(below + 1) - math.lgamma(n - below + 1)
+        cumulative += math.exp(log_ways + below * log_share + (n - below) * log_rest)
         if cumulative <= tail:
-            low_rank = below + 1  # P(X < low_rank) <= tail
+            low_rank = below + 1
         if high_rank is None and cumulative >= 1 - tail:
             high_rank = below + 1
             break
@@ -141,7 +133,7 @@ def thin_out(sorted_values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values.round(3))
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
     """The Wilson score interval of a share, 0..1; (0, 1) when there is no sample."""
     if n == 0:
         return 0.0, 1.0

@@ -1,0 +1,89 @@
+"""One of several generator processes: `python -m gpu_actions.loadtest.worker`, driven by `session.WorkerSession`.
+
+Standard input: the job as one JSON line, then `start TIME`, maybe `stop`; when it closes, the parent is gone and so are we.
+Standard output: `ready`, a JSON line of counters twice a second, and at the end the record as bytes.
+"""
+
+import asyncio
+import gc
+import sys
+from dataclasses import asdict
+
+from gpu_actions.loadtest.generator import Generator, own_rows
+from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.records import LogHistogram
+from gpu_actions.loadtest.schedule import make_schedule
+from gpu_actions.loadtest.session import usage_of_this_process
+from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.loadtest.target import decode_json, encode_json, resolve_target
+
+PROGRESS_EVERY_S = 0.5
+
+
+def _message(histogram: LogHistogram) -> dict[str, object]:
+    return {
+        "bins": [(position, count) for position, count in enumerate(histogram.bins) if count],
+        "count": histogram.count,
+        "sum_s": histogram.sum_s,
+        "max_s": histogram.max_s,
+    }
+
+
+async def _read_orders(reader: asyncio.StreamReader, stop: asyncio.Event, main: "asyncio.Task[None]") -> None:
+    while line := await reader.readline():
+        if line == b"stop\n":
+            stop.set()
+    main.cancel()  # the parent is gone
+
+
+async def work() -> None:
+    """Do one job."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=2**20)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+    job = decode_json(await reader.readline())
+    spec = LoadSpec.model_validate(job["spec"])
+    schedule = make_schedule(spec)
+    target = await resolve_target(spec)
+    rows = own_rows(len(schedule), job["worker"], job["workers"])
+    generator = Generator(spec, schedule, rows, target, prompt_maker(spec, job["unit"]))
+    gc.collect()
+    gc.freeze()  # what exists now is never garbage; keeps collections short during the run
+    out = sys.stdout.buffer
+    out.write(b"ready\n")
+    out.flush()
+    order = (await reader.readline()).split()
+    if len(order) != 2 or order[0] != b"start":
+        return
+    stop = asyncio.Event()
+    this = asyncio.current_task()
+    assert this is not None  # noqa: S101  (a coroutine runs in a task)
+    orders = loop.create_task(_read_orders(reader, stop, this))
+    run = loop.create_task(generator.run(float(order[1]), stop, drain_s=spec.drain_limit_s))
+    while not run.done():
+        await asyncio.wait([run], timeout=PROGRESS_EVERY_S)
+        out.write(encode_json({"counters": asdict(generator.counters)}) + b"\n")
+        out.flush()
+    await run
+    orders.cancel()
+    raw = generator.records.dump_rows(rows)
+    cpu_s, rss = usage_of_this_process()
+    final = {
+        "counters": asdict(generator.counters),
+        "size": len(raw),
+        "gaps": _message(generator.gaps),
+        "ttft": _message(generator.ttft),
+        "cpu_s": cpu_s,
+        "max_rss_mib": rss,
+    }
+    out.write(encode_json(final) + b"\n" + raw)
+    out.flush()
+
+
+if __name__ == "__main__":
+    try:
+        import uvloop
+
+        uvloop.run(work())
+    except ImportError:
+        asyncio.run(work())
