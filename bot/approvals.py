@@ -106,7 +106,9 @@ class Approvals:
             self._set(connection, row, RunStatus.QUEUED)
             return f"{row.id} goes on without the missing approvals, on your override; the reason is in the record."
         if missing > 0:
-            return f"Your approval of {row.id} counts; {missing} more {'is' if missing == 1 else 'are'} needed."
+            return (
+                f"Your approval of {row.id} counts; {missing} more {'is' if missing == 1 else 'are'} needed."
+            )
         self._set(connection, row, RunStatus.QUEUED)
         return f"{row.id} is approved and starts now."
 

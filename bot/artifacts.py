@@ -78,9 +78,11 @@ class ArtifactStore:
         return hmac.new(self._secret, path.encode(), hashlib.sha256).hexdigest()[:SIGNATURE_CHARACTERS]
 
     def open(self, path: str, signature: str) -> tuple[ArtifactRecord, IO[bytes]]:
-        """Open `run/step/name` for reading; the caller closes it. Raises UserError for a wrong signature or a file that is gone."""
+        """Open `run/step/name` for reading; the caller closes it. Raises UserError for a wrong link or a file that is gone."""
         if not hmac.compare_digest(self.signature(path).encode(), signature.encode()):
-            raise UserError("This link is not one of mine, or it was cut short: open it from the message again.")
+            raise UserError(
+                "This link is not one of mine, or it was cut short: open it from the message again."
+            )
         run_id, step_id, name = path.split("/", 2)
         query = artifacts.select().where(
             artifacts.c.run_id == run_id, artifacts.c.step_id == step_id, artifacts.c.name == name
@@ -88,7 +90,9 @@ class ArtifactStore:
         with self._store.database.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None or row.swept_at is not None:
-            raise UserError("This file was removed: it is older than artifacts.retention_days of the settings.")
+            raise UserError(
+                "This file was removed: it is older than artifacts.retention_days of the settings."
+            )
         try:
             return artifact_record(row), self._open(path, "rb")
         except FileNotFoundError:
@@ -137,9 +141,7 @@ class ArtifactStore:
             )
         self._rename(f"{path}.part", path)
 
-    def _record(
-        self, run_id: str, step_id: str, artifact: Artifact, url: str, reason: str
-    ) -> ArtifactRecord:
+    def _record(self, run_id: str, step_id: str, artifact: Artifact, url: str, reason: str) -> ArtifactRecord:
         where = sa.and_(
             artifacts.c.run_id == run_id, artifacts.c.step_id == step_id, artifacts.c.name == artifact.name
         )

@@ -19,7 +19,8 @@ ENGINE_VERSION = "1"
 """Of the workflows in `bot.run_workflow`. Not of the product: a product upgrade must find its waiting runs again."""
 
 MAX_THREADS = 6
-SQLITE_NOTIFICATION_POLL_S = 5.0  # nothing of ours waits in recv; this only keeps its poller quiet
+WRITE_DOWN_S = 0.5
+NOTIFICATION_POLL_S = 1.0  # nothing of ours waits in recv; its poller sleeps this long before it sees the end
 SCHEDULER_POLL_S = 3600.0  # DBOS schedules are not used
 
 
@@ -39,7 +40,7 @@ def refuse_pickle() -> None:
     from dbos._serialization import DefaultSerializer
 
     DefaultSerializer.serialize = _refuse  # type: ignore[method-assign]
-    DefaultSerializer.deserialize = _refuse  # type: ignore[method-assign]
+    DefaultSerializer.deserialize = _refuse  # type: ignore[method-assign,assignment]
 
 
 def open_dbos(url: str) -> None:
@@ -57,7 +58,7 @@ def open_dbos(url: str) -> None:
         "enable_otlp": False,
         "max_executor_threads": MAX_THREADS,
         "sys_db_pool_size": 4,
-        "notification_listener_polling_interval_sec": SQLITE_NOTIFICATION_POLL_S,
+        "notification_listener_polling_interval_sec": NOTIFICATION_POLL_S,
         "scheduler_polling_interval_sec": SCHEDULER_POLL_S,
     }
     logging.getLogger("dbos").propagate = False
@@ -66,8 +67,28 @@ def open_dbos(url: str) -> None:
 
 async def close_dbos() -> None:
     """End DBOS and its threads. Workflows that are not finished stay pending and are taken up at the next launch."""
+    await _end_workflow_tasks()
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="close-dbos") as executor:
         await loop.run_in_executor(executor, lambda: DBOS.destroy(destroy_registry=True))
     # DBOS made its own (now closed) pool the loop's default one
     loop.set_default_executor(ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="bot"))
+
+
+async def _end_workflow_tasks() -> None:
+    """Let workflows that just ended write it down, then cut the others: a cancelled task records nothing.
+
+    DBOS keeps its tasks to itself and would take their threads away in the middle of a write; they are known by their coroutine.
+    """
+    tasks = {
+        task
+        for task in asyncio.all_tasks()
+        if getattr(task.get_coro(), "__qualname__", "") == "_execute_workflow_async"
+    }
+    if not tasks:
+        return
+    _, left = await asyncio.wait(tasks, timeout=WRITE_DOWN_S)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=WRITE_DOWN_S)

@@ -1,0 +1,255 @@
+"""A toy action whose steps leave countable effects: files with one line for every time a step function was entered or left.
+
+Its plan comes from words: `count:a count:b hold:c`. `hold` waits for a file, so that a test decides when a run is where.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field
+
+from bot.artifacts import ArtifactStore
+from bot.records import Person, Place, RunRecord
+from bot.runs import Runs
+from bot.settings import AccessSettings, ApprovalRule, ArtifactSettings, Settings
+from bot.store import Store
+from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
+from gpu_actions.config import EngineConfig, HostConfig, ProcessUnit, RouterConfig, TierConfig
+from gpu_actions.files import artifact_of
+from gpu_actions.models import Frozen, JsonObject, Verdict, VerdictKind
+from gpu_actions.plan import Plan, Step
+from gpu_actions.processes import child_environment, run_process
+
+ONCALL = Person(id="U_ONCALL", name="oncall")
+LEAD = Person(id="U_LEAD", name="lead")
+OTHER = Person(id="U_OTHER", name="other")
+HERE = Place(channel="C_INCIDENTS")
+
+TREE = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
+
+
+class ToyArguments(Frozen):
+    """What the toy action takes."""
+
+    script: str = Field(default="count:a count:b", description="words VERB:ID")
+    settle: str = Field(default="", description="the same, for the compensation")
+    tries: int = Field(default=1, ge=1, le=5, description="alternatives of the group of steps named *ID")
+    qps: float = Field(default=1, gt=0, le=100)
+    timeout_s: float = Field(default=60, gt=0)
+    refuse: str = ""
+
+
+def effects_dir(state_dir: Path) -> Path:
+    """Where the effects of the toy host's steps lie."""
+    return state_dir / "hosts" / "toy" / "effects"
+
+
+def effects(state_dir: Path, name: str) -> list[str]:
+    """The lines that a step left; the line is the argument set of that attempt."""
+    path = effects_dir(state_dir) / name
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _leave(context: StepContext, name: str, line: str) -> None:
+    folder = context.host.state_dir / "effects"
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(descriptor, f"{line}\n".encode())
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@step("toy.count")
+async def count(context: StepContext) -> StepResult:
+    """Leave one line."""
+    _leave(context, context.step.id, str(context.args.get("alternative", "")))
+    return StepResult(summary=f"counted {context.step.id}", data={"seen": sorted(context.outputs)})
+
+
+@step("toy.hold")
+async def hold(context: StepContext) -> StepResult:
+    """Leave a line, wait for the file `release`, leave another line."""
+    _leave(context, context.step.id, str(os.getpid()))
+    while not (context.host.state_dir / "effects" / "release").exists():
+        context.report("holding", 0.5)
+        await asyncio.sleep(0.01)
+    _leave(context, f"{context.step.id}.done", str(os.getpid()))
+    return StepResult(summary="held")
+
+
+@step("toy.signal")
+async def until_signal(context: StepContext) -> StepResult:
+    """Wait for a signal."""
+    while not (told := await context.signals()):
+        await asyncio.sleep(0.01)
+    return StepResult(summary=f"told {', '.join(told)}")
+
+
+@step("toy.fail")
+async def fail(context: StepContext) -> StepResult:
+    """Leave a line and fail."""
+    _leave(context, context.step.id, str(context.args.get("alternative", "")))
+    raise StepFailed("it did not work", next_action="try the other one")
+
+
+@step("toy.warn")
+async def warn(context: StepContext) -> StepResult:
+    """Finish with a warning."""
+    return StepResult(summary="done, but look at it", warning=True)
+
+
+@step("toy.defect")
+async def defect(context: StepContext) -> StepResult:
+    """Break as a programming error does."""
+    raise ZeroDivisionError("a defect")
+
+
+@step("toy.tree")
+async def tree(context: StepContext) -> StepResult:
+    """Run a child with a grandchild, both sleeping for ten minutes."""
+    marked = {**child_environment(), "TOY_TREE": str(context.host.state_dir)}
+    _leave(context, context.step.id, "")
+    await run_process([sys.executable, "-c", TREE], timeout_s=600, env=marked)
+    return StepResult(summary="the tree ended by itself")
+
+
+@step("toy.file")
+async def file(context: StepContext) -> StepResult:
+    """Make a file."""
+    path = context.workdir / "report.txt"
+    path.write_text("evidence\n")
+    return StepResult(summary="made a file", artifacts=(artifact_of(path, source="toy"),))
+
+
+@step("toy.verdict")
+async def verdict(context: StepContext) -> StepResult:
+    """Give a verdict."""
+    return StepResult(
+        summary="bad", verdict=Verdict(verdict=VerdictKind.FALL_BACK, cause="nccl_hang", summary="it hangs")
+    )
+
+
+async def plan(request: PlanRequest) -> Plan:
+    """A plan from the words of the script. It shows the load's shape of the host, so that a test can change it."""
+    given: ToyArguments = request.arguments
+    if given.refuse:
+        raise PlanRefused([given.refuse])
+    alternatives: dict[str, tuple[JsonObject, ...]] = {}
+    if given.tries > 1:
+        alternatives = {"tried": tuple({"alternative": f"try{n}"} for n in range(1, given.tries + 1))}
+    marker = request.host.state_dir / "plan-marker"
+    return Plan(
+        action="toy",
+        host=request.host.name,
+        title="a toy",
+        steps=_steps(given.script, given.timeout_s),
+        compensation=_steps(given.settle, given.timeout_s),
+        alternatives=alternatives,
+        losses=marker.read_text() if marker.exists() else "",
+        options={"qps": given.qps, "cause": request.verdict.cause if request.verdict else ""},
+    )
+
+
+def _steps(script: str, timeout_s: float) -> tuple[Step, ...]:
+    made = []
+    for word in script.split():
+        verb, name = word.split(":")
+        grouped = name.startswith("*")
+        name = name.removeprefix("*")
+        goes_on = name.endswith("?")
+        name = name.removesuffix("?")
+        made.append(
+            Step(
+                id=name,
+                verb=f"toy.{verb}",
+                title=f"{verb} {name}",
+                timeout_s=timeout_s,
+                group="tried" if grouped else None,
+                on_failure="continue" if goes_on else "stop",
+            )
+        )
+    return tuple(made)
+
+
+def toy_actions() -> dict[str, ActionSpec]:
+    """The toy action under four names: changing, reading, gated, and one that other code knows as triage."""
+    shapes = {"toy": ("toy", True), "look": ("lk", False), "gated": ("gt", True), "triage": ("tr", False)}
+
+    def spec(name: str, prefix: str, changes: bool) -> ActionSpec:
+        async def planned(request: PlanRequest) -> Plan:
+            return (await plan(request)).model_copy(update={"action": name})
+
+        return ActionSpec(
+            name=name,
+            prefix=prefix,
+            summary="",
+            arguments=ToyArguments,
+            plan=planned,
+            changes_host=changes,
+        )
+
+    return {name: spec(name, *shape) for name, shape in shapes.items()}
+
+
+def toy_settings(state_dir: Path, *, expires_s: float = 600, approvals: int = 1) -> Settings:
+    """Settings with one host `toy`, whose drivers are built and never used."""
+
+    def tier(name: str) -> TierConfig:
+        return TierConfig(
+            engine=EngineConfig(url="http://127.0.0.1:9", model="toy"),
+            unit=ProcessUnit(argv=("true",)),
+            server=name,
+        )
+
+    rule = ApprovalRule(approvals=approvals, expires_s=expires_s)
+    return Settings(
+        _env_file=None,
+        state_dir=state_dir,
+        # "gated" is no action of the product, which the field's own check would refuse
+        access=AccessSettings.model_construct(
+            roles={}, change="responder", groups_ttl_s=300, approvals={"gated": rule}
+        ),
+        artifacts=ArtifactSettings(max_mib=1),
+        hosts=(
+            HostConfig(
+                name="toy",
+                tiers={"tp": tier("tp"), "fallback": tier("fallback")},
+                router=RouterConfig(url="http://127.0.0.1:9"),
+            ),
+        ),
+    )
+
+
+def build(state_dir: Path, **how: float) -> tuple[Settings, Store, Runs]:
+    """Runs over toy actions, not launched yet."""
+    settings = toy_settings(state_dir, **how)  # type: ignore[arg-type]
+    store = Store(settings.own_database_url)
+    runs = Runs(settings, store=store, artifacts=ArtifactStore(settings, store), actions=toy_actions())
+    return settings, store, runs
+
+
+async def start(runs: Runs, action: str = "toy", *, key: str = "", **options: str) -> RunRecord:
+    """Start a run as `oncall`."""
+    started = await runs.start(
+        action=action,
+        host=None,
+        options=options,
+        requester=ONCALL,
+        place=HERE,
+        dedupe_key=key or os.urandom(8).hex(),
+    )
+    return started.run
+
+
+async def ended(runs: Runs, run_id: str) -> RunRecord:
+    """Wait for a run's end."""
+    async with asyncio.timeout(30):
+        return await runs.wait(run_id, until=lambda run: run.status.final)
+
+
+def counts(state_dir: Path, names: Mapping[str, int]) -> dict[str, int]:
+    """How many lines each named effect has."""
+    return {name: len(effects(state_dir, name)) for name in names}
