@@ -137,6 +137,10 @@ class FakeEngine:
         return response
 
 
+async def answer_models(request: web.Request) -> web.StreamResponse:
+    return web.json_response({"data": [{"id": "m"}]})
+
+
 @pytest.fixture
 async def start_engine() -> AsyncIterator[Callable[..., Awaitable[FakeEngine]]]:
     """Start engines on free ports: `engine = await start_engine(running=2, completion="hang")`."""
@@ -146,9 +150,7 @@ async def start_engine() -> AsyncIterator[Callable[..., Awaitable[FakeEngine]]]:
         engine = FakeEngine(**fields)  # type: ignore[arg-type]
         app = web.Application()
         app.router.add_get("/metrics", engine.answer_metrics)
-        app.router.add_get(
-            "/v1/models", lambda _: asyncio.sleep(0, web.json_response({"data": [{"id": "m"}]}))
-        )
+        app.router.add_get("/v1/models", answer_models)
         app.router.add_post("/v1/completions", engine.answer_completion)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -214,6 +216,11 @@ def ras_talk(answer: str, *, json_format: bool = True) -> Talk:
 def process_state(pid: int) -> str:
     """The kernel's letter for a process."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def spawn(*argv: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, its output in a pipe."""
+    return subprocess.Popen(argv, cwd=cwd, stdout=subprocess.PIPE, start_new_session=True)
 
 
 def end(*processes: subprocess.Popen[bytes]) -> None:
