@@ -259,7 +259,11 @@ class Columns:
     @staticmethod
     def ok_tokens_of_all(records: Records) -> int:
         """Output tokens of all full answers, warm-up included."""
-        return sum(count for count, outcome in zip(records.tokens, records.outcome, strict=True) if outcome == Outcome.OK)
+        return sum(
+            count
+            for count, outcome in zip(records.tokens, records.outcome, strict=True)
+            if outcome == Outcome.OK
+        )
 
     @staticmethod
     def longest_answer(schedule: Schedule) -> int:

@@ -104,7 +104,9 @@ async def run_load_test(
 class _Early:
     """Why and when (seconds of the measured part) the sending ended before the schedule did."""
 
-    def __init__(self, reason: str | None = None, *, at_s: float | None = None, by_service: bool = False) -> None:
+    def __init__(
+        self, reason: str | None = None, *, at_s: float | None = None, by_service: bool = False
+    ) -> None:
         self.reason, self.at_s, self.by_service = reason, at_s, by_service
 
 
@@ -137,10 +139,17 @@ async def _carry_out(
             if end_now.is_set() or elapsed >= spec.duration_s:
                 continue  # only draining is left
             if stopper.done():
-                early = _Early(f"stopped by request after {max(0.0, elapsed):.1f} of {spec.duration_s:g} s", at_s=elapsed)
+                early = _Early(
+                    f"stopped by request after {max(0.0, elapsed):.1f} of {spec.duration_s:g} s", at_s=elapsed
+                )
             elif now - answered_at >= DEAD_AFTER_S and counters.dead - dead_before >= DEAD_FAILURES:
                 label, (_, text) = next(
-                    (item for item in reversed(counters.first_error.items()) if item[0].startswith("connect")), ("", (0, ""))
+                    (
+                        item
+                        for item in reversed(counters.first_error.items())
+                        if item[0].startswith("connect")
+                    ),
+                    ("", (0, "")),
                 )
                 early = _Early(
                     f"the engine died: no answer since {answered_at - start:.1f} s, "
@@ -152,7 +161,9 @@ async def _carry_out(
                     f"{counters.in_flight} requests in flight at {elapsed:.1f} s, over the limit of {spec.max_in_flight}",
                     at_s=elapsed, by_service=True,
                 )  # fmt: skip
-            elif spec.stop_when_saturated and counters.in_flight > max(100.0, spec.target_qps * SATURATED_BACKLOG_S):
+            elif spec.stop_when_saturated and counters.in_flight > max(
+                100.0, spec.target_qps * SATURATED_BACKLOG_S
+            ):
                 early = _Early(
                     f"over-saturated: {counters.in_flight} requests in flight at {elapsed:.1f} s, more than "
                     f"{SATURATED_BACKLOG_S:g} s of load", at_s=elapsed, by_service=True,
@@ -244,11 +255,17 @@ def _result(
         failed = counters.sent - counters.ok
         ok_tokens = columns.ok_tokens_of_all(records) + checked.probe_tokens
         cross = cross_check(
-            before, after, ok=counters.ok + 1, tokens=ok_tokens, unaccounted_tokens=failed * columns.longest_answer(schedule)
+            before,
+            after,
+            ok=counters.ok + 1,
+            tokens=ok_tokens,
+            unaccounted_tokens=failed * columns.longest_answer(schedule),
         )
         engine = checked.engine.model_copy(update={"kind": after.kind})
     else:
-        cross = CrossCheck(agrees=None, client_requests_ok=0, client_output_tokens=0, summary="not checked: nothing was sent")
+        cross = CrossCheck(
+            agrees=None, client_requests_ok=0, client_output_tokens=0, summary="not checked: nothing was sent"
+        )
         engine = EngineFacts(url=spec.url)
     verdict, reasons, warnings = judge(
         spec=spec, requests=requests, latency=latency, lateness=lateness, saturation=saturation, errors=errors, cross=cross,
@@ -257,7 +274,10 @@ def _result(
     if session is None:
         verdict, reasons, warnings = RunVerdict.FAILED, (early.reason or "",), ()
     energy = meter.over(
-        start, start + measured_s, output_tokens=int(rates.output_tokens_per_s * measured_s), price_usd_per_kwh=spec.price_usd_per_kwh
+        start,
+        start + measured_s,
+        output_tokens=int(rates.output_tokens_per_s * measured_s),
+        price_usd_per_kwh=spec.price_usd_per_kwh,
     )
     return LoadTestResult(
         name=spec.name,

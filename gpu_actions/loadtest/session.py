@@ -50,7 +50,9 @@ def usage_of_this_process() -> tuple[float, float]:
 class LocalSession:
     """The load from this process's own event loop."""
 
-    def __init__(self, spec: LoadSpec, schedule: Schedule, target: Target, unit: Literal["bytes", "words"]) -> None:
+    def __init__(
+        self, spec: LoadSpec, schedule: Schedule, target: Target, unit: Literal["bytes", "words"]
+    ) -> None:
         self._drain_s = spec.drain_limit_s
         self._generator = Generator(spec, schedule, range(len(schedule)), target, prompt_maker(spec, unit))
         self.counters = self._generator.counters
@@ -78,7 +80,9 @@ class LocalSession:
 class WorkerSession:
     """The load from several processes of their own."""
 
-    def __init__(self, spec: LoadSpec, schedule: Schedule, unit: Literal["bytes", "words"], processes: int) -> None:
+    def __init__(
+        self, spec: LoadSpec, schedule: Schedule, unit: Literal["bytes", "words"], processes: int
+    ) -> None:
         self._spec = spec
         self._schedule = schedule
         self._unit = unit
@@ -113,14 +117,18 @@ class WorkerSession:
         for process in self._workers:
             line = await asyncio.wait_for(_stdout(process).readline(), WORKER_READY_TIMEOUT_S)
             if line != b"ready\n":
-                raise RuntimeError(f"a generator process did not come up ({line[:200]!r}); see standard error")
+                raise RuntimeError(
+                    f"a generator process did not come up ({line[:200]!r}); see standard error"
+                )
 
     async def run(self, start_at: float, stop: asyncio.Event) -> None:
         for process in self._workers:
             _stdin(process).write(b"start %r\n" % start_at)
         stopper = asyncio.get_running_loop().create_task(self._pass_on(stop))
         try:
-            await asyncio.gather(*(self._follow(number, process) for number, process in enumerate(self._workers)))
+            await asyncio.gather(
+                *(self._follow(number, process) for number, process in enumerate(self._workers))
+            )
         finally:
             stopper.cancel()
 
@@ -152,7 +160,18 @@ class WorkerSession:
     def _add_up(self) -> None:
         total = Counters()
         for part in self._parts.values():
-            for name in ("sent", "ok", "failed", "dead", "retried", "connections", "chunks", "tokens", "prompt_tokens", "in_flight"):
+            for name in (
+                "sent",
+                "ok",
+                "failed",
+                "dead",
+                "retried",
+                "connections",
+                "chunks",
+                "tokens",
+                "prompt_tokens",
+                "in_flight",
+            ):
                 setattr(total, name, getattr(total, name) + getattr(part, name))
             for name, (at, text) in part.first_error.items():
                 if name not in total.first_error or at < total.first_error[name][0]:
