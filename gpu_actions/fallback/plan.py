@@ -9,7 +9,7 @@ from pydantic import Field
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
 from gpu_actions.fallback import drain, launch, scope, settle, stop, traffic, validate, warm
 from gpu_actions.fallback.condition import Condition
-from gpu_actions.fallback.gpus import choose_gpus
+from gpu_actions.fallback.gpus import Choice, choose_gpus
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, settle_step
 from gpu_actions.fallback.preflight import Facts, gather_facts, problems_of
 from gpu_actions.host import Host
@@ -79,6 +79,11 @@ async def plan_fallback(request: PlanRequest) -> Plan:
     problems += choice.problems
     if problems:
         raise PlanRefused(problems)
+    return lay_out(host, facts, choice, arguments)
+
+
+def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArguments) -> Plan:
+    """The plan from what preflight found and which GPUs were chosen; pure but for the time of the last start."""
     order = choose_order(facts.tp.condition, beside=choice.candidates[0].beside)
     steps = {step.id: step for step in fallback_steps(host, facts, choice, order)}
     ids = [i for i in ORDERS[order] if i != "validate" or not arguments.skip_validation]

@@ -8,7 +8,7 @@ from enum import StrEnum
 from gpu_actions.fallback import scope, warm
 from gpu_actions.fallback.condition import Condition
 from gpu_actions.fallback.gpus import Choice
-from gpu_actions.fallback.preflight import OWN_FREEZE, Facts
+from gpu_actions.fallback.preflight import OWN_FREEZE, OWN_PREFIX, Facts
 from gpu_actions.forensics.step import capture_step
 from gpu_actions.host import Host
 from gpu_actions.models import JsonObject
@@ -27,43 +27,10 @@ class Order(StrEnum):
 
 
 ORDERS: dict[Order, tuple[str, ...]] = {
-    # fmt: off
-    Order.PLANNED: (
-        "capture",
-        "scope",
-        "launch",
-        "warm",
-        "route",
-        "backpressure",
-        "drain",
-        "stop",
-        "validate",
-    ),
-    Order.OVERLAPPED: (
-        "hold",
-        "scope",
-        "launch",
-        "warm",
-        "route",
-        "backpressure",
-        "capture",
-        "drain",
-        "stop",
-        "validate",
-    ),
-    Order.IN_PLACE: (
-        "capture",
-        "drain",
-        "stop",
-        "scope",
-        "launch",
-        "warm",
-        "route",
-        "backpressure",
-        "validate",
-    ),
-    # fmt: on
-}
+    Order.PLANNED: ("capture", "scope", "launch", "warm", "route", "backpressure", "drain", "stop", "validate"),
+    Order.OVERLAPPED: ("hold", "scope", "launch", "warm", "route", "backpressure", "capture", "drain", "stop", "validate"),
+    Order.IN_PLACE: ("capture", "drain", "stop", "scope", "launch", "warm", "route", "backpressure", "validate"),
+}  # fmt: skip
 """In every order evidence is saved before anything is stopped or cut, and traffic moves after a generated token. A launch
 beside the tier destroys nothing: where the tier is dead anyway, clients come first, and it stands untouched until its
 evidence is saved. An engine that loads for long leaves time for that: then the warm step saves it meanwhile."""
@@ -161,7 +128,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
                 "variables": scope.scope_for(first.gpu),
                 "unset": list(scope.NCCL_LEFTOVERS),
                 "leftovers": list(leftovers),
-                "own_freeze": "gpu-oncall ",
+                "own_freeze": OWN_PREFIX,
             },
             details=(
                 f"{scope.DEVICES}={first.gpu}" if first.gpu else "no GPU variable: the tier runs on the CPU",

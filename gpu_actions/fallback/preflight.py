@@ -16,8 +16,11 @@ from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
 
-OWN_FREEZE = "gpu-oncall fallback"
-"""How a freeze of ours begins; the run's id follows. Another reason is somebody else's."""
+OWN_PREFIX = "gpu-oncall "
+"""How a freeze of ours begins. Another reason is somebody else's, and stays."""
+
+OWN_FREEZE = f"{OWN_PREFIX}fallback"
+"""A fallback's freeze; the run's id follows."""
 
 LIVE_PROBE_S = 5.0
 
@@ -104,7 +107,7 @@ def common_problems(config: HostConfig, facts: Facts) -> list[str]:
             problems.append(f"the unit of the {name} tier cannot be described: {tier.unit_error}")
     for name, tier in _both(facts):
         state = tier.state
-        if state is not None and state.frozen and not state.frozen_reason.startswith("gpu-oncall "):
+        if state is not None and state.frozen and not state.frozen_reason.startswith(OWN_PREFIX):
             problems.append(
                 f"the {name} tier is frozen by somebody else ({state.frozen_reason or 'no reason given'}): "
                 "ask them, unfreeze it, and try again"

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.fallback.condition import generates
+from gpu_actions.fallback.preflight import OWN_PREFIX
 from gpu_actions.fallback.traffic import prove_route, route_to
 from gpu_actions.forensics.step import save_evidence
 from gpu_actions.host import Host, Tier
@@ -95,16 +96,16 @@ class Troubles:
         return True
 
 
-async def unfreeze_own(tier: Tier, own: str) -> None:
+async def unfreeze_own(tier: Tier) -> None:
     """Lift a freeze of ours; somebody else's stays."""
     state = await tier.unit.state()
-    if state.frozen and state.frozen_reason.startswith(own):
+    if state.frozen and state.frozen_reason.startswith(OWN_PREFIX):
         await tier.unit.unfreeze()
 
 
-async def settle_on_tp(host: Host, troubles: Troubles, *, own_freeze: str) -> None:
+async def settle_on_tp(host: Host, troubles: Troubles) -> None:
     """The full tier takes everything, the fallback is stopped, its limits and its scope are gone."""
-    await troubles.attempt("unfreeze tp", unfreeze_own(host.tp, own_freeze))
+    await troubles.attempt("unfreeze tp", unfreeze_own(host.tp))
     await troubles.attempt("route to tp", route_to(host, host.tp, host.fallback))
     await troubles.attempt("lift the limits", host.router.clear_back_pressure(host.fallback.config.server))
     if (await host.fallback.unit.state()).active:
@@ -117,7 +118,7 @@ async def settle_on_tp(host: Host, troubles: Troubles, *, own_freeze: str) -> No
     )
 
 
-async def _save_evidence_first(context: StepContext, troubles: Troubles) -> None:
+async def save_evidence_first(context: StepContext, troubles: Troubles) -> None:
     """Nothing is stopped before its evidence is saved, also here, where the run was cut before it came to that."""
     if (await context.host.tp.unit.state()).active:
         budget_s = float(context.args["capture_budget_s"])
@@ -133,7 +134,7 @@ async def settle_on_fallback(host: Host, troubles: Troubles, *, freeze_reason: s
     await troubles.attempt("stop tp", host.tp.unit.stop(grace_s=2))
 
 
-async def settle_on_nothing(host: Host, troubles: Troubles, *, own_freeze: str) -> None:
+async def settle_on_nothing(host: Host, troubles: Troubles) -> None:
     """No tier generates: the fallback is stopped and unscoped. A tier that still runs is put back as it was before;
     a stopped one stays frozen and drained, so that clients get 503 with Retry-After at once instead of hanging."""
     await troubles.attempt("lift the limits", host.router.clear_back_pressure(host.fallback.config.server))
@@ -141,7 +142,7 @@ async def settle_on_nothing(host: Host, troubles: Troubles, *, own_freeze: str) 
     await troubles.attempt("clear the fallback's scope", host.fallback.unit.set_scope({}))
     tp = host.tp.config
     if (await host.tp.unit.state()).active:
-        await troubles.attempt("unfreeze tp", unfreeze_own(host.tp, own_freeze))
+        await troubles.attempt("unfreeze tp", unfreeze_own(host.tp))
         await troubles.attempt("route to tp", route_to(host, host.tp, host.fallback))
     else:
         await troubles.attempt("drain tp", host.router.drain(tp.server, allow_zero_total=True))
@@ -166,7 +167,7 @@ async def _start_tp_again(context: StepContext, troubles: Troubles) -> bool:
     """Start the full tier that this run stopped while it served; gives whether it generates again."""
     tp = context.host.tp
     context.report("nothing serves: starting the tp tier again", None)
-    await troubles.attempt("unfreeze tp", unfreeze_own(tp, str(context.args["own_freeze"])))
+    await troubles.attempt("unfreeze tp", unfreeze_own(tp))
     # Its GPUs may be the ones that a half-started fallback still holds.
     await troubles.attempt("stop the fallback", context.host.fallback.unit.stop(grace_s=2))
     if not await troubles.attempt("start tp", tp.unit.start()):
@@ -186,22 +187,22 @@ async def settle(context: StepContext) -> StepResult:
     """Effect: exactly one of the three states. Verified: what serves is proved by a token through the router. Never raises
     for a sick part: what could not be done is said."""
     host, args, troubles = context.host, context.args, Troubles()
-    own_freeze = str(args["own_freeze"])
+    freeze_reason = f"{args['own_freeze']} {context.run_id}"
     await troubles.attempt("router", host.router.ensure_running())
     context.report("looking at what is there", None)
     decision = decide(await look(host, tp_served_before=bool(args["tp_served_before"])))
     state = decision.state
     if decision.start_tp and not await _start_tp_again(context, troubles):
         state = ServingState.NOTHING
-        await troubles.attempt("freeze tp", host.tp.unit.freeze(f"{own_freeze} {context.run_id}"))
+        await troubles.attempt("freeze tp", host.tp.unit.freeze(freeze_reason))
         await troubles.attempt("stop tp", host.tp.unit.stop(grace_s=2))
     if state is ServingState.TP:
-        await settle_on_tp(host, troubles, own_freeze=own_freeze)
+        await settle_on_tp(host, troubles)
     elif state is ServingState.FALLBACK:
-        await _save_evidence_first(context, troubles)
-        await settle_on_fallback(host, troubles, freeze_reason=f"{own_freeze} {context.run_id}")
+        await save_evidence_first(context, troubles)
+        await settle_on_fallback(host, troubles, freeze_reason=freeze_reason)
     else:
-        await settle_on_nothing(host, troubles, own_freeze=own_freeze)
+        await settle_on_nothing(host, troubles)
     return await result_of(host, state, troubles)
 
 

@@ -6,6 +6,7 @@ A failed limit is a warning and no way back: the fallback serves, and the tier i
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config import LoadPolicy
 from gpu_actions.fallback.under_load import load_test
+from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.models import Finding, Severity
 
 
@@ -15,27 +16,32 @@ async def validate(context: StepContext) -> StepResult:
     host = context.host
     policy = LoadPolicy.model_validate(context.args["load"])
     tested = await load_test(
-        context, host.fallback, url=host.router.url, policy=policy, name="fallback validation"
+        context,
+        host.fallback,
+        url=host.router.url,
+        policy=policy,
+        name="fallback validation",
+        folder="single_gpu_fallback",
     )
     findings = await _restarted(context)
-    if tested.outcome == "void":
+    data = {"verdict": tested.result.verdict.value, "reasons": list(tested.result.reasons)}
+    if tested.result.verdict is RunVerdict.VOID:
         raise StepFailed(
-            f"the load test says nothing: {tested.summary}",
-            next_action=f"run /loadtest start {host.name}; the fallback goes on serving",
+            f"the load test says nothing of the service: {tested.summary}",
+            next_action=f"the fallback goes on serving; run /loadtest start {host.name}",
             artifacts=tested.artifacts,
-            data=tested.data,
+            data=data,
             findings=findings,
         )
-    failed = tested.outcome != "passed"
     summary = tested.summary
-    if failed:
+    if not tested.passed:
         summary += "; the fallback goes on serving: consider less traffic for this host"
     return StepResult(
         summary="; ".join([summary, *(finding.summary for finding in findings)]),
-        data=tested.data,
+        data=data,
         artifacts=tested.artifacts,
         findings=findings,
-        warning=failed or bool(findings),
+        warning=not tested.passed or bool(findings),
     )
 
 

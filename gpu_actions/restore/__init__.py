@@ -1,1 +1,1 @@
-"""Restore: bring the full tier back beside the fallback and shift traffic in judged steps."""
+"""Restore: bring the tensor-parallel tier back beside the fallback, prove it, and shift the traffic in watched stages."""

@@ -1,0 +1,155 @@
+"""The steps before the tier starts: `restore.check` (is the host healthy?) and `restore.prepare` (a clean environment).
+
+A leftover CUDA_VISIBLE_DEVICES=0 breaks the tier that needs all GPUs, and a leftover NCCL_P2P_DISABLE=1 is itself a cause of a
+PCIe-only failover (runbook-defects.md): both are cleared and named.
+"""
+
+from collections.abc import Mapping
+
+from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.config import TierConfig
+from gpu_actions.fallback import run_notes
+from gpu_actions.fallback.launch import environment_of
+from gpu_actions.fallback.scope import DEVICES
+from gpu_actions.fallback.settle import unfreeze_own
+from gpu_actions.files import artifact_of
+from gpu_actions.forensics.look import look
+from gpu_actions.host import Host
+from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.triage.snapshot import save_snapshot
+
+CLEARED = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "CUDA_LAUNCH_BLOCKING")
+"""Variables of a fault search that a healthy full tier never wants. Others (NCCL_SOCKET_IFNAME, ...) may be meant."""
+
+
+def too_few_devices(value: str | None, gpus: int) -> bool:
+    """Say whether a CUDA_VISIBLE_DEVICES names fewer GPUs than the tier takes. Unset, or a tier on the CPU: no."""
+    if value is None or gpus == 0:
+        return False
+    return len([part for part in value.split(",") if part.strip()]) < gpus
+
+
+def leftovers_of(environment: Mapping[str, str], tier: TierConfig) -> tuple[str, ...]:
+    """The variables in an environment that a full tier must not have, by name."""
+    found = [name for name in CLEARED if name in environment]
+    if too_few_devices(environment.get(DEVICES), tier.gpus):
+        found.append(DEVICES)
+    return tuple(found)
+
+
+def blocks(verdict: Verdict, *, override_reason: str) -> str | None:
+    """Why a verdict forbids a restore; None when it may go on. Missing evidence is no health."""
+    if override_reason or verdict.verdict in (VerdictKind.HEALTHY, VerdictKind.WATCH):
+        return None
+    word = "is not healthy" if verdict.verdict is VerdictKind.FALL_BACK else "cannot be judged"
+    return f"the host {word} ({verdict.cause}): {verdict.summary}"
+
+
+@step("restore.check")
+async def check(context: StepContext) -> StepResult:
+    """Effect: none but triage's own probes. Verified by the verdict over a saved snapshot."""
+    host, args = context.host, context.args
+    run_notes.began_at_s(context.workdir)
+    override = str(args["override_reason"])
+    context.report("triage" + (", with deep probes" if args["deep"] else ""), None)
+    snapshot, verdict = await look(host, deep=bool(args["deep"]))
+    path = save_snapshot(snapshot, context.workdir / "snapshot.json")
+    artifact = artifact_of(path, source="gpu_actions.triage", title="snapshot before the restore")
+    reason = blocks(verdict, override_reason=override)
+    if reason is not None:
+        raise StepFailed(
+            reason,
+            next_action=f"repair it ({verdict.action or 'see /triage'}), or override with a reason: "
+            f"/restore start {host.name} override_reason=...",
+            artifacts=(artifact,),
+            findings=verdict.findings,
+            data={"verdict": verdict.verdict.value, "cause": verdict.cause},
+        )
+    healthy = verdict.verdict is VerdictKind.HEALTHY
+    summary = f"{verdict.verdict.value}: {verdict.summary}"
+    if not healthy and override:
+        summary += f"; overridden: {override}"
+    return StepResult(
+        summary=summary,
+        data={"verdict": verdict.verdict.value, "cause": verdict.cause, "override_reason": override},
+        findings=verdict.findings,
+        artifacts=(artifact,),
+        verdict=verdict,
+        warning=not healthy,
+    )
+
+
+@step("restore.prepare")
+async def prepare(context: StepContext) -> StepResult:
+    """Effect: the tier may start again, unscoped, and gets no request yet. Verified by reading its freeze, scope and weight."""
+    host = context.host
+    tp = host.tp
+    await host.router.ensure_running()
+    state = await tp.unit.state()
+    # A tier that runs unseen by the router may be somebody's repair; its weight must be 0 before anything else.
+    if (await host.router.server(tp.config.server)).weight and (await host.fallback.unit.state()).active:
+        await host.router.shift(
+            {host.fallback.config.server: host.fallback.config.weight, tp.config.server: 0}
+        )
+    await host.router.drain(tp.config.server, allow_zero_total=True)
+    await unfreeze_own(tp)
+    scoped = await tp.unit.scope()
+    unset = [str(name) for name in context.args["unset"]]
+    await tp.unit.set_scope({}, unset=unset)
+    after = await tp.unit.state()
+    if after.frozen:
+        raise StepFailed(
+            f"tp is still frozen: {after.frozen_reason}",
+            next_action="somebody else froze it: ask them, then plan the restore again",
+        )
+    cleared = [
+        *(f"{name} (scope)" for name in scoped),
+        *(f"{name} (configuration)" for name in context.args["found"]),
+    ]
+    was = f"unfrozen ({state.frozen_reason})" if state.frozen else "was not frozen"
+    return StepResult(
+        summary=f"tp {was}; cleared: {', '.join(cleared) if cleared else 'no leftovers found'}",
+        data={"was_frozen": state.frozen, "cleared": cleared, "unset": unset},
+    )
+
+
+@step("restore.environment")
+async def environment(context: StepContext) -> StepResult:
+    """Effect: none. Reads the running processes' environment: what was cleared must really be gone."""
+    finding = await _leftover_finding(context.host)
+    if finding is None:
+        return StepResult(summary="no leftover CUDA_VISIBLE_DEVICES or NCCL variable in its processes")
+    return StepResult(summary=finding.summary, findings=(finding,), warning=True)
+
+
+async def _leftover_finding(host: Host) -> Finding | None:
+    state = await host.tp.unit.state()
+    unreadable, found = [], {}
+    for pid in state.pids:
+        variables = environment_of(pid)
+        if variables is None:
+            unreadable.append(pid)
+        elif pid == state.main_pid and (names := leftovers_of(variables, host.tp.config)):
+            # Only of the main process: an engine gives each of its workers one GPU by this very variable.
+            found[pid] = list(names)
+    if found:
+        names_text = ", ".join(sorted({name for names in found.values() for name in names}))
+        return Finding(
+            id="serving.leftover_environment",
+            component="serving",
+            severity=Severity.WATCH,
+            summary=f"the tier runs with a leftover {names_text}",
+            evidence={"processes": {str(pid): names for pid, names in found.items()}},
+            action="remove it from the unit's own configuration",
+            subject="tp",
+        )
+    if state.main_pid in unreadable:
+        return Finding(
+            id="serving.environment_unread",
+            component="serving",
+            severity=Severity.UNKNOWN,
+            summary="the environment of the tier's process may not be read, so leftovers are not known",
+            action="run gpu-oncall as root or as the tier's user",
+            subject="tp",
+        )
+    return None

@@ -1,0 +1,40 @@
+"""The last step of a restore: the fallback's limits and scope are gone, its server is ready with weight 0, and tp serves.
+
+Verified by a token through the router, by the tier that it should come from.
+"""
+
+from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.fallback.traffic import prove_route
+from gpu_actions.serving.interfaces import EngineError, RouterError
+
+
+@step("restore.finish")
+async def finish(context: StepContext) -> StepResult:
+    """Effect: the host stands as before the incident. Verified: a token through the router, by tp; the fallback is stopped."""
+    host = context.host
+    tp, fallback = host.tp, host.fallback
+    server = await host.router.server(tp.config.server)
+    if server.admin_state != "ready" or server.weight == 0:
+        raise StepFailed(
+            f"tp does not have the traffic (weight {server.weight}, {server.admin_state})",
+            next_action=f"somebody changed the router meanwhile: see its weights, then /triage {host.name}",
+        )
+    await host.router.clear_back_pressure(fallback.config.server)
+    await fallback.unit.set_scope({})
+    await host.router.set_weight(fallback.config.server, 0)
+    await host.router.undrain(fallback.config.server)
+    try:
+        proof = await prove_route(host, tp)
+    except (EngineError, RouterError) as error:
+        raise StepFailed(
+            f"no token came through the router from tp: {error}", next_action=f"/triage {host.name}"
+        ) from error
+    states = {name: await tier.unit.state() for name, tier in host.tiers.items()}
+    if states["fallback"].active or states["tp"].frozen:
+        left = "the fallback still runs" if states["fallback"].active else "tp is frozen"
+        raise StepFailed(f"tp serves, but {left}", next_action="see the unit's log")
+    return StepResult(
+        summary=f"the tp tier serves (tp_serving): weight {tp.config.weight}, "
+        f"a token through the router in {proof.ttft_ms:.0f} ms; the fallback is stopped, its limits are lifted",
+        data={"state": "tp_serving", "proof": proof.model_dump(mode="json")},
+    )

@@ -1,0 +1,133 @@
+"""The restore action: start the full tier beside the fallback, prove it, compare it, and shift the traffic in watched stages.
+
+The approval gate is the bot's: it adds one to the plan from its settings. What approvers should know stands in the warnings.
+"""
+
+from pydantic import Field
+
+from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
+from gpu_actions.config import HostConfig
+from gpu_actions.fallback import drain, launch, stop, warm
+from gpu_actions.fallback.condition import Condition
+from gpu_actions.fallback.launch import port_of
+from gpu_actions.fallback.preflight import Facts, common_problems, gather_facts
+from gpu_actions.host import Host
+from gpu_actions.models import Frozen
+from gpu_actions.plan import Plan
+from gpu_actions.restore import check, finish, loadcheck, shift, stepback
+from gpu_actions.restore.loadcheck import baseline_of
+from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
+
+STEP_MODULES = (check, drain, finish, launch, loadcheck, shift, stepback, stop, warm)
+"""Importing them registers their step functions."""
+
+
+class RestoreArguments(Frozen):
+    """Options of `/restore plan` and `/restore start`."""
+
+    cause: str = Field(
+        default="", max_length=300, description="what was wrong and how it was mended, for the record"
+    )
+    override_reason: str = Field(
+        default="", max_length=300, description="go on although triage is not healthy, and why"
+    )
+    accept_no_baseline: bool = Field(
+        default=False, description="yes: restore without a baseline to compare with"
+    )
+    cut_over: bool = Field(default=False, description="stop the fallback first even where both would fit")
+
+
+def problems_of(config: HostConfig, facts: Facts) -> list[str]:
+    """Why a restore cannot work now; empty when it can."""
+    problems = common_problems(config, facts)
+    if facts.tp.port_owner is not None:
+        port = port_of(config.tiers["tp"].engine.url)
+        problems.append(
+            f"port {port} of the tp tier is taken by {facts.tp.port_owner}: end it, or change the port"
+        )
+    server = facts.tp.server
+    has_traffic = server is not None and server.weight > 0 and server.admin_state == "ready"
+    if facts.tp.condition is Condition.SERVING and has_traffic and not facts.fallback.active:
+        problems.append("the tp tier already serves all the traffic: nothing to restore")
+    if facts.tp.condition in (Condition.HUNG, Condition.SILENT) and has_traffic:
+        problems.append(
+            f"the tp tier runs, has traffic and does not generate: /fallback start {config.name} comes first"
+        )
+    return problems
+
+
+def losses_of(way: Way, host: Host) -> str:
+    """What running it costs the clients, in one sentence."""
+    if way is Way.BESIDE:
+        return "no request: tp gets traffic only after it generates, in stages that step back by themselves"
+    gap = gap_s(host)
+    length = (
+        "a gap as long as tp's start-up (not measured here yet)"
+        if gap is None
+        else f"a gap of about {gap:.0f} s"
+    )
+    retry = host.config.router.back_pressure.retry_after_s
+    return f"{length} in which every request gets 503 with Retry-After: {retry}; the fallback stops before tp starts"
+
+
+async def plan_restore(request: PlanRequest) -> Plan:
+    """Plan a restore. Raises PlanRefused with every problem found. Reads only."""
+    arguments: RestoreArguments = request.arguments
+    host, policy = request.host, request.host.config.restore
+    facts = await gather_facts(host)
+    problems = problems_of(host.config, facts)
+    if problems:
+        raise PlanRefused(problems)
+    fits, arithmetic = fits_beside(host.tp.config, facts.memories)
+    serving = facts.fallback.condition is Condition.SERVING
+    way = Way.BESIDE if fits and not arguments.cut_over else Way.CUT_OVER
+    baseline = baseline_of(host, request.baselines_dir)
+    steps = restore_steps(
+        host,
+        facts,
+        way,
+        options={
+            "override_reason": arguments.override_reason,
+            "accept_no_baseline": arguments.accept_no_baseline,
+            "baseline": None if baseline is None else str(baseline),
+        },
+    )
+    warnings = []
+    if baseline is None and not arguments.accept_no_baseline:
+        warnings.append(
+            "there is no baseline of this host: the run will stop at the comparison and ask; accept it now with "
+            "accept_no_baseline=yes, or record one with /loadtest baseline on a good day"
+        )
+    if not arguments.cause:
+        warnings.append("nobody said what was wrong and how it was mended (cause=...)")
+    if arguments.override_reason:
+        warnings.append(f"triage is overridden: {arguments.override_reason}")
+    if not serving:
+        warnings.append(
+            f"the fallback does not serve now ({facts.fallback.condition.value}): there is nothing to step back to"
+        )
+    if facts.router_error:
+        warnings.append(f"the router does not answer and will be started: {facts.router_error}")
+    stages = " -> ".join(f"{percent} %" for percent in policy.stages_percent)
+    how = f"beside the fallback, then {stages}" if way is Way.BESIDE else "cut over: the fallback stops first"
+    last_stage = f"shift-{policy.stages_percent[-1]}"
+    return Plan(
+        action="restore",
+        host=host.name,
+        title=f"Bring the full tier back ({way.value}): {how}; {arithmetic}",
+        steps=tuple(steps[step_id] for step_id in order_of(way, policy.stages_percent)),
+        compensation=(stepback_step(host, last_stage=last_stage),),
+        losses=losses_of(way, host),
+        warnings=tuple(warnings),
+        options=arguments.model_dump(mode="json", exclude_defaults=True),
+    )
+
+
+SPEC = ActionSpec(
+    name="restore",
+    prefix="rs",
+    summary="bring the full tier back: check, start beside the fallback, load-test, compare, shift in stages",
+    arguments=RestoreArguments,
+    plan=plan_restore,
+    changes_host=True,
+)

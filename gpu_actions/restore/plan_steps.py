@@ -1,0 +1,269 @@
+"""The steps of a restore with everything they will use, and the two orders they come in.
+
+`beside`: the tier starts while the fallback serves, and traffic moves in watched stages. `cut_over`: both do not fit on the
+GPUs, so the fallback stops first and clients wait out the gap that the plan shows.
+"""
+
+from enum import StrEnum
+
+from gpu_actions.config import TierConfig
+from gpu_actions.fallback.gpu_memory import GpuMemories
+from gpu_actions.fallback.plan_steps import HUNG_GRACE_S, warm_step
+from gpu_actions.fallback.preflight import Facts
+from gpu_actions.fallback.warm import expected_startup_s
+from gpu_actions.host import Host
+from gpu_actions.models import JsonObject
+from gpu_actions.plan import Step
+from gpu_actions.restore.analysis import weights_for
+from gpu_actions.restore.check import CLEARED, leftovers_of
+
+CHECK_EXPECTED_S = 5.0
+DEEP_EXPECTED_S = 15.0
+"""A deep probe took 11-13 s on 2xH100, nearly all of it imports (gpu-checks.md)."""
+
+
+class Way(StrEnum):
+    """How the tier comes back."""
+
+    BESIDE = "beside"
+    CUT_OVER = "cut_over"
+
+
+def fits_beside(tier: TierConfig, memories: GpuMemories) -> tuple[bool, str]:
+    """Say whether the full tier fits on its GPUs while they hold what they hold now, with the arithmetic in words.
+
+    The tier takes the first `gpus` GPUs by index. Without its need in the settings nothing is assumed.
+    """
+    if tier.gpus == 0:
+        return True, "both tiers run on the CPU"
+    if not memories.gpus:
+        return (
+            False,
+            f"GPU memory is unknown ({memories.error or 'NVML lists no GPU'}), so they are not run side by side",
+        )
+    if tier.memory_gib_per_gpu is None:
+        return False, "memory_gib_per_gpu of tp is not set, so they are not run side by side"
+    taken = sorted(memories.gpus, key=lambda gpu: gpu.index)[: tier.gpus]
+    if len(taken) < tier.gpus:
+        return False, f"tp needs {tier.gpus} GPUs, {len(taken)} can be read"
+    tightest = min(taken, key=lambda gpu: gpu.free_mib)
+    fits = tightest.free_mib / 1024 >= tier.memory_gib_per_gpu
+    return fits, (
+        f"tp needs {tier.memory_gib_per_gpu:g} GiB on each of {tier.gpus} GPUs; "
+        f"GPU {tightest.index} has {tightest.free_mib / 1024:.0f} GiB free"
+    )
+
+
+def order_of(way: Way, stages: tuple[int, ...]) -> tuple[str, ...]:
+    """The ids of the steps in their order."""
+    before = ("check", "prepare")
+    after = ("warm", "environment")
+    proof = ("loadtest", "compare")
+    if way is Way.BESIDE:
+        shifts = tuple(f"shift-{percent}" for percent in stages)
+        return (*before, "start", *after, *proof, *shifts, "keep-warm", "drain", "stop", "finish")
+    # Without a serving tier every second counts: traffic first, and the load test says how good it is.
+    return (*before, "drain", "stop", "start", *after, "shift-100", *proof, "finish")
+
+
+def gap_s(host: Host) -> float | None:
+    """Seconds without service of a cut-over, as far as they are known: tp's last start. None when it never ran here."""
+    startup = expected_startup_s(host, "tp")
+    return None if startup is None else startup + 3.0
+
+
+def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) -> dict[str, Step]:
+    """Every step of a restore by id."""
+    config, policy = host.config, host.config.restore
+    tp, fallback = host.tp.config, host.fallback.config
+    beside = way is Way.BESIDE
+    deep = policy.deep_triage and config.gpus != 0
+    configured = leftovers_of(getattr(tp.unit, "env", {}), tp)
+    load = policy.load
+    steps = [
+        Step(
+            id="check",
+            verb="restore.check",
+            title="check the host" + (" (deep)" if deep else ""),
+            args={"deep": deep, "override_reason": options["override_reason"]},
+            details=(
+                "triage must say healthy or watch; unknown is not healthy",
+                *((f"overridden: {options['override_reason']}",) if options["override_reason"] else ()),
+            ),
+            timeout_s=300,
+            expected_s=DEEP_EXPECTED_S if deep else CHECK_EXPECTED_S,
+            mutates=deep,
+        ),
+        Step(
+            id="prepare",
+            verb="restore.prepare",
+            title="unfreeze tp and clear leftovers",
+            args={"unset": sorted({*CLEARED, *configured}), "found": list(configured)},
+            details=(
+                f"freeze now: {facts.tp.state.frozen_reason or 'none'}"
+                if facts.tp.state
+                else "freeze unknown",
+                f"cleared for its next start: the scope, {', '.join(sorted({*CLEARED, *configured}))}",
+                f"router: {tp.server} drained, weight 0 until it generates",
+            ),
+            timeout_s=60,
+            expected_s=0.2,
+        ),
+        Step(
+            id="start",
+            verb="tier.start",
+            title="start tp" + (" beside the fallback" if beside else ""),
+            args={"tier": "tp"},
+            details=(facts.tp.command, f"engine: {tp.engine.kind} at {tp.engine.url}"),
+            timeout_s=120,
+            expected_s=0.5,
+        ),
+        warm_step(host, "tp", startup_s=expected_startup_s(host, "tp")),
+        Step(
+            id="environment",
+            verb="restore.environment",
+            title="read its environment back",
+            details=("/proc/PID/environ of its processes: no leftover may be there",),
+            timeout_s=30,
+            expected_s=0.1,
+            mutates=False,
+        ),
+        Step(
+            id="loadtest",
+            verb="restore.loadtest",
+            title="load-test tp" + (" off the router" if beside else ""),
+            args={"load": load.model_dump(mode="json"), "enforce": beside},
+            details=(
+                f"{load.duration_s:g} s at {load.target_qps:g} requests/s at {tp.engine.url}",
+                f"limits: TTFT p99 {load.slo_ttft_ms:g} ms, E2E p99 {load.slo_e2e_ms:g} ms, "
+                f"errors {load.max_error_percent:g} %",
+            ),
+            timeout_s=load.duration_s * 3 + 180,
+            expected_s=load.duration_s + 5,
+            on_failure="stop" if beside else "continue",
+        ),
+        Step(
+            id="compare",
+            verb="restore.compare",
+            title="compare with the baseline",
+            args={
+                "baseline": options["baseline"],
+                "accepted": options["accept_no_baseline"],
+                "wait_s": policy.inconclusive_wait_s,
+            },
+            details=(
+                f"baseline: {options['baseline'] or 'none'}",
+                "a regression refuses the traffic"
+                if beside
+                else "a regression is a warning: tp serves already",
+            ),
+            timeout_s=policy.inconclusive_wait_s + 60,
+            expected_s=0.5,
+            mutates=False,
+            on_failure="stop" if beside else "continue",
+        ),
+        *(_shift_step(host, percent) for percent in {*policy.stages_percent, 100}),
+        _shift_step(host, 100).model_copy(
+            update={
+                "id": "keep-warm",
+                "title": "keep the fallback warm",
+                "args": {
+                    **_shift_step(host, 100).args,
+                    "hold_s": policy.keep_fallback_warm_s,
+                    "min_requests": 0,
+                },
+                "details": (
+                    f"{policy.keep_fallback_warm_s:g} s, watching; next ends it early, abort puts the traffic back",
+                ),
+                "expected_s": policy.keep_fallback_warm_s,
+            }
+        ),
+        Step(
+            id="drain",
+            verb="tier.drain",
+            title="drain the fallback",
+            args={
+                "tier": "fallback",
+                "timeout_s": policy.drain_timeout_s,
+                "stall_s": config.fallback.drain_stall_s,
+                "allow_zero_total": not beside,
+            },
+            details=(
+                f"router: set server {config.router.backend}/{fallback.server} state drain, "
+                f"at most {policy.drain_timeout_s:g} s",
+                *(() if beside else ("from here to tp's first token new requests get 503 with Retry-After",)),
+            ),
+            timeout_s=policy.drain_timeout_s + 60,
+            expected_s=2,
+        ),
+        Step(
+            id="stop",
+            verb="tier.stop",
+            title="stop the fallback",
+            args={
+                "tier": "fallback",
+                "freeze_reason": "",
+                "grace_s": fallback.unit.stop_grace_s,
+                "hung_grace_s": HUNG_GRACE_S,
+            },
+            details=(
+                f"SIGTERM, SIGKILL after {fallback.unit.stop_grace_s:g} s; GPU memory must be released",
+            ),
+            timeout_s=fallback.unit.stop_grace_s + 90,
+            expected_s=2,
+        ),
+        Step(
+            id="finish",
+            verb="restore.finish",
+            title="lift the limits",
+            details=(
+                f"router: limits of {fallback.server} lifted; weights {tp.server} {tp.weight}, {fallback.server} 0",
+                f"proved by a token through {config.router.url}",
+            ),
+            timeout_s=60,
+            expected_s=0.5,
+        ),
+    ]
+    return {step.id: step for step in steps}
+
+
+def _shift_step(host: Host, percent: int) -> Step:
+    config, policy = host.config, host.config.restore
+    tp, fallback = host.tp.config, host.fallback.config
+    weights = weights_for(percent, tp_weight=tp.weight, fallback_weight=fallback.weight)
+    return Step(
+        id=f"shift-{percent}",
+        verb="restore.shift",
+        title=f"{percent} % to tp",
+        args={
+            "percent": percent,
+            "hold_s": policy.hold_s,
+            "stall_s": config.fallback.drain_stall_s,
+            "min_requests": None,
+            "policy": policy.model_dump(mode="json"),
+        },
+        details=(
+            f"weights: {tp.server} {weights[0]}, {fallback.server} {weights[1]}; hold {policy.hold_s:g} s",
+            f"steps back on: errors over {policy.max_error_percent:g} %, TTFT p99 over {policy.max_ttft_p99_ms:g} ms, "
+            f"E2E p99 over {policy.max_e2e_p99_ms:g} ms, queue over {policy.max_queue}, a hang, a new Xid",
+            f"fewer than {policy.min_requests_per_stage} requests: waits for more, or for a person",
+        ),
+        timeout_s=policy.hold_s + policy.keep_fallback_warm_s + policy.inconclusive_wait_s + 86_400,
+        expected_s=policy.hold_s,
+    )
+
+
+def stepback_step(host: Host, *, last_stage: str) -> Step:
+    """The one compensation step of a restore."""
+    ready_s = host.fallback.config.engine.ready_timeout_s
+    return Step(
+        id="stepback",
+        verb="restore.stepback",
+        title="return the traffic, leave one defined state",
+        args={
+            "last_stage": last_stage,
+            "ready_timeout_s": ready_s,
+            "capture_budget_s": host.config.fallback.capture_budget_s,
+        },
+        timeout_s=ready_s + 180,
+    )

@@ -1,0 +1,138 @@
+"""The step `restore.shift`: one stage. Set the weights, hold them, watch; a failure puts the traffic back at once.
+
+`hold`, `next` and `abort` come from people while it runs (`StepContext.signals`).
+"""
+
+import asyncio
+
+from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.config import RestorePolicy
+from gpu_actions.fallback import run_notes
+from gpu_actions.fallback.condition import generates
+from gpu_actions.fallback.traffic import route_to
+from gpu_actions.restore.analysis import (
+    Orders,
+    StageVerdict,
+    Then,
+    Window,
+    decide_stage,
+    describe,
+    judge_stage,
+    take_orders,
+    weights_for,
+)
+from gpu_actions.restore.watch import Watcher
+from gpu_actions.serving.interfaces import RouterError
+
+LOOK_EVERY_S = 0.5
+ORDERS_NOTE = "orders"
+PROBE_S = 10.0
+ROUTER_AWAY_LOOKS = 6
+"""A router that is being started again is away for a moment; this many looks without it end the stage."""
+
+
+@step("restore.shift")
+async def shift(context: StepContext) -> StepResult:
+    """Effect: the stage's weights. Verified by reading them back and by the analysis over the hold. Executed again, it goes
+    on with the window and the orders that the first execution had."""
+    host, args = context.host, context.args
+    percent = int(args["percent"])
+    policy = RestorePolicy.model_validate(args["policy"])
+    stage = context.step.id
+    if not await generates(host.tp, timeout_s=PROBE_S):
+        await put_back(context)
+        raise StepFailed(
+            f"tp does not generate, so it gets no traffic (stage {percent} %)",
+            next_action=f"/triage {host.name}; the fallback has the traffic",
+        )
+    watcher = Watcher(host, percent, stall_s=float(args["stall_s"]))
+    kept = run_notes.recall(context.workdir, f"began_{stage}")
+    began = await watcher.begin(kept)
+    run_notes.keep(context.workdir, f"began_{stage}", began.model_dump(mode="json"))
+    await set_stage(context, percent)
+    then, reason, window = await _hold(context, watcher, policy)
+    data = {"percent": percent, "window": window.model_dump(mode="json"), "reason": reason}
+    if then is Then.STEP_BACK:
+        back = await put_back(context)
+        raise StepFailed(
+            f"{percent} %: {reason}. {back}",
+            next_action=f"/triage {host.name}; then plan the restore again",
+            data=data,
+        )
+    told = f" ({reason})" if reason else ""
+    return StepResult(
+        summary=f"{percent} % to tp: {describe(window)}{told}",
+        data=data,
+        warning=bool(window.missing or reason),
+    )
+
+
+async def set_stage(context: StepContext, percent: int) -> None:
+    """Set the weights of a stage; tp becomes ready only after its weight is set, so that it never gets more than that."""
+    tp, fallback = context.host.tp.config, context.host.fallback.config
+    tp_weight, fallback_weight = weights_for(percent, tp_weight=tp.weight, fallback_weight=fallback.weight)
+    router = context.host.router
+    if (await router.server(tp.server)).admin_state != "ready":
+        await router.set_weight(tp.server, tp_weight, allow_zero_total=True)
+        await router.undrain(tp.server)
+    await router.shift({tp.server: tp_weight, fallback.server: fallback_weight})
+
+
+async def put_back(context: StepContext) -> str:
+    """All traffic to the fallback, where it generates; gives the sentence that says what was done. Never raises."""
+    host = context.host
+    try:
+        if not (await host.fallback.unit.state()).active or not await generates(
+            host.fallback, timeout_s=PROBE_S
+        ):
+            return "the fallback does not generate, so the weights stay until the clean-up has looked"
+        await route_to(host, host.fallback, host.tp)
+    except RouterError as error:
+        return f"the weights could not be put back: {error}"
+    return "All traffic is back on the fallback"
+
+
+async def _hold(context: StepContext, watcher: Watcher, policy: RestorePolicy) -> tuple[Then, str, Window]:
+    """Watch until the stage is decided."""
+    args = context.args
+    hold_s = float(args["hold_s"])
+    min_requests = args.get("min_requests")
+    away = 0
+    window = Window(percent=watcher.percent, seconds=0, requests=0)
+    while True:
+        orders = await read_orders(context)
+        try:
+            window = await watcher.look()
+            away = 0
+        except RouterError as error:
+            away += 1
+            if away >= ROUTER_AWAY_LOOKS:
+                return Then.STEP_BACK, f"the router is away: {error}", window
+            await context.host.router.ensure_running()
+            continue
+        judged = judge_stage(window, policy, min_requests=min_requests)
+        then, reason = decide_stage(
+            judged,
+            orders,
+            elapsed_s=window.seconds,
+            hold_s=hold_s,
+            inconclusive_wait_s=policy.inconclusive_wait_s,
+        )
+        if then is Then.PASS and judged.verdict is StageVerdict.INCONCLUSIVE:
+            reason = f"{reason}, though {'; '.join(judged.reasons)}"
+        if then is not Then.WAIT:
+            return then, reason, window
+        context.report(f"{reason}; {describe(window)}", min(1.0, window.seconds / hold_s) if hold_s else None)
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def read_orders(context: StepContext) -> Orders:
+    """What people want of this step. `hold` carries over to the next stage; `next` is spent on the step that it reached."""
+    stage = context.step.id
+    note = run_notes.recall(context.workdir, ORDERS_NOTE)
+    orders = Orders() if note is None else Orders.model_validate(note["orders"])
+    if note is not None and note["stage"] != stage:
+        orders = orders.model_copy(update={"go_on": False})
+    orders = take_orders(orders, tuple(await context.signals()))
+    run_notes.keep(context.workdir, ORDERS_NOTE, {"stage": stage, "orders": orders.model_dump()})
+    return orders

@@ -1,0 +1,174 @@
+"""Watches the returning tier while a stage is held: router counters, engine histograms, its process, the kernel log.
+
+Effects only; `analysis.judge_stage` judges the `Window` that this gives. What cannot be read is named in the window.
+"""
+
+import time
+from collections import Counter
+
+from gpu_actions.fallback.condition import Progress, TokenSample, judge_progress, sample_of
+from gpu_actions.host import Host
+from gpu_actions.models import Frozen, JsonObject
+from gpu_actions.restore.analysis import APPLICATION_XIDS, Window
+from gpu_actions.serving.engine_metrics import histogram_count, histogram_delta, histogram_percentile
+from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, UnitState
+from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.triage.collectors.kernel_log import collect_kernel_log
+from gpu_actions.triage.snapshot_host import XidEvent
+
+KERNEL_LOG_BYTES = 1024 * 1024
+KERNEL_LOG_SPAN_S = 900.0
+SAMPLES_KEPT = 400
+
+
+class Beginning(Frozen):
+    """The counters as a stage begins: what later readings are subtracted from. Kept in the run's folder."""
+
+    at_s: float
+    requests: int
+    errors: int
+    ttft: Histogram | None = None
+    e2e: Histogram | None = None
+    main_pid: int | None = None
+    restarts: int = 0
+    xids: tuple[str, ...] = ()
+    xids_unread: str = ""
+
+
+def name_of(event: XidEvent) -> str:
+    """One event in a few words; equal for equal lines of the log."""
+    number = f" {event.code}" if event.code is not None else ""
+    when = event.at.isoformat(timespec="milliseconds") if event.at else ""
+    return " ".join(f"{event.kind}{number} {event.pci} {when} {event.text[:60]}".split())
+
+
+async def read_xids(host: Host) -> tuple[tuple[XidEvent, ...], str]:
+    """The kernel log's NVIDIA errors of the last quarter of an hour, and why they could not be read, if so."""
+    try:
+        reading = await collect_kernel_log(
+            host.config.kernel_log,
+            since=None,
+            since_s=KERNEL_LOG_SPAN_S,
+            max_bytes=KERNEL_LOG_BYTES,
+            expect_gpus=host.config.gpus,
+        )
+    except CollectorSkipped:
+        return (), ""
+    except (CollectorFailed, OSError) as error:
+        return (), f"kernel log ({error})"
+    return reading.events, ""
+
+
+class Watcher:
+    """Gathers one stage's window. `begin` it once, `look` it every second or so."""
+
+    def __init__(self, host: Host, percent: int, *, stall_s: float) -> None:
+        self.host, self.tier, self.percent, self.stall_s = host, host.tp, percent, stall_s
+        self.beginning: Beginning | None = None
+        self.samples: list[TokenSample] = []
+        self.queue_peak = 0
+        self.unread = 0
+
+    async def begin(self, kept: JsonObject | None) -> Beginning:
+        """Read the counters, or take those of the stage's first execution."""
+        if kept is not None:
+            self.beginning = Beginning.model_validate(kept)
+            return self.beginning
+        server = await self.host.router.server(self.tier.config.server)
+        metrics = await self._metrics()
+        state = await self.tier.unit.state()
+        events, unread = await read_xids(self.host)
+        self.beginning = Beginning(
+            at_s=time.time(),
+            requests=server.requests_total,
+            errors=server.responses_5xx,
+            ttft=metrics.ttft if metrics else None,
+            e2e=metrics.e2e if metrics else None,
+            main_pid=state.main_pid,
+            restarts=state.restarts,
+            xids=tuple(name_of(event) for event in events),
+            xids_unread=unread,
+        )
+        return self.beginning
+
+    async def look(self) -> Window:
+        """Read everything once more and give the window so far. Raises RouterError when the router is away."""
+        assert self.beginning is not None, "begin comes first"  # noqa: S101
+        began = self.beginning
+        server = await self.host.router.server(self.tier.config.server)
+        metrics = await self._metrics()
+        state = await self.tier.unit.state()
+        events, unread = await read_xids(self.host)
+        missing = [unread or began.xids_unread] if unread or began.xids_unread else []
+        queue = server.queued
+        if metrics is None:
+            self.unread += 1
+            missing.append("the engine's counters")
+        else:
+            self.unread = 0
+            self.samples = [*self.samples[-SAMPLES_KEPT:], sample_of(metrics)]
+            queue += int(metrics.waiting or 0)
+            missing += [name for name in ("ttft", "e2e", "generation_tokens") if name in metrics.missing]
+        self.queue_peak = max(self.queue_peak, queue)
+        ttft, ttft_count = _p99_ms(began.ttft, metrics.ttft if metrics else None)
+        e2e, _ = _p99_ms(began.e2e, metrics.e2e if metrics else None)
+        fresh = _new(events, began.xids)
+        return Window(
+            percent=self.percent,
+            seconds=max(0.0, time.time() - began.at_s),
+            # A router that was started again counts from 0.
+            requests=_delta(began.requests, server.requests_total),
+            errors=_delta(began.errors, server.responses_5xx),
+            ttft_p99_ms=ttft,
+            ttft_samples=ttft_count,
+            e2e_p99_ms=e2e,
+            queue_peak=self.queue_peak,
+            hung=judge_progress(self.samples, stall_s=self.stall_s) is Progress.FLAT,
+            died=self._died(began, state),
+            xids=tuple(name_of(event) for event in fresh if event.code not in APPLICATION_XIDS),
+            application_xids=tuple(name_of(event) for event in fresh if event.code in APPLICATION_XIDS),
+            missing=tuple(missing),
+        )
+
+    async def _metrics(self) -> EngineMetrics | None:
+        try:
+            return await self.tier.engine.metrics(timeout_s=2.0)
+        except EngineError:
+            return None
+
+    @staticmethod
+    def _died(began: Beginning, state: UnitState) -> str:
+        if not state.active:
+            return "is gone"
+        if state.restarts > began.restarts or state.main_pid != began.main_pid:
+            return "died and was started again"
+        return ""
+
+
+def _delta(before: int, after: int) -> int:
+    return after - before if after >= before else after
+
+
+def _p99_ms(before: Histogram | None, after: Histogram | None) -> tuple[float | None, int]:
+    """The 99th percentile of what was observed between two moments, in ms, and of how many observations."""
+    if before is None or after is None:
+        return None, 0
+    try:
+        between = histogram_delta(before, after)
+    except ValueError:
+        return None, 0  # other buckets: another engine answers, which `died` tells
+    p99 = histogram_percentile(between, 0.99)
+    return (None if p99 is None else p99 * 1000), int(histogram_count(between))
+
+
+def _new(events: tuple[XidEvent, ...], known: tuple[str, ...]) -> list[XidEvent]:
+    """Events that are not among the known ones, counted: the same line twice is new once."""
+    left = Counter(known)
+    fresh = []
+    for event in events:
+        name = name_of(event)
+        if left[name]:
+            left[name] -= 1
+        else:
+            fresh.append(event)
+    return fresh
