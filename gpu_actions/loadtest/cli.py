@@ -121,7 +121,8 @@ def run_event_loop(main: Coroutine[Any, Any, T]) -> T:
         import uvloop
     except ImportError:
         return asyncio.run(main)
-    return uvloop.run(main)
+    result: T = uvloop.run(main)
+    return result
 
 
 def complain(*lines: str) -> int:
@@ -147,10 +148,15 @@ async def run_with_signals(
             this.cancel()
         stop.set()
 
+    def lifeline_readable() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            stop.set()
+
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, asked)
     if lifeline:
-        loop.add_reader(0, lambda: stop.set() or loop.remove_reader(0) if not os.read(0, 4096) else None)
+        loop.add_reader(0, lifeline_readable)
     gc.collect()
     gc.freeze()  # what exists now is never garbage; keeps collections short during the run
     return await run_load_test(spec, out_dir=out_dir, progress=progress, stop=stop)
@@ -216,13 +222,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="folder for load_test.json, report.html, report.png, summary.txt",
+        help="folder for the JSON, the page, the picture and the text",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     parser.add_argument(
         "--spec-stdin",
         action="store_true",
-        help="read the whole spec as one JSON line; progress as JSON lines",
+        help="read the spec as a JSON line; progress as JSON lines",
     )
     return parser
 

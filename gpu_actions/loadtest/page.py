@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from gpu_actions.loadtest.result import Distribution, LoadTestResult, RunVerdict
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1f2328;--soft:#656d76;--line:#d0d7de;--back:#fff;--a:#0969da;--b:#bc4c00;--c:#8250df;--bad:#cf222e}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#8d96a0;--line:#30363d;--back:#0d1117;--a:#4493f8;--b:#f0883e;--c:#ab7df8;--bad:#f85149}}
+:root{color-scheme:light dark;--ink:#1f2328;--soft:#656d76;--line:#d0d7de;--back:#fff;
+--a:#0969da;--b:#bc4c00;--c:#8250df;--bad:#cf222e}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#8d96a0;--line:#30363d;--back:#0d1117;
+--a:#4493f8;--b:#f0883e;--c:#ab7df8;--bad:#f85149}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:60rem;margin:0 auto;padding:1rem}
 h1{font-size:1.3rem;margin:.2rem 0}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}.soft{color:var(--soft)}
-.badge{color:#fff;border-radius:.4rem;padding:.1rem .6rem;font-weight:600}table{border-collapse:collapse;width:100%;font-size:.9rem}
-.scroll{overflow-x:auto}td,th{text-align:right;padding:.25rem .6rem;border-bottom:1px solid var(--line);white-space:nowrap}
-td:first-child,th:first-child{text-align:left}svg{width:100%;height:auto}svg text{fill:var(--soft);font:11px system-ui,sans-serif}
-.grid{stroke:var(--line);stroke-width:1}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(19rem,1fr));gap:1rem}
+.badge{color:#fff;border-radius:.4rem;padding:.1rem .6rem;font-weight:600}
+table{border-collapse:collapse;width:100%;font-size:.9rem}.scroll{overflow-x:auto}
+td,th{text-align:right;padding:.25rem .6rem;border-bottom:1px solid var(--line);white-space:nowrap}
+td:first-child,th:first-child{text-align:left}
+svg{width:100%;height:auto}svg text{fill:var(--soft);font:11px system-ui,sans-serif}
+.grid{stroke:var(--line);stroke-width:1}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(19rem,1fr));gap:1rem}
 figure{margin:0}figcaption{font-weight:600;font-size:.9rem}li{margin:.1rem 0}pre{overflow-x:auto;font-size:.8rem}
 """
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 460, 210, 52, 30, 10
@@ -29,6 +34,17 @@ def _ticks(top: float) -> list[float]:
     step = 10 ** math.floor(math.log10(top / 3))
     step *= next(factor for factor in (1, 2, 5, 10) if top / (step * factor) <= 4.5)
     return [step * number for number in range(math.ceil(top / step) + 1)]
+
+
+def _unbroken(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
+    """Split a line where a value is missing."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if y is not None:
+            pieces[-1].append((x, y))
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
 
 
 def _chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str:
@@ -57,20 +73,13 @@ def _chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) -> str
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 15}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 2}" text-anchor="end">{x_label}; {y_label}</text>')
     for _, colour, points in lines:
-        run: list[str] = []
-        for x, y in [*points, (0.0, None)]:
-            if y is not None:
-                left, top = at(x, y)
-                run.append(f"{left:.1f},{top:.1f}")
+        for piece in _unbroken(points):
+            spots = [at(x, y) for x, y in piece]
+            if len(spots) == 1:
+                parts.append(f'<circle cx="{spots[0][0]:.1f}" cy="{spots[0][1]:.1f}" r="2" fill="{colour}"/>')
                 continue
-            if len(run) > 1:
-                parts.append(
-                    f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{" ".join(run)}"/>'
-                )
-            elif run:
-                left_text, top_text = run[0].split(",")
-                parts.append(f'<circle cx="{left_text}" cy="{top_text}" r="2" fill="{colour}"/>')
-            run = []
+            path = " ".join(f"{left:.1f},{top:.1f}" for left, top in spots)
+            parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{path}"/>')
     parts.append("</svg>")
     parts.append(" ".join(f'<span style="color:{colour}">&#9644; {name}</span>' for name, colour, _ in lines))
     parts.append("</figure>")
@@ -152,11 +161,12 @@ def page_html(result: LoadTestResult, lines: Sequence[str]) -> str:
         if errors
         else "<p>No request failed.</p>"
     )
+    name = html.escape(result.name)
     details = result.model_dump_json(indent=1, exclude={"series", "samples", "latency", "errors"})
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{result.verdict.value}: {html.escape(result.name)}</title><style>{_STYLE}</style></head><body>"
-        f'<h1><span class="badge" style="background:{colour}">{result.verdict.value.upper()}</span> {html.escape(result.name)}</h1>'
+        f"<title>{result.verdict.value}: {name}</title><style>{_STYLE}</style></head><body>"
+        f'<h1><span class="badge" style="background:{colour}">{result.verdict.value.upper()}</span> {name}</h1>'
         f'<p class="soft">{html.escape(result.workload.model)} at {html.escape(result.engine.url)}, {result.times.started_at}, '
         f"workload {result.workload.fingerprint}</p>"
         f"{_items(lines)}"

@@ -136,8 +136,9 @@ async def fetch(
             head = await reader.readuntil(b"\r\n\r\n")
             status = int(head.split(b" ", 2)[1])
             headers = head.lower()
+            length = _content_length(headers)
             body = bytearray()
-            while block := await reader.read(65536):
+            while (length is None or len(body) < length) and (block := await reader.read(65536)):
                 body += block
                 if len(body) > MAX_PAGE_BYTES:
                     raise ValueError(f"{url} answers more than {MAX_PAGE_BYTES} bytes")
@@ -150,6 +151,14 @@ async def fetch(
     if b"transfer-encoding: chunked" in headers:
         return status, _dechunk(bytes(body))
     return status, bytes(body)
+
+
+def _content_length(headers: bytes) -> int | None:
+    """The length that a lower-case header announces, None when it goes to the end of the connection."""
+    for line in headers.split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return int(line.partition(b":")[2])
+    return None
 
 
 def _dechunk(raw: bytes) -> bytes:
