@@ -78,7 +78,7 @@ async def close_dbos() -> None:
 async def _end_workflow_tasks() -> None:
     """Let workflows that just ended write it down, then cut the others: a cancelled task records nothing.
 
-    DBOS keeps its tasks to itself and would take their threads away in the middle of a write; they are known by their coroutine.
+    DBOS keeps its tasks to itself and would take their threads away in the middle of a write; their coroutine tells them.
     """
     tasks = {
         task

@@ -63,7 +63,7 @@ class Runs:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._hosts: "dict[str, Host]" = dict(hosts or {})
+        self._hosts: dict[str, Host] = dict(hosts or {})
         self._planner = Planner(
             settings,
             actions=actions,

@@ -6,8 +6,11 @@ Its plan comes from words: `count:a count:b hold:c`. `hold` waits for a file, so
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
 
@@ -22,6 +25,9 @@ from gpu_actions.files import artifact_of
 from gpu_actions.models import Frozen, JsonObject, Verdict, VerdictKind
 from gpu_actions.plan import Plan, Step
 from gpu_actions.processes import child_environment, run_process
+
+if TYPE_CHECKING:
+    from gpu_actions.host import Host
 
 ONCALL = Person(id="U_ONCALL", name="oncall")
 LEAD = Person(id="U_LEAD", name="lead")
@@ -40,6 +46,14 @@ class ToyArguments(Frozen):
     qps: float = Field(default=1, gt=0, le=100)
     timeout_s: float = Field(default=60, gt=0)
     refuse: str = ""
+
+
+@dataclass(frozen=True)
+class ToyHost:
+    """What the toy steps use of a host; the tiers' drivers have tests of their own."""
+
+    name: str
+    state_dir: Path
 
 
 def effects_dir(state_dir: Path) -> Path:
@@ -83,7 +97,7 @@ async def hold(context: StepContext) -> StepResult:
 @step("toy.signal")
 async def until_signal(context: StepContext) -> StepResult:
     """Wait for a signal."""
-    while not (told := await context.signals()):
+    while not (told := await context.signals()):  # noqa: ASYNC110  (the contract is a poll)
         await asyncio.sleep(0.01)
     return StepResult(summary=f"told {', '.join(told)}")
 
@@ -223,12 +237,42 @@ def toy_settings(state_dir: Path, *, expires_s: float = 600, approvals: int = 1)
     )
 
 
-def build(state_dir: Path, **how: float) -> tuple[Settings, Store, Runs]:
+def build(
+    state_dir: Path, *, remind: Callable[[RunRecord], Awaitable[None]] | None = None, **how: float
+) -> tuple[Settings, Store, Runs]:
     """Runs over toy actions, not launched yet."""
     settings = toy_settings(state_dir, **how)  # type: ignore[arg-type]
     store = Store(settings.own_database_url)
-    runs = Runs(settings, store=store, artifacts=ArtifactStore(settings, store), actions=toy_actions())
+    folder = settings.host_dir("toy")
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = Runs(
+        settings,
+        store=store,
+        artifacts=ArtifactStore(settings, store),
+        actions=toy_actions(),
+        hosts={"toy": cast("Host", ToyHost("toy", folder))},
+        remind=remind,
+    )
     return settings, store, runs
+
+
+@asynccontextmanager
+async def launched(state_dir: Path, **how: float) -> AsyncIterator[Runs]:
+    """Runs over toy actions, launched, and closed at the end."""
+    _, store, runs = build(state_dir, **how)
+    await runs.launch()
+    try:
+        yield runs
+    finally:
+        await runs.close()
+        store.close()
+
+
+def store_of(state_dir: Path) -> Store:
+    """The rows as another process sees them."""
+    store = Store(toy_settings(state_dir).own_database_url)
+    store.create()
+    return store
 
 
 async def start(runs: Runs, action: str = "toy", *, key: str = "", **options: str) -> RunRecord:
@@ -248,8 +292,3 @@ async def ended(runs: Runs, run_id: str) -> RunRecord:
     """Wait for a run's end."""
     async with asyncio.timeout(30):
         return await runs.wait(run_id, until=lambda run: run.status.final)
-
-
-def counts(state_dir: Path, names: Mapping[str, int]) -> dict[str, int]:
-    """How many lines each named effect has."""
-    return {name: len(effects(state_dir, name)) for name in names}

@@ -1,0 +1,287 @@
+"""kill -9 of the bot at exact points: it goes on where it stood, and every effect happens as often as it must."""
+
+import asyncio
+import base64
+import json
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.approvals import Approvals
+from bot.records import RunRecord, RunStatus
+from bot.store import Store
+from tests.bot.toys import LEAD, effects, effects_dir, store_of
+
+ROOT = Path(__file__).parents[2]
+
+
+class Bots:
+    """Bots as processes over one state folder."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.store: Store = store_of(state_dir)
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def spawn(self, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.bot_process", str(self.state_dir), *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._processes.append(process)
+        return process
+
+    def launch(self, *words: str) -> subprocess.Popen[str]:
+        process = self.spawn(*words)
+        assert fact(process) == {"launched": True}
+        return process
+
+    def run_until(self, what: Callable[[RunRecord], bool], timeout_s: float = 30) -> RunRecord:
+        """Poll the newest run's rows until something holds of them."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            runs = self.store.list(limit=1)
+            if runs and what(runs[0]):
+                return runs[0]
+            time.sleep(0.02)
+        raise AssertionError(f"not within {timeout_s} s; the run is {runs}")
+
+    def until(self, what: Callable[[], object], timeout_s: float = 30) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not what():
+            assert time.monotonic() < deadline, "not in time"
+            time.sleep(0.01)
+
+    def ended(self) -> RunRecord:
+        return self.run_until(lambda run: run.status.final)
+
+    def release(self) -> None:
+        (effects_dir(self.state_dir) / "release").touch()
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        self.store.close()
+
+
+def fact(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The next fact that a bot tells."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        process.wait()
+        assert process.stderr is not None
+        raise AssertionError(f"the bot ended with {process.returncode}: {process.stderr.read()[-2000:]}")
+    told: dict[str, Any] = json.loads(line)
+    return told
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def bots(tmp_path: Path) -> Iterator[Bots]:
+    made = Bots(tmp_path / "state")
+    yield made
+    made.close()
+
+
+def test_killed_between_two_steps_it_repeats_none_of_them(bots: Bots) -> None:
+    """The kill comes after the step's own row and before the workflow engine's: the narrowest place."""
+    first = bots.spawn("--start", "toy?script=count:a count:b count:c", "--die", "after-row:b")
+    assert first.wait(30) == -signal.SIGKILL
+    assert bots.store.list()[0].status is RunStatus.RUNNING
+    bots.launch()
+    run = bots.ended()
+    assert run.status is RunStatus.SUCCEEDED
+    assert {name: len(effects(bots.state_dir, name)) for name in "abc"} == {"a": 1, "b": 1, "c": 1}
+    assert [(step.step_id, step.executions) for step in run.steps] == [("a", 1), ("b", 1), ("c", 1)]
+
+
+def test_killed_in_the_middle_of_a_step_it_runs_that_step_again_and_no_other(bots: Bots) -> None:
+    first = bots.launch("--start", "toy?script=count:a hold:b count:c")
+    bots.until(lambda: effects(bots.state_dir, "b"))
+    before = bots.store.list()[0]
+    bots.store.set_message_ts(before.id, "1700.1")
+    kill(first)
+    bots.launch()
+    bots.until(lambda: len(effects(bots.state_dir, "b")) == 2)
+    bots.release()
+    run = bots.ended()
+    assert run.status is RunStatus.SUCCEEDED
+    assert (run.id, run.message_ts, run.created_at) == (before.id, "1700.1", before.created_at)
+    assert [(step.step_id, step.executions) for step in run.steps] == [("a", 1), ("b", 2), ("c", 1)]
+    assert len(effects(bots.state_dir, "b.done")) == 1
+    assert len(effects(bots.state_dir, "a")) == len(effects(bots.state_dir, "c")) == 1
+
+
+def test_killed_after_an_effect_and_before_its_row_the_step_is_entered_again(bots: Bots) -> None:
+    first = bots.spawn("--start", "toy?script=count:a count:b", "--die", "before-row:a")
+    assert first.wait(30) == -signal.SIGKILL
+    bots.launch()
+    run = bots.ended()
+    assert [(step.step_id, step.executions) for step in run.steps] == [("a", 2), ("b", 1)]
+    assert len(effects(bots.state_dir, "a")) == 2  # why every step probes before it acts
+
+
+def test_killed_in_the_gate_it_waits_on_with_the_same_deadline(bots: Bots) -> None:
+    first = bots.launch("--start", "gated?script=count:a", "--expires-s", "6")
+    waiting = bots.run_until(lambda run: run.status is RunStatus.WAITING)
+    kill(first)
+    bots.launch("--expires-s", "600")
+    run = bots.ended()
+    assert run.status is RunStatus.EXPIRED
+    assert run.gate_expires_at == waiting.gate_expires_at
+    assert run.ended_at is not None
+    assert waiting.gate_expires_at is not None
+    assert 0 <= run.ended_at - waiting.gate_expires_at < 3
+    assert effects(bots.state_dir, "a") == []
+
+
+def test_an_approval_given_while_the_bot_was_down_is_honoured(bots: Bots) -> None:
+    first = bots.launch("--start", "gated?script=count:a")
+    waiting = bots.run_until(lambda run: run.status is RunStatus.WAITING)
+    kill(first)
+    answer = asyncio.run(
+        Approvals(bots.store).decide(
+            run_id=waiting.id, user=LEAD, decision="approve", plan_hash=waiting.plan_hash
+        )
+    )
+    assert answer.accepted
+    bots.launch()
+    assert bots.ended().status is RunStatus.SUCCEEDED
+    assert len(effects(bots.state_dir, "a")) == 1
+
+
+def test_killed_between_a_runs_row_and_its_workflow_the_run_is_started_at_the_next_launch(bots: Bots) -> None:
+    first = bots.spawn("--start", "toy?script=count:a", "--die", "after-insert")
+    assert first.wait(30) == -signal.SIGKILL
+    assert bots.store.list()[0].status is RunStatus.PLANNING
+    bots.launch()
+    assert bots.ended().status is RunStatus.SUCCEEDED
+    assert len(effects(bots.state_dir, "a")) == 1
+
+
+def test_killed_while_it_cleaned_up_after_a_stop_it_goes_on_cleaning_up(bots: Bots) -> None:
+    first = bots.launch("--start", "toy?script=fail:a count:b&settle=count:y hold:z")
+    bots.until(lambda: effects(bots.state_dir, "z"))
+    kill(first)
+    bots.release()
+    bots.launch()
+    run = bots.ended()
+    assert run.status is RunStatus.FAILED
+    assert [(s.step_id, s.executions, s.compensating) for s in run.steps] == [
+        ("a", 1, False),
+        ("y", 1, True),
+        ("z", 2, True),
+    ]
+    assert effects(bots.state_dir, "b") == []
+
+
+def test_a_request_delivered_again_after_a_kill_starts_no_second_run(bots: Bots) -> None:
+    first = bots.launch("--start", "look?script=count:a", "--key", "envelope-1")
+    run_id = fact(first)["run"]
+    bots.ended()
+    kill(first)
+    second = bots.launch("--start", "look?script=count:a", "--key", "envelope-1")
+    assert fact(second)["run"] == run_id
+    assert len(bots.store.list()) == 1
+    assert len(effects(bots.state_dir, "a")) == 1
+
+
+def test_sigterm_in_the_middle_of_a_step_leaves_the_run_resumable(bots: Bots) -> None:
+    first = bots.launch("--start", "toy?script=count:a hold:b")
+    bots.until(lambda: effects(bots.state_dir, "b"))
+    first.terminate()
+    assert first.wait(20) == 0
+    assert bots.store.list()[0].status is RunStatus.RUNNING
+    bots.release()
+    bots.launch()
+    run = bots.ended()
+    assert run.status is RunStatus.SUCCEEDED
+    assert [(step.step_id, step.executions) for step in run.steps] == [("a", 1), ("b", 2)]
+
+
+def test_changed_code_finds_its_waiting_runs_again(bots: Bots) -> None:
+    """DBOS's own version is a hash of the workflow sources, which would leave this run behind in silence."""
+    first = bots.launch("--start", "toy?script=count:a hold:b")
+    bots.until(lambda: effects(bots.state_dir, "b"))
+    kill(first)
+    bots.release()
+    bots.launch("--changed-code")
+    run = bots.ended()
+    assert run.status is RunStatus.SUCCEEDED
+    assert (
+        bots.store.row(run.id).workflow_id == run.id
+    )  # DBOS took it up itself, the watchdog had nothing to do
+
+
+def test_a_run_of_another_engine_version_is_found_by_the_watchdog_and_goes_on_from_its_rows(
+    bots: Bots,
+) -> None:
+    first = bots.launch("--start", "toy?script=count:a hold:b", "--engine-version", "old")
+    bots.until(lambda: effects(bots.state_dir, "b"))
+    kill(first)
+    bots.release()
+    bots.launch()
+    run = bots.ended()
+    assert run.status is RunStatus.SUCCEEDED
+    assert [(step.step_id, step.executions) for step in run.steps] == [("a", 1), ("b", 2)]
+    assert bots.store.row(run.id).workflow_id == f"{run.id}.r2"
+
+
+def test_a_second_bot_on_the_same_folder_refuses_to_start_and_names_the_first(bots: Bots) -> None:
+    first = bots.launch()
+    second = bots.spawn()
+    assert second.wait(30) == 2
+    assert second.stderr is not None
+    message = second.stderr.read()
+    assert f"pid {first.pid}" in message
+    assert "run the same steps twice" in message
+    kill(first)
+    bots.launch()  # the kernel freed the lock with its holder
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_row_marked_as_pickle_is_refused_and_its_run_goes_on_from_its_own_rows(
+    bots: Bots, tmp_path: Path
+) -> None:
+    first = bots.launch("--start", "toy?script=count:a hold:b")
+    bots.until(lambda: effects(bots.state_dir, "b"))
+    kill(first)
+    bomb = tmp_path / "exploded"
+    payload = base64.b64encode(pickle.dumps({"args": (Bomb(bomb),), "kwargs": {}})).decode()
+    with sqlite3.connect(bots.state_dir / "dbos.sqlite") as database:
+        changed = database.execute(
+            "UPDATE workflow_status SET inputs = ?, serialization = 'py_pickle'", (payload,)
+        )
+        assert changed.rowcount == 2
+    database.close()
+    bots.release()
+    bots.launch("--watch-s", "0.3")
+    assert bots.ended().status is RunStatus.SUCCEEDED
+    assert not bomb.exists()
+    assert len(effects(bots.state_dir, "a")) == 1
