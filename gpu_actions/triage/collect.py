@@ -25,6 +25,7 @@ from gpu_actions.triage.collectors.ranks import collect_ranks, roots_of
 from gpu_actions.triage.collectors.ras import collect_ras
 from gpu_actions.triage.collectors.router import collect_router
 from gpu_actions.triage.collectors.stacks import collect_stacks
+from gpu_actions.triage.deep.probe import collect_deep
 from gpu_actions.triage.snapshot import CollectorName, CollectorOutcome, Expectation, Snapshot
 from gpu_actions.triage.target import TriageTarget
 from gpu_actions.triage.thresholds import TriageThresholds
@@ -115,6 +116,12 @@ async def collect(
             ],
             _stacks_if_stuck(target, limits, collection),
         )
+    nvml = collection.readings.get("nvml")
+    await collection.run(
+        "deep",
+        collect_deep(nvml, asked=deep, expect_gpus=target.expect_gpus, limits=limits),
+        deadline_s=limits.deep_deadline_s + 5,
+    )
     return collection.snapshot(target, taken_at=taken_at, window_s=window)
 
 

@@ -66,7 +66,9 @@ class Look(Frozen):
     verdict: VerdictKind
     cause: str
     stalled: bool = False
-    sources: int = 0
+    hang_sources: int | None = Field(
+        default=None, description="sources of a live hang; None = no such finding"
+    )
 
 
 class MonitorState(Frozen):
@@ -114,7 +116,8 @@ class MonitorState(Frozen):
         stalled_since = (
             (self.stalled_since_s if self.stalled_since_s is not None else now_s) if look.stalled else None
         )
-        if stalled_since is not None and now_s - stalled_since >= policy.stalled_s:
+        lasting = stalled_since is not None and now_s - stalled_since >= policy.stalled_s
+        if lasting and look.verdict is not VerdictKind.FALL_BACK:
             look = look.model_copy(update={"verdict": VerdictKind.FALL_BACK, "cause": "engine_stalled"})
         state = self.model_copy(
             update={
@@ -208,7 +211,10 @@ def look_of(verdict: Verdict, *, now_s: float) -> Look:
         stalled=any(
             finding.id in STALL_RULES or finding.id == "collective.hang" for finding in verdict.findings
         ),
-        sources=max((len(hang_sources(finding)) for finding in verdict.findings), default=0),
+        hang_sources=next(
+            (len(hang_sources(finding)) for finding in verdict.findings if finding.id == "collective.hang"),
+            None,
+        ),
     )
 
 
@@ -219,8 +225,9 @@ def hang_sources(finding: Finding) -> tuple[str, ...]:
 
 
 def _sources_suffice(looks: list[Look]) -> bool:
-    """A hang needs two sources in one of the looks that agree; other causes need none."""
-    return looks[-1].cause != "nccl_hang" or max(look.sources for look in looks) >= 2 or not looks[-1].stalled
+    """A live hang needs two sources in one of the looks that agree, whoever judged them; other causes need none."""
+    counts = [look.hang_sources for look in looks if look.hang_sources is not None]
+    return looks[-1].cause != "nccl_hang" or not counts or max(counts) >= 2
 
 
 def family_of(cause: str) -> str:

@@ -137,7 +137,7 @@ class TriageThresholds(Frozen):
         default=60, gt=0, le=600, description="seconds for the whole deep probe, children included"
     )
     deep_free_gib: float = Field(
-        default=2.0, gt=0, le=64, description="free GiB that each GPU must have before the probe starts"
+        default=4.0, gt=0, le=64, description="free GiB that each GPU must have before the probe starts"
     )
     deep_message_mib: int = Field(
         default=256, ge=1, le=4096, description="MiB of the largest all-reduce message"

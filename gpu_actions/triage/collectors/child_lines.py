@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from gpu_actions.processes import child_environment
 
@@ -21,7 +21,7 @@ async def lines_of(
     deadline_s: float,
     env: dict[str, str] | None = None,
     errors: list[str] | None = None,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Give a child's output line by line until it ends or `deadline_s` seconds are over; then end its group.
 
     The end of its standard error (2000 characters) is appended to `errors`. A line over 1 MiB ends the reading.

@@ -1,0 +1,197 @@
+"""The ranks of the deep probe: all-reduce, copies between pairs and a GEMM on each GPU, written as they are measured.
+
+Nearly all of the time is start-up, so torch is imported once and the ranks are forked from that (before CUDA is touched), and
+each rank does all parts in one context and one communicator. With gloo the same code runs on CPU tensors, for tests; its
+figures are labelled and are no GPU's.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+STARTED = time.monotonic()
+GEMM_SIZE = 8192
+GEMM_ROUNDS = 10
+COPY_MIB = 256
+COPY_ROUNDS = 8
+ALLREDUCE_ROUNDS = 8
+CPU_GEMM_SIZE = 256
+CPU_COPY_MIB = 4
+
+
+def emit(record: dict[str, Any]) -> None:
+    """Write one record at once: what was measured survives a later hang."""
+    os.write(1, json.dumps(record).encode() + b"\n")
+
+
+class Timer:
+    """Times work on a device: CUDA events on a GPU, the clock on a CPU. Seconds a round, after one warm-up round."""
+
+    def __init__(self, torch: Any, *, gpu: bool) -> None:
+        self.torch = torch
+        self.gpu = gpu
+
+    def seconds(self, work: Any, rounds: int, *, device: int = 0) -> float:
+        """Time `rounds` rounds of `work`; `device` is the GPU whose stream carries it."""
+        if not self.gpu:
+            work()
+            began = time.perf_counter()
+            for _ in range(rounds):
+                work()
+            return (time.perf_counter() - began) / rounds
+        with self.torch.cuda.device(device):
+            work()
+            self.torch.cuda.synchronize()
+            first, last = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            for _ in range(rounds):
+                work()
+            last.record()
+            last.synchronize()
+            milliseconds: float = first.elapsed_time(last)
+        return milliseconds / 1000 / rounds
+
+
+def gemm_tflops(torch: Any, device: Any, rank: int, timer: Timer) -> float:
+    """Rate of a square bf16 matrix product on a GPU (fp32 and small on a CPU)."""
+    size = GEMM_SIZE if timer.gpu else CPU_GEMM_SIZE
+    kind = torch.bfloat16 if timer.gpu else torch.float32
+    left = torch.randn(size, size, device=device, dtype=kind)
+    right = torch.randn(size, size, device=device, dtype=kind)
+    out = torch.empty_like(left)
+    seconds = timer.seconds(lambda: torch.matmul(left, right, out=out), GEMM_ROUNDS, device=rank)
+    rate: float = 2 * size**3 / seconds / 1e12
+    return rate
+
+
+def copies_from(torch: Any, source: int, world_size: int, timer: Timer) -> list[dict[str, Any]]:
+    """Copies from one GPU to every other. What arrived is compared, so that a copy that lies is found."""
+    size = (COPY_MIB if timer.gpu else CPU_COPY_MIB) * 2**20
+    here = torch.device("cuda", source) if timer.gpu else torch.device("cpu")
+    sent = torch.randint(0, 256, (size,), dtype=torch.uint8, device=here)
+    pairs = []
+    for target in range(world_size):
+        if target == source:
+            continue
+        there = torch.device("cuda", target) if timer.gpu else torch.device("cpu")
+        sink = torch.empty(size, dtype=torch.uint8, device=there)
+        seconds = timer.seconds(
+            lambda sink=sink: sink.copy_(sent, non_blocking=True), COPY_ROUNDS, device=source
+        )
+        if not torch.equal(sink[::4097].cpu(), sent[::4097].cpu()):
+            raise RuntimeError(f"the copy from GPU {source} to GPU {target} arrived changed")
+        pairs.append({"source": source, "target": target, "gbps": round(size / seconds / 1e9, 2)})
+    return pairs
+
+
+def all_reduce_seconds(
+    torch: Any, dist: Any, device: Any, rank: int, world_size: int, message_bytes: int, timer: Timer
+) -> float:
+    """Seconds of one all-reduce; its sum is checked. Raises RuntimeError for a wrong sum."""
+    tensor = torch.ones(message_bytes // 4, device=device, dtype=torch.float32)
+    dist.all_reduce(tensor)
+    if float(tensor[0]) != world_size or float(tensor[-1]) != world_size:
+        raise RuntimeError(f"the all-reduce gave {float(tensor[0])} instead of {world_size}")
+    tensor.zero_()  # sums of zeros stay zero over any number of rounds
+    return timer.seconds(lambda: dist.all_reduce(tensor), ALLREDUCE_ROUNDS, device=rank)
+
+
+def measure(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> None:
+    """Run all parts as one rank. Rank 0 makes all copies, so that only it needs a context on every GPU."""
+
+    def tell(event: str, **fields: Any) -> None:
+        emit({"rank": rank, "event": event, **fields})
+
+    gpu = options.backend == "nccl"
+    device = torch.device("cuda", rank) if gpu else torch.device("cpu")
+    uuid = ""
+    if gpu:
+        torch.cuda.set_device(device)
+        uuid = f"GPU-{str(torch.cuda.get_device_properties(device).uuid).removeprefix('GPU-')}"
+    deadline = timedelta(
+        seconds=options.timeout_s + 30
+    )  # the parent ends us earlier: a hang must not look like an error
+    store = dist.FileStore(options.store, options.world_size)
+    store.set_timeout(deadline)
+    dist.init_process_group(
+        options.backend,
+        store=store,
+        rank=rank,
+        world_size=options.world_size,
+        timeout=deadline,
+        **({"device_id": device} if gpu else {}),
+    )
+    dist.barrier()
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if gpu else ""
+    tell("started", seconds=time.monotonic() - STARTED, nccl=nccl, uuid=uuid, torch=torch.__version__)
+    if options.hang_rank == rank:
+        time.sleep(3600)
+    began = time.monotonic()
+    timer = Timer(torch, gpu=gpu)
+    seconds = all_reduce_seconds(torch, dist, device, rank, options.world_size, options.message_bytes, timer)
+    tell("all_reduce", seconds=seconds)
+    if rank == 0:
+        for source in range(options.world_size):
+            tell(f"copies_{source}", pairs=copies_from(torch, source, options.world_size, timer))
+    dist.barrier()
+    tell("gemm", tflops=gemm_tflops(torch, device, rank, timer))
+    dist.barrier()
+    tell("done", seconds=time.monotonic() - began)
+
+
+def run_rank(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> None:
+    """Measure as a forked rank and end the process, without a clean-up that could hang."""
+    try:
+        measure(torch, dist, rank, options)
+    except Exception as error:  # noqa: BLE001  (whatever torch raises becomes the record that the parent reads)
+        words = " ".join(str(error).split())[:300]
+        emit({"rank": rank, "event": "error", "text": f"{type(error).__name__}: {words}"})
+        os._exit(1)
+    os._exit(0)
+
+
+def end_with_parent(parent: int) -> None:
+    """End the whole group soon after the parent is gone, so that a killed triage leaves no rank on a GPU."""
+    while os.getppid() == parent:
+        time.sleep(0.3)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Import torch, fork the ranks and wait for them. Exit 0; 1 when a rank failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--world-size", type=int, required=True)
+    parser.add_argument("--backend", choices=("nccl", "gloo"), required=True)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--message-bytes", type=int, required=True)
+    parser.add_argument("--timeout-s", type=float, required=True)
+    parser.add_argument(
+        "--hang-rank", type=int, default=-1, help="for tests: this rank never comes to the all-reduce"
+    )
+    options = parser.parse_args(argv)
+    parent = os.getppid()
+    import torch
+    import torch.distributed as dist
+
+    if options.backend == "gloo":
+        torch.set_num_threads(1)
+    emit({"rank": -1, "event": "imported", "seconds": time.monotonic() - STARTED})
+    pids = []
+    for rank in range(options.world_size):
+        pid = os.fork()
+        if pid == 0:
+            run_rank(torch, dist, rank, options)
+        pids.append(pid)
+    emit({"rank": -1, "event": "forked", "pids": pids})
+    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
+    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 for pid in pids)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

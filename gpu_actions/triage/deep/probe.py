@@ -1,0 +1,197 @@
+"""Starts the deep probe's ranks, reads their figures as they come, and ends the whole group at the deadline.
+
+Memory on every GPU is checked first, from the snapshot: beside a running tier there is usually none, and then the probe says
+so instead of taking the tier down. NVLS is off (`NCCL_NVLS_ENABLE=0`): floors and baselines are for the rings.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Literal
+
+from gpu_actions.processes import child_environment
+from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.triage.collectors.child_lines import lines_of
+from gpu_actions.triage.snapshot_gpu import NvmlReading
+from gpu_actions.triage.snapshot_host import DeepGpu, DeepPair, DeepReading
+from gpu_actions.triage.thresholds import TriageThresholds
+
+CHILD = "gpu_actions.triage.deep.child"
+ENVIRONMENT = {
+    "NCCL_NVLS_ENABLE": "0",
+    "NCCL_RAS_ENABLE": "0",  # the tier's own RAS keeps its port
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order, so that figures name the right GPU
+    "CUDA_MODULE_LOADING": "LAZY",
+    "OMP_NUM_THREADS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+class RankLog:
+    """What one rank has told so far."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.records: dict[str, dict[str, Any]] = {}
+
+    def get(self, event: str, field: str) -> Any:
+        return self.records.get(event, {}).get(field)
+
+
+def check_headroom(nvml: NvmlReading | None, *, free_gib: float) -> int:
+    """How many GPUs the probe runs on. Raises CollectorFailed where memory is short or GPUs cannot be probed."""
+    if nvml is None or not nvml.gpus:
+        raise CollectorFailed("no GPU was read, so none is probed")
+    if nvml.hung_call is not None:
+        raise CollectorFailed(f"the driver hangs in {nvml.hung_call}: a probe would hang as well")
+    bad = [gpu for gpu in nvml.gpus if gpu.error is not None]
+    if bad:
+        raise CollectorFailed(f"{bad[0].label} cannot be used: {bad[0].error}")
+    partitioned = [gpu for gpu in nvml.gpus if gpu.mig]
+    if partitioned:
+        raise CollectorFailed(f"{partitioned[0].label} is partitioned (MIG): collectives do not apply")
+    short = [gpu for gpu in nvml.gpus if gpu.memory_free_mib is None or gpu.memory_free_mib < free_gib * 1024]
+    if short:
+        there = short[0].memory_free_mib
+        words = "unknown" if there is None else f"{there / 1024:.1f} GiB"
+        raise CollectorFailed(
+            f"not enough free memory on {len(short)} GPUs ({short[0].label}: {words}, {free_gib:g} GiB needed): "
+            "the tier holds it; triage deep again once the tier is stopped"
+        )
+    return len(nvml.gpus)
+
+
+async def collect_deep(
+    nvml: NvmlReading | None, *, asked: bool, expect_gpus: int | None, limits: TriageThresholds
+) -> DeepReading:
+    """Run the probe on all GPUs. Raises CollectorSkipped when it was not asked for or there are no GPUs."""
+    if not asked:
+        raise CollectorSkipped("the deep probe was not asked for")
+    if expect_gpus == 0:
+        raise CollectorSkipped("this host declares no GPUs")
+    world_size = check_headroom(nvml, free_gib=limits.deep_free_gib)
+    return await run_probe(
+        world_size,
+        backend="nccl",
+        deadline_s=limits.deep_deadline_s,
+        message_bytes=limits.deep_message_mib * 2**20,
+    )
+
+
+async def run_probe(
+    world_size: int,
+    *,
+    backend: Literal["nccl", "gloo"],
+    deadline_s: float,
+    message_bytes: int,
+    environment: dict[str, str] | None = None,
+    hang_rank: int = -1,
+) -> DeepReading:
+    """Start `world_size` ranks and wait for them until the deadline; then all of them are ended.
+
+    busbw = bytes / seconds x 2(n-1)/n, as nccl-tests count it. `hang_rank` never comes to
+    the all-reduce, for tests.
+    """
+    began = time.monotonic()
+    logs = {rank: RankLog(rank) for rank in range(-1, world_size)}
+    errors: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="gpu-oncall-deep-") as folder:
+        values = {
+            "world-size": world_size,
+            "backend": backend,
+            "store": Path(folder) / "store",
+            "message-bytes": message_bytes,
+            "timeout-s": deadline_s,
+            "hang-rank": hang_rank,
+        }
+        argv = [sys.executable, "-m", CHILD, *[f"--{name}={value}" for name, value in values.items()]]
+        env = {**child_environment(), **ENVIRONMENT, **(environment or {})}
+        async with aclosing(lines_of(argv, deadline_s=deadline_s, env=env, errors=errors)) as lines:
+            async for line in lines:
+                record = record_of(line)
+                if record is not None and record["rank"] in logs:
+                    logs[record["rank"]].records[record["event"]] = record
+                    if record["event"] == "error":
+                        break  # the others would wait for this rank until the deadline
+    ranks = [log for rank, log in logs.items() if rank >= 0]
+    reading = reading_of(
+        ranks, backend=backend, message_bytes=message_bytes, seconds=time.monotonic() - began
+    )
+    if reading.outcome == "timeout" and errors:
+        return reading.model_copy(update={"detail": f"{reading.detail}: {errors[0].splitlines()[-1][-200:]}"})
+    return reading
+
+
+def record_of(line: bytes) -> dict[str, Any] | None:
+    """A record of a rank; None for anything else that a library wrote."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    wanted = (
+        isinstance(record, dict)
+        and isinstance(record.get("rank"), int)
+        and isinstance(record.get("event"), str)
+    )
+    return record if wanted else None
+
+
+def reading_of(
+    logs: Sequence[RankLog], *, backend: Literal["nccl", "gloo"], message_bytes: int, seconds: float
+) -> DeepReading:
+    """Put the ranks' figures together; the slowest rank counts."""
+    world_size = len(logs)
+    slowest = [log.get("all_reduce", "seconds") for log in logs]
+    reduce_s = max(slowest) if all(value is not None for value in slowest) else None
+    busbw = None
+    if reduce_s and world_size > 1:
+        busbw = message_bytes / reduce_s * 2 * (world_size - 1) / world_size / 1e9
+    pairs = [
+        DeepPair(**pair)
+        for log in logs
+        for event, record in log.records.items()
+        if event.startswith("copies_")
+        for pair in record["pairs"]
+    ]
+    started = [log.get("started", "seconds") for log in logs]
+    outcome, detail = _outcome(logs, seconds)
+    return DeepReading(
+        backend=backend,
+        outcome=outcome,
+        detail=detail,
+        world_size=world_size,
+        message_bytes=message_bytes,
+        allreduce_ms=None if reduce_s is None else reduce_s * 1000,
+        busbw_gbps=busbw,
+        gpus=tuple(
+            DeepGpu(
+                index=log.rank,
+                uuid=log.get("started", "uuid") or "",
+                gemm_tflops=log.get("gemm", "tflops"),
+                error=log.get("error", "text") or "",
+            )
+            for log in logs
+        ),
+        pairs=tuple(pairs),
+        startup_s=max(started) if all(value is not None for value in started) else None,
+        measure_s=max((log.get("done", "seconds") or 0.0 for log in logs), default=None),
+        nccl_version=logs[0].get("started", "nccl") or "" if logs else "",
+        torch_version=logs[0].get("started", "torch") or "" if logs else "",
+    )
+
+
+def _outcome(logs: Sequence[RankLog], seconds: float) -> tuple[Literal["ok", "timeout", "failed"], str]:
+    if all("done" in log.records for log in logs):
+        return "ok", ""
+    failed = [log for log in logs if "error" in log.records]
+    if failed:
+        return "failed", f"rank {failed[0].rank}: {failed[0].get('error', 'text')}"
+    behind = min(logs, key=lambda log: len(log.records))
+    last = list(behind.records)[-1] if behind.records else "its start"
+    return "timeout", f"rank {behind.rank} got no further than {last!r} in {seconds:.1f} s"

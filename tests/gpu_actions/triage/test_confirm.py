@@ -1,0 +1,168 @@
+"""Monitors: N of M, two sources, hysteresis, one incident for a burst, quiet after an acknowledgement, hold without sight."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_actions.models import Verdict, VerdictKind
+from gpu_actions.triage.confirm import MonitorPolicy, MonitorState, Signal, burst_key, family_of
+from gpu_actions.triage.judge import judge
+from tests.gpu_actions.triage import builders as make
+
+POLICY = MonitorPolicy(needed=2, of=3, clear_after=3, stalled_s=30, hold_s=60, burst_s=300, quiet_s=1000)
+GOOD = judge(make.healthy())
+LINK = judge(make.healthy(nvml=make.links_down({0: (3,)})))
+LOST = judge(make.healthy(nvml=make.with_gpu(0, error="gpu_is_lost")))
+FLAT = make.engine(tokens=(9, 9))
+HUNG = make.completion("timeout", tokens=0)
+HANG = judge(make.healthy(engine=FLAT, completion=HUNG, ranks=make.ranks(8, r1="T")))
+STALL = judge(make.healthy(engine=FLAT, completion=HUNG))
+assert (LINK.cause, LOST.cause, HANG.cause, STALL.cause) == (
+    "nvlink_partial",
+    "gpu_lost",
+    "nccl_hang",
+    "engine_stalled",
+)
+
+
+def run(
+    *verdicts: Verdict | None, every_s: float = 5, policy: MonitorPolicy = POLICY
+) -> tuple[MonitorState, list[Signal]]:
+    state, signals = MonitorState(host="h1"), []
+    for number, verdict in enumerate(verdicts):
+        state, new = state.observe(verdict, now_s=number * every_s, policy=policy)
+        signals += new
+    return state, signals
+
+
+def test_one_bad_look_is_no_alert_and_two_of_three_are_one() -> None:
+    assert run(GOOD, LINK, GOOD)[1] == []
+    state, signals = run(LINK, GOOD, LINK)
+    assert [(signal.kind, signal.cause, signal.verdict) for signal in signals] == [
+        ("open", "nvlink_partial", VerdictKind.FALL_BACK)
+    ]
+    assert (state.verdict, state.cause) == (VerdictKind.FALL_BACK, "nvlink_partial")
+
+
+def test_an_alert_is_not_repeated_while_it_lasts() -> None:
+    assert len(run(*[LINK] * 20)[1]) == 1
+
+
+def test_a_hang_is_confirmed_within_thirty_seconds_at_the_default_periods() -> None:
+    state, signals = MonitorState(host="h1"), []
+    for number in range(10):  # a look every 5 s that takes 4.5 s itself
+        state, new = state.observe(HANG, now_s=number * 5 + 4.5, policy=MonitorPolicy())
+        signals += [(number * 5 + 4.5, signal.kind) for signal in new]
+    assert signals == [(9.5, "open")]
+
+
+def test_a_hang_of_one_source_is_not_confirmed_however_often_it_comes() -> None:
+    findings = tuple(
+        finding.model_copy(update={"evidence": {**finding.evidence, "sources": ["token counter"]}})
+        if finding.id == "collective.hang"
+        else finding
+        for finding in HANG.findings
+    )
+    assert run(*[HANG.model_copy(update={"findings": findings})] * 5)[1] == []
+
+
+def test_a_stall_that_lasts_becomes_a_fallback_although_no_collective_explains_it() -> None:
+    state, signals = run(*[STALL] * 9)
+    assert [(signal.kind, signal.verdict) for signal in signals] == [
+        ("open", VerdictKind.UNKNOWN),
+        ("join", VerdictKind.FALL_BACK),
+    ]
+    assert state.cause == "engine_stalled"
+    assert state.stalled_since_s == 0
+
+
+def test_a_stall_that_ends_in_between_starts_anew() -> None:
+    _, signals = run(STALL, STALL, STALL, GOOD, STALL, STALL, STALL)
+    assert all(signal.verdict is not VerdictKind.FALL_BACK for signal in signals)
+
+
+def test_an_alert_ends_only_after_several_good_looks_in_a_row() -> None:
+    state, signals = run(LINK, LINK, GOOD, GOOD, LINK, GOOD, GOOD)
+    assert [signal.kind for signal in signals] == ["open"] and state.cause == "nvlink_partial"
+    state, signals = run(LINK, LINK, GOOD, GOOD, GOOD)
+    assert [signal.kind for signal in signals] == ["open", "clear"] and state.verdict is VerdictKind.HEALTHY
+
+
+def test_a_burst_of_causes_is_one_incident() -> None:
+    state, signals = run(LINK, LINK, LOST, LOST, HANG, HANG)
+    assert [signal.kind for signal in signals] == ["open", "join", "join"]
+    assert len({signal.key for signal in signals}) == 1
+    assert state.cause == "gpu_lost", "the root cause names the incident"
+
+
+def test_what_comes_long_after_a_cleared_alert_is_a_new_incident() -> None:
+    policy = POLICY.model_copy(update={"burst_s": 10})
+    _, signals = run(LINK, LINK, GOOD, GOOD, GOOD, LINK, LINK, policy=policy)
+    assert [signal.kind for signal in signals] == ["open", "clear", "open"]
+    assert signals[0].key != signals[2].key
+
+
+def test_an_acknowledged_cause_stays_quiet_and_a_worse_one_does_not() -> None:
+    state = MonitorState(host="h1").acknowledge("nvlink_partial", now_s=0, policy=POLICY)
+    signals: list[Signal] = []
+    for number, verdict in enumerate([LINK, LINK, LINK, LOST, LOST]):
+        state, new = state.observe(verdict, now_s=number * 5, policy=POLICY)
+        signals += new
+    assert [signal.cause for signal in signals] == ["gpu_lost"]
+
+
+def test_an_acknowledgement_ends_with_its_time() -> None:
+    state = MonitorState(host="h1").acknowledge("nvlink_partial", now_s=0, policy=POLICY)
+    for number in range(2):
+        state, signals = state.observe(LINK, now_s=2000 + number * 5, policy=POLICY)
+    assert [signal.kind for signal in signals] == ["open"]
+
+
+def test_a_probe_that_fails_holds_the_last_state_and_says_once_that_it_is_blind() -> None:
+    state, signals = run(LINK, LINK, *[None] * 20)
+    assert [signal.kind for signal in signals] == ["open", "blind"]
+    assert state.cause == "nvlink_partial", "the state is held"
+    state, more = state.observe(LINK, now_s=500, policy=POLICY)
+    assert [signal.kind for signal in more] == ["sighted"] and not state.blind
+
+
+def test_a_monitor_that_never_saw_anything_is_blind_not_healthy() -> None:
+    state, signals = run(*[None] * 20)
+    assert [signal.kind for signal in signals] == ["blind"]
+    assert state.verdict is VerdictKind.UNKNOWN
+
+
+def test_a_watch_that_becomes_a_fallback_is_said_again() -> None:
+    watch = LINK.model_copy(update={"verdict": VerdictKind.WATCH})
+    _, signals = run(watch, watch, LINK, LINK)
+    assert [signal.verdict for signal in signals] == [VerdictKind.WATCH, VerdictKind.FALL_BACK]
+
+
+@pytest.mark.parametrize(
+    ("cause", "family"), [("nvlink_loss", "links"), ("gpu_lost", "gpu"), ("environment", "environment")]
+)
+def test_causes_of_one_fault_share_a_family(cause: str, family: str) -> None:
+    assert family_of(cause) == family
+    assert burst_key("h", cause, at_s=10, burst_s=300) == burst_key("h", cause, at_s=290, burst_s=300)
+    assert burst_key("h", cause, at_s=10, burst_s=300) != burst_key("h", cause, at_s=310, burst_s=300)
+
+
+@given(st.lists(st.sampled_from([GOOD, LINK, LOST, HANG, STALL, None]), max_size=40))
+def test_no_sequence_breaks_it_and_every_clear_follows_an_open(verdicts: list[Verdict | None]) -> None:
+    state, signals = run(*verdicts)
+    is_open = False
+    for signal in signals:
+        if signal.kind == "open":
+            assert not is_open
+            is_open = True
+        if signal.kind == "clear":
+            assert is_open
+            is_open = False
+        if signal.kind == "join":
+            assert is_open or signal.key
+    assert MonitorState.model_validate_json(state.model_dump_json()) == state
+
+
+@given(st.lists(st.sampled_from([LINK, LOST, HANG]), max_size=1), st.lists(st.just(GOOD), max_size=20))
+def test_a_single_bad_look_never_alerts(bad: list[Verdict], good: list[Verdict]) -> None:
+    assert run(*good, *bad, *good)[1] == []
