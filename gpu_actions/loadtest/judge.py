@@ -196,7 +196,7 @@ class Columns:
         if over:
             late_part = self.ok & (self.ended > 0.2 * self.measured_s) & (self.ended <= self.measured_s)
             sustained = int(late_part.sum()) / (0.8 * self.measured_s)
-        summary = "the service keeps up"
+        summary = "the service keeps up" if sent else "nothing was measured"
         if grew:
             summary = f"over-saturated: the backlog grows by {growth:.1f} requests/s; it completes about {sustained:.1f} QPS"
         elif over:

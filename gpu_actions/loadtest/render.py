@@ -26,11 +26,12 @@ def draw(result: LoadTestResult, path: Path) -> None:
 
     marker = "o" if len(series) < 60 else None
     top_left, top_right, low_left, low_right = panels[0][0], panels[0][1], panels[1][0], panels[1][1]
-    for name, label, colour in (
+    latencies = (
         ("ttft_p50_ms", "TTFT p50", "C0"),
         ("ttft_p99_ms", "TTFT p99", "C1"),
         ("e2e_p99_ms", "E2E p99", "C4"),
-    ):
+    )
+    for name, label, colour in latencies:
         top_left.plot(seconds, values(name), label=label, color=colour, marker=marker, markersize=3)
     top_left.set(title="Latency from the due time", xlabel="s", ylabel="ms")
     for label, sample, colour in (
@@ -54,12 +55,8 @@ def draw(result: LoadTestResult, path: Path) -> None:
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=8)
     first = summary_lines(result)[0]
-    figure.suptitle(
-        first if len(first) <= 110 else first[:107] + "...",
-        color=colour_of(result.verdict),
-        fontweight="bold",
-        fontsize=11,
-    )
+    title = first if len(first) <= 110 else first[:107] + "..."
+    figure.suptitle(title, color=colour_of(result.verdict), fontweight="bold", fontsize=11)
     figure.tight_layout()
     figure.savefig(path)
 

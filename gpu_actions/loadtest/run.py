@@ -273,11 +273,9 @@ def _result(
     )  # fmt: skip
     if session is None:
         verdict, reasons, warnings = RunVerdict.FAILED, (early.reason or "",), ()
+    made = round(rates.output_tokens_per_s * measured_s)
     energy = meter.over(
-        start,
-        start + measured_s,
-        output_tokens=int(rates.output_tokens_per_s * measured_s),
-        price_usd_per_kwh=spec.price_usd_per_kwh,
+        start, start + measured_s, output_tokens=made, price_usd_per_kwh=spec.price_usd_per_kwh
     )
     return LoadTestResult(
         name=spec.name,

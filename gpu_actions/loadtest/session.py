@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import resource
 import sys
+from dataclasses import fields
 from time import monotonic
 from typing import Literal, Protocol
 
@@ -21,6 +22,7 @@ from gpu_actions.processes import child_environment, end_group
 
 WORKER_READY_TIMEOUT_S = 60
 WORKER_LINE_LIMIT = 1024 * 1024
+COUNTED = tuple(field.name for field in fields(Counters) if field.name != "first_error")
 
 
 class Session(Protocol):
@@ -160,18 +162,7 @@ class WorkerSession:
     def _add_up(self) -> None:
         total = Counters()
         for part in self._parts.values():
-            for name in (
-                "sent",
-                "ok",
-                "failed",
-                "dead",
-                "retried",
-                "connections",
-                "chunks",
-                "tokens",
-                "prompt_tokens",
-                "in_flight",
-            ):
+            for name in COUNTED:
                 setattr(total, name, getattr(total, name) + getattr(part, name))
             for name, (at, text) in part.first_error.items():
                 if name not in total.first_error or at < total.first_error[name][0]:

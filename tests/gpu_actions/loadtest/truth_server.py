@@ -107,17 +107,17 @@ class Job:
     """One completion. Times are absolute from its arrival, so the server's own jitter does not add up."""
 
     __slots__ = (
-        "client",
-        "server",
-        "body",
         "arrived",
-        "tokens",
-        "sent",
-        "lie",
-        "chat",
-        "first",
         "base",
+        "body",
+        "chat",
+        "client",
+        "first",
+        "lie",
         "prompt_tokens",
+        "sent",
+        "server",
+        "tokens",
     )
 
     def __init__(self, client, server, body, chat, arrived):
@@ -196,7 +196,7 @@ class Job:
             now = monotonic()
             if (later := self.due(0)) > now + 0.0005:  # a freeze began meanwhile
                 loop.call_at(loop.time() + later - now, self.step)
-                return
+                return None
             self.first = now
             token = HEAD + token
             if self.lie == "split":
@@ -211,7 +211,7 @@ class Job:
         if self.sent < self.tokens:
             transport.write(token)
             loop.call_at(loop.time() + max(0.0, self.due(self.sent) - monotonic()), self.step)
-            return
+            return None
         self.finish(token)
 
     def lie_in_the_middle(self, token):
@@ -264,7 +264,7 @@ class Job:
 
 
 class Client(asyncio.Protocol):
-    __slots__ = ("server", "transport", "pending", "idle_timer")
+    __slots__ = ("idle_timer", "pending", "server", "transport")
 
     def __init__(self, server):
         self.server = server
@@ -282,7 +282,7 @@ class Client(asyncio.Protocol):
         self.pending += data
         end = self.pending.find(b"\r\n\r\n")
         if end < 0:
-            return
+            return None
         head = self.pending[:end]
         path = head.split(b" ", 2)[1].decode()
         if head.startswith(b"GET"):
@@ -291,7 +291,7 @@ class Client(asyncio.Protocol):
         at = head.lower().find(b"content-length:")
         length = int(head[at + 15 :].split(b"\r\n", 1)[0])
         if len(self.pending) < end + 4 + length:
-            return
+            return None
         body = json.loads(self.pending[end + 4 : end + 4 + length])
         self.pending = b""
         server = self.server

@@ -1,0 +1,220 @@
+"""Reported figures against servers whose truth is known: within 2 % or 2 ms."""
+
+import asyncio
+from pathlib import Path
+from time import monotonic
+
+import numpy
+import pytest
+
+from gpu_actions.loadtest.generator import Generator
+from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
+from gpu_actions.loadtest.run import run_load_test
+from gpu_actions.loadtest.schedule import make_schedule
+from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.loadtest.statistics import describe
+from gpu_actions.loadtest.target import resolve_target
+from tests.gpu_actions.loadtest.conftest import StartServer, Truth
+
+
+def close_to(truth_ms: float) -> object:
+    return pytest.approx(truth_ms, rel=0.02, abs=2.0)
+
+
+async def generate(spec: LoadSpec) -> tuple[Generator, float]:
+    """The bare generator, without reports; gives it and its start time on the clock that the server shares."""
+    schedule = make_schedule(spec)
+    generator = Generator(
+        spec, schedule, range(len(schedule)), await resolve_target(spec), prompt_maker(spec, "bytes")
+    )
+    start = monotonic() + spec.warmup_s + 0.2
+    await generator.run(start, asyncio.Event(), drain_s=spec.drain_limit_s)
+    return generator, start
+
+
+async def test_constant_times_are_reported_as_they_are(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server(ttft_ms=50, itl_ms=10)
+    result = await run_load_test(server.spec(max_new_tokens=16, duration_s=4), out_dir=tmp_path / "out")
+    assert result.verdict is RunVerdict.PASSED, result.reasons
+    assert result.latency.ttft.p50.value_ms == close_to(50)
+    assert result.latency.itl.p50.value_ms == close_to(10)
+    assert result.latency.tpot.p50.value_ms == close_to(10)
+    assert result.latency.e2e.p50.value_ms == close_to(50 + 15 * 10)
+    assert result.requests.ok == result.requests.scheduled
+    assert result.cross_check.agrees, result.cross_check.summary
+
+
+async def test_every_percentile_agrees_with_the_times_that_the_server_wrote_down(
+    start_server: StartServer,
+) -> None:
+    """The server logs when it wrote each first token, on the same monotonic clock: its own jitter is part of the truth."""
+    server = start_server(ttft_ms=30, itl_ms=2)
+    spec = server.spec(target_qps=150, duration_s=4, warmup_s=0)
+    generator, start = await generate(spec)
+    schedule = make_schedule(spec)
+    maker = prompt_maker(spec, "bytes")
+    row_of = {
+        maker.prompt(row, schedule.prompt_len[row]).split(b" ")[0].decode(): row
+        for row in range(len(schedule))
+    }
+    truth_ms = [
+        (entry["first"] - start - schedule.due_s[row_of[str(entry["mark"])]]) * 1000
+        for entry in server.logged()
+    ]
+    assert len(truth_ms) == len(schedule)
+    reported = numpy.array(generator.records.first_s) - numpy.array(schedule.due_s)
+    for share in (0.5, 0.9, 0.95, 0.99):
+        assert numpy.quantile(reported * 1000, share) == close_to(float(numpy.quantile(truth_ms, share)))
+
+
+async def send_time_tool(server: Truth, *, workers: int, rate: float, seconds: float) -> list[float]:
+    """What most benchmark clients are: a few workers that pace themselves and time from the moment of sending."""
+    spec = server.spec(target_qps=rate, duration_s=seconds, warmup_s=0, arrival="constant")
+    body = prompt_maker(spec, "bytes").body(1, 32, spec.max_new_tokens)
+    target = await resolve_target(spec)
+    times: list[float] = []
+    end = monotonic() + seconds
+
+    async def worker() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        while monotonic() < end:
+            sent = monotonic()
+            writer.write(target.request(body))
+            while b"data:" not in await reader.readline():
+                pass
+            times.append((monotonic() - sent) * 1000)
+            while await reader.readline() != b"0\r\n":
+                pass
+            await reader.readline()
+            await asyncio.sleep(max(0.0, workers / rate - (monotonic() - sent)))
+        writer.close()
+
+    await asyncio.gather(*(worker() for _ in range(workers)))
+    return times
+
+
+async def test_a_freeze_of_two_seconds_stands_in_p99_where_a_send_time_tool_hides_it(
+    start_server: StartServer,
+) -> None:
+    options = {"ttft_ms": 10, "itl_ms": 1, "freeze_after_s": 2.0, "freeze_for_s": 2.0}
+    hidden_ms, (generator, _) = await asyncio.gather(
+        send_time_tool(start_server(**options), workers=2, rate=80, seconds=7),
+        generate(start_server(**options).spec(target_qps=80, duration_s=7, warmup_s=0, arrival="constant")),
+    )
+    schedule = make_schedule(
+        start_server(**options).spec(target_qps=80, duration_s=7, warmup_s=0, arrival="constant")
+    )
+    seen_ms = (numpy.array(generator.records.first_s) - numpy.array(schedule.due_s)) * 1000
+    assert numpy.quantile(hidden_ms, 0.99) < 100, (
+        "two workers are only two requests late: the freeze is invisible"
+    )
+    # of 7 s, the 2 s of the freeze wait from 2 s down to 0: the p99 of all requests waits 2 - 0.01 * 7 = 1.93 s
+    assert describe(seen_ms).p99.value_ms == pytest.approx(1930 + 10, abs=60)
+    assert describe(seen_ms).p90.value_ms == pytest.approx(2000 - 700 + 10, abs=60)
+
+
+async def test_a_server_of_known_capacity_is_found_over_saturated_at_that_rate(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    # 4 slots of 20 + 7 * 10 = 90 ms: 44 requests a second at most
+    server = start_server(ttft_ms=20, itl_ms=10, slots=4)
+    result = await run_load_test(server.spec(target_qps=80, duration_s=6, drain_s=10), out_dir=tmp_path)
+    assert result.saturation.over_saturated
+    assert result.saturation.sustained_qps == pytest.approx(4 / 0.09, rel=0.1)
+    assert result.verdict is RunVerdict.FAILED
+    assert any("over-saturated" in reason for reason in result.reasons)
+
+
+async def test_the_same_server_within_its_capacity_is_not_called_saturated(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = start_server(ttft_ms=20, itl_ms=10, slots=4)
+    result = await run_load_test(server.spec(target_qps=20, duration_s=6), out_dir=tmp_path)
+    assert not result.saturation.over_saturated, result.saturation
+    assert result.verdict is RunVerdict.PASSED
+
+
+async def test_a_server_that_turns_requests_away_is_over_saturated_too(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = start_server(ttft_ms=20, itl_ms=10, slots=4, max_queue=4)
+    result = await run_load_test(server.spec(target_qps=80, duration_s=4), out_dir=tmp_path)
+    assert result.saturation.over_saturated
+    assert result.saturation.shed_percent > 20
+    assert [entry.name for entry in result.errors] == ["http_429"]
+
+
+async def test_warm_up_stands_apart_from_the_measured_part(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server(ttft_ms=5, itl_ms=1)
+    result = await run_load_test(server.spec(arrival="constant", warmup_s=1, duration_s=2), out_dir=tmp_path)
+    assert result.warmup.requests == 30
+    assert result.requests.scheduled == 60
+    assert len(server.logged()) == 30 + 60 + 1, "warm-up, measured part, and the probe before them"
+
+
+async def test_several_processes_send_the_same_schedule_once(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = start_server(ttft_ms=20, itl_ms=2)
+    spec = server.spec(target_qps=200, processes=3)
+    result = await run_load_test(spec, out_dir=tmp_path)
+    assert result.verdict is RunVerdict.PASSED, result.reasons
+    assert result.client.processes == 3
+    assert result.requests.ok == result.requests.scheduled
+    marks = [entry["mark"] for entry in server.logged()]
+    assert len(marks) == len(set(marks)) == len(make_schedule(spec)) + 1
+    assert result.latency.ttft.p50.value_ms == close_to(20)
+    assert result.latency.itl.count == result.requests.ok * 7
+
+
+async def test_chat_requests_are_measured_alike(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server(ttft_ms=25, itl_ms=4)
+    result = await run_load_test(server.spec(api="chat"), out_dir=tmp_path)
+    assert result.verdict is RunVerdict.PASSED, result.reasons
+    assert result.latency.ttft.p50.value_ms == close_to(25)
+
+
+async def test_a_slow_client_makes_the_run_void(start_server: StartServer, tmp_path: Path) -> None:
+    """The loop is blocked on purpose, as a busy host would: the figures must not be believed."""
+    server = start_server(ttft_ms=5, itl_ms=1)
+    spec = server.spec(target_qps=100, slo_ttft_ms=100)
+    blocker = asyncio.create_task(block_the_loop())
+    try:
+        result = await run_load_test(spec, out_dir=tmp_path)
+    finally:
+        blocker.cancel()
+    assert result.verdict is RunVerdict.VOID
+    assert "client was the bottleneck" in result.reasons[0]
+    assert result.exit_code == 3
+
+
+async def block_the_loop() -> None:
+    while True:
+        await asyncio.sleep(0.1)
+        until = monotonic() + 0.1
+        while monotonic() < until:
+            pass
+
+
+async def test_a_stop_drains_and_marks_the_result_partial(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server(ttft_ms=100, itl_ms=5)
+    stop = asyncio.Event()
+    seen: list[float] = []
+
+    def watch(progress: object) -> None:
+        seen.append(progress.elapsed_s)  # type: ignore[attr-defined]
+        if progress.elapsed_s > 0.5:  # type: ignore[attr-defined]
+            stop.set()
+
+    result: LoadTestResult = await run_load_test(
+        server.spec(duration_s=30), out_dir=tmp_path, progress=watch, stop=stop
+    )
+    assert result.partial
+    assert result.partial_reason is not None
+    assert "stopped by request" in result.partial_reason
+    assert result.verdict is RunVerdict.VOID
+    assert result.requests.ok == result.requests.sent > 10
+    assert result.requests.unsent > 500
+    assert result.requests.unfinished == 0
+    assert result.times.measured_s < 5
