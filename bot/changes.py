@@ -1,6 +1,7 @@
 """A stream of the runs that changed, for whoever shows them live."""
 
 import asyncio
+from collections.abc import Callable
 
 from bot.store import Store
 
@@ -8,11 +9,12 @@ from bot.store import Store
 class Changes:
     """Iterates over run ids that changed since it was built; several changes of one run before it is read are one."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, on_close: Callable[["Changes"], None] = lambda stream: None) -> None:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._ids: dict[str, None] = {}
         self._closed = False
+        self._on_close = on_close
         self._unsubscribe = store.subscribe(self._told)
 
     def _told(self, run_id: str) -> None:
@@ -40,4 +42,5 @@ class Changes:
         if not self._closed:
             self._closed = True
             self._unsubscribe()
+            self._on_close(self)
             self._news.set()

@@ -18,7 +18,9 @@ EXECUTOR = "bot"
 ENGINE_VERSION = "1"
 """Of the workflows in `bot.run_workflow`. Not of the product: a product upgrade must find its waiting runs again."""
 
-MAX_THREADS = 6
+MAX_THREADS = (
+    12  # DBOS makes its pool the loop's default one, so all of the bot's asyncio.to_thread shares it
+)
 WRITE_DOWN_S = 0.5
 NOTIFICATION_POLL_S = 1.0  # nothing of ours waits in recv; its poller sleeps this long before it sees the end
 SCHEDULER_POLL_S = 3600.0  # DBOS schedules are not used
@@ -28,18 +30,28 @@ class PickleRefused(Exception):
     """A workflow row is marked as pickle. We never wrote one: unpickling it would run whatever is in it."""
 
 
-def _refuse(self: Any, data: Any) -> NoReturn:
-    raise PickleRefused(
-        "the workflow database holds a row marked as pickle, which gpu-oncall never writes; it is not read. "
-        "Somebody else wrote to the database: find out who before going on."
-    )
+REFUSAL = (
+    "the workflow database holds a row marked as pickle, which gpu-oncall never writes; it is not read. "
+    "Somebody else wrote to the database: find out who before going on."
+)
+
+
+def _refuse(self: Any, data: str) -> NoReturn:
+    raise PickleRefused(REFUSAL)
+
+
+def _write_refusal(self: Any, data: Any) -> str:
+    """DBOS closes a row that it could not read with the error, in the row's own format: as plain text then."""
+    if isinstance(data, Exception):
+        return f"{type(data).__name__}: {data}"
+    raise PickleRefused(REFUSAL)
 
 
 def refuse_pickle() -> None:
     """Make DBOS refuse rows marked as pickle, in both directions. Private API of dbos 3.4; a test watches it."""
     from dbos._serialization import DefaultSerializer
 
-    DefaultSerializer.serialize = _refuse  # type: ignore[method-assign]
+    DefaultSerializer.serialize = _write_refusal  # type: ignore[method-assign]
     DefaultSerializer.deserialize = _refuse  # type: ignore[method-assign,assignment]
 
 

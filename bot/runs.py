@@ -39,6 +39,8 @@ log = structlog.get_logger()
 
 UNTOUCHED = (RunStatus.PLANNING, RunStatus.WAITING, RunStatus.QUEUED)
 WATCH_PERIOD_S = 60.0
+YOUNG_S = 10.0
+"""A run this young may simply be between its row and its workflow; only at launch nobody else can be starting it."""
 
 
 class Started(Frozen):
@@ -75,7 +77,7 @@ class Runs:
         self._walker = HostWalker(store, artifacts=artifacts, hosts=self.host)
         self._lock = ProcessLock(settings.state_dir)
         self._workflows: Workflows | None = None
-        self._streams: list[Changes] = []
+        self._streams: set[Changes] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     def host(self, name: str) -> "Host":
@@ -99,7 +101,7 @@ class Runs:
             stream = self.changes()
             self._tasks.append(asyncio.create_task(self._wake(stream)))
             DBOS.launch()  # here, in the loop's thread: DBOS then runs every workflow on this loop
-            await self.repair()
+            await self.repair(young_s=0)
             self._tasks.append(asyncio.create_task(self._watch()))
         except BaseException:
             await self.close()
@@ -118,9 +120,8 @@ class Runs:
         await self._walker.close()
         if launched:
             await close_dbos()
-        for stream in self._streams:
+        for stream in tuple(self._streams):
             stream.close()
-        self._streams.clear()
         self._lock.release()
 
     @property
@@ -320,8 +321,8 @@ class Runs:
 
     def changes(self) -> Changes:
         """The ids of runs as they change from now on, in this process; `Store.changed_since` is its safe counterpart."""
-        stream = Changes(self._store)
-        self._streams.append(stream)
+        stream = Changes(self._store, on_close=self._streams.discard)
+        self._streams.add(stream)
         return stream
 
     async def wait(self, run_id: str, *, until: Callable[[RunRecord], bool]) -> RunRecord:
@@ -333,7 +334,7 @@ class Runs:
             async for changed in stream:
                 if changed == run_id and until(run := self._must(run_id)):
                     return run
-        raise asyncio.CancelledError
+        raise UserError(f"I am ending; {run_id} goes on when I am started again.")
 
     def _must(self, run_id: str) -> RunRecord:
         run = self._store.get(run_id)
@@ -343,13 +344,14 @@ class Runs:
 
     # -- the watchdog --------------------------------------------------------------------------------------------
 
-    async def stranded(self) -> Sequence[Stranded]:
-        """Runs whose row is active while no workflow will carry them on."""
-        return await find_stranded(await asyncio.to_thread(self._store.active))
+    async def stranded(self, *, young_s: float = YOUNG_S) -> Sequence[Stranded]:
+        """Runs older than `young_s` whose row is active while no workflow will carry them on."""
+        rows = await asyncio.to_thread(self._store.active)
+        return await find_stranded([r for r in rows if r.created_at <= self._store.clock() - young_s])
 
-    async def repair(self) -> Sequence[Stranded]:
+    async def repair(self, *, young_s: float = YOUNG_S) -> Sequence[Stranded]:
         """Start a workflow for each stranded run; it goes on from the rows. Gives what was found."""
-        found = await self.stranded()
+        found = await self.stranded(young_s=young_s)
         if self._workflows is not None:
             await take_up(found, store=self._store, start=self._workflows.start)
         return found

@@ -73,6 +73,8 @@ async def take_up(
 ) -> None:
     """Start a workflow for each stranded run; one that was lost too often ends as FAILED and frees its host."""
     for lost in found:
+        if RunStatus((await asyncio.to_thread(store.row, lost.run_id)).status).final:
+            continue  # it ended between the two looks
         log.warning("stranded run taken up again", run=lost.run_id, why=lost.why)
         workflow_id = lost.workflow_id if lost.never_began else next_generation(lost)
         if workflow_id is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
 
+import bot.durable
 from bot.artifacts import ArtifactStore
 from bot.records import Person, Place, RunRecord
 from bot.runs import Runs
@@ -241,6 +242,7 @@ def build(
     state_dir: Path, *, remind: Callable[[RunRecord], Awaitable[None]] | None = None, **how: float
 ) -> tuple[Settings, Store, Runs]:
     """Runs over toy actions, not launched yet."""
+    hurry()
     settings = toy_settings(state_dir, **how)  # type: ignore[arg-type]
     store = Store(settings.own_database_url)
     folder = settings.host_dir("toy")
@@ -254,6 +256,11 @@ def build(
         remind=remind,
     )
     return settings, store, runs
+
+
+def hurry() -> None:
+    """Make the engine's background poller short, so that closing it takes no second in each of many tests."""
+    bot.durable.NOTIFICATION_POLL_S = 0.02
 
 
 @asynccontextmanager

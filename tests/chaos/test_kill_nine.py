@@ -194,6 +194,38 @@ def test_killed_while_it_cleaned_up_after_a_stop_it_goes_on_cleaning_up(bots: Bo
     assert effects(bots.state_dir, "b") == []
 
 
+def test_killed_after_a_stop_was_asked_for_it_compensates_instead_of_going_on(bots: Bots) -> None:
+    first = bots.launch("--start", "toy?script=count:a hold:b count:c&settle=count:z")
+    bots.until(lambda: effects(bots.state_dir, "b"))
+    kill(first)
+    bots.store.update_run(bots.store.list()[0].id, stop_requested=LEAD.model_dump())
+    bots.launch()
+    run = bots.ended()
+    assert run.status is RunStatus.CANCELLED
+    assert run.outcome == "Stopped by lead. counted z"
+    assert [(s.step_id, s.status.value) for s in run.steps] == [
+        ("a", "done"),
+        ("b", "cancelled"),
+        ("z", "done"),
+    ]
+    assert effects(bots.state_dir, "c") == []
+
+
+def test_a_run_that_was_taken_up_hundreds_of_times_is_taken_up_once_more(bots: Bots) -> None:
+    """DBOS gives up after 100 by default, which would dead-letter a waiting run in a crash loop."""
+    first = bots.launch("--start", "toy?script=hold:a")
+    bots.until(lambda: effects(bots.state_dir, "a"))
+    kill(first)
+    with sqlite3.connect(bots.state_dir / "dbos.sqlite") as database:
+        assert database.execute("UPDATE workflow_status SET recovery_attempts = 500").rowcount == 2
+    database.close()
+    bots.release()
+    bots.launch()
+    run = bots.ended()
+    assert run.status is RunStatus.SUCCEEDED
+    assert bots.store.row(run.id).workflow_id == run.id
+
+
 def test_a_request_delivered_again_after_a_kill_starts_no_second_run(bots: Bots) -> None:
     first = bots.launch("--start", "look?script=count:a", "--key", "envelope-1")
     run_id = fact(first)["run"]
@@ -281,6 +313,7 @@ def test_a_row_marked_as_pickle_is_refused_and_its_run_goes_on_from_its_own_rows
         assert changed.rowcount == 2
     database.close()
     bots.release()
+    bots.store.update_run(bots.store.list()[0].id, created_at=time.time() - 60)  # not young any more
     bots.launch("--watch-s", "0.3")
     assert bots.ended().status is RunStatus.SUCCEEDED
     assert not bomb.exists()
