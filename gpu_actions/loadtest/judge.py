@@ -353,6 +353,10 @@ def judge(
         warnings.append(
             f"{latency.ttft.count} requests show the true p99 with {p99_confidence:.0f} % confidence; 299 give 95 %"
         )
+    if requests.retried_on_stale_connection > max(1, requests.sent // 100):
+        warnings.append(
+            f"{requests.retried_on_stale_connection} requests were sent again because their idle connection had been closed"
+        )
     if cross.agrees is False:
         warnings.append(f"counts disagree: {cross.summary}")
     if void:

@@ -36,7 +36,7 @@ from gpu_actions.loadtest.session import Session, make_session, start_time
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused, ServiceDown, resolve_target
 
-__all__ = ["LoadTestRefused", "run_in_child", "run_load_test"]
+__all__ = ["LoadTestRefused", "measure", "run_in_child", "run_load_test"]
 
 VERSION = "0.1.0"
 DEAD_AFTER_S = 5.0
@@ -56,9 +56,21 @@ async def run_load_test(
     """Run a load test and write load_test.json, report.html, report.png and summary.txt into `out_dir` (created).
 
     Setting `stop` ends the sending and drains; what was measured is kept and marked partial. Raises LoadTestRefused when the
-    request is wrong (model, TLS, key, trace file). A service that is down gives a failed result, not an error.
+    request is wrong (model, TLS, key), BadTrace for a trace file. A service that is down gives a failed result, not an error.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
+    result = await measure(spec, progress=progress, stop=stop)
+    await write_reports(result, out_dir)
+    return result
+
+
+async def measure(
+    spec: LoadSpec,
+    *,
+    progress: Callable[[LoadProgress], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> LoadTestResult:
+    """Like `run_load_test`, without files."""
     stop = stop or asyncio.Event()
     schedule = make_schedule(spec)
     target = await resolve_target(spec)
@@ -75,12 +87,10 @@ async def run_load_test(
         try:
             checked = await preflight(spec, target)
         except ServiceDown as problem:
-            result = _result(
+            return _result(
                 spec, schedule, None, meter=meter, started_at=started_at, start=monotonic(), measured_s=spec.duration_s,
                 early=_Early(f"the service is down: {problem}", by_service=True), serves=target.is_local,
             )  # fmt: skip
-            await write_reports(result, out_dir)
-            return result
         session = make_session(spec, schedule, target, checked.unit)
         try:
             await session.prepare()
@@ -93,12 +103,10 @@ async def run_load_test(
         if spec.measure_energy and meter.missing is None:
             meter.stop()
     measured_s = spec.duration_s if early.at_s is None else max(0.001, min(spec.duration_s, early.at_s))
-    result = _result(
+    return _result(
         spec, schedule, session, checked=checked, before=before, after=after, meter=meter, started_at=started_at,
         start=start, measured_s=measured_s, early=early, serves=target.is_local,
     )  # fmt: skip
-    await write_reports(result, out_dir)
-    return result
 
 
 class _Early:

@@ -24,6 +24,8 @@ MAX_TOKENS_A_SECOND_PER_PROCESS = 16_000
 MAX_REQUESTS_A_SECOND_PER_PROCESS = 800
 """What one generator process is trusted with, with a margin under what `benchmarks/loadtest_clients.py` measured
 (about 1,100 requests/s of 16 chunks on one core at p99 lateness under 5 ms, on a shared machine)."""
+SWEEP_MARGIN_S = 1.0
+"""Deadlines are looked at every 0.1-0.5 s: a drain waits a little longer, so that a time-out is classed as one."""
 
 
 class LoadSpec(Frozen):
@@ -168,7 +170,7 @@ class LoadSpec(Frozen):
     @property
     def drain_limit_s(self) -> float:
         """Seconds that the end waits for what is in flight."""
-        return self.timeout_s if self.drain_s is None else self.drain_s
+        return self.timeout_s + SWEEP_MARGIN_S if self.drain_s is None else self.drain_s
 
     @classmethod
     def from_policy(cls, policy: LoadPolicy, *, url: str, model: str, **overrides: object) -> "LoadSpec":

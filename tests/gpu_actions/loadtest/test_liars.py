@@ -1,5 +1,6 @@
 """Answers that other tools count as served, each caught and put in its own class."""
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 
 from gpu_actions.loadtest.outcomes import Outcome
 from gpu_actions.loadtest.result import RunVerdict
-from gpu_actions.loadtest.run import LoadTestRefused, run_load_test
-from tests.gpu_actions.loadtest.conftest import StartServer
+from gpu_actions.loadtest.run import LoadTestRefused, measure
+from tests.gpu_actions.loadtest.conftest import StartServer, Truth
 from tests.gpu_actions.loadtest.test_truth import generate
 
 LIES = {
@@ -34,23 +35,32 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize(("lie", "expected"), LIES.items())
-async def test_each_lie_is_caught_and_classed(start_server: StartServer, lie: str, expected: str) -> None:
-    server = start_server(ttft_ms=5, itl_ms=1, lie=lie, every=2)
+async def outcomes_of(server: Truth) -> list[str]:
+    """Half a second of load on a server; how each request ended."""
     spec = server.spec(target_qps=40, duration_s=0.5, warmup_s=0, timeout_s=0.6, stall_s=0.3)
     generator, _ = await generate(spec)
-    labels = [Outcome(code).label for code in generator.records.outcome]
-    assert set(labels) == {"ok", expected}, generator.counters.first_error
-    assert labels.count(expected) == pytest.approx(len(labels) / 2, abs=1)
+    return [Outcome(code).label for code in generator.records.outcome]
 
 
-@pytest.mark.parametrize("shape", ["split", "crlf", "no_terminator", "content_length"])
-async def test_a_whole_answer_in_an_unusual_shape_is_served(start_server: StartServer, shape: str) -> None:
-    server = start_server(ttft_ms=5, itl_ms=1, lie=shape)
-    generator, _ = await generate(server.spec(target_qps=20, duration_s=0.5, warmup_s=0, stall_s=0.5))
-    assert {Outcome(code).label for code in generator.records.outcome} == {"ok"}, (
-        generator.counters.first_error
-    )
+async def test_each_lie_is_caught_and_classed_and_the_honest_half_is_served(
+    start_server: StartServer,
+) -> None:
+    servers = [start_server(ttft_ms=5, itl_ms=1, lie=lie, every=2, keep_alive=lie != "reset") for lie in LIES]
+    found = [await outcomes_of(server) for server in servers]
+    assert {lie: set(labels) for lie, labels in zip(LIES, found, strict=True)} == {
+        lie: {"ok", expected} for lie, expected in LIES.items()
+    }
+    for labels, expected in zip(found, LIES.values(), strict=True):
+        assert labels.count(expected) == pytest.approx(len(labels) / 2, abs=1)
+
+
+async def test_a_whole_answer_in_an_unusual_shape_is_served(start_server: StartServer) -> None:
+    shapes = ("split", "crlf", "no_terminator", "content_length")
+    servers = [start_server(ttft_ms=5, itl_ms=10, lie=shape) for shape in shapes]
+    found = await asyncio.gather(*(outcomes_of(server) for server in servers))
+    assert {shape: set(labels) for shape, labels in zip(shapes, found, strict=True)} == {
+        shape: {"ok"} for shape in shapes
+    }
 
 
 async def test_a_server_that_closes_each_connection_is_served_with_new_ones(
@@ -73,7 +83,7 @@ async def test_an_idle_connection_that_the_server_closed_costs_no_request(start_
 
 async def test_failed_requests_fail_the_run_and_are_named(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=5, itl_ms=1, lie="error_event", every=3)
-    result = await run_load_test(server.spec(), out_dir=tmp_path)
+    result = await measure(server.spec())
     assert result.verdict is RunVerdict.FAILED
     assert result.errors[0].name == "error_event"
     assert result.errors[0].example == "the engine fell over"
@@ -84,7 +94,7 @@ async def test_requests_that_never_end_push_the_percentiles_up_instead_of_leavin
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=5, itl_ms=1, lie="timeout", every=4)
-    result = await run_load_test(server.spec(timeout_s=1), out_dir=tmp_path)
+    result = await measure(server.spec(timeout_s=1))
     assert result.latency.ttft.p99.at_least
     assert result.latency.ttft.p99.value_ms == pytest.approx(1000, abs=250)
     assert result.latency.ttft.p50.value_ms == pytest.approx(5, abs=2)
@@ -95,13 +105,12 @@ async def test_an_engine_that_dies_midway_ends_the_run_with_one_clear_line(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=5, itl_ms=1, die_after=40)
-    result = await run_load_test(server.spec(duration_s=60), out_dir=tmp_path)
+    result = await measure(server.spec(duration_s=60))
     assert result.verdict is RunVerdict.FAILED
     assert result.partial
     assert "the engine died" in result.reasons[0]
     assert result.requests.ok > 10
     assert result.times.measured_s < 15
-    assert (tmp_path / "load_test.json").is_file()
 
 
 async def test_nothing_listening_is_a_failed_run_with_its_file(
@@ -110,7 +119,7 @@ async def test_nothing_listening_is_a_failed_run_with_its_file(
     server = start_server()
     server.process.kill()
     server.process.wait()
-    result = await run_load_test(server.spec(), out_dir=tmp_path)
+    result = await measure(server.spec())
     assert result.verdict is RunVerdict.FAILED
     assert result.exit_code == 1
     assert "connection refused" in result.reasons[0]
@@ -122,7 +131,7 @@ async def test_a_wrong_model_is_refused_with_the_names_that_are_served(
 ) -> None:
     server = start_server(model="llama")
     with pytest.raises(LoadTestRefused, match=r"model = 'truth'.*'llama'"):
-        await run_load_test(server.spec(), out_dir=tmp_path)
+        await measure(server.spec())
 
 
 def certificate(tmp_path: Path) -> Path:
@@ -143,12 +152,10 @@ async def test_tls_works_with_its_authority_and_is_refused_without(
     pem = certificate(tmp_path)
     server = start_server(cert=str(pem), ttft_ms=5)
     url = f"https://127.0.0.1:{server.port}"
-    trusted = await run_load_test(
-        server.spec(url=url, tls_ca=tmp_path / "cert.pem", duration_s=1), out_dir=tmp_path / "a"
-    )
+    trusted = await measure(server.spec(url=url, tls_ca=tmp_path / "cert.pem", duration_s=1))
     assert trusted.verdict is RunVerdict.PASSED, trusted.reasons
     with pytest.raises(LoadTestRefused, match="not trusted"):
-        await run_load_test(server.spec(url=url), out_dir=tmp_path / "b")
+        await measure(server.spec(url=url))
 
 
 async def test_https_to_a_plain_port_is_refused_in_one_line(
@@ -156,12 +163,12 @@ async def test_https_to_a_plain_port_is_refused_in_one_line(
 ) -> None:
     server = start_server()
     with pytest.raises(LoadTestRefused, match="TLS failed") as caught:
-        await run_load_test(server.spec(url=f"https://127.0.0.1:{server.port}"), out_dir=tmp_path)
+        await measure(server.spec(url=f"https://127.0.0.1:{server.port}"))
     assert "\n" not in str(caught.value)
 
 
 async def test_an_engine_whose_counters_disagree_is_named(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=5, itl_ms=1, token_bias=-3)
-    result = await run_load_test(server.spec(), out_dir=tmp_path)
+    result = await measure(server.spec())
     assert result.cross_check.agrees is False
     assert any("counts disagree" in warning for warning in result.warnings)

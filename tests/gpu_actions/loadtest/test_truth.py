@@ -10,7 +10,7 @@ import pytest
 from gpu_actions.loadtest.generator import Generator
 from gpu_actions.loadtest.preflight import prompt_maker
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
-from gpu_actions.loadtest.run import run_load_test
+from gpu_actions.loadtest.run import measure
 from gpu_actions.loadtest.schedule import make_schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.statistics import describe
@@ -35,7 +35,7 @@ async def generate(spec: LoadSpec) -> tuple[Generator, float]:
 
 async def test_constant_times_are_reported_as_they_are(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=50, itl_ms=10)
-    result = await run_load_test(server.spec(max_new_tokens=16, duration_s=4), out_dir=tmp_path / "out")
+    result = await measure(server.spec(max_new_tokens=16, duration_s=4))
     assert result.verdict is RunVerdict.PASSED, result.reasons
     assert result.latency.ttft.p50.value_ms == close_to(50)
     assert result.latency.itl.p50.value_ms == close_to(10)
@@ -114,12 +114,12 @@ async def test_a_freeze_of_two_seconds_stands_in_p99_where_a_send_time_tool_hide
     assert describe(seen_ms).p90.value_ms == pytest.approx(2000 - 700 + 10, abs=60)
 
 
-async def test_a_server_of_known_capacity_is_found_over_saturated_at_that_rate(
+async def test_a_server_of_known_capacity_is_over_saturated_at_that_rate(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     # 4 slots of 20 + 7 * 10 = 90 ms: 44 requests a second at most
     server = start_server(ttft_ms=20, itl_ms=10, slots=4)
-    result = await run_load_test(server.spec(target_qps=80, duration_s=6, drain_s=10), out_dir=tmp_path)
+    result = await measure(server.spec(target_qps=80, duration_s=5, drain_s=1))
     assert result.saturation.over_saturated
     assert result.saturation.sustained_qps == pytest.approx(4 / 0.09, rel=0.1)
     assert result.verdict is RunVerdict.FAILED
@@ -130,7 +130,7 @@ async def test_the_same_server_within_its_capacity_is_not_called_saturated(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=20, itl_ms=10, slots=4)
-    result = await run_load_test(server.spec(target_qps=20, duration_s=6), out_dir=tmp_path)
+    result = await measure(server.spec(target_qps=20, duration_s=4))
     assert not result.saturation.over_saturated, result.saturation
     assert result.verdict is RunVerdict.PASSED
 
@@ -139,7 +139,7 @@ async def test_a_server_that_turns_requests_away_is_over_saturated_too(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=20, itl_ms=10, slots=4, max_queue=4)
-    result = await run_load_test(server.spec(target_qps=80, duration_s=4), out_dir=tmp_path)
+    result = await measure(server.spec(target_qps=80, duration_s=4))
     assert result.saturation.over_saturated
     assert result.saturation.shed_percent > 20
     assert [entry.name for entry in result.errors] == ["http_429"]
@@ -147,7 +147,7 @@ async def test_a_server_that_turns_requests_away_is_over_saturated_too(
 
 async def test_warm_up_stands_apart_from_the_measured_part(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=5, itl_ms=1)
-    result = await run_load_test(server.spec(arrival="constant", warmup_s=1, duration_s=2), out_dir=tmp_path)
+    result = await measure(server.spec(arrival="constant", warmup_s=1, duration_s=2))
     assert result.warmup.requests == 30
     assert result.requests.scheduled == 60
     assert len(server.logged()) == 30 + 60 + 1, "warm-up, measured part, and the probe before them"
@@ -158,7 +158,7 @@ async def test_several_processes_send_the_same_schedule_once(
 ) -> None:
     server = start_server(ttft_ms=20, itl_ms=2)
     spec = server.spec(target_qps=200, processes=3)
-    result = await run_load_test(spec, out_dir=tmp_path)
+    result = await measure(spec)
     assert result.verdict is RunVerdict.PASSED, result.reasons
     assert result.client.processes == 3
     assert result.requests.ok == result.requests.scheduled
@@ -170,7 +170,7 @@ async def test_several_processes_send_the_same_schedule_once(
 
 async def test_chat_requests_are_measured_alike(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=25, itl_ms=4)
-    result = await run_load_test(server.spec(api="chat"), out_dir=tmp_path)
+    result = await measure(server.spec(api="chat"))
     assert result.verdict is RunVerdict.PASSED, result.reasons
     assert result.latency.ttft.p50.value_ms == close_to(25)
 
@@ -181,7 +181,7 @@ async def test_a_slow_client_makes_the_run_void(start_server: StartServer, tmp_p
     spec = server.spec(target_qps=100, slo_ttft_ms=100)
     blocker = asyncio.create_task(block_the_loop())
     try:
-        result = await run_load_test(spec, out_dir=tmp_path)
+        result = await measure(spec)
     finally:
         blocker.cancel()
     assert result.verdict is RunVerdict.VOID
@@ -207,9 +207,7 @@ async def test_a_stop_drains_and_marks_the_result_partial(start_server: StartSer
         if progress.elapsed_s > 0.5:  # type: ignore[attr-defined]
             stop.set()
 
-    result: LoadTestResult = await run_load_test(
-        server.spec(duration_s=30), out_dir=tmp_path, progress=watch, stop=stop
-    )
+    result: LoadTestResult = await measure(server.spec(duration_s=30), progress=watch, stop=stop)
     assert result.partial
     assert result.partial_reason is not None
     assert "stopped by request" in result.partial_reason

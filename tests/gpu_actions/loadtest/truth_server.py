@@ -10,12 +10,13 @@ import json
 import os
 import ssl
 import sys
+from pathlib import Path
 from time import monotonic
 
 LIES = (
     "error_event", "cut_stream", "clean_cut", "empty_chunks", "wrong_count", "more_chunks", "stall", "reset", "http_429",
-    "http_503", "http_500", "http_404", "timeout", "no_done", "wrong_reason", "no_reason", "no_usage", "not_sse", "garbage", "split",
-    "no_terminator", "crlf", "content_length",
+    "http_503", "http_500", "http_404", "timeout", "no_done", "wrong_reason", "no_reason", "no_usage", "not_sse",
+    "garbage", "split", "no_terminator", "crlf", "content_length",
 )  # fmt: skip
 
 
@@ -35,7 +36,7 @@ class Server:
         self.die_after = options.get("die_after")
         self.close_idle_after = options.get("close_idle_after_s")
         self.model = options.get("model", "truth")
-        self.log = open(options["log"], "w", buffering=1) if options.get("log") else None
+        self.log = Path(options["log"]).open("w", buffering=1) if options.get("log") else None  # noqa: SIM115
         self.running = 0
         self.queue = collections.deque()
         self.seen = 0
@@ -143,7 +144,8 @@ class Job:
             "timeout",
             "content_length",
         ):
-            return self.lie_at_once()
+            self.lie_at_once()
+            return
         loop.call_at(loop.time() + max(0.0, self.due(0) - monotonic()), self.step)
 
     def due(self, number):
@@ -189,14 +191,15 @@ class Job:
     def step(self):
         transport = self.client.transport
         if transport.is_closing():
-            return self.server.release()
+            self.server.release()
+            return
         loop = asyncio.get_running_loop()
         token = EMPTY if self.lie == "empty_chunks" else CHAT_TOKEN if self.chat else TOKEN
         if self.sent == 0:
             now = monotonic()
             if (later := self.due(0)) > now + 0.0005:  # a freeze began meanwhile
                 loop.call_at(loop.time() + later - now, self.step)
-                return None
+                return
             self.first = now
             token = HEAD + token
             if self.lie == "split":
@@ -207,11 +210,12 @@ class Job:
             token = chunk(inner[:9]) + chunk(inner[9:])
         self.sent += 1
         if self.sent == 3 and self.lie in ("error_event", "cut_stream", "clean_cut", "stall"):
-            return self.lie_in_the_middle(token)
+            self.lie_in_the_middle(token)
+            return
         if self.sent < self.tokens:
             transport.write(token)
             loop.call_at(loop.time() + max(0.0, self.due(self.sent) - monotonic()), self.step)
-            return None
+            return
         self.finish(token)
 
     def lie_in_the_middle(self, token):
@@ -281,24 +285,30 @@ class Client(asyncio.Protocol):
             self.idle_timer = None
         self.pending += data
         end = self.pending.find(b"\r\n\r\n")
+        if self.pending[:1] not in (b"G", b"P"):
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+            return
         if end < 0:
-            return None
+            return
         head = self.pending[:end]
         path = head.split(b" ", 2)[1].decode()
         if head.startswith(b"GET"):
             self.pending = b""
-            return self.page(path)
+            self.page(path)
+            return
         at = head.lower().find(b"content-length:")
         length = int(head[at + 15 :].split(b"\r\n", 1)[0])
         if len(self.pending) < end + 4 + length:
-            return None
+            return
         body = json.loads(self.pending[end + 4 : end + 4 + length])
         self.pending = b""
         server = self.server
         if server.first_request_at is None:
             server.first_request_at = arrived
         if body.get("model") != server.model:
-            return self.plain(404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}})
+            self.plain(404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}})
+            return
         server.seen += 1
         server.admit(Job(self, server, body, "chat" in path, arrived))
 
