@@ -162,7 +162,8 @@ async def run_with_signals(
     return await run_load_test(spec, out_dir=out_dir, progress=progress, stop=stop)
 
 
-def _show(progress: LoadProgress) -> None:
+def progress_lines(progress: LoadProgress) -> None:
+    """Show progress as lines on standard error."""
     p99 = "-" if progress.ttft_p99_ms is None else f"{progress.ttft_p99_ms:.1f} ms"
     phase = "warm-up" if progress.elapsed_s < 0 else f"{progress.elapsed_s:.0f}/{progress.duration_s:g} s"
     sys.stderr.write(
@@ -182,7 +183,7 @@ def run_and_report(spec: LoadSpec, options: argparse.Namespace, *, from_stdin: b
     from gpu_actions.loadtest.schedule import BadTrace
     from gpu_actions.loadtest.target import LoadTestRefused
 
-    show = _print_line if from_stdin else None if options.quiet else _show
+    show = _print_line if from_stdin else None if options.quiet else progress_lines
     with tempfile.TemporaryDirectory(prefix="loadtest-") as scratch:
         out_dir: Path = options.report or Path(scratch)
         try:

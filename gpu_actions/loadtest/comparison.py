@@ -1,0 +1,248 @@
+"""Is a run as good as the baseline? A verdict by metric with a 95 % interval, never a bare percentage.
+
+Latency: bootstrap of the relative change, drawn over the baseline's runs and the requests within them, so that the spread
+between runs widens the interval. Served share: Newcombe's interval of the difference of two shares (Stat. Med. 1998, method 10).
+"""
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from gpu_actions.loadtest.baseline import Baseline, BaselineRun, Reference, baseline_run, differing_fields
+from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
+from gpu_actions.loadtest.statistics import wilson_interval
+from gpu_actions.models import Frozen
+
+BOOTSTRAP_DRAWS = 1000
+BOOTSTRAP_SEED = 20
+TOLERANCE_PERCENT = 10.0
+"""A change that nobody would act on; the runbook acts on a sustained 30 %."""
+FLOOR_MS = 2.0
+"""What the load test itself can tell apart; a smaller change of a latency is no change."""
+SERVED_TOLERANCE_POINTS = 1.0
+LATENCIES = (
+    ("ttft_p50", "ttft_ms", 0.50, True),
+    ("ttft_p99", "ttft_ms", 0.99, False),
+    ("tpot_p50", "tpot_ms", 0.50, True),
+    ("e2e_p50", "e2e_ms", 0.50, True),
+    ("e2e_p99", "e2e_ms", 0.99, False),
+)
+"""Name, sample, quantile, and whether an inconclusive answer holds the whole verdict back: tails rarely have the samples."""
+
+
+class Change(StrEnum):
+    """What a metric, or the whole comparison, says."""
+
+    MATCHES = "matches"
+    IMPROVED = "improved"
+    REGRESSED = "regressed"
+    INCONCLUSIVE = "inconclusive"
+    REFUSED = "refused"
+
+
+class MetricComparison(Frozen):
+    """One metric. Positive change is worse for latencies and better for served_percent. The interval is 95 %."""
+
+    metric: str
+    unit: str
+    baseline: float | None
+    candidate: float | None
+    change: float | None = Field(description="percent; percentage points for served_percent")
+    low: float | None = None
+    high: float | None = None
+    decisive: bool = Field(
+        description="whether an inconclusive answer here makes the whole comparison inconclusive"
+    )
+    verdict: Change
+    note: str = ""
+
+
+class Comparison(Frozen):
+    """The outcome of a comparison; `reasons` are full sentences for a person."""
+
+    verdict: Change
+    baseline_name: str
+    reasons: tuple[str, ...]
+    metrics: tuple[MetricComparison, ...] = ()
+
+    @property
+    def passes_gate(self) -> bool:
+        """Whether a restore may go on by itself: nothing regressed, nothing decisive is open."""
+        return self.verdict in {Change.MATCHES, Change.IMPROVED}
+
+    @property
+    def exit_code(self) -> int:
+        """0 matches or improved, 1 regressed, 3 inconclusive or refused."""
+        return 0 if self.passes_gate else 1 if self.verdict is Change.REGRESSED else 3
+
+
+def compare(
+    candidate: LoadTestResult | Sequence[LoadTestResult],
+    baseline: Baseline | Reference,
+    *,
+    tolerance_percent: float = TOLERANCE_PERCENT,
+) -> Comparison:
+    """Compare one run or several with a baseline. Pure. Refuses (with the reason) rather than compare unlike things.
+
+    A metric regressed when its whole interval is on the bad side of 0 and the change is above the tolerance and the floor; it
+    matches when the interval ends below the tolerance; in between it is inconclusive.
+    """
+    results = [candidate] if isinstance(candidate, LoadTestResult) else list(candidate)
+    if refusals := _refusals(results, baseline):
+        return Comparison(verdict=Change.REFUSED, baseline_name=baseline.name, reasons=tuple(refusals))
+    assert isinstance(baseline, Baseline)  # noqa: S101  (a Reference was refused)
+    runs = [baseline_run(result) for result in results]
+    metrics = [_served(runs, baseline.runs)]
+    metrics += [
+        _latency(name, sample, quantile, decisive, runs, baseline.runs, tolerance_percent)
+        for name, sample, quantile, decisive in LATENCIES
+    ]
+    regressed = [metric for metric in metrics if metric.verdict is Change.REGRESSED]
+    open_ones = [metric for metric in metrics if metric.verdict is Change.INCONCLUSIVE]
+    improved = [metric for metric in metrics if metric.verdict is Change.IMPROVED]
+    if regressed:
+        verdict = Change.REGRESSED
+    elif any(metric.decisive for metric in open_ones):
+        verdict = Change.INCONCLUSIVE
+    else:
+        verdict = Change.IMPROVED if improved else Change.MATCHES
+    reasons = [_sentence(metric) for metric in (*regressed, *open_ones, *improved)]
+    failed = [result for result in results if result.verdict is RunVerdict.FAILED]
+    if failed and verdict is not Change.REGRESSED:
+        verdict = Change.REGRESSED
+    reasons += [f"the run failed its own limits: {'; '.join(result.reasons)}" for result in failed]
+    return Comparison(
+        verdict=verdict,
+        baseline_name=baseline.name,
+        reasons=tuple(reasons) or ("every metric is within the tolerance",),
+        metrics=tuple(metrics),
+    )
+
+
+def _refusals(results: Sequence[LoadTestResult], baseline: Baseline | Reference) -> list[str]:
+    if isinstance(baseline, Reference):
+        return [
+            f"{baseline.name} is an unverified reference and never the judge; record a baseline of this host"
+        ]
+    if not results:
+        return ["there is no run to compare"]
+    refusals = []
+    for result in results:
+        if result.verdict is RunVerdict.VOID or result.partial:
+            state = "partial" if result.partial else "void"
+            refusals.append(f"the run of {result.times.started_at} is {state}: {'; '.join(result.reasons)}")
+        if differences := differing_fields(result.workload, baseline.workload):
+            refusals.append(f"the workloads differ: {'; '.join(differences)}")
+        if result.host.hostname != baseline.host.hostname:
+            refusals.append(f"the hosts differ: {result.host.hostname} against {baseline.host.hostname}")
+    return list(dict.fromkeys(refusals))
+
+
+def _served(runs: Sequence[BaselineRun], baseline: Sequence[BaselineRun]) -> MetricComparison:
+    ok, sent = sum(run.ok for run in runs), sum(run.sent for run in runs)
+    base_ok, base_sent = sum(run.ok for run in baseline), sum(run.sent for run in baseline)
+    share, base_share = (ok / sent if sent else 0.0), (base_ok / base_sent if base_sent else 0.0)
+    low, high = wilson_interval(ok, sent)
+    base_low, base_high = wilson_interval(base_ok, base_sent)
+    change = share - base_share
+    lower = 100 * (change - math.hypot(share - low, base_high - base_share))
+    upper = 100 * (change + math.hypot(high - share, base_share - base_low))
+    points = 100 * change
+    if upper < 0 and points < -SERVED_TOLERANCE_POINTS:
+        verdict = Change.REGRESSED
+    elif lower > 0 and points > SERVED_TOLERANCE_POINTS:
+        verdict = Change.IMPROVED
+    elif points >= -SERVED_TOLERANCE_POINTS:
+        verdict = (
+            Change.MATCHES
+        )  # a small sample cannot exclude one lost request in a hundred; none was lost in it
+    else:
+        verdict = Change.INCONCLUSIVE
+    return MetricComparison(
+        metric="served_percent", unit="percentage points", baseline=100 * base_share, candidate=100 * share, change=points,
+        low=lower, high=upper, decisive=True, verdict=verdict, note="Newcombe interval",
+    )  # fmt: skip
+
+
+def _latency(
+    name: str,
+    sample: str,
+    quantile: float,
+    decisive: bool,
+    runs: Sequence[BaselineRun],
+    baseline: Sequence[BaselineRun],
+    tolerance_percent: float,
+) -> MetricComparison:
+    import numpy
+
+    ours = [numpy.asarray(getattr(run.samples, sample)) for run in runs]
+    theirs = [numpy.asarray(getattr(run.samples, sample)) for run in baseline]
+    if any(not len(values) for values in (*ours, *theirs)):
+        return MetricComparison(
+            metric=name, unit="ms", baseline=None, candidate=None, change=None, decisive=False, verdict=Change.MATCHES,
+            note="no sample: nothing to compare (one token has no time per token)" if sample == "tpot_ms" else "no sample",
+        )  # fmt: skip
+    generator = numpy.random.default_rng(BOOTSTRAP_SEED)
+    value = _pooled(ours, quantile)
+    base = _pooled(theirs, quantile)
+    draws = numpy.empty(BOOTSTRAP_DRAWS)
+    for number in range(BOOTSTRAP_DRAWS):
+        draws[number] = _draw(generator, ours, quantile) / max(_draw(generator, theirs, quantile), 1e-9)
+    low, high = (100 * (float(edge) - 1) for edge in numpy.quantile(draws, (0.025, 0.975)))
+    change = 100 * (value / max(base, 1e-9) - 1)
+    tiny = abs(value - base) < FLOOR_MS
+    if low > 0 and change > tolerance_percent and not tiny:
+        verdict = Change.REGRESSED
+    elif high < 0 and change < -tolerance_percent and not tiny:
+        verdict = Change.IMPROVED
+    elif high <= tolerance_percent or (tiny and base * high / 100 < 2 * FLOOR_MS):
+        verdict = Change.MATCHES
+    else:
+        verdict = Change.INCONCLUSIVE
+    return MetricComparison(
+        metric=name, unit="ms", baseline=base, candidate=value, change=change, low=low, high=high, decisive=decisive,
+        verdict=verdict, note=f"bootstrap, {sum(map(len, ours))} against {sum(map(len, theirs))} requests in {len(theirs)} runs",
+    )  # fmt: skip
+
+
+def _pooled(samples: Sequence[Any], quantile: float) -> float:
+    import numpy
+
+    return float(numpy.quantile(numpy.concatenate(samples), quantile))
+
+
+def _draw(generator: Any, samples: Sequence[Any], quantile: float) -> float:
+    """One bootstrap draw: runs with replacement, then requests within each run."""
+    picked = [samples[number] for number in generator.integers(0, len(samples), len(samples))]
+    return _pooled([values[generator.integers(0, len(values), len(values))] for values in picked], quantile)
+
+
+def _sentence(metric: MetricComparison) -> str:
+    unit = " points" if metric.metric == "served_percent" else " %"
+    figures = (
+        ""
+        if metric.baseline is None or metric.candidate is None
+        else f" {metric.baseline:.1f} -> {metric.candidate:.1f}"
+    )
+    span = "" if metric.low is None or metric.high is None else f" [{metric.low:+.1f}, {metric.high:+.1f}]"
+    return f"{metric.metric} {metric.verdict.value}:{figures}, {metric.change:+.1f}{unit}{span}"
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Lines for a terminal or a thread: the verdict, the reasons, a row a metric."""
+    lines = [f"{comparison.verdict.value.upper()} against {comparison.baseline_name}", *comparison.reasons]
+    if comparison.metrics:
+        lines.append(
+            f"{'metric':<15}{'baseline':>10}{'this run':>10}{'change':>9}  95 % interval     verdict"
+        )
+    for metric in comparison.metrics:
+        if metric.baseline is None or metric.candidate is None or metric.change is None:
+            lines.append(f"{metric.metric:<15}{metric.note}")
+            continue
+        span = "" if metric.low is None or metric.high is None else f"{metric.low:+.1f} .. {metric.high:+.1f}"
+        row = f"{metric.metric:<15}{metric.baseline:>10.1f}{metric.candidate:>10.1f}{metric.change:>+9.1f}"
+        lines.append(f"{row}  {span:<17} {metric.verdict.value}")
+    return "\n".join(lines) + "\n"
