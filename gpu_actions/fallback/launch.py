@@ -70,7 +70,8 @@ async def launch(context: StepContext) -> StepResult:
         if kept:
             return _result(context, tier, state, kept)
         context.report("ending an earlier process of this tier", None)
-        await tier.unit.stop()
+    # Also when it is not active: a supervisor that waits to restart a dead process would count ours as a restart.
+    await tier.unit.stop()
     if (owner := listener_of(port_of(tier.engine.url))) is not None:
         raise StepFailed(
             f"port {port_of(tier.engine.url)} of the {tier.name} tier is taken by {owner}",

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from gpu_actions.action import StepContext, StepResult, step
-from gpu_actions.fallback.condition import generates
+from gpu_actions.fallback.condition import Condition, generates, look_at
 from gpu_actions.fallback.preflight import OWN_PREFIX
 from gpu_actions.fallback.traffic import prove_route, route_to
 from gpu_actions.forensics.step import save_evidence
@@ -19,8 +19,8 @@ from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError
 
-PROBE_S = 8.0
-PROBES = 2
+SECOND_CHANCE_S = 8.0
+"""A tier that is silent, though not known to hang, gets this long once more: a clean-up may come in a moment of load."""
 
 
 class ServingState(StrEnum):
@@ -60,15 +60,13 @@ def decide(found: Found) -> Decision:
 
 
 async def look(host: Host, *, tp_served_before: bool) -> Found:
-    """Probe both tiers at once; each gets a second chance, since a clean-up may come in a moment of load."""
+    """Probe both tiers at once, in some seconds also where one hangs."""
 
     async def probe(tier: Tier) -> tuple[bool, bool]:
-        if not (await tier.unit.state()).active:
-            return False, False
-        for _ in range(PROBES):
-            if await generates(tier, timeout_s=PROBE_S):
-                return True, True
-        return True, False
+        seen = (await look_at(tier, stall_s=host.config.fallback.drain_stall_s)).condition
+        if seen is Condition.SILENT and await generates(tier, timeout_s=SECOND_CHANCE_S):
+            seen = Condition.SERVING
+        return seen is not Condition.STOPPED, seen is Condition.SERVING
 
     tp, fallback = await asyncio.gather(probe(host.tp), probe(host.fallback))
     return Found(

@@ -6,8 +6,8 @@ from gpu_actions.action import StepContext, StepFailed
 from gpu_actions.config import LoadPolicy
 from gpu_actions.files import artifact_of
 from gpu_actions.host import Tier
+from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
-from gpu_actions.loadtest.run import run_in_child
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.models import Artifact, Frozen
@@ -68,6 +68,10 @@ async def load_test(
     except LoadTestRefused as error:
         raise StepFailed(
             f"the load test cannot run: {error}", next_action="see the tier's url and model in the settings"
+        ) from error
+    except LoadTestBroken as error:
+        raise StepFailed(
+            f"the load test broke: {error}", next_action="this is a defect of gpu-oncall: its log has more"
         ) from error
     return UnderLoad(result=result, summary=summarise(result), artifacts=artifacts_in(out_dir, name))
 

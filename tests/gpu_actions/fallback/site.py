@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actions.action import ActionSpec, PlanRequest
-from gpu_actions.config import HostConfig
+from gpu_actions.config import HostConfig, TierName
 from gpu_actions.fallback.plan import SPEC as FALLBACK
 from gpu_actions.host import Host, build_host
 from gpu_actions.plan import Plan
 from gpu_actions.serving.drivers import build_engine
 from gpu_actions.serving.engines import RefusedError
 from gpu_actions.serving.interfaces import EngineError
-from gpu_actions.walk import WalkEnd, walk
+from gpu_actions.walk import RunStep, WalkEnd, WalkReport, walk
 
 TINY = Path(__file__).with_name("tiny_engine.py")
 
@@ -41,6 +41,30 @@ class Traffic:
     refused: int = 0
     lost: list[str] = field(default_factory=list)
     last_ok: float = 0.0
+
+
+def statuses(end: WalkEnd) -> list[tuple[str, str]]:
+    return [(step.outcome.step_id, step.outcome.status) for step in end.steps]
+
+
+def data_of(end: WalkEnd, step_id: str) -> dict[str, Any]:
+    """The data of a step's last attempt."""
+    return [step.outcome.data for step in end.steps if step.outcome.step_id == step_id][-1]
+
+
+def summary_of(end: WalkEnd, step_id: str) -> str:
+    return [step.outcome.summary for step in end.steps if step.outcome.step_id == step_id][-1]
+
+
+class StopAt(WalkReport):
+    """Stops the walk as soon as a step has begun."""
+
+    def __init__(self, step_id: str, stop: asyncio.Event) -> None:
+        def began(move: RunStep) -> None:
+            if move.step.id == step_id:
+                stop.set()
+
+        super().__init__(began=began)
 
 
 class Site:
@@ -91,11 +115,28 @@ class Site:
             for state in [await self.host.router.server(tier.config.server)]
         }
 
+    async def check_serving(self, name: TierName) -> None:
+        """Check the whole defined state in which one tier serves: weights, units, freezes, limits, scope, and a token."""
+        tier = self.host.tiers[name]
+        other = self.host.fallback if name == "tp" else self.host.tp
+        weights = await self.weights()
+        assert weights[name] == (100, "ready")
+        assert weights[other.name][0] == 0
+        state, idle = await tier.unit.state(), await other.unit.state()
+        assert (state.active, state.frozen) == (True, False)
+        assert (idle.active, idle.pids) == (False, ())
+        assert idle.frozen == (other.name == "tp")
+        limited = self.host.router.limited()  # type: ignore[attr-defined]
+        assert limited == ({"fallback"} if name == "fallback" else set())
+        if name == "tp":
+            assert await self.host.fallback.unit.scope() == {}
+        await self.through.complete("after", max_tokens=2, timeout_s=10)
+
     @asynccontextmanager
     async def traffic(
         self, *, clients: int = 3, tokens: int = 8, timeout_s: float = 20
     ) -> AsyncIterator[Traffic]:
-        """Clients that ask one thing after the other through the router until the block ends; what is in flight then finishes."""
+        """Clients that ask one thing after the other through the router until the block ends; what is in flight finishes."""
         seen, going = Traffic(), True
         engine = self.through
 

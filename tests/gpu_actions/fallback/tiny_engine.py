@@ -151,6 +151,10 @@ class Engine:
         return web.Response(text="\n".join(lines) + "\n")
 
 
+async def health(request: web.Request) -> web.Response:
+    return web.Response(text="ok")
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
@@ -172,8 +176,7 @@ async def main() -> None:
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/v1/completions", engine.completions)
     app.router.add_get("/metrics", engine.metrics)
-    app.router.add_get("/health", lambda request: web.Response(text="ok"))
-    app.router.add_get("/v1/models", lambda request: web.json_response({"data": [{"id": options.model}]}))
+    app.router.add_get("/health", health)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", options.port, shutdown_timeout=5).start()

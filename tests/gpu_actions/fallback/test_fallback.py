@@ -1,0 +1,150 @@
+"""Whole fallbacks on real processes and a real HAProxy, with traffic running all the while."""
+
+import asyncio
+from typing import Any
+
+from gpu_actions.fallback.gpus import Candidate, Choice
+from gpu_actions.fallback.plan import FallbackArguments, lay_out
+from gpu_actions.fallback.preflight import gather_facts
+from gpu_actions.forensics.bundle import read_manifest
+from gpu_actions.models import Verdict, VerdictKind
+from tests.gpu_actions.fallback.conftest import MakeSite
+from tests.gpu_actions.fallback.site import StopAt, data_of, statuses
+
+
+async def test_a_planned_fallback_loses_no_request_and_refuses_none(site_with: MakeSite) -> None:
+    site = await site_with()
+    async with site.traffic() as seen:
+        end = await site.run(await site.plan(skip_validation=True))
+    order = ["capture", "scope", "launch", "warm", "route", "backpressure", "drain", "stop"]
+    assert statuses(end) == [(step, "done") for step in order]
+    assert (seen.lost, seen.refused) == ([], 0)
+    assert seen.ok > 20
+    assert data_of(end, "drain")["cut"] == 0
+    assert data_of(end, "warm")["tokens_per_s"] > 0
+    assert [a.name for a in end.steps[3].artifacts] == ["fallback_benchmark.json"]
+    await site.check_serving("fallback")
+
+
+async def test_a_hung_tier_loses_only_the_requests_that_hung_and_their_count_is_right(
+    site_with: MakeSite,
+) -> None:
+    site = await site_with()
+    async with site.traffic(clients=3) as seen:
+        await site.freeze_rank()
+        plan = await site.plan(skip_validation=True)
+        assert "3 now" in plan.losses
+        end = await site.run(plan)
+        assert end.ended.status == "succeeded"
+    assert len(seen.lost) == 3
+    assert data_of(end, "drain")["cut"] == 3
+    order = [step for step, _ in statuses(end)]
+    assert order.index("capture") < order.index("drain") < order.index("stop")
+    assert order.index("route") < order.index("capture")
+    assert data_of(end, "route")["first_token_through_router_s"] < 5
+    manifest = read_manifest(next((site.folder / "runs").glob("*/evidence_*.tar.gz")))
+    assert {"tp/metrics_1.txt", "tp/processes.txt", "triage/snapshot.json"} <= {
+        e.path for e in manifest.entries
+    }
+    await site.check_serving("fallback")
+
+
+async def test_a_verdict_that_names_the_hang_spares_the_plan_its_own_wait(site_with: MakeSite) -> None:
+    site = await site_with(fallback={"drain_stall_s": 30})
+    async with site.traffic(clients=2):
+        await site.freeze_rank()
+        while (await site.host.tp.engine.metrics()).running != 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        verdict = Verdict(verdict=VerdictKind.FALL_BACK, cause="nccl_hang", summary="hangs")
+        facts = await asyncio.wait_for(gather_facts(site.host, known_hung=verdict.cause == "nccl_hang"), 5)
+        await site.host.tp.unit.stop(grace_s=0)
+    assert facts.tp.condition == "hung"
+    assert facts.tp.flat_since is not None
+
+
+async def test_without_room_beside_it_the_tier_stops_first_and_clients_are_told_to_come_again(
+    site_with: MakeSite,
+) -> None:
+    site = await site_with()
+    alone = Candidate(gpu=None, reason="no room", beside=False)
+    async with site.traffic() as seen:
+        facts = await gather_facts(site.host)
+        plan = lay_out(site.host, facts, Choice(candidates=(alone,)), FallbackArguments(skip_validation=True))
+        end = await site.run(plan)
+    order = ["capture", "drain", "stop", "scope", "launch", "warm", "route", "backpressure"]
+    assert statuses(end) == [(step, "done") for step in order]
+    assert seen.lost == []
+    assert seen.refused > 0
+    assert "503 with Retry-After" in plan.losses
+    await site.check_serving("fallback")
+
+
+async def test_a_start_that_fails_is_tried_again_as_the_next_alternative(
+    site_with: MakeSite, tmp_path: Any
+) -> None:
+    failures = tmp_path / "failures"
+    failures.write_text("1")
+    site = await site_with(fb=["--fail-starts", str(failures)])
+    end = await site.run(await site.plan(skip_validation=True))
+    assert end.ended.status == "succeeded"
+    failed = next(step.outcome for step in end.steps if step.outcome.status == "failed")
+    assert "device is sick" in failed.summary
+    assert [s.outcome.attempt for s in end.steps if s.outcome.step_id == "launch"] == [1, 2]
+    await site.check_serving("fallback")
+
+
+async def test_an_engine_that_dies_in_warm_up_leaves_a_healthy_tier_serving(site_with: MakeSite) -> None:
+    site = await site_with(fb=["--die-after", "2"])
+    async with site.traffic() as seen:
+        end = await site.run(await site.plan(skip_validation=True))
+    assert end.ended.status == "failed"
+    assert end.ended.failed_step == "warm"
+    assert data_of(end, "settle")["state"] == "tp_serving"
+    assert (seen.lost, seen.refused) == ([], 0)
+    await site.check_serving("tp")
+
+
+async def test_when_nothing_can_serve_the_run_says_so_and_leaves_one_state(
+    site_with: MakeSite, tmp_path: Any
+) -> None:
+    failures = tmp_path / "failures"
+    failures.write_text("99")
+    site = await site_with(fb=["--fail-starts", str(failures)])
+    await site.freeze_rank()
+    facts = await gather_facts(site.host)
+    alone = Candidate(gpu=None, reason="no room", beside=False)
+    plan = lay_out(
+        site.host, facts, Choice(candidates=(alone, alone)), FallbackArguments(skip_validation=True)
+    )
+    end = await site.run(plan)
+    assert end.ended.failed_step in ("launch", "warm")
+    assert end.last is not None
+    assert end.last.outcome.data["state"] == "nothing_serving"
+    assert "NOTHING IS SERVING" in end.last.outcome.summary
+    assert "A human must act" in end.last.outcome.summary
+    tp, fallback = await site.host.tp.unit.state(), await site.host.fallback.unit.state()
+    assert (tp.active, tp.frozen, fallback.active, fallback.frozen) == (False, True, False, False)
+    assert await site.weights() == {"tp": (100, "drain"), "fallback": (0, "ready")}
+
+
+async def test_a_stop_before_the_cut_goes_back_to_the_serving_tier(site_with: MakeSite) -> None:
+    site = await site_with(fb=["--startup-s", "20"])
+    stop = asyncio.Event()
+    async with site.traffic() as seen:
+        plan = await site.plan(skip_validation=True)
+        end = await site.run(plan, stop=stop, report=StopAt("warm", stop))
+    assert end.ended.status == "cancelled"
+    assert data_of(end, "settle")["state"] == "tp_serving"
+    assert (seen.lost, seen.refused) == ([], 0)
+    await site.check_serving("tp")
+
+
+async def test_a_stop_after_the_tier_was_stopped_stays_on_the_fallback(site_with: MakeSite) -> None:
+    site = await site_with()
+    stop = asyncio.Event()
+    async with site.traffic() as seen:
+        end = await site.run(await site.plan(), stop=stop, report=StopAt("validate", stop))
+    assert end.ended.status == "cancelled"
+    assert data_of(end, "settle")["state"] == "fallback_serving"
+    assert seen.lost == []
+    await site.check_serving("fallback")

@@ -1,0 +1,211 @@
+"""Whole restores on real processes and a real HAProxy: the traffic comes back in stages, and goes back when a stage fails."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from gpu_actions.action import Signal
+from gpu_actions.plan import Plan
+from gpu_actions.restore.plan import SPEC as RESTORE
+from gpu_actions.walk import RunStep, WalkReport
+from tests.gpu_actions.fallback.conftest import MakeSite
+from tests.gpu_actions.fallback.site import Site, StopAt, data_of, statuses, summary_of
+
+QUICK = {"stages_percent": [50, 100], "hold_s": 1, "keep_fallback_warm_s": 0}
+
+
+async def on_fallback(make: MakeSite, **changes: Any) -> Site:
+    """A host after a fallback: the fallback serves, tp is stopped and frozen."""
+    site = await make(**{**changes, "restore": {**QUICK, **changes.get("restore", {})}})
+    plan = await site.plan(skip_validation=True)
+    quick = [step for step in plan.steps if step.id not in ("capture", "drain")]
+    end = await site.run(plan.model_copy(update={"steps": tuple(quick)}))
+    assert end.ended.status == "succeeded"
+    return site
+
+
+async def restore_plan(
+    site: Site, *, without: Sequence[str] = ("loadtest", "environment"), **options: Any
+) -> Plan:
+    """A restore's plan without the steps that a test does not need."""
+    plan = await site.plan(RESTORE, **{"accept_no_baseline": True, **options})
+    return plan.model_copy(update={"steps": tuple(s for s in plan.steps if s.id not in without)})
+
+
+async def test_a_restore_beside_the_fallback_loses_no_request(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, restore={"stages_percent": [5, 25, 50, 100]})
+    async with site.traffic() as seen:
+        end = await site.run(await restore_plan(site, without=(), cause="the rank was frozen"))
+    assert end.ended.status == "succeeded", summary_of(end, "stepback")
+    shifts = ["shift-5", "shift-25", "shift-50", "shift-100"]
+    order = ["check", "prepare", "start", "warm", "environment", "loadtest", "compare", *shifts]
+    assert [step for step, _ in statuses(end)] == [*order, "keep-warm", "drain", "stop", "finish"]
+    assert (seen.lost, seen.refused) == ([], 0)
+    shares = [data_of(end, step)["window"]["requests"] for step in shifts]
+    assert shares == sorted(shares)
+    assert data_of(end, "finish")["state"] == "tp_serving"
+    await site.check_serving("tp")
+
+
+class When(WalkReport):
+    """Does something once, a moment after a step has begun."""
+
+    def __init__(self, step_id: str, action: Any, *, after_s: float = 0.5) -> None:
+        def began(move: RunStep) -> None:
+            if move.step.id == step_id:
+                asyncio.get_running_loop().call_later(after_s, action)
+
+        super().__init__(began=began)
+
+
+async def test_errors_at_a_stage_put_the_traffic_back_at_once(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, restore={"hold_s": 20})
+    async with site.traffic(clients=4) as seen:
+        broken = When("shift-50", (site.folder / "errors_tp").touch)
+        end = await site.run(await restore_plan(site), report=broken)
+        lost_then = len(seen.lost)
+        ok_then = seen.ok
+        await asyncio.sleep(0.5)
+    assert end.ended.failed_step == "shift-50"
+    assert "requests failed" in summary_of(end, "shift-50")
+    assert "All traffic is back on the fallback" in summary_of(end, "shift-50")
+    assert data_of(end, "stepback")["state"] == "fallback_serving"
+    assert 0 < lost_then == len(seen.lost)
+    assert seen.ok > ok_then
+    await site.check_serving("fallback")
+
+
+async def test_slow_first_tokens_at_a_stage_put_the_traffic_back(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, restore={"max_ttft_p99_ms": 200})
+    slow = When("shift-50", lambda: (site.folder / "slow_tp").write_text("0.3"), after_s=0)
+    async with site.traffic(clients=4, tokens=2) as seen:
+        end = await site.run(await restore_plan(site), report=slow)
+    assert end.ended.failed_step == "shift-50"
+    assert "TTFT p99" in summary_of(end, "shift-50")
+    assert seen.lost == []
+    await site.check_serving("fallback")
+
+
+async def test_a_hang_at_a_stage_puts_the_traffic_back_and_loses_only_what_hung(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, restore={"hold_s": 20})
+
+    def freeze() -> None:
+        tasks.append(asyncio.ensure_future(site.freeze_rank()))
+
+    tasks: list[asyncio.Future[None]] = []
+    async with site.traffic(clients=4) as seen:
+        end = await site.run(await restore_plan(site), report=When("shift-50", freeze))
+    assert end.ended.failed_step == "shift-50"
+    assert "token counter stands still" in summary_of(end, "shift-50")
+    assert data_of(end, "stepback")["state"] == "fallback_serving"
+    assert 1 <= len(seen.lost) <= 4
+    evidence = list((site.folder / "runs").glob("re-*/evidence_*.tar.gz"))
+    assert len(evidence) == 1
+    await site.check_serving("fallback")
+
+
+async def test_a_new_xid_at_a_stage_puts_the_traffic_back(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, restore={"hold_s": 20, "stages_percent": [100]})
+    line = "[ 1234.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n"
+
+    def fall_off_the_bus() -> None:
+        with (site.folder / "kernel.log").open("a") as log:
+            log.write(line)
+
+    async with site.traffic() as seen:
+        end = await site.run(await restore_plan(site), report=When("shift-100", fall_off_the_bus))
+    assert end.ended.failed_step == "shift-100"
+    assert "xid 79" in summary_of(end, "shift-100")
+    assert seen.lost == []
+    await site.check_serving("fallback")
+
+
+async def test_an_unhealthy_host_gets_no_tier_and_keeps_the_fallback(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with)
+    log = site.folder / "kernel.log"
+    log.write_text("[ 1234.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n")
+    end = await site.run(await restore_plan(site))
+    assert [step for step, _ in statuses(end)] == ["check", "stepback"]
+    assert "override_reason" in end.steps[0].outcome.next_action
+    await site.check_serving("fallback")
+    plan = await restore_plan(site, override_reason="the GPU was swapped")
+    end = await site.run(plan.model_copy(update={"steps": plan.steps[:1]}))
+    assert statuses(end) == [("check", "warning")]
+    assert "the GPU was swapped" in summary_of(end, "check")
+
+
+@pytest.mark.parametrize(("said", "status"), [("next", "succeeded"), ("abort", "failed")])
+async def test_a_stage_with_too_few_requests_waits_for_a_person(
+    site_with: MakeSite, said: Signal, status: str
+) -> None:
+    site = await on_fallback(
+        site_with,
+        restore={
+            "stages_percent": [100],
+            "hold_s": 0.5,
+            "inconclusive_wait_s": 10,
+            "min_requests_per_stage": 50,
+        },
+    )
+    told: list[Signal] = []
+
+    async def signals() -> Sequence[Signal]:
+        return tuple(told)
+
+    report = When("shift-100", lambda: told.append(said), after_s=0.8)
+    end = await site.run(await restore_plan(site), report=report, signals=signals)
+    assert end.ended.status == status
+    if said == "next":
+        assert "a person said next, though" in summary_of(end, "shift-100")
+        await site.check_serving("tp")
+    else:
+        assert "a person said abort" in summary_of(end, "shift-100")
+        await site.check_serving("fallback")
+
+
+async def test_without_a_baseline_it_waits_for_an_explicit_word(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, restore={"inconclusive_wait_s": 0.5})
+    plan = await restore_plan(site, accept_no_baseline=False)
+    assert any("no baseline" in warning for warning in plan.warnings)
+    end = await site.run(plan)
+    assert end.ended.failed_step == "compare"
+    assert "accept_no_baseline=yes" in end.steps[-2].outcome.next_action
+    await site.check_serving("fallback")
+
+
+async def test_a_stop_in_the_middle_of_the_shift_returns_the_traffic(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with)
+    stop = asyncio.Event()
+    async with site.traffic() as seen:
+        end = await site.run(await restore_plan(site), stop=stop, report=StopAt("shift-50", stop))
+    assert end.ended.status == "cancelled"
+    assert data_of(end, "stepback")["state"] == "fallback_serving"
+    assert seen.lost == []
+    await site.check_serving("fallback")
+
+
+async def test_a_cut_over_shows_its_gap_and_loses_no_accepted_request(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with)
+    async with site.traffic() as seen:
+        plan = await restore_plan(site, cut_over=True)
+        end = await site.run(plan)
+    assert "gap" in plan.losses
+    assert end.ended.status == "succeeded"
+    assert seen.lost == []
+    assert seen.refused > 0
+    await site.check_serving("tp")
+
+
+async def test_a_cut_over_whose_tier_never_starts_comes_back_to_the_fallback(
+    site_with: MakeSite, tmp_path: Any
+) -> None:
+    failures = tmp_path / "failures"
+    failures.write_text("0")
+    site = await on_fallback(site_with, tp=["--fail-starts", str(failures)])
+    failures.write_text("99")
+    end = await site.run(await restore_plan(site, cut_over=True))
+    assert end.ended.status == "failed"
+    assert data_of(end, "stepback")["state"] == "fallback_serving"
+    await site.check_serving("fallback")
