@@ -142,8 +142,10 @@ async def _sweep(sections: NvmlSections, *, window_s: float, stall_s: float, ski
     for index in skip:
         argv += ["--skip", str(index)]
     errors: list[str] = []
-    async for line in lines_of(argv, deadline_s=window_s + stall_s + START_ALLOWANCE_S, errors=errors):
-        sections.feed(line)
+    stream = lines_of(argv, deadline_s=window_s + stall_s + START_ALLOWANCE_S, errors=errors)
+    async with contextlib.aclosing(stream) as lines:
+        async for line in lines:
+            sections.feed(line)
     if sections.done or sections.hung is not None:
         return
     if not sections.system:

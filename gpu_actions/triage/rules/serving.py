@@ -36,7 +36,7 @@ SERVING_RULES: tuple[Rule, ...] = (
         "NCCL RAS did not answer: not an NCCL tier, RAS off, or its process is frozen", "", "NCCL RAS",
     ),
     rule(
-        "collective.unread", MISSING, UNSURE, "unknown",
+        "collective.unread", MISSING, UNSURE, "engine_stalled",
         "tokens stand still under running requests and no second source could be read",
         "Run as root or as the tier's user, with the unit's pid, so that ranks can be looked at.", TWO_SOURCES,
     ),

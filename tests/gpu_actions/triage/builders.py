@@ -212,8 +212,17 @@ def links_down(down: dict[int, tuple[int, ...]]) -> NvmlReading:
 
 def without(snapshot: Snapshot, *names: str) -> Snapshot:
     """The same snapshot in which some collectors failed."""
+    return _lacking(snapshot, names, FAILED)
+
+
+def skipping(snapshot: Snapshot, *names: str) -> Snapshot:
+    """The same snapshot in which some collectors did not apply."""
+    return _lacking(snapshot, names, CollectorOutcome(status="skipped", reason="it does not apply"))
+
+
+def _lacking(snapshot: Snapshot, names: tuple[str, ...], outcome: CollectorOutcome) -> Snapshot:
     data = snapshot.model_dump()
     for name in names:
         data[name] = None
-        data["collectors"][name] = FAILED.model_dump()
+        data["collectors"][name] = outcome.model_dump()
     return Snapshot.model_validate(data)

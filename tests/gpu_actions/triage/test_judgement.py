@@ -7,7 +7,7 @@ import pytest
 from gpu_actions.models import Severity, VerdictKind
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import CollectorOutcome, Snapshot
+from gpu_actions.triage.snapshot import Snapshot
 from gpu_actions.triage.snapshot_gpu import GpuProcess
 from gpu_actions.triage.snapshot_host import (
     DeepGpu,
@@ -236,9 +236,14 @@ CASES: dict[str, tuple[Make, str, str]] = {
     ),
     # stalls without a second source
     "flat tokens alone, completion not asked": (
-        lambda: make.healthy(engine=FLAT, completion=None).model_copy(update={"completion": None}),
+        lambda: make.skipping(make.healthy(engine=FLAT), "completion"),
+        "watch",
+        "engine_stalled",
+    ),
+    "flat tokens, completion not asked, no second source to read": (
+        lambda: make.skipping(make.healthy(engine=FLAT), "completion", "ranks", "ras"),
         "unknown",
-        "unknown",
+        "engine_stalled",
     ),
     "flat tokens while a completion got its own": (
         lambda: make.healthy(engine=FLAT),
@@ -582,11 +587,8 @@ def test_accepting_an_unknown_does_not_excuse_a_fault() -> None:
 
 
 def test_a_cpu_host_gets_no_unknown_for_what_it_does_not_have() -> None:
-    skipped = CollectorOutcome(status="skipped", reason="this host declares no GPUs")
-    data = make.healthy(expected={"gpus": 0, "ranks": 2}, ranks=make.ranks(2)).model_dump()
-    for name in ("nvml", "fabric_manager", "kernel_log", "ras"):
-        data[name], data["collectors"][name] = None, skipped.model_dump()
-    verdict = judge(Snapshot.model_validate(data))
+    host = make.healthy(expected={"gpus": 0, "ranks": 2}, ranks=make.ranks(2))
+    verdict = judge(make.skipping(host, "nvml", "fabric_manager", "kernel_log", "ras"))
     assert verdict.verdict is VerdictKind.HEALTHY and verdict.fallback_gpu is None
     assert not [finding for finding in verdict.findings if finding.severity is Severity.UNKNOWN]
 

@@ -1,0 +1,142 @@
+"""The triage action on a configured host: a real supervised tier with two processes, one of which is stopped."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gpu_actions.action import PlanRequest, StepContext
+from gpu_actions.config import HostConfig
+from gpu_actions.host import Host, build_host
+from gpu_actions.serving.interfaces import EngineError
+from gpu_actions.triage.action import SPEC, TriageArguments, look, plan_triage
+from gpu_actions.triage.collectors.ranks import process_table
+from gpu_actions.triage.judge import judge
+from gpu_actions.triage.snapshot import load_snapshot
+from gpu_actions.triage.thresholds import TriageThresholds
+from tests.gpu_actions.triage.conftest import process_state
+
+ENGINE = """
+import asyncio, subprocess, sys
+from aiohttp import web
+rank_1 = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "--rank", "1"])
+state = {"tokens": 0}
+def stuck():
+    with open(f"/proc/{rank_1.pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "T"
+async def metrics(request):
+    state["tokens"] += 0 if stuck() else 5
+    return web.Response(text=f"vllm:num_requests_running 1\\nvllm:num_requests_waiting 0\\nvllm:generation_tokens_total {state['tokens']}\\n")
+async def completions(request):
+    while stuck():
+        await asyncio.sleep(0.05)
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b'data: {"choices": [{"text": "ab", "finish_reason": "length"}], "usage": {"completion_tokens": 2}}\\n\\ndata: [DONE]\\n\\n')
+    return response
+app = web.Application()
+app.router.add_get("/metrics", metrics)
+app.router.add_post("/v1/completions", completions)
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, shutdown_timeout=0.1)
+"""  # noqa: E501
+QUICK = TriageThresholds(window_s=0.4, completion_deadline_s=0.6)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Host]:
+    program = tmp_path / "engine.py"
+    program.write_text(ENGINE)
+
+    def tier(name: str, ranks: int) -> dict[str, object]:
+        port = free_port()
+        unit = {"driver": "process", "argv": [sys.executable, str(program), str(port)], "stop_grace_s": 1}
+        engine = {"url": f"http://127.0.0.1:{port}", "model": "m"}
+        return {"engine": engine, "unit": unit, "server": name, "ranks": ranks}
+
+    config = HostConfig.model_validate(
+        {
+            "name": "h1",
+            "gpus": 0,
+            "ras_address": None,
+            "tiers": {"tp": tier("tp", 2), "fallback": tier("fb", 1)},
+        }
+    )
+    built = build_host(config, state_dir=tmp_path / "state")
+    await built.tp.unit.start()
+    until = time.monotonic() + 20
+    while not await listens(built):
+        assert time.monotonic() < until, await built.tp.unit.log_tail()
+        await asyncio.sleep(0.05)
+    yield built
+    for one in built.tiers.values():
+        await one.unit.stop(grace_s=1)
+
+
+async def listens(host: Host) -> bool:
+    try:
+        return (await host.tp.engine.metrics()).generation_tokens is not None
+    except EngineError:
+        return False
+
+
+async def context_of(host: Host, workdir: Path, lines: list[str]) -> StepContext:
+    plan = await plan_triage(PlanRequest(host=host, arguments=TriageArguments(window=0.4)))
+    args = {**plan.steps[0].args, "thresholds": QUICK.model_dump(mode="json")}
+    return StepContext(
+        run_id="tri-1",
+        host=host,
+        step=plan.steps[0].model_copy(update={"args": args}),
+        outputs={},
+        workdir=workdir,
+        report=lambda text, fraction: lines.append(text),
+    )
+
+
+async def test_a_healthy_host_then_a_stopped_rank_give_healthy_then_nccl_hang(
+    host: Host, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    context = await context_of(host, tmp_path, lines)
+    result = await look(context)
+    # the managed router is not started here, so it is down: watch, and nothing worse
+    assert result.verdict is not None and result.verdict.cause == "router_down", result.verdict
+    assert any(line.startswith("engine: ok") for line in lines)
+
+    main = (await host.tp.unit.state()).main_pid
+    rank_1 = next(row.pid for row in process_table().values() if row.parent == main)
+    os.kill(rank_1, signal.SIGSTOP)
+    until = time.monotonic() + 5
+    while process_state(rank_1) != "T":
+        assert time.monotonic() < until
+    result = await look(context)
+    assert result.verdict is not None
+    assert (result.verdict.verdict, result.verdict.cause) == ("fall_back", "nccl_hang"), result.verdict
+    assert result.data["tier"] == "tp" and "rank 1" in result.summary
+
+    recorded = load_snapshot(result.artifacts[0].path)
+    assert judge(recorded, QUICK) == result.verdict
+
+
+async def test_a_tier_that_was_frozen_on_purpose_is_not_called_down(host: Host, tmp_path: Path) -> None:
+    await host.tp.unit.freeze("fallback")
+    await host.tp.unit.stop(grace_s=1)
+    result = await look(await context_of(host, tmp_path, []))
+    assert result.verdict is not None
+    assert "serving.down" not in {finding.id for finding in result.verdict.findings}
+
+
+def test_the_plan_reads_only_and_says_how_long_it_takes() -> None:
+    assert not SPEC.changes_host
+    assert TriageArguments.model_validate({"deep": True}).deep
