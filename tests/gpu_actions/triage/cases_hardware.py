@@ -1,0 +1,229 @@
+"""Hosts with faults of their hardware, and the verdict and cause that must follow."""
+
+from collections.abc import Callable
+
+from gpu_actions.triage.snapshot import Snapshot
+from gpu_actions.triage.snapshot_gpu import GpuProcess
+from gpu_actions.triage.snapshot_host import (
+    DeepGpu,
+    DeepPair,
+    DeepReading,
+    EnvironmentReading,
+    FabricManagerReading,
+    KernelLogReading,
+    RanksReading,
+    RouterReading,
+    XidEvent,
+)
+from tests.gpu_actions.triage import builders as make
+
+FLAT = make.engine(tokens=(1000, 1000))
+HUNG = make.completion("timeout", tokens=0)
+
+
+def environment(**values: str) -> EnvironmentReading:
+    return EnvironmentReading(
+        pids=(100, 200), values={name: {value: (100, 200)} for name, value in values.items()}
+    )
+
+
+def log(*events: tuple[int | None, str]) -> KernelLogReading:
+    rows = tuple(
+        XidEvent(kind="off_bus" if code is None else "xid", code=code, pci="0000:29:00", text=text)
+        for code, text in events
+    )
+    return KernelLogReading(source="/dev/kmsg", lines_read=100, events=rows)
+
+
+def sxid(text: str) -> KernelLogReading:
+    event = XidEvent(kind="sxid", code=20034, pci="0000:05:00", text=text)
+    return KernelLogReading(source="/dev/kmsg", events=(event,))
+
+
+def root(state: str, age_s: float = 9000) -> RanksReading:
+    row = make.process(100, None, state, root=True, age_s=age_s)
+    return RanksReading(roots=(100,), processes=(row,))
+
+
+def router(**changes: object) -> RouterReading:
+    reading = make.healthy().router
+    assert reading is not None
+    rows = tuple(row.model_copy(update=changes) for row in reading.servers)
+    return reading.model_copy(update={"servers": rows})
+
+
+Make = Callable[[], Snapshot]
+CASES: dict[str, tuple[Make, str, str]] = {
+    # application faults: never more than watch
+    **{
+        f"application Xid {code}": (
+            lambda code=code: make.healthy(kernel_log=log((code, "Ch 00000008"))),
+            "watch",
+            "application_fault",
+        )
+        for code in (13, 31, 43, 45)
+    },
+    "an Xid that is not in the table": (
+        lambda: make.healthy(kernel_log=log((999, ""))),
+        "watch",
+        "kernel_error",
+    ),
+    # hardware and serving joined
+    "a fabric manager that is down under a tier that serves": (
+        lambda: make.healthy(
+            fabric_manager=FabricManagerReading(unit="fm", load_state="loaded", active_state="failed")
+        ),
+        "watch",
+        "fabric_manager_down",
+    ),
+    "a fabric manager that is down under a stall": (
+        lambda: make.healthy(
+            engine=FLAT,
+            completion=HUNG,
+            fabric_manager=FabricManagerReading(unit="fm", load_state="loaded", active_state="failed"),
+        ),
+        "fall_back",
+        "fabric_manager_down",
+    ),
+    "a driver that hangs under a tier that serves": (
+        lambda: make.healthy(nvml=make.nvml(hung_call="nvmlDeviceGetPowerUsage", hung_gpu=3)),
+        "unknown",
+        "driver_hang",
+    ),
+    "a driver that hangs under a stall": (
+        lambda: make.healthy(engine=FLAT, completion=HUNG, nvml=make.nvml(hung_call="f", hung_gpu=3)),
+        "fall_back",
+        "driver_hang",
+    ),
+    "a non-fatal NVLink error on healthy links": (
+        lambda: make.healthy(kernel_log=log((145, "RLW_CTRL Nonfatal XC0 i0 Link 00"))),
+        "watch",
+        "nvlink_errors",
+    ),
+    "a fatal NVLink error": (
+        lambda: make.healthy(kernel_log=log((145, "RLW_CTRL Fatal XC0 i0 Link 00"))),
+        "fall_back",
+        "nvlink_loss",
+    ),
+    "a non-fatal switch error": (
+        lambda: make.healthy(kernel_log=sxid("Non-fatal, Link 32 egress")),
+        "watch",
+        "nvlink_errors",
+    ),
+    "a fatal switch error": (
+        lambda: make.healthy(kernel_log=sxid("Fatal, Link 32 LTSSM Fault Up")),
+        "fall_back",
+        "nvlink_loss",
+    ),
+    "off the bus by number": (
+        lambda: make.healthy(kernel_log=log((79, "GPU has fallen off the bus."))),
+        "fall_back",
+        "gpu_lost",
+    ),
+    "off the bus in words": (
+        lambda: make.healthy(kernel_log=log((None, "fallen off the bus"))),
+        "fall_back",
+        "gpu_lost",
+    ),
+    **{
+        f"reset Xid {code}": (
+            lambda code=code: make.healthy(kernel_log=log((code, ""))),
+            "fall_back",
+            "gpu_reset_required",
+        )
+        for code in (62, 64, 95, 109, 119, 120, 140, 143)
+    },
+    "Xid 48": (lambda: make.healthy(kernel_log=log((48, "DBE"))), "fall_back", "ecc_uncorrected"),
+    "Xid 94": (lambda: make.healthy(kernel_log=log((94, "Contained"))), "watch", "ecc_uncorrected"),
+    "Xid 154 while field 230 says none": (
+        lambda: make.healthy(
+            kernel_log=log((154, "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)"))
+        ),
+        "watch",
+        "gpu_reset_required",
+    ),
+    "Xid 154 while field 230 cannot be read": (
+        lambda: make.healthy(
+            nvml=make.with_gpu(1, recovery_action=None),
+            kernel_log=log((154, "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")),
+        ),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "the kernel log cannot be read": (lambda: make.healthy(kernel_log=None), "unknown", "unknown"),
+    "GPUs cannot be read": (lambda: make.healthy(nvml=None), "unknown", "unknown"),
+    "P2P switched off in the tier's environment": (
+        lambda: make.healthy(environment=environment(NCCL_P2P_DISABLE="1")),
+        "fall_back",
+        "pcie_only",
+    ),
+    "P2P level LOC": (
+        lambda: make.healthy(environment=environment(NCCL_P2P_LEVEL="LOC")),
+        "fall_back",
+        "pcie_only",
+    ),
+    "the tier's environment cannot be read": (lambda: make.healthy(environment=None), "unknown", "unknown"),
+    "a leftover CUDA_VISIBLE_DEVICES=0": (
+        lambda: make.healthy(environment=environment(CUDA_VISIBLE_DEVICES="0")),
+        "watch",
+        "environment",
+    ),
+    "GPU memory that is held after a stop": (
+        lambda: make.healthy(
+            expected={"tier_expected": False},
+            nvml=make.with_gpu(2, processes=(GpuProcess(pid=7, memory_mib=900),)).model_copy(),
+        ),
+        "watch",
+        "memory_held",
+    ),
+    # the deep probe
+    "an all-reduce that never ends": (
+        lambda: make.healthy(
+            deep=DeepReading(backend="nccl", outcome="timeout", world_size=8, startup_s=4.0)
+        ),
+        "fall_back",
+        "nccl_hang",
+    ),
+    "a deep probe that could not start": (lambda: make.healthy(deep=None), "unknown", "unknown"),
+    "an all-reduce at PCIe speed": (
+        lambda: make.healthy(deep=DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=27.5)),
+        "fall_back",
+        "pcie_only",
+    ),
+    "one slow pair": (
+        lambda: make.healthy(
+            deep=DeepReading(
+                backend="nccl",
+                outcome="ok",
+                world_size=8,
+                busbw_gbps=330,
+                pairs=(DeepPair(source=1, target=2, gbps=22),),
+            )
+        ),
+        "fall_back",
+        "pcie_only",
+    ),
+    "one slow GPU": (
+        lambda: make.healthy(
+            deep=DeepReading(
+                backend="nccl",
+                outcome="ok",
+                world_size=8,
+                busbw_gbps=330,
+                gpus=(DeepGpu(index=1, gemm_tflops=90),),
+            )
+        ),
+        "watch",
+        "throttling",
+    ),
+    "a good deep probe": (
+        lambda: make.healthy(deep=DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=331)),
+        "healthy",
+        "none",
+    ),
+    "a deep probe over gloo says nothing about GPUs": (
+        lambda: make.healthy(deep=DeepReading(backend="gloo", outcome="ok", world_size=2, busbw_gbps=0.4)),
+        "healthy",
+        "none",
+    ),
+}
