@@ -18,7 +18,7 @@ from gpu_actions.loadtest.result import EngineFacts, HostFacts, LoadTestResult, 
 from gpu_actions.models import Frozen
 
 MIN_RUNS = 3
-BASELINE_VERSION = 1
+BASELINE_VERSION: Literal[1] = 1
 PUBLISHED = "published-8xb200"
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
 

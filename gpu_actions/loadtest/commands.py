@@ -67,7 +67,7 @@ def baseline_command(argv: list[str]) -> int:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="finished runs; else they are run now",
+        help="finished runs; else made now",
     )
     record.add_argument("--runs", type=int, default=MIN_RUNS, help="how many runs to make (default 3)")
     record.add_argument("--replace", action="store_true", help="replace a baseline of this name")
@@ -107,12 +107,8 @@ def _line(store: BaselineStore, name: str) -> str:
 
 
 def _show(entry: Baseline | Reference) -> str:
-    return (
-        entry.model_dump_json(
-            indent=1, exclude={"runs": {"__all__": {"samples"}}} if isinstance(entry, Baseline) else None
-        )
-        + "\n"
-    )
+    hidden = {"runs": {"__all__": {"samples"}}} if isinstance(entry, Baseline) else None
+    return entry.model_dump_json(indent=1, exclude=hidden) + "\n"
 
 
 def _record(options: argparse.Namespace, store: BaselineStore) -> int:

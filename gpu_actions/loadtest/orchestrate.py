@@ -1,7 +1,7 @@
 """The runbook's orchestrated restore test as one command: SECONDS QPS NAME, its own folder a run, and a verdict that is read.
 
-Preflight (the service answers, disk, file limit), the load with power sampling, comparison with the host's current baseline where
-there is one, summary and verdict. A rerun never overwrites or shows an older run's numbers.
+Preflight (disk, service, model, one completion), the load with power sampling, comparison with the host's current baseline
+where there is one, summary and verdict. A rerun never overwrites or shows an older run's numbers.
 """
 
 import asyncio

@@ -1,0 +1,172 @@
+"""Percentiles, intervals and the record's arithmetic."""
+
+import math
+import random
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpu_actions.loadtest.cross_check import EngineCounters, cross_check, sum_metric
+from gpu_actions.loadtest.energy import EnergyMeter
+from gpu_actions.loadtest.outcomes import Outcome
+from gpu_actions.loadtest.records import LogHistogram, Records
+from gpu_actions.loadtest.session import own_rows
+from gpu_actions.loadtest.statistics import (
+    describe,
+    order_interval,
+    reach_confidence_percent,
+    wilson_interval,
+)
+
+
+def test_confidence_of_a_p99_is_45_percent_at_60_samples_and_95_at_299() -> None:
+    assert reach_confidence_percent(60, 0.99) == pytest.approx(45.3, abs=0.1)
+    assert reach_confidence_percent(298, 0.99) < 95 <= reach_confidence_percent(299, 0.99)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("n", "share"), [(60, 0.5), (400, 0.9), (1500, 0.99), (5000, 0.5), (5000, 0.99)])
+def test_the_interval_holds_the_true_quantile_in_95_of_100_samples(n: int, share: float) -> None:
+    generator = numpy.random.default_rng(5)
+    low, high = order_interval(n, share)
+    assert low is not None
+    assert high is not None
+    held = 0
+    for _ in range(600):
+        sample = numpy.sort(generator.random(n))
+        held += bool(sample[low - 1] <= share <= sample[high - 1])
+    assert 0.92 <= held / 600 <= 0.995
+
+
+def test_an_end_out_of_reach_is_open() -> None:
+    low, high = order_interval(60, 0.99)
+    assert low is not None
+    assert high is None
+
+
+def test_no_sample_gives_null_and_never_zero() -> None:
+    empty = describe([])
+    assert (empty.count, empty.mean_ms, empty.max_ms, empty.p50.value_ms, empty.p99.value_ms) == (
+        0,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def test_requests_that_never_ended_rank_above_all_that_did() -> None:
+    distribution = describe([1.0] * 90, [500.0] * 10)
+    assert distribution.p90.value_ms == 1.0
+    assert (distribution.p95.value_ms, distribution.p95.at_least) == (500.0, True)
+    assert distribution.censored == 10
+
+
+@given(
+    values=st.lists(st.floats(2e-6, 900), min_size=1, max_size=200), share=st.sampled_from([0.5, 0.9, 0.99])
+)
+@settings(max_examples=100, deadline=None)
+def test_a_histogram_quantile_is_within_half_a_percent_of_the_exact_one(
+    values: list[float], share: float
+) -> None:
+    histogram = LogHistogram()
+    histogram.extend(values)
+    exact = sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    assert histogram.quantile(share) == pytest.approx(exact, rel=0.005)
+    assert histogram.max_s == max(values)
+
+
+def test_merged_histograms_are_the_histogram_of_both() -> None:
+    values = [random.Random(2).expovariate(50) for _ in range(2000)]
+    whole, left, right = LogHistogram(), LogHistogram(), LogHistogram()
+    whole.extend(values)
+    left.extend(values[:700])
+    right.extend(values[700:])
+    left.merge(right)
+    assert left.bins == whole.bins
+    assert left.count == whole.count
+
+
+@given(size=st.integers(0, 50), workers=st.integers(1, 5))
+def test_rows_of_several_workers_make_the_whole_record(size: int, workers: int) -> None:
+    whole = Records(size)
+    for worker in range(workers):
+        part = Records(size)
+        rows = own_rows(size, worker, workers)
+        for row in rows:
+            part.first_s[row], part.tokens[row], part.outcome[row] = row / 7, row, Outcome.OK
+        whole.load_rows(rows, part.dump_rows(rows))
+    assert list(whole.first_s) == [row / 7 for row in range(size)]
+    assert list(whole.tokens) == list(range(size))
+    assert all(outcome == Outcome.OK for outcome in whole.outcome)
+
+
+def test_wilson_interval_matches_its_published_example() -> None:
+    # Newcombe 1998, table I: 81 of 263
+    low, high = wilson_interval(81, 263)
+    assert (low, high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
+
+
+def test_a_counter_is_summed_over_its_labels() -> None:
+    page = '# TYPE a_total counter\na_total{x="1 2"} 3.0\na_total{x="}"} 4\na_total_other 9\nb 1\na_total 1e1 17000\n'
+    assert sum_metric(page, ("a_total",)) == 17.0
+    assert sum_metric(page, ("c",)) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "agrees", "words"),
+    [
+        ((0, 0), (10, 40), True, "agree"),
+        ((5, 5), (15, 25), False, "the engine counted 20 tokens, the client got 40"),
+        ((0, 0), (30, 90), False, "other traffic"),
+        ((9, 9), (1, 1), False, "restarted"),
+    ],
+)
+def test_counts_are_checked_against_the_engine(
+    before: tuple[int, int], after: tuple[int, int], agrees: bool, words: str
+) -> None:
+    check = cross_check(
+        EngineCounters(requests=before[0], output_tokens=before[1]),
+        EngineCounters(requests=after[0], output_tokens=after[1]),
+        ok=10, tokens=40, unaccounted_tokens=0,
+    )  # fmt: skip
+    assert check.agrees is agrees
+    assert words in check.summary
+
+
+def test_unreadable_counters_are_not_checked_rather_than_wrong() -> None:
+    check = cross_check(
+        EngineCounters(problem="no page"), EngineCounters(), ok=1, tokens=4, unaccounted_tokens=0
+    )
+    assert check.agrees is None
+    assert "no page" in check.summary
+
+
+def test_energy_is_integrated_between_the_moments_of_the_measured_part() -> None:
+    meter = EnergyMeter()
+    meter.samples = [(at * 0.5, 400.0) for at in range(41)]
+    energy = meter.over(2.25, 12.25, output_tokens=2000, price_usd_per_kwh=0.16)
+    assert energy.joules == pytest.approx(4000)
+    assert energy.joules_per_output_token == pytest.approx(2.0)
+    assert energy.usd_per_million_output_tokens == pytest.approx(2e6 / 3.6e6 * 0.16)
+    assert energy.method == "integrated power samples"
+
+
+def test_energy_by_the_drivers_counter_is_preferred() -> None:
+    meter = EnergyMeter()
+    meter.samples = [(at * 0.5, 400.0) for at in range(41)]
+    meter._counters = [(at * 0.5, 1000.0 + at * 100.0) for at in range(41)]
+    energy = meter.over(2.25, 12.25, output_tokens=0, price_usd_per_kwh=0.16)
+    assert energy.joules == pytest.approx(2000)
+    assert energy.method == "energy counter"
+    assert energy.joules_per_output_token is None
+
+
+def test_without_a_driver_energy_is_null_with_the_reason() -> None:
+    meter = EnergyMeter(("GPU-that-is-not-here",))
+    meter.start()
+    meter.stop()
+    energy = meter.over(0, 1, output_tokens=1, price_usd_per_kwh=0.16)
+    assert energy.joules is None
+    assert energy.missing
