@@ -8,7 +8,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-_NAME = r"[A-Za-z0-9_.\-]{0,64}(?:key|token|secret|passwd|password|credential)s?"
+_COUNT = r"(?![\"']?\s{0,4}[=:]\s{0,4}[\d.]+\b)"
+"""Counts of tokens are what a serving log is full of; a number behind that name is no secret."""
+
+_NAME = rf"(?:keys?|tokens{_COUNT}|token|secrets?|passwords?|passwd|credentials?)"
+_VALUE = r"(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;&]+)"
+
 _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = (
     (
         "pem",
@@ -31,23 +36,18 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = (
         r"\1\2[redacted:bearer]",
     ),
     ("url_password", re.compile(r"(://[^/\s:@]*:)(?!\[redacted)[^/\s@]+(@)"), r"\1[redacted:url_password]\2"),
+    # The name may have any beginning (HF_TOKEN, api-key), so only its end is looked for: that keeps it linear.
     (
         "assignment",
-        re.compile(
-            rf"(?i)(\b|--?)({_NAME})([\"']?\s*[=:]\s*)"
-            r"(?!\s*[\"']?\[redacted)(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;&]+)"
-        ),
-        r"\1\2\3[redacted:assignment]",
+        re.compile(rf"(?i)({_NAME}[\"']?\s{{0,4}}[=:]\s{{0,4}})(?![\"']?\[redacted){_VALUE}"),
+        r"\1[redacted:assignment]",
     ),
     (
         "option",
-        re.compile(rf"(?i)(--{_NAME})([ \t]+)(?!-|\[redacted)[^\s\"',;]+"),
-        r"\1\2[redacted:option]",
+        re.compile(rf"(?i)(--[a-z0-9-]{{0,40}}{_NAME}[ \t]{{1,4}})(?!-|\[redacted)[^\s\"',;]+"),
+        r"\1[redacted:option]",
     ),
 )
-
-HARMLESS = re.compile(r"(?i)\b[A-Za-z_-]{0,64}tokens[A-Za-z_]{0,32}[\"']?\s*[=:]\s*[\d.]+\b")
-"""Counts of tokens are what a serving log is full of; a number after such a name is no secret."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,9 @@ class Redacted:
 
 def redact(text: str) -> Redacted:
     """Cut every secret that a pattern knows. Repeating it changes nothing more."""
-    kept: list[str] = []
-
-    def park(match: re.Match[str]) -> str:
-        kept.append(match.group(0))
-        return f"\0{len(kept) - 1}\0"
-
-    text = HARMLESS.sub(park, text.replace("\0", " "))
     counts: Counter[str] = Counter()
     for kind, pattern, replacement in _RULES:
         text, number = pattern.subn(replacement, text)
         if number:
             counts[kind] += number
-    return Redacted(re.sub(r"\0(\d+)\0", lambda match: kept[int(match.group(1))], text), counts)
+    return Redacted(text, counts)

@@ -1,0 +1,100 @@
+"""The bundle keeps its budget, says what is missing, and holds nothing it should not."""
+
+import asyncio
+import hashlib
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from gpu_actions.forensics import bundle as bundle_module
+from gpu_actions.forensics.bundle import Collected, Item, Missing, cap, make_bundle, read_manifest
+
+
+def item(
+    path: str, text: str = "x", *, after_s: float = 0.0, keep: str = "head", error: Exception | None = None
+) -> Item:
+    async def collect() -> Collected:
+        await asyncio.sleep(after_s)
+        if error is not None:
+            raise error
+        return Collected(text=text)
+
+    return Item(path=path, source=f"test {path}", collect=collect, keep=keep)  # type: ignore[arg-type]
+
+
+def quiet(text: str, fraction: float | None) -> None:
+    """Nobody watches."""
+
+
+def content(path: Path, name: str) -> bytes:
+    with tarfile.open(path) as tar:
+        file = tar.extractfile(f"bundle/{name}")
+        assert file is not None
+        return file.read()
+
+
+async def test_what_does_not_come_in_time_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
+    items = [
+        item("quick.txt", "here"),
+        item("slow.txt", after_s=30),
+        item("none.txt", error=Missing("nothing to read")),
+        item("broken.txt", error=KeyError("oops")),
+        item("denied.txt", error=PermissionError(13, "Permission denied")),
+    ]
+    started = time.monotonic()
+    made = await make_bundle(
+        items, path=tmp_path / "b.tar.gz", host="h", run_id="r", budget_s=0.5, report=quiet
+    )
+    assert time.monotonic() - started < 3
+    assert [entry.path for entry in made.manifest.entries] == ["quick.txt"]
+    reasons = {entry.path: entry.reason for entry in made.manifest.missing}
+    assert "not finished within" in reasons["slow.txt"]
+    assert reasons["none.txt"] == "nothing to read"
+    assert "broke: KeyError" in reasons["broken.txt"]
+    assert "Permission denied" in reasons["denied.txt"]
+
+
+async def test_the_manifest_describes_each_file_as_it_stands_in_the_archive(tmp_path: Path) -> None:
+    path = tmp_path / "b.tar.gz"
+    items = [item("log.txt", "start\nHF_TOKEN=verysecret\nend\n"), item("plain.txt", "nothing secret\n")]
+    await make_bundle(items, path=path, host="h", run_id="r", budget_s=5, report=quiet)
+    manifest = read_manifest(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    for entry in manifest.entries:
+        raw = content(path, entry.path)
+        assert (entry.size_bytes, entry.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
+    assert b"verysecret" not in content(path, "log.txt")
+    assert [entry.redactions for entry in manifest.entries] == [{"assignment": 1}, {}]
+
+
+async def test_a_log_over_its_cap_keeps_its_tail_and_never_half_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "ITEM_CAP_BYTES", 100)
+    lines = "".join(f"line {number:04d} KEY=secret{number}\n" for number in range(50))
+    path = tmp_path / "b.tar.gz"
+    items = [item("tail.log", lines, keep="tail"), item("head.txt", lines)]
+    made = await make_bundle(items, path=path, host="h", run_id="r", budget_s=5, report=quiet)
+    assert all(entry.truncated for entry in made.manifest.entries)
+    tail, head = content(path, "tail.log").decode(), content(path, "head.txt").decode()
+    assert tail.startswith("line ")
+    assert "line 0049" in tail
+    assert head.startswith("line 0000")
+    assert "secret" not in tail + head
+
+
+async def test_a_full_bundle_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "TOTAL_CAP_BYTES", 10)
+    items = [item("a.txt", "12345678"), item("b.txt", "12345678")]
+    made = await make_bundle(
+        items, path=tmp_path / "b.tar.gz", host="h", run_id="r", budget_s=5, report=quiet
+    )
+    assert [entry.path for entry in made.manifest.entries] == ["a.txt"]
+    assert made.manifest.missing[0].reason == "the bundle is full"
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("head", ("aaä", True)), ("tail", ("äbb", True))])
+def test_a_cut_never_splits_a_character(keep: str, expected: tuple[str, bool]) -> None:
+    assert cap("aaäbb", keep=keep, limit_bytes=4) == expected  # type: ignore[arg-type]
