@@ -1,5 +1,6 @@
 """Schedules and prompts: pure, from a seed."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_the_mean_rate_is_the_target(arrival: str) -> None:
 
 def test_poisson_gaps_vary_as_poisson_gaps_do() -> None:
     due = list(make_schedule(spec(target_qps=50, duration_s=400, warmup_s=0)).due_s)
-    gaps = [right - left for left, right in zip(due, due[1:], strict=False)]
+    gaps = [right - left for left, right in itertools.pairwise(due)]
     mean = sum(gaps) / len(gaps)
     variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
     assert variance**0.5 == pytest.approx(mean, rel=0.05)
@@ -134,7 +135,8 @@ def test_prompts_differ_by_row_and_repeat_by_seed() -> None:
     maker = prompt_maker(spec(), "bytes")
     prompts = [maker.prompt(row, 64) for row in range(2000)]
     assert len({prompt[:12] for prompt in prompts}) == 2000, "no shared prefix that a cache could keep"
-    assert prompts == [prompt_maker(spec(), "bytes").prompt(row, 64) for row in range(2000)]
+    again = prompt_maker(spec(), "bytes")
+    assert prompts == [again.prompt(row, 64) for row in range(2000)]
 
 
 def test_words_prompts_have_about_one_word_a_token() -> None:

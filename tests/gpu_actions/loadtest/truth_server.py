@@ -46,7 +46,7 @@ class Server:
         self.token_bias = options.get("token_bias", 0)
         self.frozen_until = 0.0
         self.first_request_at = None
-        self.server_tag = options.get("tag", "truth")
+        self.key = options.get("key")
 
     def delay_for_freeze(self, at):
         """Nothing is written inside the freeze: a time inside it moves to its end."""
@@ -293,6 +293,11 @@ class Client(asyncio.Protocol):
             return
         head = self.pending[:end]
         path = head.split(b" ", 2)[1].decode()
+        key = self.server.key
+        if key and f"Authorization: Bearer {key}".encode() not in head:
+            self.pending = b""
+            self.plain(401, {"error": "no"})
+            return
         if head.startswith(b"GET"):
             self.pending = b""
             self.page(path)

@@ -1,0 +1,211 @@
+"""Baselines and comparisons, on results with known samples."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+
+from gpu_actions.loadtest.baseline import (
+    PUBLISHED,
+    Baseline,
+    BaselineError,
+    BaselineStore,
+    Reference,
+    make_baseline,
+    published,
+)
+from gpu_actions.loadtest.comparison import Change, compare, comparison_text
+from gpu_actions.loadtest.energy import EnergyMeter
+from gpu_actions.loadtest.result import (
+    ClientFacts,
+    CrossCheck,
+    EngineFacts,
+    HostFacts,
+    Latency,
+    Lateness,
+    Limits,
+    LoadTestResult,
+    Rates,
+    Requests,
+    RunVerdict,
+    Samples,
+    Saturation,
+    Times,
+    Warmup,
+)
+from gpu_actions.loadtest.run import workload_of
+from gpu_actions.loadtest.schedule import make_schedule
+from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.loadtest.statistics import describe, thin_out
+
+
+def a_result(
+    seed: int = 0, *, ttft_ms: float = 100, n: int = 180, failed: int = 0, host: str = "h1", verdict: RunVerdict = RunVerdict.PASSED,
+    partial: bool = False, **spec_fields: object,
+) -> LoadTestResult:  # fmt: skip
+    """A result whose TTFTs are gamma-distributed around `ttft_ms`, like a real service's."""
+    spec = LoadSpec.model_validate({"url": "http://127.0.0.1:1", "model": "m", **spec_fields})
+    generator = numpy.random.default_rng(seed)
+    ttft = numpy.sort(generator.gamma(9, ttft_ms / 9, n))
+    e2e, tpot = ttft + 60, numpy.sort(generator.gamma(100, 0.2, n))
+    latency = Latency(
+        **dict.fromkeys(("ttft", "e2e", "itl", "tpot", "ttft_from_send", "e2e_from_send"), describe(ttft))
+    )
+    return LoadTestResult(
+        name="r", verdict=verdict, reasons=() if verdict is RunVerdict.PASSED else ("because",), partial=partial,
+        workload=workload_of(spec, make_schedule(spec), "bytes"),
+        limits=Limits(slo_ttft_ms=1, slo_e2e_ms=1, max_error_percent=1, timeout_s=1, stall_s=1, max_lateness_p99_ms=5),
+        host=HostFacts(hostname=host, kernel="k", cpus=2, serves_the_target=True),
+        engine=EngineFacts(url=spec.url),
+        times=Times(started_at=f"t{seed}", ended_at="t", planned_s=60, measured_s=60, warmup_s=0, drain_s=0),
+        requests=Requests(scheduled=n + failed, sent=n + failed, ok=n, good=n, failed=failed, unfinished=0, unsent=0,
+                          retried_on_stale_connection=0),
+        rates=Rates(target_qps=3, offered_qps=3, achieved_qps=3, goodput_qps=3, goodput_percent=100, output_tokens_per_s=12,
+                    total_tokens_per_s=20, output_tokens=720, prompt_tokens=1),
+        latency=latency,
+        lateness=Lateness(p50_ms=0, p99_ms=0, max_ms=0, limit_ms=5, over=False),
+        saturation=Saturation(over_saturated=False, backlog_growth_qps=0, sustained_qps=None, shed_percent=0, summary=""),
+        energy=EnergyMeter().over(0, 1, output_tokens=1, price_usd_per_kwh=0.1),
+        cross_check=CrossCheck(agrees=None, client_requests_ok=n, client_output_tokens=1, summary=""),
+        warmup=Warmup(requests=0, ok=0),
+        client=ClientFacts(version="0", processes=1, event_loop="e", connections=1, cpu_s=0, cpu_us_per_request=0, max_rss_mib=1,
+                           seed=seed),
+        samples=Samples(ttft_ms=thin_out(ttft), e2e_ms=thin_out(numpy.sort(e2e)), tpot_ms=thin_out(tpot)),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def baseline() -> Baseline:
+    return make_baseline("healthy", [a_result(seed) for seed in (1, 2, 3)])
+
+
+def test_a_run_of_the_same_service_matches(baseline: Baseline) -> None:
+    verdicts = [compare(a_result(seed), baseline).verdict for seed in range(10, 20)]
+    assert verdicts.count(Change.REGRESSED) == 0
+    assert verdicts.count(Change.MATCHES) >= 7
+
+
+def test_a_service_a_third_slower_regressed_and_the_interval_excludes_zero(baseline: Baseline) -> None:
+    comparison = compare(a_result(11, ttft_ms=135), baseline)
+    assert comparison.verdict is Change.REGRESSED
+    assert comparison.exit_code == 1
+    assert not comparison.passes_gate
+    metric = next(metric for metric in comparison.metrics if metric.metric == "ttft_p50")
+    assert metric.low is not None
+    assert metric.high is not None
+    assert 0 < metric.low < 35 < metric.high
+    assert "ttft_p50 regressed" in comparison.reasons[0]
+
+
+def test_lost_requests_are_a_regression_though_latency_is_fine(baseline: Baseline) -> None:
+    comparison = compare(a_result(12, failed=20), baseline)
+    assert comparison.verdict is Change.REGRESSED
+    assert "served_percent" in comparison.reasons[0]
+
+
+def test_a_handful_of_requests_is_inconclusive_not_a_pass(baseline: Baseline) -> None:
+    comparison = compare(a_result(5, n=6, ttft_ms=112), baseline)
+    assert comparison.verdict is Change.INCONCLUSIVE
+    assert comparison.exit_code == 3
+
+
+def test_a_faster_service_improved(baseline: Baseline) -> None:
+    assert compare(a_result(12, ttft_ms=60), baseline).verdict is Change.IMPROVED
+
+
+def test_a_change_below_what_the_tool_can_tell_is_no_change() -> None:
+    quick = make_baseline("quick", [a_result(seed, ttft_ms=3) for seed in (1, 2, 3)])
+    comparison = compare(a_result(11, ttft_ms=4), quick)
+    metric = next(metric for metric in comparison.metrics if metric.metric == "ttft_p50")
+    assert metric.change is not None
+    assert metric.change > 20
+    assert metric.verdict is Change.MATCHES
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_new_tokens": 8}, "max_new_tokens: 8 against 4"),
+        ({"target_qps": 5}, "target_qps: 5.0 against 3.0"),
+        ({"prompt_len_max": 128}, "prompt_len_max: 128 against 64"),
+        ({"model": "other"}, "model: other against m"),
+        ({"tensor_parallel": 2}, "tensor_parallel: 2 against not stated"),
+        ({"host": "h2"}, "hosts differ: h2 against h1"),
+        ({"verdict": RunVerdict.VOID}, "is void"),
+        ({"partial": True}, "is partial"),
+    ],
+)
+def test_unlike_things_are_refused_by_the_name_of_the_difference(
+    baseline: Baseline, fields: dict[str, object], words: str
+) -> None:
+    comparison = compare(a_result(9, **fields), baseline)  # type: ignore[arg-type]
+    assert comparison.verdict is Change.REFUSED
+    assert words in " ".join(comparison.reasons)
+    assert comparison.metrics == ()
+
+
+def test_a_run_that_failed_its_own_limits_never_passes_the_gate(baseline: Baseline) -> None:
+    assert not compare(a_result(10, verdict=RunVerdict.FAILED), baseline).passes_gate
+
+
+def test_the_published_figures_ship_unverified_and_never_judge() -> None:
+    reference = published()
+    assert not reference.verified
+    assert any(figure.target_qps == 180 and figure.p99_ms == 213 for figure in reference.figures)
+    assert compare(a_result(1), reference).verdict is Change.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ([a_result(1), a_result(2)], "at least 3 runs"),
+        ([a_result(1), a_result(1), a_result(2)], "same run"),
+        ([a_result(1), a_result(2), a_result(3, verdict=RunVerdict.FAILED)], "run 3 is failed"),
+        ([a_result(1), a_result(2), a_result(3, partial=True)], "run 3 is partial"),
+        ([a_result(1), a_result(2), a_result(3, target_qps=4)], "target_qps: 3.0 against 4.0"),
+        ([a_result(1), a_result(2), a_result(3, host="h2")], "run 3 was made on h2"),
+    ],
+)
+def test_a_baseline_is_not_made_of_unfit_runs(results: list[LoadTestResult], words: str) -> None:
+    with pytest.raises(BaselineError, match=words):
+        make_baseline("b", results)
+
+
+def test_the_store_keeps_names_and_the_judge_of_each_workload(tmp_path: Path, baseline: Baseline) -> None:
+    store = BaselineStore(tmp_path / "b")
+    assert store.names() == [PUBLISHED]
+    assert store.current_for(a_result(1)) is None
+    store.save(baseline)
+    assert store.get("healthy") == baseline
+    assert store.current_for(a_result(4)) == baseline, "the first of its workload and host judges at once"
+    second = make_baseline("second", [a_result(seed) for seed in (4, 5, 6)])
+    store.save(second)
+    assert store.current_for(a_result(4)) == baseline
+    store.set_current("second")
+    assert store.current_for(a_result(4)) == second
+    assert store.current_for(a_result(4, host="h2")) is None
+    assert isinstance(store.get(PUBLISHED), Reference)
+
+
+def test_the_store_refuses_what_would_lose_or_mislead(tmp_path: Path, baseline: Baseline) -> None:
+    store = BaselineStore(tmp_path)
+    store.save(baseline)
+    with pytest.raises(BaselineError, match="already"):
+        store.save(baseline)
+    store.save(baseline, replace=True)
+    with pytest.raises(BaselineError, match="never the judge"):
+        store.set_current(PUBLISHED)
+    with pytest.raises(BaselineError, match="there are: healthy"):
+        store.get("helathy")
+    with pytest.raises(BaselineError):
+        store.get("../../etc/passwd")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(BaselineError, match="record it again"):
+        store.get("bad")
+
+
+def test_the_text_of_a_comparison_shows_figures_with_their_interval(baseline: Baseline) -> None:
+    text = comparison_text(compare(a_result(11, ttft_ms=135), baseline))
+    assert text.startswith("REGRESSED against healthy\n")
+    assert "95 % interval" in text
+    assert " .. +" in text
