@@ -20,6 +20,7 @@ from gpu_actions.plan import Plan
 from gpu_actions.serving.drivers import build_engine
 from gpu_actions.serving.engines import RefusedError
 from gpu_actions.serving.interfaces import EngineError
+from gpu_actions.serving.router_managed import ManagedRouter
 from gpu_actions.walk import RunStep, WalkEnd, WalkReport, walk
 
 TINY = Path(__file__).with_name("tiny_engine.py")
@@ -90,7 +91,8 @@ class Site:
     async def down(self) -> None:
         for tier in self.host.tiers.values():
             await tier.unit.stop(grace_s=0)
-        await self.host.router.unit.stop(grace_s=0)  # type: ignore[attr-defined]
+        if isinstance(self.host.router, ManagedRouter):
+            await self.host.router.unit.stop(grace_s=0)
 
     async def rank_pids(self) -> list[int]:
         state = await self.host.tp.unit.state()

@@ -1,0 +1,81 @@
+"""A step that is cut in the middle runs again: every step function is executed cut, then whole, then once more."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gpu_actions.action import StepContext
+from gpu_actions.plan import Plan
+from gpu_actions.restore.plan import SPEC as RESTORE
+from gpu_actions.walk import Ended, Outcome, RunStep, next_move, outputs_of, run_step
+from tests.gpu_actions.fallback.conftest import MakeSite
+from tests.gpu_actions.fallback.site import Site
+
+
+async def walk_with_repeats(site: Site, plan: Plan, *, run_id: str, cut_after_s: float) -> list[Outcome]:
+    """Walk a plan as a host would whose bot is killed in every step: cut, run again to its end, and once more."""
+    workdir = site.folder / "runs" / run_id
+    workdir.mkdir(parents=True)
+    outcomes: list[Outcome] = []
+    while not isinstance(move := next_move(plan, outcomes), Ended):
+        context = StepContext(
+            run_id=run_id, host=site.host, step=move.step, outputs=outputs_of(outcomes), workdir=workdir
+        )
+        await _cut(move, context, cut_after_s)
+        await run_step(move, context)
+        outcomes.append((await run_step(move, context)).outcome)
+    assert move.status == "succeeded", [(o.step_id, o.summary) for o in outcomes]
+    return outcomes
+
+
+async def _cut(move: RunStep, context: StepContext, after_s: float) -> None:
+    task = asyncio.create_task(run_step(move, context))
+    await asyncio.wait({task}, timeout=after_s)
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def of(outcomes: list[Outcome], step_id: str) -> dict[str, Any]:
+    return next(outcome.data for outcome in outcomes if outcome.step_id == step_id)
+
+
+@pytest.mark.parametrize("cut_after_s", [0.01, 0.12])
+async def test_a_fallback_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_once(
+    site_with: MakeSite, cut_after_s: float
+) -> None:
+    site = await site_with()
+    async with site.traffic() as seen:
+        plan = await site.plan(skip_validation=True)
+        outcomes = await walk_with_repeats(site, plan, run_id="fb-1", cut_after_s=cut_after_s)
+    assert (seen.lost, seen.refused) == ([], 0)
+    assert of(outcomes, "launch")["restarts"] == 0
+    assert len(of(outcomes, "stop")["pids"]) == 2
+    await site.check_serving("fallback")
+
+
+async def test_a_hung_tiers_cut_requests_are_counted_once_however_often_the_drain_runs(
+    site_with: MakeSite,
+) -> None:
+    site = await site_with()
+    async with site.traffic(clients=3) as seen:
+        await site.freeze_rank()
+        plan = await site.plan(skip_validation=True)
+        outcomes = await walk_with_repeats(site, plan, run_id="fb-1", cut_after_s=0.05)
+    assert len(seen.lost) == 3
+    assert of(outcomes, "drain")["cut"] == 3
+    await site.check_serving("fallback")
+
+
+async def test_a_restore_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_once(
+    site_with: MakeSite,
+) -> None:
+    site = await site_with(restore={"stages_percent": [50, 100], "hold_s": 0.7, "keep_fallback_warm_s": 0})
+    await site.run(await site.plan(skip_validation=True))
+    plan = await site.plan(RESTORE, accept_no_baseline=True)
+    plan = plan.model_copy(update={"steps": tuple(s for s in plan.steps if s.id != "loadtest")})
+    async with site.traffic() as seen:
+        outcomes = await walk_with_repeats(site, plan, run_id="rs-1", cut_after_s=0.1)
+    assert seen.lost == []
+    assert of(outcomes, "start")["restarts"] == 0
+    await site.check_serving("tp")
