@@ -1,7 +1,7 @@
 """Is a run as good as the baseline? A verdict by metric with a 95 % interval, never a bare percentage.
 
-Latency: bootstrap of the relative change, drawn over the baseline's runs and the requests within them, so that the spread
-between runs widens the interval; a single run under test is given a spread of the same size. Served share: Newcombe's interval
+Latency: bootstrap of the relative change over the requests of each run, with the spread between the baseline's runs added on
+both sides, so that a run is not called worse for what runs of one healthy service differ by anyway. Served share: Newcombe's interval
 of the difference of two shares (Statistics in Medicine 1998, method 10).
 """
 
@@ -18,6 +18,7 @@ from gpu_actions.loadtest.statistics import wilson_interval
 from gpu_actions.models import Frozen
 
 BOOTSTRAP_DRAWS = 1000
+SAMPLING_DRAWS = 100
 BOOTSTRAP_SEED = 20
 TOLERANCE_PERCENT = 10.0
 """A change that nobody would act on; the runbook acts on a sustained 30 %."""
@@ -189,13 +190,13 @@ def _latency(
     generator = numpy.random.default_rng(BOOTSTRAP_SEED)
     value = _pooled(ours, quantile)
     base = _pooled(theirs, quantile)
-    run_effects = [_pooled([values], quantile) / max(base, 1e-9) for values in theirs]
+    effects = _run_effects(generator, theirs, quantile)
     draws = numpy.empty(BOOTSTRAP_DRAWS)
     for number in range(BOOTSTRAP_DRAWS):
-        spread = run_effects[generator.integers(0, len(run_effects))] if len(ours) == 1 else 1.0
-        draws[number] = (
-            spread * _draw(generator, ours, quantile) / max(_draw(generator, theirs, quantile), 1e-9)
-        )
+        shift = effects[generator.integers(0, len(effects), len(ours))].mean()
+        base_shift = effects[generator.integers(0, len(effects), len(theirs))].mean()
+        ratio = _draw(generator, ours, quantile) / max(_draw(generator, theirs, quantile), 1e-9)
+        draws[number] = ratio * math.exp(shift - base_shift)
     low, high = (100 * (float(edge) - 1) for edge in numpy.quantile(draws, (0.025, 0.975)))
     change = 100 * (value / max(base, 1e-9) - 1)
     note = f"bootstrap, {sum(map(len, ours))} against {sum(map(len, theirs))} requests in {len(theirs)} runs"
@@ -221,9 +222,26 @@ def _pooled(samples: Sequence[Any], quantile: float) -> float:
 
 
 def _draw(generator: Any, samples: Sequence[Any], quantile: float) -> float:
-    """One bootstrap draw: runs with replacement, then requests within each run."""
-    picked = [samples[number] for number in generator.integers(0, len(samples), len(samples))]
-    return _pooled([values[generator.integers(0, len(values), len(values))] for values in picked], quantile)
+    """One bootstrap draw: requests with replacement within each run."""
+    return _pooled([values[generator.integers(0, len(values), len(values))] for values in samples], quantile)
+
+
+def _run_effects(generator: Any, runs: Sequence[Any], quantile: float) -> Any:
+    """How far runs of one service lie apart, as logarithms of their ratio to the mean, less what sampling alone explains.
+
+    The variance between runs holds that of the requests within them; the effects are shrunk by that share, to 0 when the runs
+    differ no more than samples do.
+    """
+    import numpy
+
+    centres = numpy.log([max(_pooled([values], quantile), 1e-9) for values in runs])
+    effects = centres - centres.mean()
+    between = float(effects.var(ddof=1))
+    within = 0.0
+    for values in runs:
+        draws = [max(_draw(generator, [values], quantile), 1e-9) for _ in range(SAMPLING_DRAWS)]
+        within += float(numpy.log(draws).var(ddof=1)) / len(runs)
+    return effects * math.sqrt(max(0.0, 1 - within / between)) if between > 0 else effects
 
 
 def _sentence(metric: MetricComparison) -> str:

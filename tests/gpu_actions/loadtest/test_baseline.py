@@ -40,9 +40,16 @@ from gpu_actions.loadtest.statistics import describe, thin_out
 
 
 def a_result(
-    seed: int = 0, *, ttft_ms: float = 100, n: int = 180, failed: int = 0, host: str = "h1", verdict: RunVerdict = RunVerdict.PASSED,
-    partial: bool = False, **spec_fields: object,
-) -> LoadTestResult:  # fmt: skip
+    seed: int = 0,
+    *,
+    ttft_ms: float = 100,
+    n: int = 180,
+    failed: int = 0,
+    host: str = "h1",
+    verdict: RunVerdict = RunVerdict.PASSED,
+    partial: bool = False,
+    **spec_fields: object,
+) -> LoadTestResult:
     """A result whose TTFTs are gamma-distributed around `ttft_ms`, like a real service's."""
     spec = LoadSpec.model_validate({"url": "http://127.0.0.1:1", "model": "m", **spec_fields})
     generator = numpy.random.default_rng(seed)
@@ -68,8 +75,8 @@ def a_result(
         energy=EnergyMeter().over(0, 1, output_tokens=1, price_usd_per_kwh=0.1),
         cross_check=CrossCheck(agrees=None, client_requests_ok=n, client_output_tokens=1, summary=""),
         warmup=Warmup(requests=0, ok=0),
-        client=ClientFacts(version="0", processes=1, event_loop="e", connections=1, cpu_s=0, cpu_us_per_request=0, max_rss_mib=1,
-                           seed=seed),
+        client=ClientFacts(version="0", processes=1, event_loop="e", connections=1, cpu_s=0, cpu_us_per_request=0,
+                           max_rss_mib=1, seed=seed),
         samples=Samples(ttft_ms=thin_out(ttft), e2e_ms=thin_out(numpy.sort(e2e)), tpot_ms=thin_out(tpot)),
     )  # fmt: skip
 
@@ -80,9 +87,22 @@ def baseline() -> Baseline:
 
 
 def test_a_run_of_the_same_service_matches(baseline: Baseline) -> None:
+    """180 requests whose latency varies by a third leave a healthy run open now and then, but never call it worse."""
     verdicts = [compare(a_result(seed), baseline).verdict for seed in range(10, 20)]
     assert verdicts.count(Change.REGRESSED) == 0
-    assert verdicts.count(Change.MATCHES) >= 7
+    assert verdicts.count(Change.MATCHES) >= 6
+    large = make_baseline("large", [a_result(seed, n=1000) for seed in (1, 2, 3)])
+    assert {compare(a_result(seed, n=1000), large).verdict for seed in (4, 5, 6)} == {Change.MATCHES}
+
+
+def test_runs_that_differ_anyway_widen_the_interval() -> None:
+    """A service whose runs lie 30 % apart is not called regressed for one more run that lies 15 % up."""
+    uneven = make_baseline(
+        "uneven", [a_result(seed, ttft_ms=ms, n=1000) for seed, ms in ((1, 85), (2, 100), (3, 115))]
+    )
+    assert compare(a_result(4, ttft_ms=115, n=1000), uneven).verdict is not Change.REGRESSED
+    even = make_baseline("even", [a_result(seed, n=1000) for seed in (1, 2, 3)])
+    assert compare(a_result(4, ttft_ms=115, n=1000), even).verdict is Change.REGRESSED
 
 
 def test_a_service_a_third_slower_regressed_and_the_interval_excludes_zero(baseline: Baseline) -> None:

@@ -52,8 +52,9 @@ def test_the_runbooks_command_runs_and_writes_all_its_files(
 ) -> None:
     server = start_server(ttft_ms=10, itl_ms=2)
     ended = shell(
-        *load_flags(server, "--max-new-tokens", "4", "--prompt-len-min", "32", "--prompt-len-max", "64", "--allow-smaller-world"),
-        "--output-json", str(tmp_path / "deep" / "load_test.json"), "--report", str(tmp_path / "report"),
+        *load_flags(server, "--max-new-tokens", "4", "--prompt-len-min", "32", "--prompt-len-max", "64"),
+        "--allow-smaller-world", "--output-json", str(tmp_path / "deep" / "load_test.json"),
+        "--report", str(tmp_path / "report"),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
