@@ -17,7 +17,7 @@ from dbos import DBOS
 from bot.artifacts import ArtifactStore
 from bot.audit import append
 from bot.changes import Changes
-from bot.durable import close_dbos, open_dbos
+from bot.durable import close_dbos, open_dbos, quieten_recovery
 from bot.gate import Gate, exchange_plan
 from bot.planning import VERDICT_MAX_AGE_S, Planner, typed_options
 from bot.process_lock import ProcessLock
@@ -39,6 +39,7 @@ log = structlog.get_logger()
 
 UNTOUCHED = (RunStatus.PLANNING, RunStatus.WAITING, RunStatus.QUEUED)
 WATCH_PERIOD_S = 60.0
+RECOVERY_S = 15.0
 YOUNG_S = 10.0
 """A run this young may simply be between its row and its workflow; only at launch nobody else can be starting it."""
 
@@ -137,6 +138,8 @@ class Runs:
             self._gate.wake(run_id)
 
     async def _watch(self) -> None:
+        await asyncio.sleep(RECOVERY_S)
+        quieten_recovery()
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
             try:

@@ -99,8 +99,9 @@ class Store:
     def change(self, run_id: str) -> Iterator[sa.Connection]:
         """A write transaction on a run: stamps it with the next version and tells the subscribers after the commit."""
         with self.database.write() as connection:
+            version = _next(connection)
             yield connection
-            connection.execute(runs.update().where(runs.c.id == run_id).values(version=_next(connection)))
+            connection.execute(runs.update().where(runs.c.id == run_id).values(version=version))
         for told in tuple(self._subscribers):
             told(run_id)
 
@@ -118,6 +119,7 @@ class Store:
         A known `dedupe_key` gives the run it started. Raises HostBusy, and ValueError when the id is taken.
         """
         with self.database.write() as connection:
+            version = _next(connection)
             known = connection.execute(
                 sa.select(runs.c.id).where(runs.c.dedupe_key == dedupe_key)
             ).scalar_one_or_none()
@@ -144,7 +146,7 @@ class Store:
                         dedupe_key=dedupe_key,
                         workflow_id=record.id,
                         created_at=record.created_at,
-                        version=_next(connection),
+                        version=version,
                     )
                 )
                 if changes_host:
@@ -175,7 +177,12 @@ class Store:
         return found[0] if found else None
 
     def list(
-        self, *, action: str | None = None, host: str | None = None, active_only: bool = False, limit: int = 20
+        self,
+        *,
+        action: str | None = None,
+        host: str | None = None,
+        active_only: bool = False,
+        limit: int = 20,
     ) -> list[RunRecord]:
         """Runs, newest first."""
         query = runs.select().order_by(runs.c.created_at.desc(), runs.c.id).limit(limit)
@@ -215,9 +222,10 @@ class Store:
         now = self.clock()
         moved = False
         with self.database.write() as connection:
+            version = _next(connection)
             row = connection.execute(runs.select().where(runs.c.id == run_id)).one()
             if row.status in {status.value for status in allowed}:
-                change = {"status": to.value, "version": _next(connection), **(values or {})}
+                change = {"status": to.value, "version": version, **(values or {})}
                 if to.final:
                     change.setdefault("ended_at", now)
                     connection.execute(host_locks.delete().where(host_locks.c.run_id == run_id))
@@ -304,6 +312,7 @@ class Store:
 
 
 def _next(connection: sa.Connection) -> int:
+    """The next version. Taken first in a transaction: on PostgreSQL its row lock is what puts writers one behind the other."""
     connection.execute(
         counters.update().where(counters.c.name == "changes").values(value=counters.c.value + 1)
     )

@@ -73,6 +73,7 @@ async def main(given: argparse.Namespace) -> int:
     if given.die:
         arm(given.die)
     bot.runs.WATCH_PERIOD_S = given.watch_s
+    bot.runs.RECOVERY_S = given.watch_s
     if given.engine_version:
         bot.durable.ENGINE_VERSION = bot.stranded.ENGINE_VERSION = given.engine_version
     _, store, runs = build(given.state_dir, expires_s=given.expires_s)

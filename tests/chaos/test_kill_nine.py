@@ -307,10 +307,9 @@ def test_a_row_marked_as_pickle_is_refused_and_its_run_goes_on_from_its_own_rows
     bomb = tmp_path / "exploded"
     payload = base64.b64encode(pickle.dumps({"args": (Bomb(bomb),), "kwargs": {}})).decode()
     with sqlite3.connect(bots.state_dir / "dbos.sqlite") as database:
-        changed = database.execute(
-            "UPDATE workflow_status SET inputs = ?, serialization = 'py_pickle'", (payload,)
-        )
-        assert changed.rowcount == 2
+        marked = database.execute("UPDATE workflow_status SET serialization = 'py_pickle'")
+        planted = database.execute("UPDATE workflow_input SET inputs = ?", (payload,))
+        assert marked.rowcount == planted.rowcount == 2
     database.close()
     bots.release()
     bots.store.update_run(bots.store.list()[0].id, created_at=time.time() - 60)  # not young any more
