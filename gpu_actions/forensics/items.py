@@ -44,9 +44,8 @@ MAX_PROCESSES = 32
 MAX_STACKS = 16
 
 
-def host_items(host: Host) -> list[Item]:
-    """Items of the machine itself: kernel log, GPUs, links, RAS, router, versions."""
-    gap_s = 1.5
+def host_items(host: Host, *, gap_s: float) -> list[Item]:
+    """Items of the machine itself: kernel log, GPUs, links, RAS, router, versions. What moves is read twice, `gap_s` apart."""
     items = [
         Item(
             path="host/kernel_log.txt",
@@ -86,8 +85,8 @@ def host_items(host: Host) -> list[Item]:
     return items
 
 
-async def tier_items(tier: Tier) -> list[Item]:
-    """Items of one tier. An inactive tier has its log only."""
+async def tier_items(tier: Tier, *, gap_s: float) -> list[Item]:
+    """Items of one tier. An inactive tier has its log only. The counters are read twice, `gap_s` apart."""
     state = await tier.unit.state()
     name = tier.name
     if not state.active and not await tier.unit.log_tail(1):
@@ -112,8 +111,8 @@ async def tier_items(tier: Tier) -> list[Item]:
         ),
         Item(
             path=f"{name}/metrics_2.txt",
-            source=f"{tier.engine.url}/metrics, 1.5 s later",
-            collect=lambda: _metrics(tier, 1.5),
+            source=f"{tier.engine.url}/metrics, {gap_s:g} s later",
+            collect=lambda: _metrics(tier, gap_s),
         ),
         Item(
             path=f"{name}/processes.txt",

@@ -22,6 +22,9 @@ NOTE = "bundle"
 SNAPSHOT_SHARE = 0.3
 """Share of the budget for triage's window: 3 s of 10, as triage has by default."""
 
+GAP_SHARE = 0.15
+"""Between two readings of what should move: 1.5 s of 10."""
+
 
 def capture_step(host: Host, *, budget_s: float) -> Step:
     """The capture as a step of a plan."""
@@ -52,6 +55,7 @@ async def capture(
     report: Callable[[str, float | None], None] = lambda text, fraction: None,
 ) -> Bundle:
     """Collect everything at once into `path`. Raises OSError when the bundle cannot be written."""
+    gap_s = min(1.5, budget_s * GAP_SHARE)
     judged: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def snapshot() -> Collected:
@@ -69,9 +73,9 @@ async def capture(
     items = [
         Item(path="triage/snapshot.json", source="triage: one snapshot", collect=snapshot),
         Item(path="triage/verdict.json", source="triage: its judgement", collect=verdict),
-        *host_items(host),
-        *await tier_items(host.tp),
-        *await tier_items(host.fallback),
+        *host_items(host, gap_s=gap_s),
+        *await tier_items(host.tp, gap_s=gap_s),
+        *await tier_items(host.fallback, gap_s=gap_s),
     ]
     return await make_bundle(
         items, path=path, host=host.name, run_id=run_id, budget_s=budget_s, report=report

@@ -10,19 +10,40 @@ from pathlib import Path
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config import LoadPolicy
 from gpu_actions.fallback.under_load import load_test
+from gpu_actions.files import artifact_of, write_atomically
 from gpu_actions.host import Host
+from gpu_actions.loadtest.baseline import Baseline, BaselineError, BaselineStore
+from gpu_actions.loadtest.comparison import Change, compare, comparison_text
+from gpu_actions.loadtest.run import read_result
 from gpu_actions.restore.shift import read_orders
 
 FOLDER = "restore_validation"
 ASK_EVERY_S = 0.5
 
 
-def baseline_of(host: Host, folder: Path | None) -> Path | None:
-    """The baseline of this host, None when none was recorded."""
+def likely_baseline(host: Host, folder: Path | None) -> str | None:
+    """The name of a recorded baseline that the restore's load test will probably match; None when there is none.
+
+    A guess for the plan: the exact workload is known only after the run, and the comparison itself decides.
+    """
     if folder is None:
         return None
-    path = folder / f"{host.name}.json"
-    return path if path.is_file() else None
+    store, load = BaselineStore(folder), host.config.restore.load
+    for name in store.names():
+        try:
+            baseline = store.get(name)
+        except BaselineError:
+            continue  # the comparison says it in full, if this is the one that it needs
+        if isinstance(baseline, Baseline) and store.is_current(name):
+            workload = baseline.workload
+            same = (workload.model, workload.target_qps, workload.max_new_tokens) == (
+                host.tp.engine.model,
+                load.target_qps,
+                load.max_new_tokens,
+            )
+            if same:
+                return name
+    return None
 
 
 @step("restore.loadtest")
@@ -71,13 +92,52 @@ async def wait_for_acceptance(context: StepContext, why: str, *, wait_s: float) 
 
 
 @step("restore.compare")
-async def compare(context: StepContext) -> StepResult:
-    """Effect: none. Verified: the fresh result is compared with the baseline figure by figure; other workloads are refused."""
+async def compare_with_baseline(context: StepContext) -> StepResult:
+    """Effect: a file with the comparison. Verified: the run of this restore is compared figure by figure with the baseline in
+    force for its host and workload. A regression fails; what cannot be said is put to a person."""
     args = context.args
-    if args["baseline"] is None:
-        why = "there is no baseline of this host"
+    try:
+        result = read_result(context.workdir / FOLDER / "load_test.json")
+    except ValueError as error:
+        return await _ask(context, f"there is no load test to compare: {error}")
+    try:
+        folder = args["baselines_dir"]
+        baseline = None if folder is None else BaselineStore(Path(folder)).current_for(result)
+    except BaselineError as error:
+        return await _ask(context, f"the baseline cannot be read: {error}")
+    if baseline is None:
+        why = "there is no baseline of this host for this workload"
         if args["accepted"]:
             return StepResult(summary=f"{why}; accepted beforehand (accept_no_baseline)", warning=True)
-        accepted = await wait_for_acceptance(context, why, wait_s=float(args["wait_s"]))
-        return StepResult(summary=accepted, warning=True)
-    raise NotImplementedError
+        return await _ask(context, why)
+    comparison = await asyncio.to_thread(compare, result, baseline)
+    text = comparison_text(comparison)
+    path = write_atomically(
+        context.workdir / FOLDER / "comparison.json", comparison.model_dump_json(indent=1)
+    )
+    artifact = artifact_of(
+        path, source="gpu_actions.loadtest.comparison", title="comparison with the baseline"
+    )
+    data = {"verdict": comparison.verdict.value, "baseline": comparison.baseline_name, "thread_text": text}
+    summary = (
+        f"{comparison.verdict.value} against {comparison.baseline_name}: {'; '.join(comparison.reasons[:3])}"
+    )
+    if comparison.verdict is Change.REGRESSED:
+        raise StepFailed(
+            summary,
+            next_action="tp gets no traffic while it is worse than its baseline: see /triage and the report",
+            data=data,
+            artifacts=(artifact,),
+        )
+    if not comparison.passes_gate:
+        asked = await _ask(context, summary)
+        return asked.model_copy(update={"data": data, "artifacts": (artifact,)})
+    return StepResult(summary=summary, data=data, artifacts=(artifact,))
+
+
+async def _ask(context: StepContext, why: str) -> StepResult:
+    """Put an open question to a person, where traffic depends on it; else it is a warning."""
+    if not context.args["enforce"]:
+        return StepResult(summary=why, warning=True)
+    accepted = await wait_for_acceptance(context, why, wait_s=float(context.args["wait_s"]))
+    return StepResult(summary=accepted, warning=True)

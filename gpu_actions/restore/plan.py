@@ -15,7 +15,7 @@ from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan
 from gpu_actions.restore import check, finish, loadcheck, shift, stepback
-from gpu_actions.restore.loadcheck import baseline_of
+from gpu_actions.restore.loadcheck import likely_baseline
 from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
 
 STEP_MODULES = (check, drain, finish, launch, loadcheck, shift, stepback, stop, warm)
@@ -81,7 +81,7 @@ async def plan_restore(request: PlanRequest) -> Plan:
     fits, arithmetic = fits_beside(host.tp.config, facts.memories)
     serving = facts.fallback.condition is Condition.SERVING
     way = Way.BESIDE if fits and not arguments.cut_over else Way.CUT_OVER
-    baseline = baseline_of(host, request.baselines_dir)
+    baseline = likely_baseline(host, request.baselines_dir)
     steps = restore_steps(
         host,
         facts,
@@ -89,7 +89,8 @@ async def plan_restore(request: PlanRequest) -> Plan:
         options={
             "override_reason": arguments.override_reason,
             "accept_no_baseline": arguments.accept_no_baseline,
-            "baseline": None if baseline is None else str(baseline),
+            "baseline": baseline,
+            "baselines_dir": None if request.baselines_dir is None else str(request.baselines_dir),
         },
     )
     warnings = []

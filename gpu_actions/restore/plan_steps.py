@@ -147,7 +147,8 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
             verb="restore.compare",
             title="compare with the baseline",
             args={
-                "baseline": options["baseline"],
+                "baselines_dir": options["baselines_dir"],
+                "enforce": beside,
                 "accepted": options["accept_no_baseline"],
                 "wait_s": policy.inconclusive_wait_s,
             },

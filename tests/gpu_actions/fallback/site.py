@@ -102,7 +102,11 @@ class Site:
         os.kill((await self.rank_pids())[0], signal.SIGSTOP)
 
     async def plan(self, spec: ActionSpec = FALLBACK, **arguments: Any) -> Plan:
-        return await spec.plan(PlanRequest(host=self.host, arguments=spec.arguments(**arguments)))
+        return await spec.plan(
+            PlanRequest(
+                host=self.host, arguments=spec.arguments(**arguments), baselines_dir=self.folder / "baselines"
+            )
+        )
 
     async def run(self, plan: Plan, **options: Any) -> WalkEnd:
         self.runs += 1
@@ -208,7 +212,7 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
             },
             "router": {"url": f"http://127.0.0.1:{router_port}", **changes.get("router", {})},
             "fallback": {
-                "capture_budget_s": 4,
+                "capture_budget_s": 2,
                 "drain_timeout_s": 10,
                 "drain_stall_s": 1,
                 "min_free_disk_gib": 0,

@@ -29,7 +29,7 @@ async def test_a_planned_fallback_loses_no_request_and_refuses_none(site_with: M
 async def test_a_hung_tier_loses_only_the_requests_that_hung_and_their_count_is_right(
     site_with: MakeSite,
 ) -> None:
-    site = await site_with()
+    site = await site_with(fallback={"capture_budget_s": 6})
     async with site.traffic(clients=3) as seen:
         await site.freeze_rank()
         plan = await site.plan(skip_validation=True)

@@ -40,7 +40,7 @@ def of(outcomes: list[Outcome], step_id: str) -> dict[str, Any]:
     return next(outcome.data for outcome in outcomes if outcome.step_id == step_id)
 
 
-@pytest.mark.parametrize("cut_after_s", [0.01, 0.12])
+@pytest.mark.parametrize("cut_after_s", [pytest.param(0.01, marks=pytest.mark.heavy), 0.12])
 async def test_a_fallback_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_once(
     site_with: MakeSite, cut_after_s: float
 ) -> None:
@@ -73,7 +73,9 @@ async def test_a_restore_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_
     site = await site_with(restore={"stages_percent": [50, 100], "hold_s": 0.7, "keep_fallback_warm_s": 0})
     await site.run(await site.plan(skip_validation=True))
     plan = await site.plan(RESTORE, accept_no_baseline=True)
-    plan = plan.model_copy(update={"steps": tuple(s for s in plan.steps if s.id != "loadtest")})
+    plan = plan.model_copy(
+        update={"steps": tuple(s for s in plan.steps if s.id not in ("loadtest", "compare"))}
+    )
     async with site.traffic() as seen:
         outcomes = await walk_with_repeats(site, plan, run_id="rs-1", cut_after_s=0.1)
     assert seen.lost == []
