@@ -1,8 +1,8 @@
 """Is a run as good as the baseline? A verdict by metric with a 95 % interval, never a bare percentage.
 
 Latency: bootstrap of the relative change over the requests of each run, with the spread between the baseline's runs added on
-both sides, so that a run is not called worse for what runs of one healthy service differ by anyway. Served share: Newcombe's interval
-of the difference of two shares (Statistics in Medicine 1998, method 10).
+both sides, so that a run is not called worse for what runs of one healthy service differ by anyway. Served share: Newcombe's
+interval of the difference of two shares (Statistics in Medicine 1998, method 10).
 """
 
 import math

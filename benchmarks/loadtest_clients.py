@@ -1,0 +1,261 @@
+"""Load generators side by side on the same server: ours, vLLM's benchmark client, plain aiohttp, httpx. One core each, one process.
+
+For each: the highest rate of a ladder at which the p99 of the client's own lateness (start of the request after its due time) stays
+under 5 ms and 99 % are served; CPU a request at 200 requests/s; error of TTFT p50 and p99 against the server's constant 20 ms.
+All get the same schedule, prompts, uvloop and core. vLLM's request function is loaded from its file, unchanged:
+  pip install --no-deps --target DIR vllm; pip install --target DIR httpx regex tqdm
+  PYTHONPATH=DIR VLLM_REQUEST_FUNC=DIR/vllm/benchmarks/lib/endpoint_request_func.py python benchmarks/loadtest_clients.py
+A client that is not installed is named as missing. aiohttp and httpx clients are written here, for this comparison.
+"""
+
+import asyncio
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from gpu_actions.loadtest.generator import Generator
+from gpu_actions.loadtest.outcomes import Outcome
+from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.schedule import Schedule, make_schedule
+from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.loadtest.target import resolve_target
+
+SERVER = Path(__file__).parents[1] / "tests" / "gpu_actions" / "loadtest" / "truth_server.py"
+TTFT_MS, ITL_MS, CHUNKS = 20.0, 5.0, 16
+LADDER = (50, 100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000)
+SECONDS = 3.0
+LATENESS_LIMIT_MS = 5.0
+CLIENTS = ("ours", "vllm", "aiohttp", "httpx")
+Request = Callable[[int, bytes], Awaitable[tuple[float, bool]]]
+"""Does one request of a row and its prompt; gives seconds to its first token and whether it was served."""
+
+
+async def run_ours(spec: LoadSpec, schedule: Schedule) -> tuple[list[float], list[float], int]:
+    """Gives lateness and TTFT (both from the due time, ms), and how many were served."""
+    generator = Generator(
+        spec, schedule, range(len(schedule)), await resolve_target(spec), prompt_maker(spec, "bytes")
+    )
+    await generator.run(monotonic() + spec.warmup_s + 0.3, asyncio.Event(), drain_s=10)
+    records = generator.records
+    rows = range(schedule.warmup, len(schedule))
+    late = [(records.dispatched_s[row] - schedule.due_s[row]) * 1e3 for row in rows]
+    served = [row for row in rows if records.outcome[row] == Outcome.OK]
+    return late, [(records.first_s[row] - schedule.due_s[row]) * 1e3 for row in served], len(served)
+
+
+async def run_other(
+    spec: LoadSpec, schedule: Schedule, request: Request
+) -> tuple[list[float], list[float], int]:
+    """The same schedule through a request function, a task a request, timed as such tools do: from the moment of sending."""
+    maker = prompt_maker(spec, "bytes")
+    start = monotonic() + spec.warmup_s + 0.3
+    late: list[float] = []
+    ttft: list[float] = []
+
+    async def one(row: int) -> None:
+        begun = monotonic()
+        first, served = await request(row, maker.prompt(row, schedule.prompt_len[row]))
+        if row >= schedule.warmup:
+            late.append((begun - start - schedule.due_s[row]) * 1e3)
+            if served:
+                ttft.append(first * 1e3)
+
+    tasks = []
+    for row in range(len(schedule)):
+        if (wait := start + schedule.due_s[row] - monotonic()) > 0:
+            await asyncio.sleep(wait)
+        tasks.append(asyncio.create_task(one(row)))
+    await asyncio.wait(tasks, timeout=20)
+    unfinished = [task for task in tasks if not task.done()]
+    for task in unfinished:
+        task.cancel()
+    late += [20_000.0] * len(unfinished)
+    return late, ttft, len(ttft)
+
+
+async def run_client(name: str, spec: LoadSpec, schedule: Schedule) -> tuple[list[float], list[float], int]:
+    if name == "ours":
+        return await run_ours(spec, schedule)
+    url = f"{spec.url}/v1/completions"
+
+    def body(prompt: bytes) -> dict[str, Any]:
+        return {
+            "model": "truth", "prompt": prompt.decode(), "max_tokens": CHUNKS, "stream": True, "ignore_eos": True,
+            "stream_options": {"include_usage": True}, "temperature": 0,
+        }  # fmt: skip
+
+    if name == "httpx":
+        import httpx
+
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(limits=limits, timeout=60) as client:
+
+            async def with_httpx(row: int, prompt: bytes) -> tuple[float, bool]:
+                begun, first, usage = monotonic(), 0.0, False
+                async with client.stream("POST", url, json=body(prompt)) as response:
+                    async for line in response.aiter_lines():
+                        if line.startswith("data: {"):
+                            first = first or monotonic() - begun
+                            usage = usage or bool(json.loads(line[6:]).get("usage"))
+                return first, usage
+
+            return await run_other(spec, schedule, with_httpx)
+    import aiohttp
+
+    connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, keepalive_timeout=60, ttl_dns_cache=300)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        if name == "vllm":
+            module = load_vllm()
+
+            async def with_vllm(row: int, prompt: bytes) -> tuple[float, bool]:
+                wanted = module.RequestFuncInput(
+                    prompt=prompt.decode(),
+                    api_url=url,
+                    prompt_len=len(prompt),
+                    output_len=CHUNKS,
+                    model="truth",
+                    ignore_eos=True,
+                )
+                output = await module.async_request_openai_completions(wanted, session)
+                return output.ttft, output.success
+
+            return await run_other(spec, schedule, with_vllm)
+
+        async def with_aiohttp(row: int, prompt: bytes) -> tuple[float, bool]:
+            begun, first, usage = monotonic(), 0.0, False
+            async with session.post(url, json=body(prompt)) as response:
+                async for line in response.content:
+                    if line.startswith(b"data: {"):
+                        first = first or monotonic() - begun
+                        usage = usage or bool(json.loads(line[6:]).get("usage"))
+            return first, usage
+
+        return await run_other(spec, schedule, with_aiohttp)
+
+
+def load_vllm() -> Any:
+    """vLLM's request function from its own file, without importing vLLM (which needs CUDA libraries)."""
+    definition = importlib.util.spec_from_file_location(
+        "endpoint_request_func", os.environ["VLLM_REQUEST_FUNC"]
+    )
+    assert definition is not None
+    assert definition.loader is not None
+    module = importlib.util.module_from_spec(definition)
+    sys.modules["endpoint_request_func"] = module
+    definition.loader.exec_module(module)
+    return module
+
+
+def missing(name: str) -> str | None:
+    """Why a client cannot be run here, None when it can."""
+    if name == "vllm":
+        path = os.environ.get("VLLM_REQUEST_FUNC")
+        return (
+            None
+            if path and Path(path).is_file()
+            else "VLLM_REQUEST_FUNC does not name its file (see the top of this script)"
+        )
+    if name != "ours" and importlib.util.find_spec(name) is None:
+        return f"{name} is not installed"
+    return None
+
+
+def child(name: str, port: int, rate: float, seconds: float) -> None:
+    """One client at one rate, in this process; prints its figures as JSON."""
+    import uvloop
+
+    spec = LoadSpec(
+        url=f"http://127.0.0.1:{port}",
+        model="truth",
+        target_qps=rate,
+        duration_s=seconds,
+        warmup_s=1,
+        max_new_tokens=CHUNKS,
+        seed=4,
+    )
+    schedule = make_schedule(spec)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    late, ttft, served = uvloop.run(run_client(name, spec, schedule))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(
+        json.dumps({
+            "lateness_p99_ms": quantile(late, 0.99),
+            "ttft_p50_ms": quantile(ttft, 0.5) if ttft else None,
+            "ttft_p99_ms": quantile(ttft, 0.99) if ttft else None,
+            "served": served / max(1, len(late)),
+            "cpu_us": cpu_s / len(schedule) * 1e6,
+            "rss_mb": after.ru_maxrss / 1024,
+        })
+    )  # fmt: skip
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def measure(name: str, port: int, rate: float) -> dict[str, float]:
+    """Run one client at one rate in a process of its own on core 0."""
+    argv = ["taskset", "-c", "0", sys.executable, __file__, "child", name, str(port), str(rate), str(SECONDS)]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{name} at {rate}: {ended.stderr[-400:]}")
+    figures: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> int:
+    argv = [
+        "taskset",
+        "-c",
+        "1",
+        sys.executable,
+        str(SERVER),
+        json.dumps({"ttft_ms": TTFT_MS, "itl_ms": ITL_MS}),
+    ]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        print(
+            f"server: TTFT {TTFT_MS:g} ms, ITL {ITL_MS:g} ms, {CHUNKS} chunks; load average {os.getloadavg()[0]:.1f}"
+        )
+        print(
+            f"{'client':<10}{'highest QPS':>12}{'late p99':>10}{'CPU/request':>13}{'p50 error':>11}{'p99 error':>11}{'RSS':>8}"
+        )
+        try:
+            for name in CLIENTS:
+                if reason := missing(name):
+                    print(f"{name:<10}missing: {reason}")
+                    continue
+                best, late = 0.0, 0.0
+                for rate in LADDER:
+                    figures = measure(name, port, rate)
+                    if figures["lateness_p99_ms"] >= LATENESS_LIMIT_MS or figures["served"] < 0.99:
+                        figures = measure(name, port, rate)  # once more: the machine is shared
+                        if figures["lateness_p99_ms"] >= LATENESS_LIMIT_MS or figures["served"] < 0.99:
+                            break
+                    best, late = rate, figures["lateness_p99_ms"]
+                at_200 = measure(name, port, 200)
+                print(
+                    f"{name:<10}{best:>12g}{late:>8.2f}ms{at_200['cpu_us']:>11.0f}us{at_200['ttft_p50_ms'] - TTFT_MS:>9.2f}ms"
+                    f"{at_200['ttft_p99_ms'] - TTFT_MS:>9.2f}ms{at_200['rss_mb']:>6.0f}MB",
+                    flush=True,
+                )
+        finally:
+            server.kill()
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        child(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5]))
+        sys.exit(0)
+    sys.exit(main())
