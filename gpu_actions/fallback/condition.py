@@ -16,6 +16,8 @@ from gpu_actions.serving.interfaces import EngineError, EngineMetrics
 PROBE_PROMPT = "gpu-oncall asks: are you there?"
 PROBE_TOKENS = 2
 SAMPLE_EVERY_S = 0.25
+CONFIRM_S = 0.5
+"""A busy tier generates many tokens in this time; one that a verdict calls hung and that generates none is hung still."""
 
 
 class Condition(StrEnum):
@@ -100,14 +102,16 @@ class Look(Frozen):
 async def look_at(tier: Tier, *, stall_s: float, known_hung: bool = False) -> Look:
     """Find a tier's condition within about `stall_s` seconds: a real request, beside it the token counter.
 
-    `known_hung` is a verdict's word: then a counter that holds requests now is believed without another wait.
+    `known_hung` is a verdict's word, which may be minutes old: then a short look that agrees is believed.
     """
     if not (await tier.unit.state()).active:
         return Look(condition=Condition.STOPPED)
     if known_hung:
+        before = await sample(tier)
+        await asyncio.sleep(CONFIRM_S)
         now = await sample(tier)
-        if now.held:
-            return Look(condition=Condition.HUNG, flat_since=now)
+        if before.held and now.held and before.tokens is not None and before.tokens == now.tokens:
+            return Look(condition=Condition.HUNG, flat_since=before)
     samples: list[TokenSample] = []
 
     async def watch() -> None:

@@ -85,9 +85,10 @@ async def launch(context: StepContext) -> StepResult:
         raise StepFailed(
             f"{tier.name} did not start: {error}", next_action="see its log and its command in /fallback plan"
         ) from error
+    first = await tier.unit.state()
     await asyncio.sleep(ALIVE_FOR_S)
     state = await tier.unit.state()
-    if not state.active or state.restarts:
+    if not state.active or state.restarts != first.restarts:
         tail = (await tier.unit.log_tail(2000)).strip().splitlines()
         raise StepFailed(
             f"{tier.name} ended right after its start: {tail[-1][:300] if tail else 'its log is empty'}",

@@ -16,7 +16,8 @@ from gpu_actions.files import artifact_of
 from gpu_actions.forensics.look import look
 from gpu_actions.host import Host
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
-from gpu_actions.triage.snapshot import save_snapshot
+from gpu_actions.triage.judge import judge
+from gpu_actions.triage.snapshot import Snapshot, save_snapshot
 
 CLEARED = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "CUDA_LAUNCH_BLOCKING")
 """Variables of a fault search that a healthy full tier never wants. Others (NCCL_SOCKET_IFNAME, ...) may be meant."""
@@ -45,6 +46,17 @@ def blocks(verdict: Verdict, *, override_reason: str) -> str | None:
     return f"the host {word} ({verdict.cause}): {verdict.summary}"
 
 
+def deep_unread(verdict: Verdict) -> str:
+    """Why the deep probe could not run to its end; empty when it did or was not asked for."""
+    return next((finding.summary for finding in verdict.findings if finding.id == "deep.unread"), "")
+
+
+def without_deep(snapshot: Snapshot) -> Verdict:
+    """Judge a snapshot by its passive evidence alone."""
+    collectors = {name: outcome for name, outcome in snapshot.collectors.items() if name != "deep"}
+    return judge(snapshot.model_copy(update={"deep": None, "collectors": collectors}))
+
+
 @step("restore.check")
 async def check(context: StepContext) -> StepResult:
     """Effect: none but triage's own probes. Verified by the verdict over a saved snapshot."""
@@ -56,6 +68,11 @@ async def check(context: StepContext) -> StepResult:
     path = save_snapshot(snapshot, context.workdir / "snapshot.json")
     artifact = artifact_of(path, source="gpu_actions.triage", title="snapshot before the restore")
     reason = blocks(verdict, override_reason=override)
+    unread = deep_unread(verdict)
+    if reason is not None and unread:
+        # The fallback holds memory that the probe needs on every GPU: then what was only read decides.
+        verdict = without_deep(snapshot)
+        reason = blocks(verdict, override_reason=override)
     if reason is not None:
         raise StepFailed(
             reason,
@@ -69,13 +86,15 @@ async def check(context: StepContext) -> StepResult:
     summary = f"{verdict.verdict.value}: {verdict.summary}"
     if not healthy and override:
         summary += f"; overridden: {override}"
+    if unread:
+        summary += f"; judged without the deep probe: {unread}"
     return StepResult(
         summary=summary,
         data={"verdict": verdict.verdict.value, "cause": verdict.cause, "override_reason": override},
         findings=verdict.findings,
         artifacts=(artifact,),
         verdict=verdict,
-        warning=not healthy,
+        warning=not healthy or bool(unread),
     )
 
 

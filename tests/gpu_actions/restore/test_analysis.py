@@ -1,6 +1,7 @@
 """How a stage is judged and decided, as tables and properties; what the checks before it say."""
 
 import itertools
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -23,11 +24,13 @@ from gpu_actions.restore.analysis import (
     take_orders,
     weights_for,
 )
-from gpu_actions.restore.check import blocks, leftovers_of, too_few_devices
+from gpu_actions.restore.check import blocks, deep_unread, leftovers_of, too_few_devices, without_deep
 from gpu_actions.restore.plan_steps import Way, fits_beside, order_of
 from gpu_actions.restore.stepback import decide_back
 from gpu_actions.restore.watch import _new, name_of
-from gpu_actions.triage.snapshot_host import XidEvent
+from gpu_actions.triage.judge import judge
+from gpu_actions.triage.snapshot import CollectorOutcome, Expectation, Snapshot
+from gpu_actions.triage.snapshot_host import KernelLogReading, XidEvent
 
 POLICY = RestorePolicy(
     max_error_percent=1, max_ttft_p99_ms=500, max_e2e_p99_ms=2000, max_queue=8, min_requests_per_stage=20
@@ -256,6 +259,26 @@ def test_only_a_healthy_host_or_a_reason_lets_a_restore_begin(
 ) -> None:
     verdict = Verdict(verdict=kind, cause="none", summary="s")
     assert (blocks(verdict, override_reason=override) is not None) is blocked
+
+
+def test_a_deep_probe_without_room_leaves_the_passive_evidence_to_decide() -> None:
+    snapshot = Snapshot(
+        host="h",
+        taken_at=datetime.now(UTC),
+        window_s=3,
+        expected=Expectation(gpus=0, tier_expected=False),
+        collectors={
+            "deep": CollectorOutcome(status="failed", reason="1 GiB free on GPU 0, 4 needed"),
+            "kernel_log": CollectorOutcome(status="ok"),
+        },
+        kernel_log=KernelLogReading(source="a file"),
+    )
+    verdict = judge(snapshot)
+    assert verdict.verdict is VerdictKind.UNKNOWN
+    assert "1 GiB free" in deep_unread(verdict)
+    passive = without_deep(snapshot)
+    assert passive.verdict is VerdictKind.HEALTHY
+    assert deep_unread(passive) == ""
 
 
 def test_the_same_line_of_the_kernel_log_twice_is_new_once() -> None:
