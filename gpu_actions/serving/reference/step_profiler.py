@@ -1,0 +1,65 @@
+"""The torch profiler around engine steps: bounded by a number of steps, one gzipped Chrome trace a rank.
+
+All ranks count the same steps, so a profile that ends by itself ends on all ranks at the same step.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def trace_path(folder: Path, stamp_ms: int, rank: int) -> Path:
+    """Where one rank's trace goes. `stamp_ms` is rank 0's Unix time in ms at the start of the profile."""
+    return folder / f"reference-{stamp_ms}.rank{rank}.pt.trace.json.gz"
+
+
+class StepProfiler:
+    """One rank's profiler. It is started, counted and stopped on the thread that runs the steps."""
+
+    def __init__(self, folder: Path | None, rank: int) -> None:
+        self._folder = folder
+        self._rank = rank
+        self._profile: Any = None
+        self._left = 0
+        self._stamp = 0
+
+    @property
+    def active(self) -> bool:
+        return self._profile is not None
+
+    def start(self, *, max_iterations: int, stamp_ms: int) -> None:
+        """Begin to record."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profile = torch.profiler.profile(activities=activities)
+        self._left, self._stamp = max_iterations, stamp_ms
+        self._profile.start()
+
+    def count_step(self) -> bool:
+        """Count a step; True when the limit is reached and the profile has to be stopped."""
+        if self._profile is None:
+            return False
+        self._left -= 1
+        return self._left <= 0
+
+    def stop(self) -> bool:
+        """End and write the trace; False when it could not be written (the log says why). The engine serves on."""
+        profile, self._profile = self._profile, None
+        if profile is None or self._folder is None:
+            return False
+        path = trace_path(self._folder, self._stamp, self._rank)
+        partial = path.with_name(f".{path.name}")
+        try:
+            profile.stop()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            profile.export_chrome_trace(str(partial))
+            partial.rename(path)
+        except (OSError, RuntimeError):
+            log.exception("rank %d could not write its trace %s", self._rank, path)
+            return False
+        return True
