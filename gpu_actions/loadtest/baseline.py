@@ -165,8 +165,10 @@ class BaselineStore:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """The names of what is stored here, and the shipped reference last."""
-        stored = sorted(path.stem for path in self.folder.glob("*.json") if path.name != "current.json")
+        """The names of what is stored here, and the shipped reference last. Other files of the folder are left alone."""
+        stored = sorted(
+            path.stem for path in self.folder.glob("*.json") if '"baseline_version"' in path.read_text()
+        )
         return [*stored, PUBLISHED]
 
     def get(self, name: str) -> Baseline | Reference:

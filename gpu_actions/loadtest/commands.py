@@ -99,7 +99,10 @@ def baseline_command(argv: list[str]) -> int:
 
 
 def _line(store: BaselineStore, name: str) -> str:
-    entry = store.get(name)
+    try:
+        entry = store.get(name)
+    except BaselineError as error:
+        return f"! {name}: {error}\n"
     if isinstance(entry, Reference):
         return f"  {name}: unverified reference, never the judge\n"
     load = f"{entry.workload.model} at {entry.workload.target_qps:g} QPS on {entry.host.hostname}, {len(entry.runs)} runs"

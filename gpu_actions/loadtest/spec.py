@@ -6,7 +6,7 @@ upper limits are those of one host with two dozen generator processes; an order 
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -173,7 +173,7 @@ class LoadSpec(Frozen):
         return self.timeout_s + SWEEP_MARGIN_S if self.drain_s is None else self.drain_s
 
     @classmethod
-    def from_policy(cls, policy: LoadPolicy, *, url: str, model: str, **overrides: object) -> "LoadSpec":
+    def from_policy(cls, policy: LoadPolicy, *, url: str, model: str, **overrides: Any) -> "LoadSpec":
         """Make a spec from a host's load policy; `overrides` are further fields of this model."""
         return cls.model_validate({**policy.model_dump(), "url": url, "model": model, **overrides})
 

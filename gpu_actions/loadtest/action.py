@@ -1,0 +1,300 @@
+"""The load test action: load through the router (or on one tier), compared with the baseline in force, or recorded as one.
+
+The load comes from a child process (`child.run_in_child`); a `stop` from people drains it and keeps what was measured.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
+from gpu_actions.config import TierName
+from gpu_actions.files import artifact_of, write_atomically
+from gpu_actions.host import Host
+from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_baseline
+from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
+from gpu_actions.loadtest.comparison import Change, compare, comparison_text
+from gpu_actions.loadtest.report import HTML_NAME, JSON_NAME, PNG_NAME, TEXT_NAME, summary_lines, summary_text
+from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
+from gpu_actions.loadtest.run import read_result
+from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
+from gpu_actions.loadtest.target import LoadTestRefused
+from gpu_actions.models import Artifact, Frozen, JsonObject
+from gpu_actions.plan import Plan, Step
+from gpu_actions.serving.interfaces import RouterError
+
+BASELINE_RUNS = 3
+ASK_EVERY_S = 0.5
+OVERHEAD_S = 120.0
+"""Beside the load and its drain: start-up of the child, preflight, figures, picture."""
+
+
+class LoadTestArguments(Frozen):
+    """Options of `/loadtest start`. Left out, the host's own load policy holds."""
+
+    qps: float | None = Field(default=None, gt=0, le=100_000, description="requests a second")
+    duration: float | None = Field(default=None, gt=0, le=86_400, description="seconds")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="new tokens a request")
+    prompt_len_min: int | None = Field(default=None, ge=1, description="shortest prompt, in tokens")
+    prompt_len_max: int | None = Field(default=None, ge=1, description="longest prompt, in tokens")
+    arrival: Literal["poisson", "constant", "burst", "ramp"] = Field(
+        default="poisson", description="how requests arrive"
+    )
+    seed: int = Field(default=0, ge=0, description="same seed, same load")
+    target: Literal["router", "tp", "fallback"] = Field(
+        default="router", description="router: as clients see it; a tier: past the router"
+    )
+    baseline: str | None = Field(
+        default=None, description="run three times and record a baseline of this name"
+    )
+
+
+async def tier_in_service(host: Host) -> TierName | None:
+    """The tier that the router sends requests to, the full one first; None when it sends to neither."""
+    for name in ("tp", "fallback"):
+        state = await host.router.server(host.tiers[name].config.server)
+        if state.weight > 0 and state.admin_state == "ready" and state.operational.startswith("UP"):
+            return name
+    return None
+
+
+async def plan_loadtest(request: PlanRequest) -> Plan:
+    """Plan one run, or three for a baseline. Refused when nothing serves, or the figures do not fit together."""
+    arguments: LoadTestArguments = request.arguments
+    host = request.host
+    if arguments.target == "router":
+        try:
+            name = await tier_in_service(host)
+        except RouterError as error:
+            raise PlanRefused([f"the router does not answer: {error}"]) from error
+        if name is None:
+            raise PlanRefused(
+                ["the router sends requests to no tier, so there is nothing to load: see /triage"]
+            )
+        url = host.router.url
+    else:
+        name = arguments.target
+        url = host.tiers[name].engine.url
+        if not await host.tiers[name].engine.is_live():
+            raise PlanRefused([f"the tier {name} does not answer at {url}: see /triage"])
+    spec = _spec_of(host, name, url, arguments)
+    total_s = spec.warmup_s + spec.duration_s
+    runs = BASELINE_RUNS if arguments.baseline else 1
+    steps = [
+        Step(
+            id="load" if runs == 1 else f"load{number}",
+            verb="loadtest.run",
+            title=f"{spec.duration_s:g} s at {spec.target_qps:g} requests/s on {arguments.target}"
+            + ("" if runs == 1 else f", run {number} of {runs}"),
+            args={
+                # another seed a run: the spread between runs is what a baseline is for
+                "spec": spec.model_copy(update={"seed": spec.seed + number - 1}).model_dump(mode="json", exclude={"api_key"}),
+                "tier": name,
+                "enforce": runs > 1,
+            },
+            details=(f"{url} with model {spec.model}, {spec.max_new_tokens} new tokens, prompts "
+                     f"{spec.prompt_len_min}-{spec.prompt_len_max}, {spec.arrival} arrivals, seed {spec.seed + number - 1}",),
+            timeout_s=total_s + spec.drain_limit_s + OVERHEAD_S,
+            expected_s=total_s + 5,
+            mutates=False,
+        )
+        for number in range(1, runs + 1)
+    ]  # fmt: skip
+    folder = None if request.baselines_dir is None else str(request.baselines_dir)
+    if arguments.baseline:
+        if folder is None:
+            raise PlanRefused(["there is no folder for baselines here: set state_dir in the settings"])
+        steps.append(_record_step(arguments.baseline, folder, [one.id for one in steps]))
+    elif folder is not None:
+        steps.append(
+            Step(
+                id="compare", verb="loadtest.compare", title="compare with the baseline", args={"baselines_dir": folder},
+                timeout_s=60, expected_s=2, mutates=False,
+            )
+        )  # fmt: skip
+    return Plan(
+        action="loadtest",
+        host=host.name,
+        title=f"Load test of {host.name}: {spec.duration_s:g} s at {spec.target_qps:g} requests/s",
+        steps=tuple(steps),
+        options=arguments.model_dump(mode="json"),
+    )
+
+
+def _record_step(name: str, folder: str, loads: list[str]) -> Step:
+    return Step(
+        id="record", verb="loadtest.record", title=f"record the baseline {name}",
+        args={"name": name, "baselines_dir": folder, "loads": loads}, details=(f"{folder}/{name}.json",),
+        timeout_s=60, expected_s=1, mutates=False,
+    )  # fmt: skip
+
+
+def _spec_of(host: Host, name: TierName, url: str, arguments: LoadTestArguments) -> LoadSpec:
+    tier = host.tiers[name]
+    wanted: JsonObject = {
+        "target_qps": arguments.qps,
+        "duration_s": arguments.duration,
+        "max_new_tokens": arguments.max_new_tokens,
+        "prompt_len_min": arguments.prompt_len_min,
+        "prompt_len_max": arguments.prompt_len_max,
+    }
+    given = {field: value for field, value in wanted.items() if value is not None}
+    try:
+        return LoadSpec.from_policy(
+            host.config.load,
+            **{
+                **given,
+                "url": url,
+                "model": tier.engine.model,
+                "name": f"load test of {host.name}",
+                "arrival": arguments.arrival,
+                "seed": arguments.seed,
+                "metrics_url": f"{tier.engine.url}/metrics",
+                "gpus": tier.config.gpus,
+                "tensor_parallel": tier.config.ranks,
+            },
+        )
+    except ValidationError as error:
+        raise PlanRefused(explain_invalid(error)) from error
+
+
+def _files(folder: Path) -> tuple[Artifact, ...]:
+    """The result's files that are there; the picture is for the thread itself."""
+    titles = {PNG_NAME: "load test", HTML_NAME: "report", JSON_NAME: "figures", TEXT_NAME: "summary"}
+    return tuple(
+        artifact_of(
+            folder / name, source="python -m gpu_actions.loadtest", title=title, inline=name == PNG_NAME
+        )
+        for name, title in titles.items()
+        if (folder / name).is_file()
+    )
+
+
+def _given(result: LoadTestResult, folder: Path) -> StepResult:
+    lines = summary_lines(result)
+    return StepResult(
+        summary=lines[0],
+        data={"verdict": result.verdict.value, "thread_text": summary_text(result), "folder": str(folder)},
+        artifacts=_files(folder),
+        warning=result.verdict is not RunVerdict.PASSED,
+    )
+
+
+def _progress_text(now: LoadProgress) -> str:
+    p99 = "" if now.ttft_p99_ms is None else f", TTFT p99 {now.ttft_p99_ms:.0f} ms"
+    phase = (
+        "warming up"
+        if now.elapsed_s < 0
+        else f"{min(now.elapsed_s, now.duration_s):.0f} of {now.duration_s:g} s"
+    )
+    return f"{phase}: {now.done} ok, {now.errors} errors, {now.in_flight} in flight{p99}"
+
+
+@step("loadtest.run")
+async def run(context: StepContext) -> StepResult:
+    """Effect: load on the service. Verified by the measured figures in load_test.json; a complete result of this run is
+    not measured again. A run that misses its limits is a result, except where a baseline is being recorded."""
+    folder = context.workdir / context.step.id
+    try:
+        result = read_result(folder / JSON_NAME)
+    except ValueError:
+        result = None  # none yet, or one that was cut
+    if result is None or result.partial:
+        result = await _measured(context, folder)
+    given = _given(result, folder)
+    if context.args["enforce"] and result.verdict is not RunVerdict.PASSED:
+        raise StepFailed(
+            f"no baseline of this: {given.summary}",
+            next_action="record it on a good day",
+            data=given.data,
+            artifacts=given.artifacts,
+        )
+    return given
+
+
+async def _measured(context: StepContext, folder: Path) -> LoadTestResult:
+    tier = context.host.tiers[context.args["tier"]]
+    spec = LoadSpec.model_validate({**context.args["spec"], "api_key": tier.config.engine.api_key})
+    stop = asyncio.Event()
+
+    def show(now: LoadProgress) -> None:
+        context.report(_progress_text(now), min(1.0, max(0.0, now.elapsed_s / now.duration_s)))
+
+    async def listen() -> None:
+        while not stop.is_set():
+            if {"stop", "abort"} & set(await context.signals()):
+                stop.set()
+            await asyncio.sleep(ASK_EVERY_S)
+
+    listener = asyncio.create_task(listen())
+    try:
+        return await run_in_child(spec, folder, show, stop=stop)
+    except LoadTestRefused as error:
+        raise StepFailed(
+            f"the load test cannot run: {error}", next_action="correct the options or the host's settings"
+        ) from error
+    except LoadTestBroken as error:
+        raise StepFailed(str(error), next_action="look at the bot's log; then run it again") from error
+    finally:
+        listener.cancel()
+
+
+@step("loadtest.compare")
+async def compare_with_baseline(context: StepContext) -> StepResult:
+    """Effect: comparison.json. Verified by the figures of this very run; without a baseline it says how to record one."""
+    folder = Path(context.outputs["load"]["folder"])
+    try:
+        result = read_result(folder / JSON_NAME)
+        baseline = BaselineStore(Path(context.args["baselines_dir"])).current_for(result)
+    except ValueError as error:  # BaselineError too
+        raise StepFailed(f"cannot compare: {error}", next_action="run the load test again") from error
+    if baseline is None:
+        return StepResult(
+            summary=f"no baseline of this host for this workload: /loadtest start {context.host.name} baseline=NAME records one"
+        )
+    comparison = await asyncio.to_thread(compare, result, baseline)
+    path = write_atomically(folder / "comparison.json", comparison.model_dump_json(indent=1))
+    return StepResult(
+        summary=f"{comparison.verdict.value} against {baseline.name}: {'; '.join(comparison.reasons[:2])}",
+        data={"verdict": comparison.verdict.value, "thread_text": comparison_text(comparison)},
+        artifacts=(artifact_of(path, source="gpu_actions.loadtest.comparison", title="comparison"),),
+        warning=comparison.verdict in {Change.REGRESSED, Change.INCONCLUSIVE},
+    )
+
+
+@step("loadtest.record")
+async def record(context: StepContext) -> StepResult:
+    """Effect: a baseline file, in force for its workload on this host. Verified by reading it back."""
+    args = context.args
+    store = BaselineStore(Path(args["baselines_dir"]))
+    try:
+        results = [read_result(Path(context.outputs[load]["folder"]) / JSON_NAME) for load in args["loads"]]
+        baseline = make_baseline(args["name"], results)
+        path = store.save(baseline, replace=True)
+        store.set_current(baseline.name)
+        kept = store.get(baseline.name)
+    except ValueError as error:
+        problem = error if isinstance(error, BaselineError) else f"a run's result cannot be read: {error}"
+        raise StepFailed(f"no baseline was recorded: {problem}", next_action="run it again") from error
+    if kept != baseline:
+        raise StepFailed(
+            f"{path} does not hold what was written", next_action="check the disk of the state folder"
+        )
+    return StepResult(
+        summary=f"recorded {baseline.name} from {len(results)} runs; it judges this workload from now on",
+        artifacts=(
+            artifact_of(path, source="gpu_actions.loadtest.baseline", title=f"baseline {baseline.name}"),
+        ),
+    )
+
+
+SPEC = ActionSpec(
+    name="loadtest",
+    prefix="lt",
+    summary="load the service at a fixed rate; latency from the due time, errors by class, comparison with the baseline",
+    arguments=LoadTestArguments,
+    plan=plan_loadtest,
+    changes_host=False,
+)
