@@ -10,6 +10,7 @@ import time
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import Progress, TokenSample, judge_progress, sample
+from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.host import Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError
@@ -35,7 +36,7 @@ async def hold(context: StepContext) -> StepResult:
     tier = context.host.tiers[context.args["tier"]]
     router = context.host.router
     run_notes.began_at_s(context.workdir)
-    await router.ensure_running()
+    await ready_router(router)
     await router.drain(tier.config.server, allow_zero_total=True)
     state = await router.server(tier.config.server)
     return StepResult(
@@ -50,7 +51,7 @@ async def drain(context: StepContext) -> StepResult:
     count of sessions. A second execution finds it drained and remembers what the first one cut."""
     tier = context.host.tiers[context.args["tier"]]
     router = context.host.router
-    await router.ensure_running()
+    await ready_router(router)
     run_notes.began_at_s(context.workdir)
     try:
         await router.drain(tier.config.server, allow_zero_total=bool(context.args["allow_zero_total"]))

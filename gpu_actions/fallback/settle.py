@@ -13,6 +13,7 @@ from pydantic import Field
 from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.fallback.condition import Condition, generates, look_at
 from gpu_actions.fallback.preflight import OWN_PREFIX
+from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.fallback.traffic import prove_route, route_to
 from gpu_actions.forensics.step import save_evidence
 from gpu_actions.host import Host, Tier
@@ -186,7 +187,7 @@ async def settle(context: StepContext) -> StepResult:
     for a sick part: what could not be done is said."""
     host, args, troubles = context.host, context.args, Troubles()
     freeze_reason = f"{args['own_freeze']} {context.run_id}"
-    await troubles.attempt("router", host.router.ensure_running())
+    await troubles.attempt("router", ready_router(host.router))
     context.report("looking at what is there", None)
     decision = decide(await look(host, tp_served_before=bool(args["tp_served_before"])))
     state = decision.state

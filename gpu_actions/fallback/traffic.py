@@ -8,6 +8,7 @@ import time
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import generates
+from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.drivers import build_engine
@@ -58,7 +59,7 @@ async def route_to(host: Host, tier: Tier, other: Tier) -> None:
 async def route(context: StepContext) -> StepResult:
     """Effect: all requests go to the fallback tier. Verified by a completion through the router that its server counted."""
     host, tier, other = context.host, context.host.fallback, context.host.tp
-    await host.router.ensure_running()
+    await ready_router(host.router)
     if not await generates(tier, timeout_s=DIRECT_PROBE_S):
         raise StepFailed(
             "the fallback tier does not generate, so it gets no traffic",
@@ -94,6 +95,7 @@ UNITS = {"queue_timeout_s": " s", "long_window_s": " s", "retry_after_s": " s", 
 async def backpressure(context: StepContext) -> StepResult:
     """Effect: the playbook's limits hold for the fallback tier. Verified: the values shown are read back from the router."""
     router = context.host.router
+    await ready_router(router)
     in_force = await router.apply_back_pressure(context.host.fallback.config.server)
     shown = ", ".join(
         f"{name.removesuffix('_s').removesuffix('_bytes').replace('_', ' ')} {value:g}{UNITS.get(name, '')}"

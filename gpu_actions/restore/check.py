@@ -10,6 +10,7 @@ from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config import TierConfig
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.launch import environment_of
+from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.fallback.scope import DEVICES
 from gpu_actions.fallback.settle import unfreeze_own
 from gpu_actions.files import artifact_of
@@ -103,7 +104,7 @@ async def prepare(context: StepContext) -> StepResult:
     """Effect: the tier may start again, unscoped, and gets no request yet. Verified by reading its freeze, scope and weight."""
     host = context.host
     tp = host.tp
-    await host.router.ensure_running()
+    await ready_router(host.router)
     state = await tp.unit.state()
     # A tier that runs unseen by the router may be somebody's repair; its weight must be 0 before anything else.
     if (await host.router.server(tp.config.server)).weight and (await host.fallback.unit.state()).active:

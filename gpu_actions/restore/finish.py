@@ -4,6 +4,7 @@ Verified by a token through the router, by the tier that it should come from.
 """
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.fallback.traffic import prove_route
 from gpu_actions.serving.interfaces import EngineError, RouterError
 
@@ -13,6 +14,7 @@ async def finish(context: StepContext) -> StepResult:
     """Effect: the host stands as before the incident. Verified: a token through the router, by tp; the fallback is stopped."""
     host = context.host
     tp, fallback = host.tp, host.fallback
+    await ready_router(host.router)
     server = await host.router.server(tp.config.server)
     if server.admin_state != "ready" or server.weight == 0:
         raise StepFailed(

@@ -9,6 +9,7 @@ from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config import RestorePolicy
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import generates
+from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.fallback.traffic import route_to
 from gpu_actions.restore.analysis import (
     Orders,
@@ -45,6 +46,7 @@ async def shift(context: StepContext) -> StepResult:
             f"tp does not generate, so it gets no traffic (stage {percent} %)",
             next_action=f"/triage {host.name}; the fallback has the traffic",
         )
+    await ready_router(host.router)
     watcher = Watcher(host, percent, stall_s=float(args["stall_s"]))
     kept = run_notes.recall(context.workdir, f"began_{stage}")
     began = await watcher.begin(kept)
@@ -108,7 +110,7 @@ async def _hold(context: StepContext, watcher: Watcher, policy: RestorePolicy) -
             away += 1
             if away >= ROUTER_AWAY_LOOKS:
                 return Then.STEP_BACK, f"the router is away: {error}", window
-            await context.host.router.ensure_running()
+            await ready_router(context.host.router)
             continue
         judged = judge_stage(window, policy, min_requests=min_requests)
         then, reason = decide_stage(

@@ -5,6 +5,7 @@
 
 from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.fallback.preflight import OWN_PREFIX
+from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.fallback.settle import (
     Found,
     ServingState,
@@ -41,7 +42,7 @@ def decide_back(found: Found, *, stages_passed: bool) -> Back:
 async def stepback(context: StepContext) -> StepResult:
     """Effect: exactly one of the three states. Verified by a token through the router. Never raises for a sick part."""
     host, args, troubles = context.host, context.args, Troubles()
-    await troubles.attempt("router", host.router.ensure_running())
+    await troubles.attempt("router", ready_router(host.router))
     context.report("looking at what is there", None)
     passed = str(args["last_stage"]) in context.outputs
     back = decide_back(await look(host, tp_served_before=False), stages_passed=passed)

@@ -1,0 +1,119 @@
+"""Faults in the middle of a run: the router killed, its socket gone, the tier dying by itself, the bundle's disk read-only."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from gpu_actions.fallback.plan_steps import ORDERS, Order
+from gpu_actions.serving.interfaces import EngineError
+from gpu_actions.serving.router_managed import ManagedRouter
+from gpu_actions.walk import RunStep, WalkReport
+from tests.gpu_actions.fallback.conftest import MakeSite
+from tests.gpu_actions.fallback.site import Site, data_of, summary_of
+
+
+class AtStep(WalkReport):
+    """Does something to a site when a step has begun."""
+
+    def __init__(self, step_id: str, action: Callable[[], None]) -> None:
+        def began(move: RunStep) -> None:
+            if move.step.id == step_id:
+                action()
+
+        super().__init__(began=began)
+
+
+async def router_pid(site: Site) -> int:
+    assert isinstance(site.host.router, ManagedRouter)
+    pid = (await site.host.router.unit.state()).main_pid
+    assert pid is not None
+    return pid
+
+
+async def router_answers(site: Site) -> None:
+    """Wait for the router that its own supervisor starts again."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                await site.through.complete("are you there", max_tokens=1, timeout_s=5)
+            except EngineError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def ends_in_one_state(site: Site, run: Awaitable[object]) -> str:
+    """Finish the run and check the whole state that it says it left; gives that state."""
+    await run
+    await router_answers(site)
+    tp, fallback = await site.host.tp.unit.state(), await site.host.fallback.unit.state()
+    assert tp.active != fallback.active, "exactly one tier runs"
+    name = "tp" if tp.active else "fallback"
+    await site.check_serving("tp" if tp.active else "fallback")
+    return name
+
+
+STEPS = [step for step in ORDERS[Order.PLANNED] if step != "validate"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(step, marks=() if step in ("route", "drain") else pytest.mark.heavy) for step in STEPS],
+)
+async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_run_ends_in_one_state(
+    site_with: MakeSite, step: str
+) -> None:
+    site = await site_with()
+    pid = await router_pid(site)
+    plan = await site.plan(skip_validation=True)
+    await ends_in_one_state(site, site.run(plan, report=AtStep(step, lambda: os.kill(pid, signal.SIGKILL))))
+    assert await router_pid(site) != pid
+
+
+async def test_a_router_without_its_admin_socket_is_started_again(site_with: MakeSite) -> None:
+    site = await site_with()
+    socket = site.host.state_dir / "router" / "admin.sock"
+    plan = await site.plan(skip_validation=True)
+    assert await ends_in_one_state(site, site.run(plan, report=AtStep("route", socket.unlink))) == "fallback"
+
+
+async def test_a_tier_that_dies_by_itself_meanwhile_is_no_obstacle(site_with: MakeSite) -> None:
+    site = await site_with(unit={"restart": False})
+    pids = (await site.host.tp.unit.state()).pids
+    plan = await site.plan(skip_validation=True)
+
+    def die() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    assert await ends_in_one_state(site, site.run(plan, report=AtStep("warm", die))) == "fallback"
+
+
+async def test_a_fallback_that_dies_after_its_warm_up_gets_no_traffic(site_with: MakeSite) -> None:
+    site = await site_with(unit={"restart": False})
+    plan = await site.plan(skip_validation=True)
+
+    def die() -> None:
+        state = json.loads((site.folder / "state" / "units" / "fallback" / "state.json").read_text())
+        os.kill(state["main"][0], signal.SIGKILL)
+
+    end = await site.run(plan, report=AtStep("route", die))
+    assert end.ended.failed_step == "route"
+    assert "does not generate, so it gets no traffic" in summary_of(end, "route")
+    assert data_of(end, "settle")["state"] == "tp_serving"
+    await site.check_serving("tp")
+
+
+async def test_evidence_that_cannot_be_written_does_not_hold_the_fallback_up(site_with: MakeSite) -> None:
+    site = await site_with()
+    plan = await site.plan(skip_validation=True)
+    in_the_way = site.folder / "runs" / "fa-full" / ".bundle.note.json"
+    in_the_way.mkdir(parents=True)
+    end = await site.run(plan, run_id="fa-full")
+    assert end.ended.status == "succeeded"
+    assert end.ended.warnings == ("capture",)
+    await site.check_serving("fallback")
