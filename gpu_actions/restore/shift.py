@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config import RestorePolicy
@@ -110,7 +111,11 @@ async def _hold(context: StepContext, watcher: Watcher, policy: RestorePolicy) -
             away += 1
             if away >= ROUTER_AWAY_LOOKS:
                 return Then.STEP_BACK, f"the router is away: {error}", window
-            await ready_router(context.host.router)
+            with contextlib.suppress(
+                RouterError
+            ):  # counted above; the look after the last one ends the stage
+                await ready_router(context.host.router)
+            await asyncio.sleep(LOOK_EVERY_S)
             continue
         judged = judge_stage(window, policy, min_requests=min_requests)
         then, reason = decide_stage(

@@ -62,7 +62,7 @@ STEPS = [step for step in ORDERS[Order.PLANNED] if step != "validate"]
 
 @pytest.mark.parametrize(
     "step",
-    [pytest.param(step, marks=() if step in ("route", "drain") else pytest.mark.heavy) for step in STEPS],
+    [pytest.param(step, marks=() if step == "route" else pytest.mark.heavy) for step in STEPS],
 )
 async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_run_ends_in_one_state(
     site_with: MakeSite, step: str
@@ -74,6 +74,7 @@ async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_run_ends_in_
     assert await router_pid(site) != pid
 
 
+@pytest.mark.heavy
 async def test_a_router_without_its_admin_socket_is_started_again(site_with: MakeSite) -> None:
     site = await site_with()
     socket = site.host.state_dir / "router" / "admin.sock"
@@ -81,6 +82,7 @@ async def test_a_router_without_its_admin_socket_is_started_again(site_with: Mak
     assert await ends_in_one_state(site, site.run(plan, report=AtStep("route", socket.unlink))) == "fallback"
 
 
+@pytest.mark.heavy
 async def test_a_tier_that_dies_by_itself_meanwhile_is_no_obstacle(site_with: MakeSite) -> None:
     site = await site_with(unit={"restart": False})
     pids = (await site.host.tp.unit.state()).pids

@@ -77,6 +77,7 @@ async def test_errors_at_a_stage_put_the_traffic_back_at_once(site_with: MakeSit
     await site.check_serving("fallback")
 
 
+@pytest.mark.heavy
 async def test_slow_first_tokens_at_a_stage_put_the_traffic_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"max_ttft_p99_ms": 200})
     slow = When("shift-50", lambda: (site.folder / "slow_tp").write_text("0.3"), after_s=0)
@@ -106,6 +107,7 @@ async def test_a_hang_at_a_stage_puts_the_traffic_back_and_loses_only_what_hung(
     await site.check_serving("fallback")
 
 
+@pytest.mark.heavy
 async def test_a_new_xid_at_a_stage_puts_the_traffic_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"hold_s": 20, "stages_percent": [100]})
     line = "[ 1234.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n"
@@ -136,7 +138,9 @@ async def test_an_unhealthy_host_gets_no_tier_and_keeps_the_fallback(site_with: 
     assert "the GPU was swapped" in summary_of(end, "check")
 
 
-@pytest.mark.parametrize(("said", "status"), [("next", "succeeded"), ("abort", "failed")])
+@pytest.mark.parametrize(
+    ("said", "status"), [("next", "succeeded"), pytest.param("abort", "failed", marks=pytest.mark.heavy)]
+)
 async def test_a_stage_with_too_few_requests_waits_for_a_person(
     site_with: MakeSite, said: Signal, status: str
 ) -> None:
@@ -188,6 +192,7 @@ async def test_a_cut_over_shows_its_gap_and_loses_no_accepted_request(site_with:
     await site.check_serving("tp")
 
 
+@pytest.mark.heavy
 async def test_a_cut_over_whose_tier_never_starts_comes_back_to_the_fallback(
     site_with: MakeSite, tmp_path: Any
 ) -> None:
