@@ -197,13 +197,14 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
             "server": name,
             "ranks": ranks,
             "weight": 100,
+            **changes.get(f"{name}_tier", {}),
         }
 
     (folder / "kernel.log").touch()
     return HostConfig.model_validate(
         {
             "name": "test",
-            "gpus": 0,
+            "gpus": None if "fallback_tier" in changes else 0,
             "ras_address": None,
             "kernel_log": str(folder / "kernel.log"),
             "tiers": {

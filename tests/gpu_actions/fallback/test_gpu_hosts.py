@@ -1,0 +1,77 @@
+"""A fallback on a host with GPUs, played by a fake libnvidia-ml that the real nvidia-ml-py reads."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_actions.action import PlanRefused
+from gpu_actions.fallback import stop as stop_module
+from gpu_actions.fallback.gpu_memory import read_gpus
+from gpu_actions.fallback.launch import environment_of
+from tests.gpu_actions.fallback.conftest import MakeSite
+from tests.gpu_actions.fallback.site import data_of, statuses, summary_of
+from tests.gpu_actions.triage.conftest import build_fake_nvml, fake_nvml
+
+__all__ = ["build_fake_nvml", "fake_nvml"]
+
+Install = Callable[..., Path]
+GPUS: dict[str, Any] = {"tp_tier": {"gpus": 2}, "fallback_tier": {"gpus": 1, "memory_gib_per_gpu": 20}}
+
+
+async def test_gpus_are_read_in_a_child_and_a_driver_that_hangs_costs_only_its_deadline(
+    fake_nvml: Install,
+) -> None:
+    fake_nvml("gpus=2", "gpu.1.process=4711")
+    read = await read_gpus()
+    assert read.error == ""
+    assert [gpu.pids for gpu in read.gpus] == [(), (4711,)]
+    assert len({gpu.uuid for gpu in read.gpus}) == 2
+    assert all(gpu.total_mib > gpu.free_mib > 0 for gpu in read.gpus)
+    fake_nvml("gpus=2", "gpu.0.sleep.nvmlDeviceGetMemoryInfo=1")
+    hung = await read_gpus(timeout_s=1.5)
+    assert (hung.gpus, "did not answer within 1.5 s" in hung.error) == ((), True)
+    fake_nvml("gpus=2", "fail.nvmlInitWithFlags=9")
+    assert "NVML" in (await read_gpus()).error
+
+
+async def test_the_fallback_serves_from_the_gpu_by_uuid_and_the_memory_is_seen_released(
+    site_with: MakeSite, fake_nvml: Install
+) -> None:
+    fake_nvml("gpus=2")
+    chosen = (await read_gpus()).gpus[1].uuid
+    site = await site_with(**GPUS)
+    plan = await site.plan(gpu="1", skip_validation=True)
+    assert "planned" in plan.title
+    end = await site.run(plan)
+    assert end.ended.status == "succeeded"
+    assert data_of(end, "scope")["variables"] == {"CUDA_VISIBLE_DEVICES": chosen}
+    main = (await site.host.fallback.unit.state()).main_pid
+    assert main is not None
+    assert (environment_of(main) or {}).get("CUDA_VISIBLE_DEVICES") == chosen
+    assert "GPU memory released" in summary_of(end, "stop")
+    assert data_of(end, "warm")["memory"]["gpu_uuid"] == chosen
+
+
+async def test_memory_that_a_killed_process_still_holds_is_named_and_holds_nothing_up(
+    site_with: MakeSite, fake_nvml: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_module, "RELEASE_TIMEOUT_S", 0.2)
+    site = await site_with(**GPUS)
+    pid = (await site.host.tp.unit.state()).main_pid
+    fake_nvml("gpus=2", f"gpu.0.process={pid}")
+    end = await site.run(await site.plan(gpu="1", skip_validation=True))
+    assert end.ended.status == "succeeded"
+    assert ("stop", "warning") in statuses(end)
+    assert f"[{pid}]" in summary_of(end, "stop")
+    assert "needs a reset" in summary_of(end, "stop")
+
+
+async def test_a_model_that_fits_no_gpu_is_refused_with_the_arithmetic(
+    site_with: MakeSite, fake_nvml: Install
+) -> None:
+    fake_nvml("gpus=2")
+    site = await site_with(up=False, fallback_tier={"gpus": 1, "memory_gib_per_gpu": 900})
+    with pytest.raises(PlanRefused, match=r"too small: the fallback needs 900 GiB, 80 % of its"):
+        await site.plan()
