@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu_actions.serving.reference.options import Options
+from gpu_actions.serving.reference.options import Options, StartError
 from gpu_actions.serving.reference.step_plan import PrefillChunk, StepPlan
 from gpu_actions.serving.reference.tensor_parallel import Communicator
 
@@ -37,7 +37,7 @@ class Layer:
     down: Tensor
 
 
-class CacheError(Exception):
+class CacheError(StartError):
     """The KV cache does not fit. The message gives the sizes."""
 
 

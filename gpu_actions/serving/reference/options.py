@@ -12,6 +12,10 @@ VOCABULARY = 257
 """256 bytes and one end-of-text token (`tokenizer.END_OF_TEXT`)."""
 
 
+class StartError(Exception):
+    """The engine cannot start as it was asked to. The message says why and what to change."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What one engine was started with. The rank processes get the same options, and a rank and a port beside them."""
@@ -154,7 +158,10 @@ def _complaint(options: Options) -> str | None:
             f"--hidden-size {options.hidden_size} must split into {options.num_heads} heads of an even size"
         )
     if options.num_heads % tp or options.intermediate_size % tp:
-        return f"--tensor-parallel-size {tp} must divide --num-heads {options.num_heads} and the MLP width {options.intermediate_size}"
+        return (
+            f"--tensor-parallel-size {tp} must divide --num-heads {options.num_heads} and the MLP's width "
+            f"{options.intermediate_size}"
+        )
     if not 0 <= options.rank < tp:
         return f"--rank {options.rank} is outside --tensor-parallel-size {tp}"
     if options.max_num_queued_reqs is not None and options.max_num_queued_reqs < 0:

@@ -59,7 +59,7 @@ class Sampler:
 
     @staticmethod
     def logprobs(logits: Tensor, token: int, count: int) -> tuple[float, TopLogprobs]:
-        """Give the log-probability of a token and the `count` most likely ones, of the model's own untouched logits [vocabulary]."""
+        """Give the log-probability of a token and the `count` most likely ones, of the model's own logits [vocabulary]."""
         values = torch.log_softmax(logits, dim=-1)
         top = values.topk(count) if count else None
         pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)) if top is not None else ()
@@ -69,7 +69,7 @@ class Sampler:
 class SamplingRow:
     """One row's parameters, whether it may end now, and its generator, made at its first draw."""
 
-    __slots__ = ("parameters", "end_is_banned", "_generator")
+    __slots__ = ("_generator", "end_is_banned", "parameters")
 
     def __init__(self, parameters: SamplingParameters) -> None:
         self.parameters = parameters

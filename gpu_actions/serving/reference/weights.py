@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpu_actions.serving.reference.options import VOCABULARY, Options
+from gpu_actions.serving.reference.options import VOCABULARY, Options, StartError
 
 
-class WeightsError(Exception):
+class WeightsError(StartError):
     """A weights file does not fit. The message names the file, the tensor, and what was expected."""
 
 
@@ -73,7 +73,7 @@ def _read(path: Path, options: Options) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise WeightsError(f"--weights {path}: no such file") from error
-    except Exception as error:  # noqa: BLE001  (torch raises many kinds for a file that is not one of its own)
+    except Exception as error:
         raise WeightsError(
             f"--weights {path}: not a state_dict that torch can load safely ({error})"
         ) from error

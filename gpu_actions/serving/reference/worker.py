@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpu_actions.serving.reference import weights
 from gpu_actions.serving.reference.model import Transformer
-from gpu_actions.serving.reference.options import Options
+from gpu_actions.serving.reference.options import Options, StartError
 from gpu_actions.serving.reference.step_plan import Operation, StepPlan
 from gpu_actions.serving.reference.step_profiler import StepProfiler
 from gpu_actions.serving.reference.tensor_parallel import Communicator
@@ -21,7 +21,7 @@ from gpu_actions.serving.reference.tensor_parallel import Communicator
 log = logging.getLogger(__name__)
 
 
-class DeviceError(Exception):
+class DeviceError(StartError):
     """The device that was asked for is not there. The message says what is."""
 
 
