@@ -10,14 +10,17 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.gpu_memory import read_gpus
+from gpu_actions.fallback.launch import port_of
 from gpu_actions.files import artifact_of, write_atomically
 from gpu_actions.forensics.step import save_evidence
 from gpu_actions.host import Host, Tier
@@ -25,7 +28,9 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import Completion, EngineError
 
 WARM_PROMPT = "The on-call engineer looked at the graph and said that the service would be back in "
-WARM_TOKENS = 16
+WARM_TOKENS = 8
+LISTEN_POLL_S = 0.1
+"""Asking whether anybody listens costs next to nothing, so an engine's first second is not missed by a coarse poll."""
 
 
 CORES_TO_SPARE = 8
@@ -169,6 +174,7 @@ async def _first_token(context: StepContext, tier: Tier) -> Completion:
     telling = asyncio.create_task(tell())
     saving = asyncio.create_task(_save_meanwhile(context))
     try:
+        await _until_listening(tier, still_starting, timeout_s=timeout_s)
         return await tier.engine.wait_ready(timeout_s=timeout_s, still_starting=still_starting)
     except EngineError as error:
         raise await _died(tier, str(error)) from error
@@ -176,6 +182,26 @@ async def _first_token(context: StepContext, tier: Tier) -> Completion:
         telling.cancel()
         saving.cancel()
         await asyncio.wait({saving})
+
+
+async def _until_listening(
+    tier: Tier, still_starting: Callable[[], Awaitable[bool]], *, timeout_s: float
+) -> None:
+    """Wait until something listens on the engine's port, its process is gone, or the time is over."""
+    parts = urlsplit(tier.engine.url)
+    deadline = time.monotonic() + timeout_s
+    ask_again_at = 0.0  # the process table is read once a second only
+    while (now := time.monotonic()) < deadline:
+        if now >= ask_again_at:
+            if not await still_starting():
+                return
+            ask_again_at = now + 1
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(1):
+                _, writer = await asyncio.open_connection(parts.hostname, port_of(tier.engine.url))
+            writer.close()
+            return
+        await asyncio.sleep(LISTEN_POLL_S)
 
 
 async def _save_meanwhile(context: StepContext) -> None:

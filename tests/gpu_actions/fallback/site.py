@@ -16,6 +16,7 @@ from gpu_actions.action import ActionSpec, PlanRequest
 from gpu_actions.config import HostConfig, TierName
 from gpu_actions.fallback.plan import SPEC as FALLBACK
 from gpu_actions.host import Host, build_host
+from gpu_actions.models import Verdict
 from gpu_actions.plan import Plan
 from gpu_actions.serving.drivers import build_engine
 from gpu_actions.serving.engines import RefusedError
@@ -101,10 +102,15 @@ class Site:
     async def freeze_rank(self) -> None:
         os.kill((await self.rank_pids())[0], signal.SIGSTOP)
 
-    async def plan(self, spec: ActionSpec = FALLBACK, **arguments: Any) -> Plan:
+    async def plan(
+        self, spec: ActionSpec = FALLBACK, *, verdict: Verdict | None = None, **arguments: Any
+    ) -> Plan:
         return await spec.plan(
             PlanRequest(
-                host=self.host, arguments=spec.arguments(**arguments), baselines_dir=self.folder / "baselines"
+                host=self.host,
+                arguments=spec.arguments(**arguments),
+                verdict=verdict,
+                baselines_dir=self.folder / "baselines",
             )
         )
 
@@ -179,9 +185,12 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
     def tier(name: str, port: int, ranks: int, flags: list[str]) -> dict[str, Any]:
         argv = [sys.executable, str(TINY), "--port", str(port), "--ranks", str(ranks)]
         argv += ["--slow-file", str(folder / f"slow_{name}"), "--error-file", str(folder / f"errors_{name}")]
+        other = changes.get(f"{name}_engine")
+        if other is not None:
+            argv = [*other["argv"], "--port", str(port)]
         return {
             "engine": {
-                "kind": "vllm",
+                "kind": "vllm" if other is None else other["kind"],
                 "url": f"http://127.0.0.1:{port}",
                 "model": "m",
                 "ready_timeout_s": 30,

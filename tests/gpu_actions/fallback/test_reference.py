@@ -1,0 +1,65 @@
+"""The main course with the project's own engine: two ranks over torch.distributed, one of them frozen, and back again."""
+
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from gpu_actions.models import Verdict, VerdictKind
+from gpu_actions.restore.plan import SPEC as RESTORE
+from tests.gpu_actions.fallback.conftest import MakeSite
+from tests.gpu_actions.fallback.site import data_of, summary_of
+
+ENGINE = [
+    sys.executable,
+    "-m",
+    "gpu_actions.serving.reference",
+    "--model-name",
+    "m",
+    "--shutdown-timeout",
+    "5",
+]
+
+
+def reference(*flags: str) -> dict[str, Any]:
+    """A tier of the reference engine; its port is the site's."""
+    return {"kind": "reference", "argv": [*ENGINE, *flags]}
+
+
+@pytest.mark.heavy
+async def test_a_frozen_rank_of_the_reference_engine_falls_back_and_comes_back(site_with: MakeSite) -> None:
+    site = await site_with(
+        tp_engine=reference("--tensor-parallel-size", "2"),
+        fallback_engine=reference("--max-num-seqs", "16"),
+        fallback={"capture_budget_s": 10},
+        restore={"hold_s": 2, "keep_fallback_warm_s": 0},
+    )
+    await site.host.fallback.unit.start()
+    started = time.monotonic()
+    await site.host.fallback.engine.wait_ready(timeout_s=60)
+    bare_s = time.monotonic() - started
+    await site.host.fallback.unit.stop()
+
+    async with site.traffic(clients=3) as seen:
+        await site.freeze_rank()
+        verdict = Verdict(verdict=VerdictKind.FALL_BACK, cause="nccl_hang", summary="hangs")
+        end = await site.run(await site.plan(verdict=verdict))
+        assert end.ended.status == "succeeded", end.steps[-1].outcome.summary
+    assert len(seen.lost) == 3 == data_of(end, "drain")["cut"]
+    first_s = data_of(end, "route")["first_token_through_router_s"]
+    print(
+        f"bare start-up {bare_s:.2f} s, first token through the router {first_s:.2f} s: {first_s / bare_s:.2f}"
+    )
+    for step in end.steps:
+        print(step.outcome.step_id, f"{step.seconds:.2f} s", step.outcome.summary[:160])
+    assert "passed" in summary_of(end, "validate")
+    await site.check_serving("fallback")
+
+    async with site.traffic(clients=3) as seen:
+        end = await site.run(await site.plan(RESTORE, accept_no_baseline=True, cause="SIGSTOP"))
+    for step in end.steps:
+        print(step.outcome.step_id, f"{step.seconds:.2f} s", step.outcome.summary[:160])
+    assert end.ended.status == "succeeded"
+    assert (seen.lost, seen.refused) == ([], 0)
+    await site.check_serving("tp")
