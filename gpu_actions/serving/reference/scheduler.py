@@ -57,8 +57,9 @@ class Scheduler:
         """Queue a request. Raises QueueFull when the queue has its limit already and the batch has no free place for it."""
         limit = self._options.max_num_queued_reqs
         long = self.is_long(request)
-        places = 0 if long else max(0, self._short_places() - len(self._short))
-        if limit is not None and self.waiting >= limit + places:
+        places = self._short_places() - len(self._short)
+        really_waiting = max(0, -places) + len(self._long)
+        if limit is not None and really_waiting >= limit and (long or places <= 0):
             raise QueueFull
         (self._long if long else self._short).append(request)
 

@@ -46,10 +46,7 @@ def serve(options: Options, arguments: list[str]) -> int:
         http = socket.create_server((options.host, options.port), family=family, backlog=1024)
     except OSError as error:
         where = f"{options.host}:{options.port}"
-        print(
-            f"cannot listen on {where}: {error.strerror}. Stop what listens there, or give --port",
-            file=sys.stderr,
-        )
+        log.error("cannot listen on %s: %s. Stop what listens there, or give --port", where, error.strerror)
         return 1
     ranks = Ranks()
     try:

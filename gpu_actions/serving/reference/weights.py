@@ -45,11 +45,12 @@ def parameters(options: Options) -> int:
 
 def _draw(name: str, shape: tuple[int, ...], options: Options, device: torch.device) -> Tensor:
     """Draw one full tensor in float32. Each has a generator of its own, so its values depend on nothing but the seed, its
-    name and its shape. Scales keep activations near 1 (fan-in), and the residual stream from growing with depth."""
+    name and its shape; the two are hashed together, since a CPU generator reads only 32 bits of its seed. Scales keep
+    activations near 1 (fan-in), and the residual stream from growing with depth."""
     if name.endswith("norm"):
         return torch.ones(shape, device=device)
     generator = torch.Generator(device=device)
-    generator.manual_seed((options.seed << 32) + zlib.crc32(name.encode()))
+    generator.manual_seed(zlib.crc32(f"{options.seed} {name}".encode()))
     scale = 1.0 if name == "embedding" else 1 / math.sqrt(shape[1])
     if name.endswith(("attention_output", "down")):
         scale /= math.sqrt(2 * options.num_layers)
