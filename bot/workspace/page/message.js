@@ -1,0 +1,185 @@
+// One message as an element, and lists of them that change one message at a time.
+
+import { h, drawing, localPath, toast } from "./dom.js";
+import { picture, showBlock } from "./blocks.js";
+import { mrkdwn } from "./mrkdwn.js";
+import { emoji } from "./emoji.js";
+import { post } from "./store.js";
+
+const CHIP = [
+  ["rect", { x: 6, y: 6, width: 12, height: 12, rx: 2.5, fill: "none", stroke: "#fff", "stroke-width": 1.8 }],
+  ["path", { d: "M9.5 6V3m5 3V3m-5 18v-3m5 3v-3M6 9.500H3m3 5H3m18-5h-3m3 5h-3", stroke: "#fff", "stroke-width": 1.8 }],
+  ["circle", { cx: 12, cy: 12, r: 2.6, fill: "#4ade80" }],
+];
+const GROUP_SECONDS = 300;
+
+function time(ts) {
+  const date = new Date(Number(ts) * 1000);
+  return h("time", { datetime: date.toISOString(), title: date.toLocaleString() }, date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" }));
+}
+
+export function avatar(store, id, size = "") {
+  if (id === store.app.user_id) return h("span", { class: `avatar app ${size}` }, drawing(CHIP, "", "chip"));
+  const name = store.names.user(id) ?? "?";
+  const tint = [...id].reduce((sum, letter) => sum + letter.charCodeAt(0), 0) % 5;
+  return h("span", { class: `avatar tint-${tint} ${size}`, "aria-hidden": "true" }, name[0].toUpperCase());
+}
+
+function size(bytes) {
+  if (bytes < 1024) return `${bytes} B`;
+  return bytes < 2 ** 20 ? `${Math.round(bytes / 1024)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}
+
+function file(entry) {
+  const path = localPath(entry.url_private);
+  if (entry.thumb_360)
+    return h("figure", { class: "file-image" }, h("figcaption", {}, entry.title, " ", h("a", { href: `${path}?download=1`, download: entry.name }, "download")), picture(path, entry.alt_txt || entry.title, "large-image"));
+  return h(
+    "a",
+    { class: "file", href: `${path}?download=1`, download: entry.name },
+    h("span", { class: "file-type" }, entry.filetype.slice(0, 4).toUpperCase()),
+    h("span", { class: "file-names" }, h("strong", {}, entry.title), h("small", {}, `${entry.name} \u00B7 ${size(entry.size)}`)),
+  );
+}
+
+function body(message, store) {
+  const context = {
+    names: store.names,
+    press: async (action) => {
+      const answer = await post("/client/press", { user: store.user, channel: message.channel, ts: message.ts, ...action });
+      if (!answer.ok) toast(answer.notes[0]?.text ?? answer.error);
+    },
+  };
+  const parts = (message.blocks ?? []).map((block) => showBlock(block, context));
+  if (!parts.length && message.text) parts.push(h("div", { class: "text" }, mrkdwn(message.text, store.names)));
+  for (const attachment of message.attachments ?? []) parts.push(h("div", { class: "attachment" }, mrkdwn(attachment.text ?? attachment.fallback ?? "", store.names)));
+  if (message.files?.length) parts.push(h("div", { class: "files" }, message.files.map(file)));
+  if (message.edited) parts.push(h("span", { class: "edited" }, "(edited)"));
+  if (message.reactions?.length) {
+    const shown = message.reactions.map((entry) => h("span", { class: "reaction", title: entry.users.map((id) => store.names.user(id)).join(", ") }, emoji(entry.name), ` ${entry.count}`));
+    parts.push(h("div", { class: "reactions" }, shown));
+  }
+  return parts;
+}
+
+function threadButton(message, store, open) {
+  if (!message.reply_count || message.thread_ts !== message.ts) return null;
+  const count = message.reply_count === 1 ? "1 reply" : `${message.reply_count} replies`;
+  return h(
+    "button",
+    { type: "button", class: "thread-link", onclick: () => open(message.ts) },
+    message.reply_users.slice(0, 4).map((id) => avatar(store, id, "small")),
+    h("span", { class: "count" }, count),
+    h("span", { class: "last" }, "last at ", time(message.latest_reply)),
+  );
+}
+
+// `open` opens a thread; without it (inside one) there is no thread button.
+export function messageElement(message, store, { open, isContinued }) {
+  const name = store.names.user(message.user) ?? message.user;
+  const isPrivate = Boolean(message.is_ephemeral);
+  const notes = [
+    isPrivate ? h("div", { class: "note" }, "Only visible to you") : null,
+    message.pinned_to ? h("div", { class: "note" }, "Pinned") : null,
+    open && message.subtype === "thread_broadcast" ? h("div", { class: "note" }, "replied to a ", h("button", { type: "button", class: "plain", onclick: () => open(message.thread_ts) }, "thread")) : null,
+  ];
+  const head = h("div", { class: "head" }, h("strong", { class: "name" }, name), message.bot_id ? h("span", { class: "badge" }, "APP") : null, time(message.ts));
+  const canReply = open && !isPrivate && !message.subtype;
+  return h(
+    "article",
+    { class: `message${isContinued ? " continued" : ""}${isPrivate ? " private" : ""}`, data: { ts: message.ts, user: name } },
+    isContinued ? h("span", { class: "gutter" }, time(message.ts)) : avatar(store, message.user),
+    h("div", { class: "content" }, notes, isContinued ? null : head, body(message, store), open ? threadButton(message, store, open) : null),
+    canReply ? h("button", { type: "button", class: "reply", title: "Reply in thread", onclick: () => open(message.ts) }, "Reply") : null,
+  );
+}
+
+// A list element that shows an ordered set of messages and keeps its place at the end.
+export class MessageList {
+  constructor(element, store, { open, includes, empty }) {
+    this.element = element;
+    this.store = store;
+    this.open = open;
+    this.includes = includes;
+    this.empty = empty;
+    this.shown = new Map();
+    this.isHeld = false;
+    this.late = new Map();
+    // A live edit must not take a button away between press and release.
+    element.addEventListener("pointerdown", () => (this.isHeld = true));
+    for (const kind of ["pointerup", "pointercancel"]) window.addEventListener(kind, () => setTimeout(() => this.release(), 60));
+    new ResizeObserver(() => this.wasAtEnd && this.toEnd()).observe(element);
+    element.addEventListener("scroll", () => (this.wasAtEnd = this.isAtEnd()));
+    element.addEventListener("load", () => this.wasAtEnd && this.toEnd(), true);
+    this.wasAtEnd = true;
+  }
+
+  isAtEnd() {
+    return this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 60;
+  }
+
+  toEnd() {
+    this.element.scrollTop = this.element.scrollHeight;
+  }
+
+  messages() {
+    return this.includes().sort((a, b) => Number(a.ts) - Number(b.ts));
+  }
+
+  // Draws everything; a reader who is not at the end stays where they are with `keepPlace`.
+  showAll({ keepPlace = false } = {}) {
+    const place = this.element.scrollTop;
+    const stays = keepPlace && !this.wasAtEnd;
+    const day = { last: "" };
+    const nodes = [];
+    let previous = null;
+    this.shown.clear();
+    for (const message of this.messages()) {
+      const date = new Date(Number(message.ts) * 1000).toDateString();
+      if (date !== day.last) nodes.push(h("div", { class: "day" }, h("span", {}, date === new Date().toDateString() ? "Today" : date)));
+      const isContinued = date === day.last && continues(previous, message);
+      day.last = date;
+      const node = messageElement(message, this.store, { open: this.open, isContinued });
+      this.shown.set(message.ts, node);
+      nodes.push(node);
+      previous = message;
+    }
+    if (!nodes.length) nodes.push(this.empty());
+    this.element.replaceChildren(...nodes);
+    this.wasAtEnd = !stays;
+    if (stays) this.element.scrollTop = place;
+    else this.toEnd();
+  }
+
+  update(message, isNew) {
+    if (this.isHeld) {
+      this.late.set(message.ts, message);
+      return;
+    }
+    const old = this.shown.get(message.ts);
+    if (!old || isNew) {
+      this.showAll({ keepPlace: true });
+      return;
+    }
+    const focus = old.contains(document.activeElement) ? document.activeElement.dataset.action : null;
+    const node = messageElement(message, this.store, { open: this.open, isContinued: old.classList.contains("continued") });
+    old.replaceWith(node);
+    this.shown.set(message.ts, node);
+    if (focus) node.querySelector(`[data-action="${CSS.escape(focus)}"]`)?.focus();
+    if (this.wasAtEnd) this.toEnd();
+  }
+
+  release() {
+    this.isHeld = false;
+    const late = [...this.late.values()];
+    this.late.clear();
+    for (const message of late) this.update(message, !this.shown.has(message.ts));
+  }
+}
+
+function continues(previous, message) {
+  return Boolean(
+    previous && previous.user === message.user && previous.is_ephemeral === message.is_ephemeral && !message.is_ephemeral &&
+      !previous.reply_count && message.subtype === previous.subtype && Number(message.ts) - Number(previous.ts) < GROUP_SECONDS,
+  );
+}
