@@ -1,0 +1,86 @@
+"""A streamed completion read as a sceptic: what counts as an answer, and what only looks like one.
+
+An engine in trouble still answers 200: streams with an error event, streams cut after a few chunks and streams of empty chunks
+were all seen to pass for successes elsewhere (facts of serving).
+"""
+
+import json
+import time
+from typing import Any
+
+from gpu_actions.serving.interfaces import Completion, EngineError
+
+FINISHED = frozenset({"stop", "length"})
+"""Finish reasons of a request that was served; `abort` and `error` are others that vLLM and SGLang give."""
+
+INVISIBLE_TOKENS = 4
+"""So many tokens may decode to nothing: a UTF-8 character has up to four bytes and may be cut at the end."""
+
+
+class CompletionReader:
+    """Takes the lines of an event stream; `result` judges the whole. `begun` is the request's start (monotonic)."""
+
+    def __init__(self, url: str, *, max_tokens: int, begun: float) -> None:
+        self.url = url
+        self.max_tokens = max_tokens
+        self.begun = begun
+        self.text = ""
+        self.chunks = 0
+        self.tokens: int | None = None
+        self.finish_reason: str | None = None
+        self.first_at: float | None = None
+        self.done = False
+
+    def feed(self, line: bytes) -> None:
+        """Take one line. Raises EngineError for an error event or for data that is not a completion chunk."""
+        if not line.startswith(b"data:"):
+            if line.startswith(b"event: error"):
+                raise EngineError(f"{self.url} sent an error event in its stream")
+            return
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            self.done = True
+            return
+        try:
+            chunk = json.loads(data)
+        except json.JSONDecodeError:
+            raise EngineError(f"{self.url} streamed something that is not JSON: {data[:200]!r}") from None
+        if not isinstance(chunk, dict) or chunk.get("error"):
+            raise EngineError(f"{self.url} broke off with an error: {data[:300].decode(errors='replace')}")
+        usage = chunk.get("usage")
+        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
+            self.tokens = usage["completion_tokens"]
+        for choice in chunk.get("choices") or ():
+            self._choice(choice)
+
+    def _choice(self, choice: dict[str, Any]) -> None:
+        if self.first_at is None:
+            self.first_at = time.monotonic()
+        if piece := choice.get("text"):
+            self.text += str(piece)
+            self.chunks += 1
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def result(self) -> Completion:
+        """Give the completion. Raises EngineError when it is not whole: no [DONE], no finish reason, no token."""
+        so_far = f"after {self.chunks} chunks of text"
+        if not self.done:
+            raise EngineError(f"{self.url} ended its stream {so_far} without [DONE]: the answer was cut")
+        if self.finish_reason not in FINISHED:
+            raise EngineError(
+                f"{self.url} finished with reason {self.finish_reason!r} {so_far}, not with stop or length"
+            )
+        tokens = self.chunks if self.tokens is None else self.tokens
+        if tokens <= 0 or self.first_at is None or (not self.text and tokens > INVISIBLE_TOKENS):
+            raise EngineError(f"{self.url} answered without generating text: {tokens} tokens, {so_far}")
+        if tokens > self.max_tokens:
+            raise EngineError(
+                f"{self.url} says it generated {tokens} tokens, but {self.max_tokens} were asked for"
+            )
+        return Completion(
+            text=self.text,
+            completion_tokens=tokens,
+            finish_reason=self.finish_reason,
+            ttft_ms=(self.first_at - self.begun) * 1000,
+            e2e_ms=(time.monotonic() - self.begun) * 1000,
+        )
