@@ -11,7 +11,8 @@ from pathlib import Path
 
 from aiohttp import WSMsgType, web
 
-from bot.workspace.interactions import ActError, Interactions
+from bot.workspace.answers import ActError
+from bot.workspace.interactions import Interactions
 from bot.workspace.panel import Panel, PanelError
 from bot.workspace.records import INLINE_IMAGE_TYPES
 from bot.workspace.socket_mode import SocketMode

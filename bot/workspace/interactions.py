@@ -5,12 +5,12 @@ wrong. Nothing is lost in silence.
 """
 
 import asyncio
-import json
 import logging
 from dataclasses import dataclass, field
 
 from bot.workspace import payloads
-from bot.workspace.blocks import BlocksError, checked_blocks
+from bot.workspace.answers import ActError, Answers
+from bot.workspace.blocks import BlocksError
 from bot.workspace.grants import Grants, ResponseGrant
 from bot.workspace.records import Channel, Message
 from bot.workspace.seed import SeedUser
@@ -23,14 +23,6 @@ SLACKBOT = "USLACKBOT"
 MAX_TYPED_CHARACTERS = 40_000
 
 logger = logging.getLogger(__name__)
-
-
-class ActError(Exception):
-    """An act that cannot be done at all: the message says what happened and what to do, `status` is for HTTP."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(slots=True)
@@ -56,10 +48,11 @@ class Outcome:
 
 
 class Interactions:
-    """The acts of people. Answers of the app through response addresses arrive here too."""
+    """The acts of people, each delivered to the app and answered for when the app does not."""
 
-    def __init__(self, state: State, socket_mode: SocketMode, grants: Grants) -> None:
+    def __init__(self, state: State, socket_mode: SocketMode, grants: Grants, answers: Answers) -> None:
         self._state = state
+        self._answers = answers
         self._socket_mode = socket_mode
         self._grants = grants
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,7 +141,7 @@ class Interactions:
             command=name,
             text=text,
             trigger_id=self._grants.new_trigger(person.id),
-            response_url=self.response_url(key),
+            response_url=self._answers.url(key),
         )
         delivery = await self._socket_mode.deliver("slash_commands", payload, accepts_response=True)
         return self._command_outcome(person, channel, name, delivery)
@@ -161,7 +154,7 @@ class Interactions:
         if delivery.payload.get("text") or delivery.payload.get("blocks"):
             grant = ResponseGrant(person.id, channel.id, None, expires=0.0)
             try:
-                message = self._answer(grant, delivery.payload)
+                message = self._answers.post(grant, delivery.payload)
             except BlocksError as error:
                 said = f"{name} answered with blocks that Slack refuses: {error}"
                 return self._failed(person, channel, said, error.code, waited_s=delivery.waited_s)
@@ -233,7 +226,7 @@ class Interactions:
             message=message,
             action=action,
             trigger_id=self._grants.new_trigger(person.id),
-            response_url=self.response_url(key),
+            response_url=self._answers.url(key),
         )
         delivery = await self._socket_mode.deliver("interactive", payload, accepts_response=False)
         if delivery.error:
@@ -247,52 +240,6 @@ class Interactions:
                 waited_s=delivery.waited_s,
             )
         return Outcome(kind="press", ts=message.ts, waited_s=delivery.waited_s)
-
-    # the app's answers
-
-    def response_url(self, key: str) -> str:
-        """The address behind a response key."""
-        return f"{self._state.base_url}/response/{key}"
-
-    def respond(self, key: str, body: JsonObject) -> None:
-        """An answer through a response address. Raises GrantError, BlocksError, or ActError for an empty answer."""
-        grant = self._grants.response(key)
-        original = self._state.message(grant.channel, grant.message_ts) if grant.message_ts else None
-        if body.get("delete_original"):
-            if original is None:
-                raise ActError("there is no original message to delete", 404)
-            self._state.remove_message(original)
-        elif body.get("replace_original"):
-            if original is None:
-                raise ActError("there is no original message to replace", 404)
-            self._replace(original, body)
-        else:
-            message = self._answer(grant, body)
-            # A later answer of the same command replaces the last one, as Slack does for its own messages.
-            grant.message_ts = grant.message_ts or message.ts
-        grant.uses_left -= 1
-
-    def _replace(self, original: Message, body: JsonObject) -> None:
-        text, blocks = _content(body)
-        original.text, original.blocks = text, blocks
-        self._state.save_message(original)
-
-    def _answer(self, grant: ResponseGrant, body: JsonObject) -> Message:
-        text, blocks = _content(body)
-        in_channel = body.get("response_type") == "in_channel"
-        thread_ts = body.get("thread_ts")
-        message = Message(
-            channel=grant.channel,
-            ts=self._state.new_ts(),
-            user=self._state.bot_user,
-            text=text,
-            blocks=blocks,
-            thread_ts=str(thread_ts) if thread_ts else None,
-            from_app=True,
-            visible_to=None if in_channel else grant.user,
-        )
-        self._state.save_message(message)
-        return message
 
     # modals
 
@@ -331,19 +278,6 @@ class Interactions:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _content(body: JsonObject) -> tuple[str, list[JsonObject]]:
-    blocks = body.get("blocks") or []
-    if isinstance(blocks, str):
-        try:
-            blocks = json.loads(blocks)
-        except ValueError as error:
-            raise BlocksError("invalid_blocks_format", [f"blocks is not JSON: {error}"]) from error
-    text = str(body.get("text") or "")
-    if not text and not blocks:
-        raise ActError("no_text: the answer has neither text nor blocks")
-    return text, checked_blocks(blocks) if blocks else []
 
 
 def _action(

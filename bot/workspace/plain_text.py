@@ -141,11 +141,14 @@ def rich_text(element: object, names: Names) -> str:
             return "\n".join(f"- {part}" for part in parts)
         return ("\n" if kind == "rich_text" else "").join(parts)
     if kind == "user":
-        return f"@{names.get(element['user_id'], element['user_id'])}"
+        user = str(element.get("user_id"))
+        return f"@{names.get(user, user)}"
     if kind == "emoji":
-        return EMOJI_WORDS.get(element["name"], f":{element['name']}:")
+        name = str(element.get("name"))
+        return EMOJI_WORDS.get(name, f":{name}:")
     if kind == "link":
-        return f"{element['text']} ({element['url']})" if element.get("text") else str(element["url"])
+        url = str(element.get("url"))
+        return f"{element['text']} ({url})" if element.get("text") else url
     return str(element.get("text") or element.get("channel_id") or "")
 
 

@@ -9,11 +9,12 @@ from typing import Self
 
 from aiohttp import web
 
+from bot.workspace.answers import ActError, Answers
 from bot.workspace.blocks import BlocksError
 from bot.workspace.front import PAGE_FOLDER, Front
 from bot.workspace.grants import GrantError, Grants
 from bot.workspace.guard import CONTENT_SECURITY_POLICY, checked_bind_address, guard
-from bot.workspace.interactions import ActError, Interactions
+from bot.workspace.interactions import Interactions
 from bot.workspace.journal import Journal
 from bot.workspace.panel import Panel, PanelAction
 from bot.workspace.seed import DEFAULT_APP_TOKEN, DEFAULT_BOT_TOKEN, Seed
@@ -67,7 +68,8 @@ class Workspace:
             redeliver_after_s=redeliver_after_s,
             on_connections=lambda count: self.state.announce({"type": "app", "connected": count > 0}),
         )
-        self.interactions = Interactions(self.state, self.socket_mode, self._grants)
+        self._answers = Answers(self.state, self._grants)
+        self.interactions = Interactions(self.state, self.socket_mode, self._grants, self._answers)
         self.web_api = WebApi(
             state=self.state,
             socket_mode=self.socket_mode,
@@ -152,7 +154,7 @@ class Workspace:
         if not isinstance(body, dict):
             return web.json_response({"ok": False, "error": "invalid_payload"}, status=400)
         try:
-            self.interactions.respond(request.match_info["key"], body)
+            self._answers.respond(request.match_info["key"], body)
         except GrantError as error:
             return web.json_response({"ok": False, "error": error.code}, status=404)
         except BlocksError as error:
