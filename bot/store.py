@@ -56,6 +56,12 @@ class Deliveries:
             return False
         return True
 
+    def seen(self, key: str) -> bool:
+        """Whether a key was given before; asking leaves no trace."""
+        with self._database.read() as connection:
+            query = sa.select(deliveries.c.key).where(deliveries.c.key == key)
+            return connection.execute(query).first() is not None
+
     def sweep(self, *, older_than_s: float = 7 * 86_400) -> int:
         """Forget old keys; gives how many."""
         with self._database.write() as connection:
