@@ -4,6 +4,7 @@ Imports are late and in the order that lets ranks load in parallel: the ranks ar
 (most of the start-up) comes last and in the model's thread.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -24,11 +25,14 @@ def _run_rank(options: Options) -> int:
     worker = Worker(options, rank=options.rank, phase=log_phase)
     worker.load()
     worker.connect(port=options.dist_port, listener=None)
+    gc.freeze()
+    gc.enable()
     worker.follow()
     return 0
 
 
 def _main() -> int:
+    gc.disable()  # until all is imported: the collector would walk torch's objects again and again (0.2 s of 1.1 s)
     options = parse_options()
     logging.basicConfig(
         level=logging.INFO,

@@ -5,6 +5,7 @@ back through the event loop, one call a step.
 """
 
 import asyncio
+import gc
 import logging
 import socket
 import threading
@@ -208,6 +209,8 @@ class Engine:
         while request.state is not State.ENDED:
             self._one_step()
         self._phase("warm-up", time.monotonic() - began)
+        gc.freeze()  # what is imported stays: later collections need not look at it
+        gc.enable()
         self.ready = True
         self._loop.call_soon_threadsafe(self._on_ready)
 

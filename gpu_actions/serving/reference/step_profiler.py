@@ -20,9 +20,10 @@ def trace_path(folder: Path, stamp_ms: int, rank: int) -> Path:
 class StepProfiler:
     """One rank's profiler. It is started, counted and stopped on the thread that runs the steps."""
 
-    def __init__(self, folder: Path | None, rank: int) -> None:
+    def __init__(self, folder: Path | None, *, rank: int, on_gpu: bool) -> None:
         self._folder = folder
         self._rank = rank
+        self._on_gpu = on_gpu
         self._profile: Any = None
         self._left = 0
         self._stamp = 0
@@ -34,7 +35,7 @@ class StepProfiler:
     def start(self, *, max_iterations: int, stamp_ms: int) -> None:
         """Begin to record."""
         activities = [torch.profiler.ProfilerActivity.CPU]
-        if torch.cuda.is_available():
+        if self._on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._profile = torch.profiler.profile(activities=activities)
         self._left, self._stamp = max_iterations, stamp_ms

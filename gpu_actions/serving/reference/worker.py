@@ -61,7 +61,7 @@ class Worker:
         self._phase = phase
         self.device, self.dtype = pick_device(options, rank)
         self.communicator = Communicator(options, rank=rank, device=self.device)
-        self.profiler = StepProfiler(options.profiler_dir, rank)
+        self.profiler = StepProfiler(options.profiler_dir, rank=rank, on_gpu=self.device.type == "cuda")
         self.finished_profiles: list[tuple[int, bool]] = []
         self._stamp_ms = 0
 
