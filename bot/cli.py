@@ -63,7 +63,8 @@ def run_async(main: Coroutine[Any, Any, int]) -> int:
         import uvloop
     except ImportError:
         return asyncio.run(main)
-    return asyncio.run(main, loop_factory=uvloop.new_event_loop)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
 
 
 @app.command()
@@ -191,6 +192,54 @@ def _panel(state: Path, button: str) -> None:
     except (OSError, ValueError) as error:
         typer.echo(f"demo: {error}", err=True)
         raise typer.Exit(USAGE_ERROR) from None
+
+
+UrlOption = Annotated[str, typer.Option("--url", help="address of the workspace")]
+UserOption = Annotated[str, typer.Option("--user", help="who does it: oncall, lead or viewer")]
+ChannelOption = Annotated[str, typer.Option("--channel", help="channel name")]
+DEFAULT_WORKSPACE = "http://127.0.0.1:8800"
+
+
+@workspace_app.command("say")
+def workspace_say(
+    text: Annotated[str, typer.Argument(help="a message, or a slash command")],
+    user: UserOption = "oncall",
+    channel: ChannelOption = "incidents",
+    thread: Annotated[str | None, typer.Option(help="ts of a message: answer in its thread")] = None,
+    url: UrlOption = DEFAULT_WORKSPACE,
+) -> None:
+    """Write a message or run a slash command."""
+    from bot.workspace.terminal import say
+
+    raise typer.Exit(asyncio.run(say(url, user=user, channel=channel, text=text, thread=thread)))
+
+
+@workspace_app.command("press")
+def workspace_press(
+    button: Annotated[str, typer.Argument(help="the button's text, or the last part of its action id")],
+    user: UserOption = "oncall",
+    run: Annotated[str | None, typer.Option(help="run id that the button belongs to")] = None,
+    ts: Annotated[str | None, typer.Option(help="ts of the message with the button")] = None,
+    channel: Annotated[str | None, typer.Option(help="look only in this channel")] = None,
+    url: UrlOption = DEFAULT_WORKSPACE,
+) -> None:
+    """Press a button."""
+    from bot.workspace.terminal import press
+
+    raise typer.Exit(asyncio.run(press(url, user=user, button=button, run=run, ts=ts, channel=channel)))
+
+
+@workspace_app.command("read")
+def workspace_read(
+    channel: ChannelOption = "incidents",
+    user: Annotated[str | None, typer.Option("--user", help="only what this user sees")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="messages as JSON")] = False,
+    url: UrlOption = DEFAULT_WORKSPACE,
+) -> None:
+    """Show the messages of a channel with their threads, buttons and files."""
+    from bot.workspace.terminal import read
+
+    raise typer.Exit(asyncio.run(read(url, channel=channel, user=user, as_json=json_output)))
 
 
 def main() -> None:
