@@ -25,9 +25,12 @@ logger = logging.getLogger(__name__)
 LARGEST_WEIGHT = 256
 """HAProxy's own limit for absolute weights."""
 
+AMPLE_LIMIT = 100_000
+"""A limit that nothing reaches: HAProxy's own file descriptors end earlier."""
+
 LOCK_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 2.0
-"""How long a cut may take until the router counts no session any more; 2 ms were measured."""
+"""How long a cut may take until the router counts no session any more; 2 ms were measured. Also for a queue to empty."""
 
 
 def usable_totals(servers: Sequence[ServerState]) -> dict[str, int]:
@@ -171,9 +174,15 @@ class HaproxyRouter:
             raise RouterError(f"{server} was set to {state}, but the router reports {now}")
 
     async def _set_limits(self, lines: Sequence[ServerState], limits: Mapping[str, int]) -> dict[str, int]:
-        """Set maxconn by backend (0: no limit) and read it back."""
+        """Set maxconn by backend (0: no limit) and read it back.
+
+        HAProxy 2.6 never wakes what waits for a server whose limit becomes 0, so a limit is lifted by way of a large one.
+        """
         server = lines[0].server
         for line in lines:
+            if limits[line.backend] == 0:
+                await self.admin.set(f"set maxconn server {line.backend}/{server} {AMPLE_LIMIT}")
+                await self._queue_empty(line.backend)
             await self.admin.set(f"set maxconn server {line.backend}/{server} {limits[line.backend]}")
         in_force = await self._limits(server, tuple(limits))
         if in_force != dict(limits):
@@ -181,6 +190,14 @@ class HaproxyRouter:
                 f"limits {dict(limits)} were set for {server}, but the router reports {in_force}"
             )
         return in_force
+
+    async def _queue_empty(self, backend: str) -> None:
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while any(row.queued for row in await self.admin.stat() if row.backend == backend):
+            if time.monotonic() >= deadline:
+                logger.warning("requests still wait in backend %s after its limit was lifted", backend)
+                return
+            await asyncio.sleep(0.01)
 
     async def _limits(self, server: str, backends: Sequence[str]) -> dict[str, int]:
         stat = await self.admin.stat()
