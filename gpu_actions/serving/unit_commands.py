@@ -33,8 +33,11 @@ QUICK_TIMEOUT_S = 20.0
 START_TIMEOUT_S = 120.0
 """A start command hands over to something that runs in the background; readiness is the engine's matter."""
 
-GONE_TIMEOUT_S = 5.0
-"""How long the tier's processes may still be seen after the stop command has come back."""
+SETTLE_S = 0.5
+"""What processes get after a stop command that used up the whole grace."""
+
+GONE_TIMEOUT_S = 10.0
+"""How long processes may take to vanish after SIGKILL."""
 
 
 class CommandUnit:
@@ -71,7 +74,7 @@ class CommandUnit:
             was_active = await self._is_active()
             before = self._tree(await self._main_pid()) if was_active else {}
             result = await self._run(self.config.stop, timeout_s=grace + QUICK_TIMEOUT_S)
-            deadline = max(begun + grace, time.monotonic() + (0 if result.timed_out else GONE_TIMEOUT_S))
+            deadline = max(begun + grace, time.monotonic() + SETTLE_S)
             left = await self._gone_by(deadline, before)
             for row in left:
                 send(row, signal.SIGKILL)
