@@ -43,7 +43,7 @@ typecheck: $(STAMP)  ## mypy --strict over the three packages
 	$(BIN)/mypy
 
 bench: setup  ## the benchmarks, one after the other; results are printed
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 docs: setup  ## write the generated documents again (rules, schema, manifest, settings)
 	$(BIN)/python -m bot.generate_docs

@@ -149,13 +149,16 @@ for _name, _summary in {
 def demo(
     context: typer.Context,
     state: StateOption = DEFAULT_DEMO_STATE,
-    free_ports: Annotated[bool, typer.Option(help="take free ports instead of 8000, 8800, ...")] = False,
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="take free ports instead of 8000, 8800, ...")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="shorter load tests and traffic stages")] = False,
 ) -> None:
     """Start the demonstration; Ctrl-C stops it and leaves no process behind."""
     if context.invoked_subcommand is None:
         from bot.demo.run import demonstrate
 
-        raise typer.Exit(asyncio.run(demonstrate(state, free_ports=free_ports)))
+        raise typer.Exit(asyncio.run(demonstrate(state, free_ports=free_ports, quick=quick)))
 
 
 @demo_app.command("break")

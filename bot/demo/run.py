@@ -16,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from bot.demo.breaker import Breaker
-from bot.demo.layout import Layout, busy_ports, new_layout, read_layout, write_config
+from bot.demo.layout import QUICK, Layout, Pace, busy_ports, new_layout, read_layout, write_config
 from bot.demo.panel import panel_app
 from bot.demo.traffic import Traffic
 from bot.settings import load_settings
@@ -39,13 +39,14 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-async def demonstrate(state_dir: Path, *, free_ports: bool = False) -> int:
+async def demonstrate(state_dir: Path, *, free_ports: bool = False, quick: bool = False) -> int:
     """Run until SIGINT or SIGTERM. Exit 0; 1 when it could not start, said in one line."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        async with demonstration(state_dir, free_ports=free_ports, stop=stop) as layout:
+        pace = QUICK if quick else Pace()
+        async with demonstration(state_dir, free_ports=free_ports, pace=pace) as layout:
             if not stop.is_set():
                 _say(_welcome(layout))
             await stop.wait()
@@ -58,7 +59,7 @@ async def demonstrate(state_dir: Path, *, free_ports: bool = False) -> int:
 
 
 @contextlib.asynccontextmanager
-async def demonstration(state_dir: Path, *, free_ports: bool, stop: asyncio.Event) -> AsyncIterator[Layout]:
+async def demonstration(state_dir: Path, *, free_ports: bool, pace: Pace) -> AsyncIterator[Layout]:
     """Everything at work for the length of the block. Raises CannotDemonstrate."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     await _clean_up(state_dir)
@@ -66,7 +67,7 @@ async def demonstration(state_dir: Path, *, free_ports: bool, stop: asyncio.Even
     if busy := busy_ports(layout):
         taken = ", ".join(f"{port} ({name})" for name, port in busy.items())
         raise CannotDemonstrate(f"something listens on {taken} already: stop it, or use --free-ports")
-    write_config(layout)
+    write_config(layout, pace=pace)
     settings = load_settings(layout.config_path, env_file=None)
     host = build_host(settings.default_host, state_dir=settings.host_dir(settings.default_host.name))
     children = Children(layout)

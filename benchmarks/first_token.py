@@ -1,0 +1,75 @@
+"""The headline figure: from "Start fallback" to the first token through the router, next to the engine's bare start-up.
+
+Both are measured in one run on the demonstration host, the bare start-up before and after: the ratio is the figure. "Bare" is
+the fallback unit started alone until it has generated a token, with nothing else going on but the tier tp standing idle.
+"""
+
+import asyncio
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from bot.records import RunRecord
+from bot.settings import load_settings
+from gpu_actions.host import Host, build_host
+from tests.scenarios.incident import Incident, incident
+
+BARE_STARTS = 3
+
+
+async def bare_start_s(host: Host) -> float:
+    """Start the fallback unit, wait for a token, stop it again; gives the seconds to the token."""
+    began = time.monotonic()
+    await host.fallback.unit.start()
+    await host.fallback.engine.wait_ready(timeout_s=120)
+    took_s = time.monotonic() - began
+    await host.fallback.unit.stop(grace_s=5)
+    return took_s
+
+
+async def fall_back(it: Incident) -> RunRecord:
+    """Break the tier, let triage find it, press the button."""
+    await it.break_("frozen-rank")
+    await asyncio.sleep(2)
+    before = it.store.clock()
+    await it.command("/triage")
+    await it.ended("triage", after=before)
+    await it.says("FALL BACK")
+    await it.press("Start fallback")
+    return await it.ended("fallback", timeout_s=180)
+
+
+async def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        async with incident(Path(folder)) as it:
+            settings = load_settings(it.layout.config_path, env_file=None)
+            host = build_host(settings.default_host, state_dir=settings.host_dir("demo"))
+            bare = [await bare_start_s(host) for _ in range(BARE_STARTS)]
+            run = await fall_back(it)
+            bare.append(await bare_start_s_after(it, host))
+    route = next(step for step in run.steps if step.step_id == "route")
+    assert route.ended_at is not None
+    from_button_s = route.ended_at - run.created_at
+    bare_s = statistics.median(bare)
+    print(f"bare start-up to the first token: median {bare_s:.2f} s of {', '.join(f'{s:.2f}' for s in bare)}")
+    print(f"from the button to the first token through the router: {from_button_s:.2f} s")
+    print(f"ratio: {from_button_s / bare_s:.2f} (goal <= 1.15)")
+    for step in run.steps:
+        if step.started_at is not None and step.ended_at is not None:
+            start_s, seconds = step.started_at - run.created_at, step.ended_at - step.started_at
+            print(
+                f"  {step.step_id:<14} +{start_s:6.2f} s  {seconds:6.2f} s  {step.summary.splitlines()[0][:90]}"
+            )
+    return 0
+
+
+async def bare_start_s_after(it: Incident, host: Host) -> float:
+    """One more bare start, after the fallback and under the same load as it: the tier is stopped for it first."""
+    await it.break_("mend")
+    await host.fallback.unit.stop(grace_s=5)
+    return await bare_start_s(host)
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))
