@@ -63,7 +63,7 @@ async def run_in_child(
     process.stdin.write(encode_json(document) + b"\n")
     errors = asyncio.create_task(process.stderr.read(65536))
     follower = asyncio.create_task(_follow(process.stdout, progress))
-    stopper = asyncio.create_task(_stop_when(stop, process)) if stop is not None else None
+    stopper = asyncio.create_task(_stop_when(stop, process.stdin)) if stop is not None else None
     try:
         await process.wait()
         await follower
@@ -96,9 +96,10 @@ async def _follow(stream: asyncio.StreamReader, progress: Callable[[LoadProgress
             progress(LoadProgress.model_validate_json(line))
 
 
-async def _stop_when(stop: asyncio.Event, process: asyncio.subprocess.Process) -> None:
+async def _stop_when(stop: asyncio.Event, lifeline: asyncio.StreamWriter) -> None:
+    """Stop by closing the lifeline: a signal to a child that has no handler yet would end it without a result."""
     await stop.wait()
-    _signal(process, signal.SIGTERM)
+    lifeline.close()
 
 
 def _signal(process: asyncio.subprocess.Process, signum: signal.Signals) -> None:

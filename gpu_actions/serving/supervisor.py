@@ -310,10 +310,13 @@ def rotate(log: Path, cap_bytes: int) -> None:
         return
     if size <= cap_bytes:
         return
-    with log.open("r+b") as source, log.with_name("log.1").open("wb") as target:
+    partial = log.with_name(".log.1")
+    with log.open("r+b") as source, partial.open("wb") as target:
         source.seek(max(0, size - cap_bytes))
         while chunk := source.read(1 << 20):
             target.write(chunk)
+        target.flush()
+        partial.replace(log.with_name("log.1"))
         source.truncate(0)
 
 

@@ -84,7 +84,7 @@ async def test_a_start_that_fails_is_tried_again_as_the_next_alternative(
 ) -> None:
     failures = tmp_path / "failures"
     failures.write_text("1")
-    site = await site_with(fb=["--fail-starts", str(failures)])
+    site = await site_with(fb=["--fail-starts", str(failures)], unit={"restart": False})
     end = await site.run(await site.plan(skip_validation=True))
     assert end.ended.status == "succeeded"
     failed = next(step.outcome for step in end.steps if step.outcome.status == "failed")

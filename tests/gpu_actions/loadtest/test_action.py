@@ -1,5 +1,6 @@
 """The load test as an action: planned, walked, stopped, compared, recorded, on a real router and a real tier."""
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -26,12 +27,13 @@ async def test_a_load_test_through_the_router_gives_figures_picture_and_a_hint_a
     assert statuses(end) == [("load", "done"), ("compare", "done")]
     assert summary_of(end, "load").startswith("PASSED")
     assert data_of(end, "load")["thread_text"].count("\n") == 5
-    artifacts = {artifact.name: artifact for artifact in end.steps[0].outcome.artifacts}
+    artifacts = {artifact.name: artifact for artifact in end.steps[0].artifacts}
     assert set(artifacts) == {"report.png", "report.html", "load_test.json", "summary.txt"}
     assert artifacts["report.png"].inline
     assert "records one" in summary_of(end, "compare")
 
 
+@pytest.mark.heavy
 async def test_a_recorded_baseline_judges_the_next_run_of_its_workload(site: Site) -> None:
     end = await site.run(await site.plan(SPEC, qps=20, duration=1.5, arrival="constant", baseline="good-day"))
     assert statuses(end) == [("load1", "done"), ("load2", "done"), ("load3", "done"), ("record", "done")]
@@ -45,10 +47,12 @@ async def test_a_recorded_baseline_judges_the_next_run_of_its_workload(site: Sit
 
 
 async def test_a_stop_from_people_drains_and_keeps_the_partial_figures(site: Site) -> None:
-    async def stop_now() -> Sequence[Signal]:
-        return ("stop",)
+    stopped_at = time.monotonic() + 5
 
-    end = await site.run(await site.plan(SPEC, qps=10, duration=60), signals=stop_now)
+    async def stop_when_some_are_served() -> Sequence[Signal]:
+        return ("stop",) if time.monotonic() > stopped_at else ()
+
+    end = await site.run(await site.plan(SPEC, qps=10, duration=60), signals=stop_when_some_are_served)
     assert "PARTIAL" in summary_of(end, "load")
     assert "stopped by request" in summary_of(end, "load")
 
