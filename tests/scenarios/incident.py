@@ -21,7 +21,7 @@ from bot.demo.panel import press
 from bot.records import RunRecord
 from bot.store import Store
 from bot.workspace.client import WorkspaceClient
-from bot.workspace.reading import ReadMessage
+from bot.workspace.reading import ButtonNotFound, ReadMessage
 
 START_S = 60
 
@@ -40,7 +40,15 @@ class Incident:
         assert result.ok, f"{text} was not acknowledged: {result}"
 
     async def press(self, button: str, *, user: str = "oncall", run: str | None = None) -> None:
-        result = await self.client.press(user, button, run=run)
+        deadline = time.monotonic() + 15
+        while True:  # the message with the button follows the run's rows by an edit interval
+            try:
+                result = await self.client.press(user, button, run=run)
+                break
+            except ButtonNotFound:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
         assert result.ok, f"the button {button} was not acknowledged: {result}"
 
     async def break_(self, button: str) -> str:
