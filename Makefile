@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 3
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-heavy lint format typecheck bench docs clean
@@ -25,7 +26,7 @@ demo: setup  ## workspace + demonstration host + bot, on this machine; Ctrl-C st
 
 test: setup lint typecheck  ## the whole suite, but what is marked heavy
 	@deploy/packages.sh chromium gcc
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 test-heavy: setup  ## the marked tests: minutes long, or gigabytes of downloads
 	@deploy/packages.sh chromium gcc

@@ -3,13 +3,17 @@
 The file is an ordinary gpu-oncall settings file, so what works in the demonstration can be read and copied.
 """
 
+import contextlib
+import random
 import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpu_actions.files import write_atomically
 from gpu_actions.models import Frozen
 
+FREE_RANGE = range(26_000, 32_000)
 DEFAULT_STATE_DIR = Path("var/demo")
 
 
@@ -57,17 +61,21 @@ def new_layout(state_dir: Path, *, free_ports: bool = False) -> Layout:
     """Lay out a demonstration, with tokens of its own. `free_ports` takes any that are free, for tests."""
     ports = Ports()
     if free_ports:
-        names = list(Ports.model_fields)
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
-        ports = Ports(**{name: s.getsockname()[1] for name, s in zip(names, sockets, strict=True)})
-        for s in sockets:
-            s.close()
+        ports = Ports(**dict(zip(Ports.model_fields, _free_ports(), strict=False)))
     return Layout(
         state_dir=state_dir.absolute(),
         ports=ports,
         bot_token=f"xoxb-demo-{secrets.token_hex(8)}",
         app_token=f"xapp-demo-{secrets.token_hex(8)}",
     )
+
+
+def _free_ports() -> Iterator[int]:
+    """Free ports below the kernel's own range (from 32768): a client's connection could take one of those meanwhile."""
+    for port in random.sample(FREE_RANGE, len(FREE_RANGE)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            yield port
 
 
 def busy_ports(layout: Layout) -> dict[str, int]:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -23,16 +22,9 @@ from gpu_actions.serving.engines import RefusedError
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.serving.router_managed import ManagedRouter
 from gpu_actions.walk import RunStep, WalkEnd, WalkReport, walk
+from tests.ports import free_ports
 
 TINY = Path(__file__).with_name("tiny_engine.py")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """A small slow backend and a host's settings, for tests that drive a real HAProxy."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +12,7 @@ from aiohttp import web
 
 from gpu_actions.config import HostConfig
 from gpu_actions.serving.router_managed import ManagedRouter
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_port
 
 
 @dataclass

@@ -17,7 +17,7 @@ from gpu_actions.config import EngineConfig
 from gpu_actions.serving.drivers import build_engine
 from gpu_actions.serving.engine_profile import profile_folder, traces_since
 from gpu_actions.serving.interfaces import Engine, EngineError
-from tests.gpu_actions.serving.conftest import free_port
+from tests.ports import free_port
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[..., Awaitable[Engine]]

@@ -9,7 +9,8 @@ import pytest
 from gpu_actions.serving.drivers import build_router
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.router_haproxy import ExistingRouter
-from tests.gpu_actions.serving.conftest import MakeSite, Site, free_port
+from tests.gpu_actions.serving.conftest import MakeSite, Site
+from tests.ports import free_port
 
 StartTheirs = Callable[..., Awaitable[tuple[Site, ExistingRouter]]]
 

@@ -96,11 +96,13 @@ async def test_start_stop_and_state_go_through_the_commands(make_unit: MakeUnit,
 async def test_a_process_that_outlives_the_stop_command_is_killed_after_the_grace(
     make_unit: MakeUnit, tmp_path: Path
 ) -> None:
-    unit = make_unit(program="trap '' TERM; touch ready; while :; do sleep 0.1; done", stop_grace_s=0.2)
+    ready = tmp_path / "ready"
+    unit = make_unit(program=f"trap '' TERM; touch {ready}; while :; do sleep 0.1; done", stop_grace_s=0.2)
     await unit.start()
     main = (await unit.state()).main_pid
     assert main is not None
-    await asyncio.sleep(0.2)  # the shell needs a moment to ignore the signal, and has nothing to wait for
+    while not ready.exists():
+        await asyncio.sleep(0.01)
     report = await unit.stop()
     assert report.killed
     assert main in report.pids

@@ -122,7 +122,7 @@ async def test_a_program_that_dies_is_started_again_and_counted(make_unit: MakeU
     first = (await unit.state()).main_pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    await eventually(lambda: unit._main(unit._record()) is not None and not alive(first))
+    await eventually(lambda: not alive(first) and unit._main(unit._record()) is not None)
     state = await unit.state()
     assert state.main_pid not in {None, first}
     assert state.restarts == 1

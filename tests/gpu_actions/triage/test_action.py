@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from gpu_actions.triage.judge import judge
 from gpu_actions.triage.snapshot import load_snapshot
 from gpu_actions.triage.thresholds import TriageThresholds
 from tests.gpu_actions.triage.conftest import process_state
+from tests.ports import free_port
 
 ENGINE = """
 import asyncio, subprocess, sys
@@ -46,12 +46,6 @@ app.router.add_post("/v1/completions", completions)
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, shutdown_timeout=0.1)
 """  # noqa: E501
 QUICK = TriageThresholds(window_s=0.4, completion_deadline_s=0.6)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from gpu_actions.triage.judge import judge
 from gpu_actions.triage.matrix import matrix_of
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage.conftest import end
+from tests.ports import free_port
 
 CONFIG = """
 global
@@ -43,9 +44,7 @@ def haproxy(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A real HAProxy with a server in maintenance and one of the weight that the test names."""
     program = shutil.which("haproxy")
     assert program, "install haproxy (make setup)"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     path = tmp_path / "admin.sock"
     (tmp_path / "h.cfg").write_text(
         CONFIG.format(socket=path, port=port, weight=getattr(request, "param", 50))
