@@ -1,8 +1,8 @@
 """Load generators side by side on the same server: ours, vLLM's benchmark client, plain aiohttp, httpx. One core, one process.
 
 For each: the highest rate of a ladder at which the p99 of the client's own lateness (start of the request after its due time)
-stays under 5 ms and 99 % are served; and at 200 requests/s, as the median of three runs, the CPU a request and the error of TTFT
-p50 and p99 against the times that the server itself wrote down for the same requests (its own jitter is part of the truth).
+stays under 5 ms and 99 % are served; and at 200 requests/s, as the median of three runs, the CPU a request and the error of
+TTFT p50 and p99 against the times that the server itself wrote down for the same requests (its jitter is part of the truth).
 All get the same schedule, prompts, uvloop and core. vLLM's request function is loaded from its file, unchanged:
   pip install --no-deps --target DIR vllm; pip install --target DIR httpx regex tqdm
   PYTHONPATH=DIR VLLM_REQUEST_FUNC=DIR/vllm/benchmarks/lib/endpoint_request_func.py python benchmarks/loadtest_clients.py
@@ -223,7 +223,7 @@ def port_of(server: "subprocess.Popen[bytes]") -> int:
 
 
 def highest_rate(name: str, port: int) -> tuple[float, float]:
-    """The highest rate that the client holds, and its p99 lateness there; a failed rate is tried twice, the machine is shared."""
+    """The highest rate that the client holds, and its p99 lateness there; a failed rate is tried twice: machines are shared."""
 
     def holds(rate: float) -> float | None:
         figures = measure(name, port, rate)

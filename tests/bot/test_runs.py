@@ -144,7 +144,7 @@ async def test_the_same_request_delivered_four_times_starts_one_run(runs: Runs, 
 async def test_a_stop_ends_the_whole_process_tree_and_compensates(runs: Runs, tmp_path: Path) -> None:
     run = await start(runs, script="count:a tree:b count:c", settle="count:z")
     async with asyncio.timeout(20):
-        while len(family(tmp_path)) < 2:  # noqa: ASYNC110  (processes tell nobody)
+        while len(family(tmp_path)) < 2:
             await asyncio.sleep(0.02)
     stopping = await runs.stop(run.id, by=LEAD)
     assert stopping.status is RunStatus.RUNNING

@@ -98,7 +98,7 @@ async def hold(context: StepContext) -> StepResult:
 @step("toy.signal")
 async def until_signal(context: StepContext) -> StepResult:
     """Wait for a signal."""
-    while not (told := await context.signals()):  # noqa: ASYNC110  (the contract is a poll)
+    while not (told := await context.signals()):
         await asyncio.sleep(0.01)
     return StepResult(summary=f"told {', '.join(told)}")
 

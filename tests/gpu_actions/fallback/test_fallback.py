@@ -53,7 +53,7 @@ async def test_a_verdict_that_names_the_hang_spares_the_plan_its_own_wait(site_w
     site = await site_with(fallback={"drain_stall_s": 30})
     async with site.traffic(clients=2):
         await site.freeze_rank()
-        while (await site.host.tp.engine.metrics()).running != 2:  # noqa: ASYNC110
+        while (await site.host.tp.engine.metrics()).running != 2:
             await asyncio.sleep(0.02)
         verdict = Verdict(verdict=VerdictKind.FALL_BACK, cause="nccl_hang", summary="hangs")
         facts = await asyncio.wait_for(gather_facts(site.host, known_hung=verdict.cause == "nccl_hang"), 5)

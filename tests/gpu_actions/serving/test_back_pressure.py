@@ -76,12 +76,12 @@ async def test_short_and_long_requests_have_their_own_shares_of_one_limit(make_r
 async def test_the_queue_is_counted_with_the_limited_server(make_router: MakeRouter) -> None:
     site, router, _ = await on_fallback(make_router, service_s=1.0, max_concurrent=3, long_share=1)
     asked = [asyncio.create_task(ask(site)) for _ in range(5)]
-    while (await router.server("single")).queued != 3:  # noqa: ASYNC110  (the state lives in HAProxy)
+    while (await router.server("single")).queued != 3:
         await asyncio.sleep(0.01)
     assert (await router.server("single")).sessions == 2
     assert (await router.server("tp")).queued == 0
     await router.clear_back_pressure("single")
-    while (await router.server("single")).queued:  # noqa: ASYNC110
+    while (await router.server("single")).queued:
         await asyncio.sleep(0.01)
     assert {status for status, _, _ in await asyncio.gather(*asked)} == {200}
     assert site.fallback.peak == 5
@@ -90,13 +90,13 @@ async def test_the_queue_is_counted_with_the_limited_server(make_router: MakeRou
 async def test_a_client_that_hangs_up_in_the_queue_never_reaches_the_engine(make_router: MakeRouter) -> None:
     site, router, _ = await on_fallback(make_router, service_s=0.6, max_concurrent=2, long_share=1)
     first = asyncio.create_task(ask(site))
-    while not site.fallback.inflight:  # noqa: ASYNC110
+    while not site.fallback.inflight:
         await asyncio.sleep(0.01)
     impatient = asyncio.create_task(ask(site))
-    while (await router.server("single")).queued != 1:  # noqa: ASYNC110
+    while (await router.server("single")).queued != 1:
         await asyncio.sleep(0.01)
     impatient.cancel()
-    while (await router.server("single")).queued:  # noqa: ASYNC110
+    while (await router.server("single")).queued:
         await asyncio.sleep(0.01)
     assert (await first)[0] == 200
     assert (await ask(site))[0] == 200

@@ -40,7 +40,7 @@ async def start_theirs(make_site: MakeSite, tmp_path: Path) -> AsyncIterator[Sta
         config.write_text("\n".join(lines) + "\n")
         process = await asyncio.create_subprocess_exec("haproxy", "-db", "-f", str(config))
         running.append(process)
-        while not socket.exists():  # noqa: ASYNC110  (HAProxy makes it)
+        while not socket.exists():
             await asyncio.sleep(0.01)
         router = build_router(site.config, state_dir=site.state_dir)
         assert isinstance(router, ExistingRouter)
