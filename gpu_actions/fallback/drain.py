@@ -5,7 +5,9 @@ Drained means: no session and no queue at the router, and nothing running or wai
 """
 
 import asyncio
+import itertools
 import time
+from collections.abc import Sequence
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.fallback import run_notes
@@ -18,6 +20,9 @@ from gpu_actions.serving.interfaces import RouterError
 POLL_S = 0.25
 QUIET_SCRAPES = 3
 SETTLE_AFTER_CUT_S = 2.0
+SILENT_STALLS = 3
+"""An engine whose counters cannot be read at all for this many times the stall limit is taken for one that stands still: a
+busy engine still answers a scrape, a frozen one never does."""
 
 
 class DrainEnd(Frozen):
@@ -26,6 +31,7 @@ class DrainEnd(Frozen):
     cut: int
     held: int | None
     reason: str
+    stalled: bool = False
     seconds: float
 
 
@@ -74,7 +80,7 @@ async def drain(context: StepContext) -> StepResult:
             "cut": cut,
             "engine_held": ended.held,
             "reason": ended.reason,
-            "stalled": "stood still" in ended.reason,
+            "stalled": ended.stalled,
             "seconds": round(ended.seconds, 3),
         },
         warning=cut > 0,
@@ -99,17 +105,20 @@ async def _until_drained(context: StepContext, tier: Tier) -> DrainEnd:
         if quiet >= QUIET_SCRAPES:
             return DrainEnd(cut=0, held=0, reason="everything finished", seconds=elapsed)
         standstill = judge_progress(samples, stall_s=stall_s) is Progress.FLAT
-        if standstill or elapsed >= timeout_s:
-            reason = (
-                f"its token counter stood still for {stall_s:g} s"
-                if standstill
-                else f"not finished within {timeout_s:g} s"
-            )
+        silent_s = silence_s(samples)
+        silent = silent_s >= SILENT_STALLS * stall_s and not await tier.engine.is_live(timeout_s=1)
+        if standstill or silent or elapsed >= timeout_s:
+            reason = f"not finished within {timeout_s:g} s"
+            if standstill:
+                reason = f"its token counter stood still for {stall_s:g} s"
+            elif silent:
+                reason = f"its engine answered nothing for {silent_s:.0f} s"
             await _cut(context, tier, expected=state.sessions)
             return DrainEnd(
                 cut=state.sessions,
                 held=None if held is None else int(held),
                 reason=reason,
+                stalled=standstill or silent,
                 seconds=time.monotonic() - started,
             )
         context.report(
@@ -117,6 +126,12 @@ async def _until_drained(context: StepContext, tier: Tier) -> DrainEnd:
             elapsed / timeout_s,
         )
         await asyncio.sleep(POLL_S)
+
+
+def silence_s(samples: Sequence[TokenSample]) -> float:
+    """Seconds for which the last samples in a row could not be read; 0 when the last one could."""
+    silent = list(itertools.takewhile(lambda one: one.tokens is None and one.held is None, reversed(samples)))
+    return silent[0].at_s - silent[-1].at_s if silent else 0.0
 
 
 async def _cut(context: StepContext, tier: Tier, *, expected: int) -> None:

@@ -55,6 +55,7 @@ class Collection:
                 ranks=target.ranks,
                 tier=target.tier,
                 tier_expected=target.tier_expected,
+                other_pids=target.other_pids,
                 router_server=target.router_server,
                 fallback_memory_gib=target.fallback_memory_gib,
             ),

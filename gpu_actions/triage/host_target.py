@@ -27,14 +27,16 @@ async def target_of_host(
             states[name] = None
     chosen: TierName = tier or serving_tier(states)
     state = states.get(chosen)
+    others = [one.pids for name, one in states.items() if name != chosen and one is not None and one.active]
     socket = host.config.router.socket or getattr(getattr(host.router, "admin", None), "path", None)
-    return target_of_config(
+    target = target_of_config(
         host.config,
         tier=chosen,
         state=state,
         router_socket=socket if isinstance(socket, Path) else None,
         since=since,
     )
+    return target.model_copy(update={"other_pids": tuple(pid for pids in others for pid in pids)})
 
 
 def serving_tier(states: dict[str, UnitState | None]) -> TierName:

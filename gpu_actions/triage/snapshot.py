@@ -61,6 +61,7 @@ class Expectation(Frozen):
     ranks: int | None = Field(default=None, ge=1, le=64)
     tier: str = "tp"
     tier_expected: bool = True
+    other_pids: tuple[int, ...] = ()
     router_server: str | None = None
     fallback_memory_gib: float | None = Field(default=None, gt=0)
 

@@ -29,6 +29,10 @@ class TriageTarget(Frozen):
     completion: bool = Field(default=True, description="send one synthetic completion to the engine")
     pids: tuple[int, ...] = Field(default=(), description="main processes of the tier's unit")
     pid_file: Path | None = None
+    other_pids: tuple[int, ...] = Field(
+        default=(),
+        description="processes of the other tier, which may hold GPU memory while this one is stopped",
+    )
     ranks: int | None = Field(
         default=None, ge=1, le=64, description="processes that take part in its collectives"
     )

@@ -103,12 +103,14 @@ def _one(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
     yield from _heat(context, gpu)
     if gpu.mig:
         yield make_finding("gpu.mig", f"{gpu.label} is partitioned", subject=subject)
-    if gpu.processes and not context.snapshot.expected.tier_expected:
-        held_mib = sum(process.memory_mib or 0 for process in gpu.processes)
+    expected = context.snapshot.expected
+    strays = [process for process in gpu.processes if process.pid not in expected.other_pids]
+    if strays and not expected.tier_expected:
+        held_mib = sum(process.memory_mib or 0 for process in strays)
         yield make_finding(
             "gpu.memory_held",
-            f"{gpu.label}: {count(len(gpu.processes), 'process', 'processes')} hold {held_mib / 1024:.1f} GiB",
-            evidence={"processes": [process.model_dump() for process in gpu.processes[:16]]},
+            f"{gpu.label}: {count(len(strays), 'process', 'processes')} hold {held_mib / 1024:.1f} GiB",
+            evidence={"processes": [process.model_dump() for process in strays[:16]]},
             subject=subject,
         )
 

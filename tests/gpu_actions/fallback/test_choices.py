@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gpu_actions.config import TierConfig
 from gpu_actions.fallback.condition import Condition, Progress, TokenSample, judge_progress
+from gpu_actions.fallback.drain import silence_s
 from gpu_actions.fallback.gpu_memory import GpuMemories, GpuMemory
 from gpu_actions.fallback.gpus import choose_gpus
 from gpu_actions.fallback.plan import choose_order
@@ -235,3 +236,13 @@ def test_every_finding_leads_to_one_state_that_it_supports(found: Found) -> None
 def test_only_our_own_processes_count_as_holders_of_gpu_memory() -> None:
     memories = GpuMemories(gpus=(gpu(0, pids=(7, 8)), gpu(1, pids=(9,)), gpu(2, pids=None)))
     assert holders(memories, [8, 100]) == {"GPU-0": [8]}
+
+
+def test_silence_counts_from_the_last_answer() -> None:
+    def at(second: float, tokens: float | None) -> TokenSample:
+        return TokenSample(at_s=second, tokens=tokens, held=None if tokens is None else 1)
+
+    assert silence_s([]) == 0
+    assert silence_s([at(0, None), at(1, 5)]) == 0
+    assert silence_s([at(0, None), at(1, 5), at(2, None), at(6, None)]) == 4
+    assert silence_s([at(0, None), at(9, None)]) == 9

@@ -1,6 +1,8 @@
 """Whole fallbacks on real processes and a real HAProxy, with traffic running all the while."""
 
 import asyncio
+import os
+import signal
 from typing import Any
 
 from gpu_actions.fallback.gpus import Candidate, Choice
@@ -9,7 +11,7 @@ from gpu_actions.fallback.preflight import gather_facts
 from gpu_actions.forensics.bundle import read_manifest
 from gpu_actions.models import Verdict, VerdictKind
 from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import StopAt, data_of, statuses
+from tests.gpu_actions.fallback.site import StopAt, data_of, statuses, summary_of
 
 
 async def test_a_planned_fallback_loses_no_request_and_refuses_none(site_with: MakeSite) -> None:
@@ -147,4 +149,18 @@ async def test_a_stop_after_the_tier_was_stopped_stays_on_the_fallback(site_with
     assert end.ended.status == "cancelled"
     assert data_of(end, "settle")["state"] == "fallback_serving"
     assert seen.lost == []
+    await site.check_serving("fallback")
+
+
+async def test_an_engine_that_answers_nothing_is_cut_long_before_the_deadline(site_with: MakeSite) -> None:
+    site = await site_with(fallback={"drain_timeout_s": 60, "drain_stall_s": 0.5})
+    pids = (await site.host.tp.unit.state()).pids
+    async with site.traffic():
+        await asyncio.sleep(0.5)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        end = await site.run(await site.plan(skip_validation=True))
+    assert end.ended.status == "succeeded"
+    assert "its engine answered nothing" in summary_of(end, "drain")
+    assert data_of(end, "drain")["seconds"] < 15
     await site.check_serving("fallback")

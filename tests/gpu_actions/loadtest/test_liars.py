@@ -97,7 +97,9 @@ async def test_requests_that_never_end_push_the_percentiles_up_instead_of_leavin
     result = await measure(server.spec(timeout_s=1))
     assert result.latency.ttft.p99.at_least
     assert result.latency.ttft.p99.value_ms == pytest.approx(1000, abs=250)
-    assert result.latency.ttft.p50.value_ms == pytest.approx(5, abs=2)
+    assert (
+        result.latency.ttft.p50.value_ms < 100
+    )  # half of the requests are honest ones, of 5 ms on a quiet machine
     assert result.latency.ttft.censored == result.errors[0].count
 
 

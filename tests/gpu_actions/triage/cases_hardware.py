@@ -168,6 +168,14 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "watch",
         "environment",
     ),
+    "GPU memory that the other tier holds after a stop": (
+        lambda: make.healthy(
+            expected={"tier_expected": False, "other_pids": (7,)},
+            nvml=make.with_gpu(2, processes=(GpuProcess(pid=7, memory_mib=900),)).model_copy(),
+        ),
+        "healthy",
+        "none",
+    ),
     "GPU memory that is held after a stop": (
         lambda: make.healthy(
             expected={"tier_expected": False},
