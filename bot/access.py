@@ -101,7 +101,7 @@ class Access:
     def _mention(self, member: str) -> str:
         group = self._handles.get(member.removeprefix("@").lower(), "") if member.startswith("@") else member
         if group.startswith("S"):
-            return f"<!subteam^{group}>"
+            return f"<!subteam^{group}|{member}>" if member.startswith("@") else f"<!subteam^{group}>"
         return f"<@{member}>" if member.startswith(("U", "W")) else member
 
     async def _users_of(self, group: str) -> frozenset[str]:

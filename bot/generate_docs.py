@@ -8,9 +8,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def documents() -> dict[str, Callable[[], str]]:
     """Path in the repository -> the function that makes the text."""
+    from bot.manifest import render
+    from bot.settings import SlackSettings
     from bot.settings_docs import settings_markdown
+    from gpu_actions.loadtest.schema import schema_text
+    from gpu_actions.triage.rules.document import rules_markdown
 
-    return {"docs/settings.md": settings_markdown}
+    return {
+        "docs/settings.md": settings_markdown,
+        "docs/triage-rules.md": rules_markdown,
+        "docs/loadtest.schema.json": schema_text,
+        "manifest.yaml": lambda: render(SlackSettings()),
+    }
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ class Planner:
             approvers=rule.approvers,
             expires_s=rule.expires_s,
             remind_before_s=min(rule.remind_before_s, rule.expires_s / 2),
-            reason=f"the settings ask for {people} of the role {rule.approvers} before {plan.action} changes anything",
+            reason=f"The settings ask for {people} of the role {rule.approvers} before {plan.action} changes anything.",
         )
         return plan.model_copy(update={"gate": gate})
 

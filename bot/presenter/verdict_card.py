@@ -3,8 +3,7 @@
 What is healthy is one line. Only a `fall_back` verdict has the button "Start fallback".
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bot.presenter.message import Block, Lines, Message, Part, actions, button, compose, header, section
@@ -29,7 +28,7 @@ def verdict_card(run: RunRecord, verdict: Verdict, view: View, *, links: Lines, 
     parts: list[Part] = [header(title), section(f"{VERDICT_SIGNS[verdict.verdict]} {todo}")]
     if verdict.summary:
         parts.append(section(one_line(verdict.summary, 1000)))
-    parts.append(Lines(tuple(finding_lines(verdict.findings)), noun="findings"))
+    parts.append(Lines(tuple(finding_lines(verdict.findings, said=verdict.action)), noun="findings"))
     if calm := calm_line(verdict.findings):
         parts.append(Lines((calm,), noun="components", small=True))
     buttons = [button("Triage again", TRIAGE_AGAIN, run.id)]
@@ -63,7 +62,7 @@ def what_to_do(verdict: Verdict, host: str, view: View) -> str:
     return "*What to do:* " + " ".join(parts)
 
 
-def finding_lines(findings: Iterable[Finding]) -> list[str]:
+def finding_lines(findings: Iterable[Finding], *, said: str = "") -> list[str]:
     """Lines by component, the component with the worst finding first; healthy and informative findings are left out."""
     loud = [f for f in findings if f.severity in WORST_FIRST[:3]]
     rank = {severity: n for n, severity in enumerate(WORST_FIRST)}
@@ -77,17 +76,17 @@ def finding_lines(findings: Iterable[Finding]) -> list[str]:
         for finding in sorted(
             (f for f in loud if f.component == component), key=lambda f: (rank[f.severity], f.id)
         ):
-            lines.append(finding_line(finding))
+            lines.append(finding_line(finding, said=said))
     return lines
 
 
-def finding_line(finding: Finding) -> str:
-    """Sign, what it is, its evidence, what to do: one line."""
+def finding_line(finding: Finding, *, said: str = "") -> str:
+    """Sign, what it is, its evidence, what to do (unless the card has `said` that already): one line."""
     evidence = evidence_text(finding.evidence)
     line = f"{SEVERITY_SIGNS[finding.severity]} {one_line(finding.summary, 220)}"
     if evidence:
         line += f" - {one_line(evidence, 200)}"
-    if finding.action:
+    if finding.action and finding.action != said:
         line += f" · {one_line(finding.action, 150)}"
     return line
 
@@ -108,18 +107,36 @@ def calm_line(findings: Iterable[Finding]) -> str:
     return "\n".join(parts)
 
 
+MAX_FACTS = 6
+"""Figures of a finding on its line; all of them are in the raw snapshot."""
+
+
 def evidence_text(evidence: dict[str, Any]) -> str:
-    """Evidence on one line: `running 3, tokens_flat_s 31, states {"1":"T"}`; not escaped yet."""
-    return ", ".join(f"{key} {_value(value)}" for key, value in evidence.items() if value is not None)
+    """Evidence on one line, for a phone: `running 1, flat s 3, sources token counter + stacks`; not escaped yet.
+
+    Nested figures are named by their own key; lists of records are counted, since nobody reads JSON at 3 a.m.
+    """
+    facts = list(_facts(evidence))
+    more = f", {len(facts) - MAX_FACTS} more" if len(facts) > MAX_FACTS else ""
+    return ", ".join(facts[:MAX_FACTS]) + more
 
 
-def _value(value: object) -> str:
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4g}"
-        case str():
-            return clip(value, 100)
-        case _:
-            return clip(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str), 100)
+def _facts(evidence: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in evidence.items():
+        name = str(key).replace("_", " ")
+        match value:
+            case None | "" | [] | {}:
+                continue
+            case bool():
+                yield f"{name} {'yes' if value else 'no'}"
+            case float():
+                yield f"{name} {value:.4g}"
+            case dict():
+                yield from _facts(value)
+            case list() if any(isinstance(item, dict | list) for item in value):
+                yield f"{name} {len(value)}"
+            case list():
+                shown = " + ".join(str(item).replace("_", " ") for item in value[:4])
+                yield clip(f"{name} {shown}{' ...' if len(value) > 4 else ''}", 100)
+            case _:
+                yield clip(f"{name} {value}", 100)

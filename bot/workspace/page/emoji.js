@@ -60,12 +60,14 @@ const DRAWN = {
     ["circle", { cx: 5.8, cy: 13, r: 2.3, fill: "#30343b" }],
     ["circle", { cx: 15.8, cy: 13, r: 2.3, fill: "#30343b" }],
   ],
+  paperclip: [line("M8 12.500l6.500-6.500a3 3 0 0 1 4.300 4.300L10.500 18.500a4.800 4.800 0 0 1-6.800-6.800L11 4.5", "#5b6470", 2)],
+  raised_hand: [["path", { d: "M7 12V5.500a1.400 1.400 0 0 1 2.800 0V10h.6V3.800a1.400 1.400 0 0 1 2.800 0V10h.6V5a1.400 1.400 0 0 1 2.800 0v6h.6V8a1.300 1.300 0 0 1 2.600 0v7c0 4-2.600 7-6.600 7-3 0-4.600-1.300-6-3.600L3.700 14a1.500 1.500 0 0 1 2.400-1.700z", fill: "#f2b84b", stroke: "#b07d1a", "stroke-width": 0.8 }]],
   stopwatch: [["circle", { cx: 12, cy: 13.5, r: 8, fill: "#f4f5f7", stroke: "#5b6470", "stroke-width": 2 }], line("M12 13.500V9M10 2.500h4M12 2.500v2.5", "#5b6470", 2)],
 };
 
 const CHARACTERS = {
   tada: "\u{1F389}", rocket: "\u{1F680}", fire: "\u{1F525}", wrench: "\u{1F527}", hammer_and_wrench: "\u{1F6E0}",
-  package: "\u{1F4E6}", paperclip: "\u{1F4CE}", wave: "\u{1F44B}", pray: "\u{1F64F}", "+1": "\u{1F44D}", "-1": "\u{1F44E}",
+  package: "\u{1F4E6}", wave: "\u{1F44B}", pray: "\u{1F64F}", "+1": "\u{1F44D}", "-1": "\u{1F44E}",
   point_right: "\u{1F449}", snowflake: "\u2744", zap: "\u26A1", shield: "\u{1F6E1}", movie_camera: "\u{1F3A5}", link: "\u{1F517}",
 };
 
