@@ -56,6 +56,15 @@ class Baseline(Frozen):
     runs: tuple[BaselineRun, ...] = Field(min_length=MIN_RUNS)
 
 
+class RunSet(Frozen):
+    """Finished runs to compare with where there is no baseline, a single one at least. Judges only when a person names it."""
+
+    name: str
+    workload: Workload
+    host: HostFacts
+    runs: tuple[BaselineRun, ...] = Field(min_length=1)
+
+
 class ReferenceFigure(Frozen):
     """One published line."""
 
@@ -96,6 +105,14 @@ def baseline_run(result: LoadTestResult) -> BaselineRun:
         e2e_p99_ms=result.latency.e2e.p99.value_ms,
         samples=result.samples,
     )
+
+
+def run_set(name: str, result: LoadTestResult) -> RunSet:
+    """One run as something to compare another with. Raises BaselineError for a void or partial one."""
+    if result.verdict is RunVerdict.VOID or result.partial:
+        state = "partial" if result.partial else "void"
+        raise BaselineError(f"{name} is {state}: {'; '.join(result.reasons)}; compare with another run")
+    return RunSet(name=name, workload=result.workload, host=result.host, runs=(baseline_run(result),))
 
 
 def differing_fields(left: Workload, right: Workload) -> list[str]:

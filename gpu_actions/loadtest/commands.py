@@ -13,7 +13,9 @@ from gpu_actions.loadtest.baseline import (
     BaselineError,
     BaselineStore,
     Reference,
+    RunSet,
     make_baseline,
+    run_set,
 )
 from gpu_actions.loadtest.cli import (
     add_load_flags,
@@ -152,17 +154,17 @@ def _record(options: argparse.Namespace, store: BaselineStore) -> int:
 
 
 def compare_command(argv: list[str]) -> int:
-    """`compare A B`: run A (file or folder) against baseline or runs B. Exit 0 good, 1 regressed, 3 open or refused."""
+    """`compare A B`: run A (file or folder) against B, a baseline's name or a run. Exit 0, 1 regressed, 3 open or refused."""
     parser = argparse.ArgumentParser(prog="loadtest compare")
     parser.add_argument("candidate", type=Path, metavar="A", help="a run: its load_test.json or folder")
-    parser.add_argument("baseline", metavar="B", help="a baseline's name")
+    parser.add_argument("baseline", metavar="B", help="a baseline's name, or another run's file or folder")
     parser.add_argument("--tolerance-percent", type=float, default=10.0)
     parser.add_argument("--json", action="store_true")
     _store_flag(parser)
     options = parser.parse_args(argv)
     try:
         candidate = _read(options.candidate)
-        baseline = BaselineStore(options.store).get(options.baseline)
+        baseline = _yardstick(BaselineStore(options.store), options.baseline)
     except ValueError as error:  # BaselineError too
         return complain(str(error))
     comparison = compare(candidate, baseline, tolerance_percent=options.tolerance_percent)
@@ -170,6 +172,11 @@ def compare_command(argv: list[str]) -> int:
         comparison.model_dump_json(indent=1) + "\n" if options.json else comparison_text(comparison)
     )
     return comparison.exit_code
+
+
+def _yardstick(store: BaselineStore, name: str) -> Baseline | RunSet | Reference:
+    """A baseline of the store; else the run of that file or folder."""
+    return run_set(name, _read(Path(name))) if Path(name).exists() else store.get(name)
 
 
 def orchestrate_command(argv: list[str]) -> int:

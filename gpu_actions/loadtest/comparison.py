@@ -12,7 +12,14 @@ from typing import Any
 
 from pydantic import Field
 
-from gpu_actions.loadtest.baseline import Baseline, BaselineRun, Reference, baseline_run, differing_fields
+from gpu_actions.loadtest.baseline import (
+    Baseline,
+    BaselineRun,
+    Reference,
+    RunSet,
+    baseline_run,
+    differing_fields,
+)
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
 from gpu_actions.loadtest.statistics import wilson_interval
 from gpu_actions.models import Frozen
@@ -83,7 +90,7 @@ class Comparison(Frozen):
 
 def compare(
     candidate: LoadTestResult | Sequence[LoadTestResult],
-    baseline: Baseline | Reference,
+    baseline: Baseline | RunSet | Reference,
     *,
     tolerance_percent: float = TOLERANCE_PERCENT,
 ) -> Comparison:
@@ -95,7 +102,7 @@ def compare(
     results = [candidate] if isinstance(candidate, LoadTestResult) else list(candidate)
     if refusals := _refusals(results, baseline):
         return Comparison(verdict=Change.REFUSED, baseline_name=baseline.name, reasons=tuple(refusals))
-    assert isinstance(baseline, Baseline)  # noqa: S101  (a Reference was refused)
+    assert not isinstance(baseline, Reference)  # noqa: S101  (it was refused)
     runs = [baseline_run(result) for result in results]
     metrics = [_served(runs, baseline.runs)]
     metrics += [
@@ -116,15 +123,20 @@ def compare(
     if failed and verdict is not Change.REGRESSED:
         verdict = Change.REGRESSED
     reasons += [f"the run failed its own limits: {'; '.join(result.reasons)}" for result in failed]
+    reasons = reasons or ["every metric is within the tolerance"]
+    if len(baseline.runs) == 1:
+        reasons.append(
+            f"{baseline.name} is a single run: the intervals do not hold how far runs of one healthy service lie apart"
+        )
     return Comparison(
         verdict=verdict,
         baseline_name=baseline.name,
-        reasons=tuple(reasons) or ("every metric is within the tolerance",),
+        reasons=tuple(reasons),
         metrics=tuple(metrics),
     )
 
 
-def _refusals(results: Sequence[LoadTestResult], baseline: Baseline | Reference) -> list[str]:
+def _refusals(results: Sequence[LoadTestResult], baseline: Baseline | RunSet | Reference) -> list[str]:
     if isinstance(baseline, Reference):
         return [
             f"{baseline.name} is an unverified reference and never the judge; record a baseline of this host"
@@ -234,6 +246,8 @@ def _run_effects(generator: Any, runs: Sequence[Any], quantile: float) -> Any:
     """
     import numpy
 
+    if len(runs) == 1:
+        return numpy.zeros(1)
     centres = numpy.log([max(_pooled([values], quantile), 1e-9) for values in runs])
     effects = centres - centres.mean()
     between = float(effects.var(ddof=1))

@@ -1,0 +1,129 @@
+"""The texts of `/loadtest compare` and `/loadtest baseline`: a verdict first, what to do second, then a line a metric."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bot.presenter.message import Lines, Message, compose, section
+from bot.presenter.mrkdwn import code, one_line
+from bot.presenter.view import View
+from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
+
+if TYPE_CHECKING:
+    from bot.load_results import KnownBaseline
+    from gpu_actions.loadtest.baseline import Baseline, Reference
+
+SIGNS = {
+    Change.MATCHES: ":large_green_circle:",
+    Change.IMPROVED: ":large_green_circle:",
+    Change.REGRESSED: ":red_circle:",
+    Change.INCONCLUSIVE: ":large_yellow_circle:",
+    Change.REFUSED: ":no_entry:",
+}
+NEXT = {
+    Change.MATCHES: "Nothing to do: as good as before.",
+    Change.IMPROVED: "Nothing to do: better than before. If it stays so, record a new baseline.",
+    Change.REGRESSED: "Look for the cause before traffic rests on it: triage says what changed on the host.",
+    Change.INCONCLUSIVE: "Not enough to tell: run it again, longer or at a higher rate.",
+    Change.REFUSED: "These two cannot be compared: repeat the test with the same options on the same host.",
+}
+METRIC_NAMES = {
+    "served_percent": "served",
+    "ttft_p50": "TTFT p50",
+    "ttft_p99": "TTFT p99",
+    "tpot_p50": "TPOT p50",
+    "e2e_p50": "E2E p50",
+    "e2e_p99": "E2E p99",
+}
+
+
+def comparison_message(run: str, comparison: Comparison, view: View) -> Message:
+    """The outcome of one comparison."""
+    title = f"{comparison.verdict.value.upper()}: {run} against {comparison.baseline_name}"
+    first = f"{SIGNS[comparison.verdict]} *{one_line(title)}*\n{NEXT[comparison.verdict]}"
+    lines = [_metric(metric) for metric in comparison.metrics]
+    reasons = [f"• {one_line(reason, 500)}" for reason in comparison.reasons]
+    return compose(
+        one_line(title),
+        [
+            section(first),
+            Lines(tuple(lines), noun="metrics"),
+            Lines(tuple(reasons), noun="reasons", small=True),
+        ],
+    )
+
+
+def baselines_message(known: "Sequence[KnownBaseline]", view: View) -> Message:
+    """All baselines, one line each; a star marks the judge of its workload."""
+    judges = sum(one.in_force for one in known)
+    first = (
+        f"{judges} baseline{'' if judges == 1 else 's'} in force"
+        if judges
+        else "No baseline of this host is recorded yet"
+    )
+    how = f"To record one on a good day: {view.command('loadtest', 'baseline record NAME')} (three runs)."
+    return compose(first, [section(f"*{first}*\n{how}"), Lines(tuple(map(_line, known)), noun="baselines")])
+
+
+def baseline_message(known: "KnownBaseline", view: View, *, done: str = "") -> Message:
+    """One baseline: its workload and its runs. `done` is what has just been done with it."""
+    entry = known.entry
+    if entry is None:
+        return compose(known.name, [section(f":no_entry: {one_line(known.problem, 800)}")])
+    first = done or (
+        f"{code(known.name)} judges its workload on this host"
+        if known.in_force
+        else f"{code(known.name)} is not in force"
+    )
+    if entry.kind == "reference":
+        return _reference(entry)
+    if not known.in_force:
+        first += f"; to make it the judge: {view.command('loadtest', f'baseline set {known.name}')}"
+    work = entry.workload
+    lines = [
+        f"*Load* {work.target_qps:g} requests/s, {work.max_new_tokens} new tokens, prompts "
+        f"{work.prompt_len_min}-{work.prompt_len_max}, {work.arrival} arrivals",
+        f"*Of* {one_line(work.model)} on {one_line(entry.host.hostname)}, recorded {one_line(entry.recorded_at)}",
+        *(
+            f"*Run {number}* {run.ok} of {run.sent} served in {run.measured_s:.0f} s, {run.achieved_qps:.1f} requests/s"
+            f"{_ms(', TTFT p99', run.ttft_p99_ms)}{_ms(', E2E p99', run.e2e_p99_ms)}"
+            for number, run in enumerate(entry.runs, start=1)
+        ),
+    ]
+    return compose(first, [section(f"{first}."), Lines(tuple(lines), noun="lines")])
+
+
+def _reference(entry: "Reference") -> Message:
+    first = f"{code(entry.name)} is a published reference, {'verified' if entry.verified else 'unverified'}: it never judges."
+    lines = [
+        f"*{one_line(figure.label)}*"
+        + (f" {figure.achieved_qps:g} requests/s" if figure.achieved_qps is not None else "")
+        + _ms(", p99", figure.p99_ms)
+        + (f" {one_line(figure.finding)}" if figure.finding else "")
+        for figure in entry.figures
+    ]
+    source = f"{one_line(entry.source)}. {one_line(entry.note, 500)}"
+    return compose(first, [section(f"{first}\n{source}"), Lines(tuple(lines), noun="figures")])
+
+
+def _line(known: "KnownBaseline") -> str:
+    entry: Baseline | Reference | None = known.entry
+    if entry is None:
+        return f":warning: {code(known.name)} {one_line(known.problem)}"
+    if entry.kind == "reference":
+        return f":books: {code(known.name)} unverified reference, never the judge"
+    load = f"{one_line(entry.workload.model)} at {entry.workload.target_qps:g} requests/s on {one_line(entry.host.hostname)}"
+    return f"{':star:' if known.in_force else ':white_circle:'} {code(known.name)} {load}, {len(entry.runs)} runs"
+
+
+def _metric(metric: MetricComparison) -> str:
+    name = METRIC_NAMES.get(metric.metric, metric.metric)
+    if metric.baseline is None or metric.candidate is None or metric.change is None:
+        return f":white_circle: *{name}* {one_line(metric.note)}"
+    unit, points = ("%", " points") if metric.metric == "served_percent" else (" ms", " %")
+    span = "" if metric.low is None or metric.high is None else f" [{metric.low:+.1f}, {metric.high:+.1f}]"
+    figures = f"{metric.baseline:.1f} → {metric.candidate:.1f}{unit}, {metric.change:+.1f}{points}{span}"
+    return f"{SIGNS[metric.verdict]} *{name}* {figures}: {metric.verdict.value}"
+
+
+def _ms(label: str, value: float | None) -> str:
+    return "" if value is None else f"{label} {value:.0f} ms"
