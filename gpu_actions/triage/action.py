@@ -1,19 +1,22 @@
 """The triage action: one step that looks at the host, judges what it saw, and keeps the raw snapshot as an artifact."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRequest, StepContext, StepResult, step
 from gpu_actions.files import artifact_of
-from gpu_actions.models import Frozen, VerdictKind
+from gpu_actions.models import Artifact, Frozen, Verdict, VerdictKind
 from gpu_actions.plan import Plan, Step
 from gpu_actions.triage.baselines import load_baseline
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import save_snapshot
+from gpu_actions.triage.matrix import matrix_of
+from gpu_actions.triage.snapshot import Snapshot, save_snapshot
 from gpu_actions.triage.thresholds import TriageThresholds
 
 
@@ -83,15 +86,32 @@ async def look(context: StepContext) -> StepResult:
     )
     verdict = judge(snapshot, thresholds, load_baseline(args.get("baseline")))
     path = save_snapshot(snapshot, context.workdir / "snapshot.json")
+    picture = await asyncio.to_thread(_picture, snapshot, verdict, context.workdir / "matrix.png")
     return StepResult(
         summary=f"{verdict.verdict.value.replace('_', ' ')}: {verdict.cause}: {verdict.summary}"
         if verdict.verdict is not VerdictKind.HEALTHY
         else f"healthy: {verdict.summary}",
         data={"cause": verdict.cause, "verdict": verdict.verdict.value, "tier": target.tier},
         findings=verdict.findings,
-        artifacts=(artifact_of(path, source="gpu_actions.triage", title="raw snapshot"),),
+        artifacts=(artifact_of(path, source="gpu_actions.triage", title="raw snapshot"), *picture),
         verdict=verdict,
         warning=verdict.verdict is VerdictKind.UNKNOWN,
+    )
+
+
+def _picture(snapshot: Snapshot, verdict: Verdict, path: Path) -> tuple[Artifact, ...]:
+    """The GPU and link matrix for the thread; nothing on a host without GPUs. A verdict never fails for its picture."""
+    from gpu_actions.triage.picture import draw_matrix  # Pillow: only where a picture is drawn
+
+    title = f"{verdict.verdict.value.replace('_', ' ').upper()}: {verdict.cause} on {snapshot.host}"
+    try:
+        drawn = draw_matrix(matrix_of(snapshot, verdict), path, title=title)
+    except (OSError, ValueError):
+        return ()
+    return (
+        (artifact_of(path, source="gpu_actions.triage.picture", title="GPUs and links", inline=True),)
+        if drawn
+        else ()
     )
 
 

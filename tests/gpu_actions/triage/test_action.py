@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,20 @@ async def test_a_healthy_host_then_a_stopped_rank_give_healthy_then_nccl_hang(
 
     recorded = load_snapshot(result.artifacts[0].path)
     assert judge(recorded, QUICK) == result.verdict
+
+
+async def test_a_host_with_gpus_brings_its_picture_and_one_without_brings_none(
+    host: Host, tmp_path: Path, fake_nvml: Callable[..., Path]
+) -> None:
+    assert [artifact.title for artifact in (await look(await context_of(host, tmp_path, []))).artifacts] == [
+        "raw snapshot"
+    ]
+    fake_nvml("gpu.2.link.5.active=0")
+    with_gpus = replace(host, config=host.config.model_copy(update={"gpus": 8}))
+    result = await look(await context_of(with_gpus, tmp_path, []))
+    picture = result.artifacts[1]
+    assert (picture.title, picture.inline) == ("GPUs and links", True)
+    assert Path(picture.path).read_bytes().startswith(b"\x89PNG")
 
 
 async def test_a_tier_that_was_frozen_on_purpose_is_not_called_down(host: Host, tmp_path: Path) -> None:
