@@ -1,7 +1,7 @@
 """An engine's Prometheus page as data, and the arithmetic on its histograms.
 
 Metric names were read off the pages of vLLM 0.32 and SGLang 0.5.23; the reference engine uses vLLM's. The parser is our own
-because prometheus_client's takes about six times as long on a vLLM page (docs/serving.md), which a watch pays each second.
+because prometheus_client's takes nine times as long on a vLLM page (docs/serving.md), which a watch pays each second.
 """
 
 import math
