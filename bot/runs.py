@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 import structlog
@@ -18,6 +18,7 @@ from bot.artifacts import ArtifactStore
 from bot.audit import append
 from bot.changes import Changes
 from bot.durable import close_dbos, open_dbos, quieten_recovery
+from bot.follow import follow_changes
 from bot.gate import Gate, exchange_plan
 from bot.planning import VERDICT_MAX_AGE_S, Planner, typed_options
 from bot.process_lock import ProcessLock
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from gpu_actions.host import Host
 
 log = structlog.get_logger()
+
+Role = Literal["all", "worker", "face"]
+"""`all` takes requests and carries runs (`gpu-oncall up`); `worker` carries what the rows ask for; `face` takes requests."""
 
 UNTOUCHED = (RunStatus.PLANNING, RunStatus.WAITING, RunStatus.QUEUED)
 WATCH_PERIOD_S = 60.0
@@ -63,8 +67,10 @@ class Runs:
         actions: Mapping[str, ActionSpec],
         hosts: "Mapping[str, Host] | None" = None,
         remind: Callable[[RunRecord], Awaitable[None]] | None = None,
+        role: Role = "all",
     ) -> None:
         self._settings = settings
+        self._role = role
         self._store = store
         self._hosts: dict[str, Host] = dict(hosts or {})
         self._planner = Planner(
@@ -78,6 +84,8 @@ class Runs:
         self._walker = HostWalker(store, artifacts=artifacts, hosts=self.host)
         self._lock = ProcessLock(settings.state_dir)
         self._workflows: Workflows | None = None
+        self._takes_requests = False
+        self._taken: set[str] = set()
         self._streams: set[Changes] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -94,9 +102,16 @@ class Runs:
 
     async def launch(self) -> None:
         """Start. Runs that were cut go on by themselves. Raises AlreadyRunning when another process has the state folder."""
+        if self._role == "face":
+            await asyncio.to_thread(self._store.create)
+            self._tasks.append(asyncio.create_task(follow_changes(self._store, self._store.tell)))
+            self._takes_requests = True
+            return
         self._lock.take()
         try:
             await asyncio.to_thread(self._store.create)
+            if self._role == "worker":
+                self._tasks.append(asyncio.create_task(follow_changes(self._store, self._store.tell)))
             open_dbos(self.dbos_url)
             self._workflows = register_workflows(self._gate, self._walker)
             stream = self.changes()
@@ -104,6 +119,7 @@ class Runs:
             DBOS.launch()  # here, in the loop's thread: DBOS then runs every workflow on this loop
             await self.repair(young_s=0)
             self._tasks.append(asyncio.create_task(self._watch()))
+            self._takes_requests = True
         except BaseException:
             await self.close()
             raise
@@ -111,7 +127,7 @@ class Runs:
     async def close(self) -> None:
         """End: running steps and their children are cut and stay to be taken up again by the next launch."""
         launched = self._workflows is not None
-        self._workflows = None
+        self._workflows, self._takes_requests = None, False
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -136,6 +152,20 @@ class Runs:
     async def _wake(self, stream: Changes) -> None:
         async for run_id in stream:
             self._gate.wake(run_id)
+            if self._role == "worker":
+                try:
+                    await self._take_up(run_id)
+                except Exception:
+                    log.exception("a request of the bot was not taken up; the watchdog will", run=run_id)
+
+    async def _take_up(self, run_id: str) -> None:
+        """What a face wrote: a run that nobody carries yet is started, a stop that was asked for cuts the step at work."""
+        row = await asyncio.to_thread(self._store.row, run_id)
+        if row.stop_requested is not None:
+            self._walker.interrupt(run_id)
+        if row.status == RunStatus.PLANNING and self._workflows is not None and run_id not in self._taken:
+            self._taken.add(run_id)
+            await take_up(await find_stranded([row]), store=self._store, start=self._workflows.start)
 
     async def _watch(self) -> None:
         await asyncio.sleep(RECOVERY_S)
@@ -178,10 +208,15 @@ class Runs:
         spec = self._planner.spec(action)
         name = self._planner.host(host).name
         typed_options(spec, options)
-        if self._workflows is None:
+        if not self._takes_requests:
             raise UserError("I am just starting or ending: nothing was started. Try again in a few seconds.")
+        if self._role == "face" and not await asyncio.to_thread(self._lock.held):
+            raise UserError(
+                "The worker of this host does not run, so nothing was started: start `gpu-oncall worker`, then ask again. "
+                f"From a shell on the host: gpu-oncall {spec.name} --local."
+            )
         run, duplicate = await self._insert(spec, name, options, requester, place, dedupe_key, incident_id)
-        if not duplicate:
+        if not duplicate and self._workflows is not None:
             await self._workflows.start(run.id, run.id)
         return Started(run=run, duplicate=duplicate)
 

@@ -108,8 +108,18 @@ class Store:
             version = _next(connection)
             yield connection
             connection.execute(runs.update().where(runs.c.id == run_id).values(version=version))
+        self.tell(run_id)
+
+    def tell(self, run_id: str) -> None:
+        """Tell the subscribers of this process that a run has changed."""
         for told in tuple(self._subscribers):
             told(run_id)
+
+    def version(self) -> int:
+        """The version of the newest change to any run; 0 before the first."""
+        with self.database.read() as connection:
+            newest = connection.execute(sa.select(sa.func.max(runs.c.version))).scalar()
+        return int(newest or 0)
 
     def changed_since(self, version: int) -> list[tuple[str, int]]:
         """The runs that changed after a version, oldest change first, each with its version now."""
@@ -172,8 +182,7 @@ class Store:
         if run is None:
             raise LookupError(f"the run {known or record.id} vanished from the database")
         if known is None:
-            for told in tuple(self._subscribers):
-                told(run.id)
+            self.tell(run.id)
         return run, known is not None
 
     def get(self, run_id: str) -> RunRecord | None:
@@ -248,8 +257,7 @@ class Store:
                 )
                 moved = True
         if moved:
-            for told in tuple(self._subscribers):
-                told(run_id)
+            self.tell(run_id)
         return moved
 
     def update_run(self, run_id: str, **values: Any) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 import bot.durable
 from bot.artifacts import ArtifactStore
 from bot.records import Person, Place, RunRecord
-from bot.runs import Runs
+from bot.runs import Role, Runs
 from bot.settings import AccessSettings, ApprovalRule, ArtifactSettings, Settings
 from bot.store import Store
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
@@ -239,7 +239,11 @@ def toy_settings(state_dir: Path, *, expires_s: float = 600, approvals: int = 1)
 
 
 def build(
-    state_dir: Path, *, remind: Callable[[RunRecord], Awaitable[None]] | None = None, **how: float
+    state_dir: Path,
+    *,
+    remind: Callable[[RunRecord], Awaitable[None]] | None = None,
+    role: Role = "all",
+    **how: float,
 ) -> tuple[Settings, Store, Runs]:
     """Runs over toy actions, not launched yet."""
     hurry()
@@ -254,6 +258,7 @@ def build(
         actions=toy_actions(),
         hosts={"toy": cast("Host", ToyHost("toy", folder))},
         remind=remind,
+        role=role,
     )
     return settings, store, runs
 
@@ -264,9 +269,9 @@ def hurry() -> None:
 
 
 @asynccontextmanager
-async def launched(state_dir: Path, **how: float) -> AsyncIterator[Runs]:
+async def launched(state_dir: Path, *, role: Role = "all", **how: float) -> AsyncIterator[Runs]:
     """Runs over toy actions, launched, and closed at the end."""
-    _, store, runs = build(state_dir, **how)
+    _, store, runs = build(state_dir, role=role, **how)
     await runs.launch()
     try:
         yield runs

@@ -76,7 +76,7 @@ async def main(given: argparse.Namespace) -> int:
     bot.runs.RECOVERY_S = given.watch_s
     if given.engine_version:
         bot.durable.ENGINE_VERSION = bot.stranded.ENGINE_VERSION = given.engine_version
-    _, store, runs = build(given.state_dir, expires_s=given.expires_s)
+    _, store, runs = build(given.state_dir, role=given.role, expires_s=given.expires_s)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     if given.changed_code:
@@ -107,6 +107,7 @@ if __name__ == "__main__":
     parser.add_argument("--die", default="")
     parser.add_argument("--engine-version", default="")
     parser.add_argument("--changed-code", action="store_true")
+    parser.add_argument("--role", default="all")
     parser.add_argument("--watch-s", type=float, default=60)
     parser.add_argument("--expires-s", type=float, default=600)
     sys.exit(asyncio.run(main(parser.parse_args())))

@@ -1,0 +1,113 @@
+"""The bot and the worker as two processes over one state folder: requests on one side, work on the other, either may die."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bot.approvals import Approvals
+from bot.records import RunStatus, UserError
+from bot.runs import Runs
+from tests.bot.toys import LEAD, ONCALL, effects, effects_dir, ended, launched, start, store_of
+from tests.chaos.test_kill_nine import Bots, fact
+
+
+@pytest.fixture
+async def face(tmp_path: Path) -> AsyncIterator[Runs]:
+    async with launched(tmp_path / "state", role="face") as runs:
+        yield runs
+
+
+@pytest.fixture
+def bots(tmp_path: Path) -> Iterator[Bots]:
+    made = Bots(tmp_path / "state")
+    yield made
+    made.close()
+
+
+async def worker(bots: Bots) -> "psutil.Process":
+    process = bots.spawn("--role", "worker", "--watch-s", "1")
+    assert await asyncio.to_thread(fact, process) == {"launched": True}
+    return psutil.Process(process.pid)
+
+
+async def test_the_worker_carries_what_the_bot_was_asked_for_and_the_bot_sees_each_change(
+    face: Runs, bots: Bots
+) -> None:
+    await worker(bots)
+    stream = face.changes()
+    run = await start(face, script="count:a count:b")
+    done = await ended(face, run.id)
+    assert done.status is RunStatus.SUCCEEDED
+    assert (done.started_at or 0) - done.created_at < 2
+    assert effects(bots.state_dir, "a") == [""]
+    assert await anext(stream) == run.id
+
+
+async def test_without_a_worker_nothing_is_started_and_the_person_is_told_how_to_go_on(face: Runs) -> None:
+    with pytest.raises(UserError, match="The worker of this host does not run"):
+        await start(face, script="count:a")
+    assert face.list() == []
+
+
+async def test_a_stop_reaches_the_workers_process_tree(face: Runs, bots: Bots) -> None:
+    process = await worker(bots)
+    run = await start(face, script="tree:t", settle="count:s")
+    while len(process.children(recursive=True)) < 2:
+        await asyncio.sleep(0.02)
+    children = process.children(recursive=True)
+    await face.stop(run.id, by=ONCALL)
+    done = await ended(face, run.id)
+    assert done.status is RunStatus.CANCELLED
+    assert effects(bots.state_dir, "s") == [""]
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+async def test_an_approval_given_at_the_bot_lets_the_worker_go_on(face: Runs, bots: Bots) -> None:
+    await worker(bots)
+    run = await start(face, "gated", script="count:a")
+    waiting = await face.wait(run.id, until=lambda run: run.status is RunStatus.WAITING)
+    approvals = Approvals(store_of(bots.state_dir))
+    answer = await approvals.decide(
+        run_id=run.id, user=LEAD, decision="approve", plan_hash=waiting.plan_hash, reason=""
+    )
+    assert answer.accepted
+    assert (await ended(face, run.id)).status is RunStatus.SUCCEEDED
+
+
+async def test_a_killed_worker_goes_on_where_it_stood_and_the_bot_never_noticed(
+    face: Runs, bots: Bots
+) -> None:
+    first = await worker(bots)
+    run = await start(face, script="count:a hold:b count:c")
+    while not effects(bots.state_dir, "b"):
+        await asyncio.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(10)
+    with pytest.raises(UserError, match="worker"):
+        await start(face, "look", script="count:d")
+    await worker(bots)
+    while len(effects(bots.state_dir, "b")) < 2:
+        await asyncio.sleep(0.02)
+    (effects_dir(bots.state_dir) / "release").touch()
+    done = await ended(face, run.id)
+    assert done.status is RunStatus.SUCCEEDED
+    assert [(step.step_id, step.executions) for step in done.steps] == [("a", 1), ("b", 2), ("c", 1)]
+
+
+async def test_a_run_that_was_asked_for_while_the_worker_died_is_taken_up_at_its_next_start(
+    face: Runs, bots: Bots
+) -> None:
+    """The worker is frozen, so it holds its lock and hears nothing; then it is killed with the request unheard."""
+    first = await worker(bots)
+    first.suspend()
+    run = await start(face, script="count:a")
+    first.kill()
+    first.wait(10)
+    await worker(bots)
+    assert (await ended(face, run.id)).status is RunStatus.SUCCEEDED
+    assert effects(bots.state_dir, "a") == [""]
