@@ -1,4 +1,4 @@
-"""How a process unit ends an engine that has processes of its own: told alone while there is time to drain, all at once when not."""
+"""How a process unit ends an engine that has processes of its own: alone while there is time to drain, else all at once."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 
 from gpu_actions.config import ProcessUnit
 from gpu_actions.serving.unit_process import SupervisedProcess
-
 
 DRAINS = """
 import os, signal, subprocess, sys, time
