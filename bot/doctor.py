@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
+from bot.hosts import built_host
 from bot.settings import Settings
 from gpu_actions.config import CommandsUnit, HostConfig, ProcessUnit, SystemdUnit, TierConfig
-from gpu_actions.host import Host, build_host
+from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.processes import run_process
 from gpu_actions.serving.interfaces import RouterError
@@ -186,7 +187,7 @@ async def _tools() -> list[Check]:
 
 
 async def _host(settings: Settings, config: HostConfig) -> list[Check]:
-    host = build_host(config, state_dir=settings.host_dir(config.name))
+    host = built_host(settings, config)
     checks: list[Check] = []
     for name, tier in config.tiers.items():
         checks += await _unit(f"{config.name}.{name}", tier)

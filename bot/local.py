@@ -16,13 +16,14 @@ from pathlib import Path
 import structlog
 import typer
 
+from bot.hosts import built_host
 from bot.planning import Planner
 from bot.process_lock import AlreadyRunning, ProcessLock
 from bot.records import Person, UserError
 from bot.settings import Settings
 from bot.store import new_id
 from gpu_actions.action import ActionSpec, PlanRefused
-from gpu_actions.host import Host, build_host
+from gpu_actions.host import Host
 from gpu_actions.plan import Plan
 from gpu_actions.registry import actions
 from gpu_actions.walk import RunStep, StepEnd, WalkEnd, WalkReport, walk
@@ -79,7 +80,7 @@ async def _run(
         config = settings.host(wanted)
         if config is None:
             raise UserError(f"the settings have no host {wanted!r}")
-        return built.setdefault(wanted, build_host(config, state_dir=settings.host_dir(wanted)))
+        return built.setdefault(wanted, built_host(settings, config))
 
     planner = Planner(settings, actions=actions(), hosts=host_of, verdict=lambda _: None, clock=time.time)
     config = planner.host(name)

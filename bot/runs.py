@@ -92,10 +92,9 @@ class Runs:
     def host(self, name: str) -> "Host":
         """The built host of a name. Raises UserError for a host that the settings do not have (any more)."""
         if name not in self._hosts:
-            from gpu_actions.host import build_host
+            from bot.hosts import built_host
 
-            config = self._planner.host(name)
-            self._hosts[name] = build_host(config, state_dir=self._settings.host_dir(name))
+            self._hosts[name] = built_host(self._settings, self._planner.host(name))
         return self._hosts[name]
 
     # -- life ----------------------------------------------------------------------------------------------------

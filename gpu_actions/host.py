@@ -3,12 +3,13 @@
 `build_host` is the one place where drivers are chosen; steps only see the interfaces of `gpu_actions.serving.interfaces`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpu_actions.config import HostConfig, TierConfig, TierName
 from gpu_actions.serving.drivers import build_engine, build_router, build_unit
 from gpu_actions.serving.interfaces import Engine, Router, Unit
+from gpu_actions.triage.thresholds import TriageThresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,17 @@ class Tier:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """A host with its tiers and its router. `state_dir` is its own folder for units, sockets and run folders."""
+    """A host with its tiers and its router. `state_dir` is its own folder for units, sockets and run folders.
+
+    `thresholds` and the file `triage_baseline` are what triage judges this host by, whoever asks.
+    """
 
     config: HostConfig
     state_dir: Path
     tiers: dict[TierName, Tier]
     router: Router
+    thresholds: TriageThresholds = field(default_factory=TriageThresholds)
+    triage_baseline: Path | None = None
 
     @property
     def name(self) -> str:
@@ -43,7 +49,13 @@ class Host:
         return self.tiers["fallback"]
 
 
-def build_host(config: HostConfig, *, state_dir: Path) -> Host:
+def build_host(
+    config: HostConfig,
+    *,
+    state_dir: Path,
+    thresholds: TriageThresholds | None = None,
+    baselines_dir: Path | None = None,
+) -> Host:
     """Build the drivers of a host. Creates `state_dir` (mode 0700); starts nothing."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     tiers = {
@@ -56,5 +68,10 @@ def build_host(config: HostConfig, *, state_dir: Path) -> Host:
         for name, tier in config.tiers.items()
     }
     return Host(
-        config=config, state_dir=state_dir, tiers=tiers, router=build_router(config, state_dir=state_dir)
+        config=config,
+        state_dir=state_dir,
+        tiers=tiers,
+        router=build_router(config, state_dir=state_dir),
+        thresholds=thresholds or TriageThresholds(),
+        triage_baseline=None if baselines_dir is None else baselines_dir / f"triage-{config.name}.json",
     )

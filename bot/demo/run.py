@@ -19,9 +19,10 @@ from bot.demo.breaker import Breaker
 from bot.demo.layout import QUICK, Layout, Pace, busy_ports, new_layout, read_layout, write_config
 from bot.demo.panel import panel_app
 from bot.demo.traffic import Traffic
+from bot.hosts import built_host
 from bot.settings import load_settings
 from gpu_actions.files import write_atomically
-from gpu_actions.host import Host, build_host
+from gpu_actions.host import Host
 from gpu_actions.processes import child_environment, end_group
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError
 from gpu_actions.serving.router_managed import ManagedRouter
@@ -69,7 +70,7 @@ async def demonstration(state_dir: Path, *, free_ports: bool, pace: Pace) -> Asy
         raise CannotDemonstrate(f"something listens on {taken} already: stop it, or use --free-ports")
     write_config(layout, pace=pace)
     settings = load_settings(layout.config_path, env_file=None)
-    host = build_host(settings.default_host, state_dir=settings.host_dir(settings.default_host.name))
+    host = built_host(settings, settings.default_host)
     children = Children(layout)
     breaker = Breaker(host.tp.unit)
     traffic = Traffic(layout.router_url)
@@ -202,9 +203,7 @@ async def _clean_up(state_dir: Path) -> None:
         return
     children = Children(layout)
     await children.end_predecessors()
-    await _stop_host(
-        build_host(settings.default_host, state_dir=settings.host_dir(settings.default_host.name))
-    )
+    await _stop_host(built_host(settings, settings.default_host))
     # Old rows would show runs of a host that is new now.
     for name in ("gpu-oncall.sqlite", "dbos.sqlite"):
         for leftover in settings.state_dir.glob(f"{name}*"):

@@ -5,11 +5,20 @@ The fallback's capture saves both; the restore asks whether the host is healthy.
 
 from gpu_actions.host import Host
 from gpu_actions.models import Verdict
+from gpu_actions.triage.baselines import TriageBaseline, load_baseline
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.snapshot import Snapshot
 from gpu_actions.triage.thresholds import TriageThresholds
+
+
+def baseline_of(host: Host) -> TriageBaseline:
+    """What the host measured on a good day; a broken file counts as none here (`/triage` names it)."""
+    try:
+        return load_baseline(None if host.triage_baseline is None else str(host.triage_baseline))
+    except ValueError:
+        return TriageBaseline()
 
 
 async def look(
@@ -20,7 +29,7 @@ async def look(
     thresholds: TriageThresholds | None = None,
 ) -> tuple[Snapshot, Verdict]:
     """Take a snapshot of the host and its tp tier (where that is meant to run), and judge it."""
-    limits = thresholds or TriageThresholds()
+    limits = thresholds or host.thresholds
     target = await target_of_host(host, tier="tp")
     snapshot = await collect(target, limits, window_s=window_s, deep=deep)
-    return snapshot, judge(snapshot, limits)
+    return snapshot, judge(snapshot, limits, baseline_of(host))

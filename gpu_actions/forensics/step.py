@@ -16,7 +16,6 @@ from gpu_actions.forensics.items import host_items, tier_items
 from gpu_actions.forensics.look import look
 from gpu_actions.host import Host
 from gpu_actions.plan import Step
-from gpu_actions.triage.thresholds import TriageThresholds
 
 NOTE = "bundle"
 SNAPSHOT_SHARE = 0.3
@@ -60,8 +59,11 @@ async def capture(
 
     async def snapshot() -> Collected:
         window_s = max(0.5, min(3.0, budget_s * SNAPSHOT_SHARE))
-        limits = TriageThresholds(
-            completion_deadline_s=window_s + 0.5, stacks_timeout_s=max(1.0, budget_s * SNAPSHOT_SHARE)
+        limits = host.thresholds.model_copy(
+            update={
+                "completion_deadline_s": window_s + 0.5,
+                "stacks_timeout_s": max(1.0, budget_s * SNAPSHOT_SHARE),
+            }
         )
         taken, verdict = await look(host, window_s=window_s, thresholds=limits)
         judged.set_result(verdict.model_dump_json(indent=1))

@@ -14,11 +14,13 @@ from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.fallback.scope import DEVICES
 from gpu_actions.fallback.settle import unfreeze_own
 from gpu_actions.files import artifact_of
-from gpu_actions.forensics.look import look
+from gpu_actions.forensics.look import baseline_of, look
 from gpu_actions.host import Host
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.snapshot import Snapshot, save_snapshot
+from gpu_actions.triage.thresholds import TriageThresholds
 
 CLEARED = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "CUDA_LAUNCH_BLOCKING")
 """Variables of a fault search that a healthy full tier never wants. Others (NCCL_SOCKET_IFNAME, ...) may be meant."""
@@ -52,10 +54,13 @@ def deep_unread(verdict: Verdict) -> str:
     return next((finding.summary for finding in verdict.findings if finding.id == "deep.unread"), "")
 
 
-def without_deep(snapshot: Snapshot) -> Verdict:
+def without_deep(
+    snapshot: Snapshot, limits: TriageThresholds | None = None, baseline: TriageBaseline | None = None
+) -> Verdict:
     """Judge a snapshot by its passive evidence alone."""
     collectors = {name: outcome for name, outcome in snapshot.collectors.items() if name != "deep"}
-    return judge(snapshot.model_copy(update={"deep": None, "collectors": collectors}))
+    passive = snapshot.model_copy(update={"deep": None, "collectors": collectors})
+    return judge(passive, limits, baseline)
 
 
 @step("restore.check")
@@ -72,7 +77,7 @@ async def check(context: StepContext) -> StepResult:
     unread = deep_unread(verdict)
     if reason is not None and unread:
         # The fallback holds memory that the probe needs on every GPU: then what was only read decides.
-        verdict = without_deep(snapshot)
+        verdict = without_deep(snapshot, host.thresholds, baseline_of(host))
         reason = blocks(verdict, override_reason=override)
     if reason is not None:
         raise StepFailed(

@@ -287,7 +287,9 @@ class SupervisedProcess:
         members.pop(keeper_pid, None)
         return members
 
-    async def _end_all(self, seen: dict[int, ProcessRow], *, deadline: float, main_first: bool = False) -> bool:
+    async def _end_all(
+        self, seen: dict[int, ProcessRow], *, deadline: float, main_first: bool = False
+    ) -> bool:
         """End the unit's processes and its supervisor; gives True when SIGKILL was needed. `seen` collects them."""
         signalled: set[tuple[int, int]] = set()
         killed = False

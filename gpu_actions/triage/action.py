@@ -11,7 +11,7 @@ from gpu_actions.action import ActionSpec, PlanRequest, StepContext, StepResult,
 from gpu_actions.files import artifact_of
 from gpu_actions.models import Artifact, Frozen, Verdict, VerdictKind
 from gpu_actions.plan import Plan, Step
-from gpu_actions.triage.baselines import load_baseline
+from gpu_actions.triage.baselines import TriageBaseline, baseline_from, load_baseline, save_baseline
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
@@ -27,6 +27,9 @@ class TriageArguments(Frozen):
     window: float | None = Field(default=None, ge=0.2, le=120, description="seconds between the two readings")
     tier: Literal["auto", "tp", "fallback"] = Field(
         default="auto", description="which tier; auto: the one that runs"
+    )
+    record_baseline: bool = Field(
+        default=False, description="keep the figures of this look as the host's baseline, if it is healthy"
     )
     since_minutes: float | None = Field(
         default=None, gt=0, le=44_640, description="how far back kernel messages count"
@@ -53,10 +56,11 @@ async def plan_triage(request: PlanRequest) -> Plan:
                     "deep": arguments.deep,
                     "tier": arguments.tier,
                     "since_s": None if arguments.since_minutes is None else arguments.since_minutes * 60,
-                    "thresholds": {},
+                    "thresholds": request.host.thresholds.model_dump(mode="json", exclude_defaults=True),
                     "baseline": None
-                    if request.baselines_dir is None
-                    else str(request.baselines_dir / f"triage-{request.host.name}.json"),
+                    if request.host.triage_baseline is None
+                    else str(request.host.triage_baseline),
+                    "record_baseline": arguments.record_baseline,
                 },
                 timeout_s=window_s + 60 + (defaults.deep_deadline_s if arguments.deep else 0),
                 expected_s=window_s + 1.5 + (12 if arguments.deep else 0),
@@ -86,17 +90,54 @@ async def look(context: StepContext) -> StepResult:
     )
     verdict = judge(snapshot, thresholds, load_baseline(args.get("baseline")))
     path = save_snapshot(snapshot, context.workdir / "snapshot.json")
+    recorded = ""
+    if args.get("record_baseline"):
+        recorded = await asyncio.to_thread(_record_baseline, snapshot, verdict, args.get("baseline"))
     picture = await asyncio.to_thread(_picture, snapshot, verdict, context.workdir / "matrix.png")
     return StepResult(
-        summary=f"{verdict.verdict.value.replace('_', ' ')}: {verdict.cause}: {verdict.summary}"
-        if verdict.verdict is not VerdictKind.HEALTHY
-        else f"healthy: {verdict.summary}",
-        data={"cause": verdict.cause, "verdict": verdict.verdict.value, "tier": target.tier},
+        summary=(
+            f"{verdict.verdict.value.replace('_', ' ')}: {verdict.cause}: {verdict.summary}"
+            if verdict.verdict is not VerdictKind.HEALTHY
+            else f"healthy: {verdict.summary}"
+        )
+        + (f"; {recorded}" if recorded else ""),
+        data={
+            **({"thread_text": recorded} if recorded else {}),
+            "cause": verdict.cause,
+            "verdict": verdict.verdict.value,
+            "tier": target.tier,
+        },
         findings=verdict.findings,
         artifacts=(artifact_of(path, source="gpu_actions.triage", title="raw snapshot"), *picture),
         verdict=verdict,
         warning=verdict.verdict is VerdictKind.UNKNOWN,
     )
+
+
+def _record_baseline(snapshot: Snapshot, verdict: Verdict, path: str | None) -> str:
+    """Keep a healthy look as the host's baseline; says what was kept, or why nothing was."""
+    if path is None:
+        return (
+            "no baseline was recorded: there is no folder for baselines here, set state_dir in the settings"
+        )
+    if verdict.verdict is not VerdictKind.HEALTHY:
+        word = verdict.verdict.value.replace("_", " ")
+        return f"no baseline was recorded: the host is {word}, and only a healthy one is a measure"
+    try:
+        known = load_baseline(path)
+    except ValueError:
+        known = TriageBaseline()  # a broken file is replaced: the person asked for a new one
+    try:
+        kept = save_baseline(baseline_from(snapshot, known), Path(path))
+    except (OSError, ValueError) as error:
+        return f"no baseline was recorded: {error}"
+    baseline = load_baseline(str(kept))
+    figures = [
+        f"{name} {value:.4g}"
+        for name, value in baseline.model_dump(exclude={"remote_ends"}).items()
+        if value is not None
+    ]
+    return f"recorded as this host's baseline: {', '.join(figures) or 'no figure was measured'}"
 
 
 def _picture(snapshot: Snapshot, verdict: Verdict, path: Path) -> tuple[Artifact, ...]:

@@ -103,8 +103,12 @@ async def collect(
     window_s: float | None = None,
     deep: bool = False,
     report: Report | None = None,
+    only: frozenset[CollectorName] | None = None,
 ) -> Snapshot:
-    """Take a snapshot of `target` over `window_s` seconds (default: the thresholds'). Needs no rights, but sees less."""
+    """Take a snapshot of `target` over `window_s` seconds (default: the thresholds'). Needs no rights, but sees less.
+
+    `only` names the collectors of a partial look (a monitor's); the others are noted as skipped, so their checks do not apply.
+    """
     limits = thresholds or TriageThresholds()
     window = limits.window_s if window_s is None else window_s
     taken_at = datetime.now(UTC)
@@ -112,7 +116,9 @@ async def collect(
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=8)) as session:
         await asyncio.gather(
             *[
-                collection.run(name, work, deadline_s=deadline_s)
+                collection.run(
+                    name, work() if only is None or name in only else _left_out(), deadline_s=deadline_s
+                )
                 for name, work, deadline_s in _jobs(target, limits, window, session, collection)
             ],
             _stacks_if_stuck(target, limits, collection),
@@ -124,6 +130,10 @@ async def collect(
         deadline_s=limits.deep_deadline_s + 5,
     )
     return collection.snapshot(target, taken_at=taken_at, window_s=window)
+
+
+async def _left_out() -> Any:
+    raise CollectorSkipped("not part of this look")
 
 
 async def _stacks_if_stuck(target: TriageTarget, limits: TriageThresholds, collection: Collection) -> None:
@@ -141,12 +151,12 @@ def _jobs(
     window_s: float,
     session: aiohttp.ClientSession,
     collection: Collection,
-) -> list[tuple[CollectorName, Awaitable[Any], float]]:
+) -> list[tuple[CollectorName, Callable[[], Awaitable[Any]], float]]:
     engine_url = target.engine_url if target.tier_expected else None
-    jobs: list[tuple[CollectorName, Awaitable[Any], float]] = [
+    jobs: list[tuple[CollectorName, Callable[[], Awaitable[Any]], float]] = [
         (
             "engine",
-            collect_engine(
+            lambda: collect_engine(
                 engine_url,
                 model=target.model,
                 session=session,
@@ -158,7 +168,7 @@ def _jobs(
         ),
         (
             "completion",
-            collect_completion(
+            lambda: collect_completion(
                 engine_url if target.completion else None,
                 model=target.model,
                 api_key=None if target.api_key is None else target.api_key.get_secret_value(),
@@ -168,27 +178,29 @@ def _jobs(
             ),
             limits.completion_deadline_s + 1,
         ),
-        ("ranks", _ranks(target, window_s, collection.began), window_s + 3),
+        ("ranks", lambda: _ranks(target, window_s, collection.began), window_s + 3),
         (
             "router",
-            collect_router(
+            lambda: collect_router(
                 target.router_socket, backend=target.router_backend, timeout_s=limits.router_timeout_s
             ),
             2 * limits.router_timeout_s + 1,
         ),
         (
             "nvml",
-            collect_nvml(expect_gpus=target.expect_gpus, window_s=window_s, stall_s=limits.nvml_stall_s),
+            lambda: collect_nvml(
+                expect_gpus=target.expect_gpus, window_s=window_s, stall_s=limits.nvml_stall_s
+            ),
             (window_s + limits.nvml_stall_s + START_ALLOWANCE_S) * (1 + MAX_RESTARTS),
         ),
         (
             "fabric_manager",
-            collect_fabric_manager(target.fabric_manager_unit, expect_gpus=target.expect_gpus),
+            lambda: collect_fabric_manager(target.fabric_manager_unit, expect_gpus=target.expect_gpus),
             6,
         ),
         (
             "kernel_log",
-            collect_kernel_log(
+            lambda: collect_kernel_log(
                 target.kernel_log,
                 since=target.since,
                 since_s=limits.since_s,
@@ -199,12 +211,12 @@ def _jobs(
         ),
         (
             "ras",
-            collect_ras(
+            lambda: collect_ras(
                 target.ras, window_s=window_s, timeout_s=limits.ras_timeout_s, began=collection.began
             ),
             window_s + 2 * limits.ras_timeout_s + 1,
         ),
-        ("environment", _environment(target), 5),
+        ("environment", lambda: _environment(target), 5),
     ]
     return jobs
 
