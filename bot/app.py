@@ -1,6 +1,7 @@
 """Builds the bot from its settings, in one place, and runs it until it is told to end.
 
-`serve` is `gpu-oncall up`: the bot and the worker of this host in one process. Nothing of it is created at import.
+`serve` is `gpu-oncall up`, the bot and the worker of this host in one process, or `gpu-oncall bot`, without the worker;
+`serve_worker` is `gpu-oncall worker`. Nothing is created at import.
 """
 
 import asyncio
@@ -22,12 +23,16 @@ from slack_sdk.socket_mode.aiohttp import SocketModeClient
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.access import Access
+from bot.alertmanager import Webhook
+from bot.alerts import Alerts
 from bot.approvals import Approvals
 from bot.artifacts import ArtifactStore
 from bot.incidents import Incidents
+from bot.monitors import MonitorMemory, Monitors
 from bot.presenter.live import LiveMessages
-from bot.process_lock import AlreadyRunning
-from bot.runs import Runs
+from bot.process_lock import AlreadyRunning, ProcessLock
+from bot.runs import Role, Runs
+from bot.schedule import Schedule
 from bot.services import Services, make_view
 from bot.settings import Settings
 from bot.store import Store
@@ -39,6 +44,7 @@ log = structlog.get_logger()
 
 CONNECT_RETRY_S = 2.0
 CONNECT_RETRY_MAX_S = 30.0
+SWEEP_S = 6 * 3600.0
 
 
 class CannotStart(Exception):
@@ -54,6 +60,8 @@ class Bot:
     artifacts: ArtifactStore
     runs: Runs
     services: Services
+    alerts: Alerts
+    monitors: Monitors
     client: AsyncWebClient
     app: AsyncApp
 
@@ -80,7 +88,7 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=max(level, logging.WARNING))
 
 
-def build(settings: Settings, *, bot_user_id: str = "") -> Bot:
+def build(settings: Settings, *, bot_user_id: str = "", role: Role = "all") -> Bot:
     """Build all services and the Bolt app. Creates the state folder; starts nothing and asks Slack nothing."""
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     client = AsyncWebClient(
@@ -93,14 +101,28 @@ def build(settings: Settings, *, bot_user_id: str = "") -> Bot:
     store.create()
     artifacts = ArtifactStore(settings, store)
     specs = actions()
-    runs = Runs(settings, store=store, artifacts=artifacts, actions=specs)
+    runs = Runs(settings, store=store, artifacts=artifacts, actions=specs, role=role)
+    incidents, access = Incidents(store), Access(settings.access, client)
+    memory = MonitorMemory(store, settings.monitors)
+    alerts = Alerts(
+        client,
+        runs=runs,
+        store=store,
+        incidents=incidents,
+        settings=settings.monitors,
+        channel=settings.slack.incident_channel,
+        view=lambda: make_view(settings, access, now=store.clock(), bot_user_id=bot_user_id),
+        acknowledged=memory.acknowledged,
+    )
+    monitors = Monitors(settings.monitors, store=store, hosts=runs.host, alerts=alerts, memory=memory)
     services = Services(
         settings=settings,
         runs=runs,
         approvals=Approvals(store),
-        incidents=Incidents(store),
+        incidents=incidents,
         store=store,
-        access=Access(settings.access, client),
+        access=access,
+        monitors=monitors if settings.monitors.enabled else None,
         actions=specs,
         bot_user_id=bot_user_id,
     )
@@ -120,19 +142,18 @@ def build(settings: Settings, *, bot_user_id: str = "") -> Bot:
         artifacts=artifacts,
         runs=runs,
         services=services,
+        alerts=alerts,
+        monitors=monitors,
         client=client,
         app=app,
     )
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, *, role: Role = "all") -> int:
     """Run the bot until SIGTERM or SIGINT. Exit 0; 1 when it cannot start (said on stderr)."""
-    configure_logging(settings)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = _prepare(settings)
     try:
-        async with running(settings, stop=stop):
+        async with running(settings, stop=stop, role=role):
             await stop.wait()
     except (CannotStart, AlreadyRunning) as error:
         log.error(str(error))
@@ -140,11 +161,56 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
+async def serve_worker(settings: Settings) -> int:
+    """Carry the runs of this host until SIGTERM or SIGINT, without Slack. Exit 0; 1 when another process does that already."""
+    stop = _prepare(settings)
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = Store(settings.own_database_url)
+    store.create()
+    artifacts = ArtifactStore(settings, store)
+    runs = Runs(settings, store=store, artifacts=artifacts, actions=actions(), role="worker")
+    try:
+        await runs.launch()
+        log.info("the worker is up", hosts=[host.name for host in settings.hosts])
+        await stop.wait()
+        log.info("the worker ends; runs at work go on at its next start")
+    except AlreadyRunning as error:
+        log.error(str(error))
+        return 1
+    finally:
+        await runs.close()
+        store.close()
+    return 0
+
+
+def _prepare(settings: Settings) -> asyncio.Event:
+    """Set up the log and the signals; gives the event that SIGTERM and SIGINT set."""
+    configure_logging(settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
 @contextlib.asynccontextmanager
-async def running(settings: Settings, *, stop: asyncio.Event | None = None) -> AsyncIterator[Bot]:
+async def running(
+    settings: Settings, *, stop: asyncio.Event | None = None, role: Role = "all"
+) -> AsyncIterator[Bot]:
     """The bot at work for the length of the block. Raises CannotStart and AlreadyRunning."""
-    user_id = await _who_am_i(settings, stop or asyncio.Event())
-    bot = build(settings, bot_user_id=user_id)
+    lock = ProcessLock(settings.state_dir, "slack.lock")
+    lock.take()
+    try:
+        user_id = await _who_am_i(settings, stop or asyncio.Event())
+        async with _at_work(build(settings, bot_user_id=user_id, role=role), stop) as bot:
+            yield bot
+    finally:
+        lock.release()
+
+
+@contextlib.asynccontextmanager
+async def _at_work(bot: Bot, stop: asyncio.Event | None) -> AsyncIterator[Bot]:
+    """Everything of a built bot, started in its order, ended in the reverse one."""
+    settings, user_id = bot.settings, bot.services.bot_user_id
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(bot.store.close)
         await bot.services.access.warm()
@@ -160,9 +226,17 @@ async def running(settings: Settings, *, stop: asyncio.Event | None = None) -> A
         )
         stack.push_async_callback(_end_task, asyncio.create_task(_watched(live, stop)))
         slack_age_s = await stack.enter_async_context(_slack(bot))
-        runner = web.AppRunner(
-            web_app(store=bot.store, artifacts=bot.artifacts, slack_age_s=slack_age_s), access_log=None
+        stack.push_async_callback(bot.alerts.close)
+        await bot.alerts.warm()
+        webhook = Webhook(settings.web, hosts=bot.services.hosts, alerts=bot.alerts, store=bot.store)
+        application = web_app(
+            store=bot.store,
+            artifacts=bot.artifacts,
+            slack_age_s=slack_age_s,
+            receive_alerts=webhook.receive,
+            collectors=(bot.monitors,),
         )
+        runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         try:
@@ -172,9 +246,26 @@ async def running(settings: Settings, *, stop: asyncio.Event | None = None) -> A
                 f"web.port {settings.web.port} on {settings.web.host} cannot be opened ({error.strerror}): "
                 "another bot may be running; set web.port"
             ) from None
+        schedule = _schedule(bot)
+        schedule.start()
+        stack.callback(schedule.close)
         log.info("the bot is up", hosts=[host.name for host in settings.hosts], web=settings.public_url)
         yield bot
         log.info("the bot ends; runs at work go on at its next start")
+
+
+def _schedule(bot: Bot) -> Schedule:
+    """What happens by itself: the monitors' looks, and the sweeps of old files and of old delivery keys."""
+    schedule = Schedule()
+    if bot.settings.monitors.enabled:
+        bot.monitors.schedule(schedule, bot.settings.hosts)
+    schedule.every(
+        SWEEP_S, "sweep artifacts", lambda: asyncio.to_thread(bot.artifacts.sweep), first_after_s=60
+    )
+    schedule.every(
+        SWEEP_S, "sweep deliveries", lambda: asyncio.to_thread(bot.store.deliveries.sweep), first_after_s=90
+    )
+    return schedule
 
 
 async def _watched(live: LiveMessages, stop: asyncio.Event | None) -> None:

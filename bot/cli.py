@@ -65,6 +65,22 @@ def up(config: ConfigOption = None) -> None:
 
 
 @app.command()
+def bot(config: ConfigOption = None) -> None:
+    """Run the bot alone: Slack, web and monitors. The runs are the worker's, which runs beside it on the same state folder."""
+    from bot.app import serve
+
+    raise typer.Exit(asyncio.run(serve(_settings(config), role="face")))
+
+
+@app.command()
+def worker(config: ConfigOption = None) -> None:
+    """Run the worker alone: it carries the runs of this host, and needs no Slack."""
+    from bot.app import serve_worker
+
+    raise typer.Exit(asyncio.run(serve_worker(_settings(config))))
+
+
+@app.command()
 def doctor(config: ConfigOption = None, json_output: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Check everything that a plan would touch, before an incident needs it. Exit 1 when something is wrong."""
     from bot.doctor import examine, render
@@ -153,12 +169,17 @@ def demo(
         bool, typer.Option("--free-ports", help="take free ports instead of 8000, 8800, ...")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="shorter load tests and traffic stages")] = False,
+    monitors: Annotated[
+        bool, typer.Option(help="let the bot look by itself, and alert within seconds of a fault")
+    ] = True,
 ) -> None:
     """Start the demonstration; Ctrl-C stops it and leaves no process behind."""
     if context.invoked_subcommand is None:
         from bot.demo.run import demonstrate
 
-        raise typer.Exit(asyncio.run(demonstrate(state, free_ports=free_ports, quick=quick)))
+        raise typer.Exit(
+            asyncio.run(demonstrate(state, free_ports=free_ports, quick=quick, monitors=monitors))
+        )
 
 
 @demo_app.command("break")

@@ -150,6 +150,14 @@ deliveries = sa.Table(
     sa.Column("at", sa.Double, nullable=False),
 )
 
+monitor_states = sa.Table(
+    "monitor_states",
+    metadata,
+    sa.Column("host", sa.String(64), primary_key=True),
+    sa.Column("look", sa.String(32), primary_key=True),
+    sa.Column("state", sa.JSON, nullable=False),
+)
+
 counters = sa.Table(
     "counters",
     metadata,

@@ -15,6 +15,7 @@ from bot.settings import COMMANDS, Settings
 if TYPE_CHECKING:
     from bot.approvals import Approvals
     from bot.incidents import Incidents
+    from bot.monitors import Monitors
     from bot.runs import Runs
     from bot.store import Store
     from gpu_actions.action import ActionSpec
@@ -30,6 +31,7 @@ class Services:
     incidents: "Incidents"
     store: "Store"
     access: Access
+    monitors: "Monitors | None" = None
     actions: Mapping[str, "ActionSpec"] = field(default_factory=dict)
     clock: Callable[[], float] = time.time
     bot_user_id: str = ""

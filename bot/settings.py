@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from gpu_actions.config import HostConfig
 from gpu_actions.models import Frozen
+from gpu_actions.triage.rules import CAUSES
 from gpu_actions.triage.thresholds import TriageThresholds
 
 ENV_PREFIX = "GPU_ONCALL_"
@@ -127,23 +128,49 @@ class WebSettings(Frozen):
     alert_token: SecretStr = Field(
         default=SecretStr(""), description="bearer token of POST /alerts; empty: it is off"
     )
+    alert_max_bytes: int = Field(default=262_144, ge=1024, le=16_777_216, description="of one POST /alerts")
+    alert_host_labels: tuple[str, ...] = Field(
+        default=("host", "instance", "node", "Hostname"),
+        min_length=1,
+        description="labels of an alert that name a host, the first that does counts",
+    )
 
 
 class MonitorSettings(Frozen):
-    """The monitors' periods. Zero turns one off."""
+    """What is looked at by itself, how often, and how sure it must be. A period of zero turns one look off."""
 
     enabled: bool = True
-    topology_period_s: float = Field(default=30, ge=0)
-    kernel_log_period_s: float = Field(default=5, ge=0)
-    hang_period_s: float = Field(default=5, ge=0)
-    probe_period_s: float = Field(default=30, ge=0)
-    regression_period_s: float = Field(default=60, ge=0)
-    confirm_n: int = Field(default=2, ge=1)
-    confirm_m: int = Field(default=3, ge=1)
+    topology_period_s: float = Field(default=30, ge=0, description="GPUs, links, fabric manager (NVML)")
+    kernel_log_period_s: float = Field(default=5, ge=0, description="Xid and SXid messages")
+    hang_period_s: float = Field(default=5, ge=0, description="token counter, ranks, NCCL RAS, router")
+    probe_period_s: float = Field(default=30, ge=0, description="a synthetic completion")
+    regression_period_s: float = Field(default=60, ge=0, description="TTFT and tokens/s against the baseline")
+    confirm_n: int = Field(default=2, ge=1, le=100, description="looks that must agree (N of M)")
+    confirm_m: int = Field(default=3, ge=1, le=100, description="last looks that count (M)")
+    clear_after: int = Field(default=3, ge=1, le=100, description="good looks in a row that end an alert")
+    hold_s: float = Field(default=120, gt=0, description="the last state is held this long without a look")
+    burst_s: float = Field(default=300, ge=0, description="what comes within this of an alert joins it")
     quiet_s: float = Field(default=900, ge=0, description="after an acknowledged cause")
     auto_fallback: tuple[str, ...] = Field(
         default=(), description="causes that may start a fallback by themselves"
     )
+    auto_fallback_pause_s: float = Field(
+        default=21_600, ge=0, description="no second fallback by itself within this time of any other"
+    )
+
+    @model_validator(mode="after")
+    def _n_of_m(self) -> Self:
+        if self.confirm_n > self.confirm_m:
+            raise ValueError(f"confirm_n ({self.confirm_n}) must not be above confirm_m ({self.confirm_m})")
+        return self
+
+    @field_validator("auto_fallback")
+    @classmethod
+    def _known_causes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for cause in value:
+            if cause not in CAUSES or cause in ("none", "unknown"):
+                raise ValueError(f"{cause!r} is no cause; known: {', '.join(CAUSES)}")
+        return value
 
 
 class Settings(BaseSettings):

@@ -6,12 +6,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import IO
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from bot.artifacts import ArtifactStore
 from bot.records import RunStatus, UserError
@@ -23,7 +24,7 @@ STALE_S = 120.0
 """A Slack connection that has been silent this long counts as lost; Socket Mode pings every few seconds."""
 
 
-class _Runs:
+class _Runs(Collector):
     """Prometheus collector of the runs in the store."""
 
     def __init__(self, store: Store, slack_age_s: Callable[[], float | None]) -> None:
@@ -52,11 +53,17 @@ class _Runs:
 
 
 def web_app(
-    *, store: Store, artifacts: ArtifactStore, slack_age_s: Callable[[], float | None]
+    *,
+    store: Store,
+    artifacts: ArtifactStore,
+    slack_age_s: Callable[[], float | None],
+    receive_alerts: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
+    collectors: Iterable[Collector] = (),
 ) -> web.Application:
     """Build the web application. `slack_age_s` gives seconds since Slack's last sign of life; None where it is not known."""
     registry = CollectorRegistry()
-    registry.register(_Runs(store, slack_age_s))
+    for collector in (_Runs(store, slack_age_s), *collectors):
+        registry.register(collector)
 
     async def health(_: web.Request) -> web.Response:
         age_s = slack_age_s()
@@ -104,6 +111,8 @@ def web_app(
     app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/artifacts/{path:.+}", artifact)
+    if receive_alerts is not None:
+        app.router.add_post("/alerts", receive_alerts)
     return app
 
 

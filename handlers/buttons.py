@@ -3,9 +3,11 @@
 A button carries the run's id; what it means now is read again here. A press that comes too late is answered with why.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from bot.presenter import answers
+from bot.presenter import alerts, answers
+from bot.presenter.alerts import ACKNOWLEDGE
 from bot.presenter.gate import APPROVE, DENY
 from bot.presenter.run_message import ABORT, HOLD, NEXT, STOP
 from bot.presenter.verdict_card import START_FALLBACK, TRIAGE_AGAIN, verdict_of
@@ -67,6 +69,23 @@ async def stop(call: Call, value: str) -> None:
     await stop_run(call, run)
 
 
+async def acknowledge(call: Call, value: str) -> None:
+    """From an alert: no new alert of this cause for a while. The value is `HOST:CAUSE`."""
+    host, _, cause = value.partition(":")
+    await call.services.access.require(
+        call.person, call.services.access.change_role, f"acknowledge {cause} on {host}"
+    )
+    monitors = call.services.monitors
+    if monitors is None:
+        raise UserError(
+            "The monitors are off (monitors.enabled in the settings), so there is nothing to acknowledge."
+        )
+    quiet_s = await asyncio.to_thread(monitors.acknowledge, host, cause, by=call.person)
+    if (incident := call.services.incidents.active(host)) is not None:
+        call.services.incidents.note(incident.id, by=call.person, text=f"acknowledged {cause}")
+    await call.answer(alerts.acknowledged(host, cause, quiet_s=quiet_s))
+
+
 def signal(action_id: str) -> Press:
     """Hold, next and abort of a shift."""
 
@@ -91,6 +110,7 @@ def _decision(decision: str) -> Press:
 PRESSES: Mapping[str, Press] = {
     START_FALLBACK: start_fallback,
     TRIAGE_AGAIN: triage_again,
+    ACKNOWLEDGE: acknowledge,
     STOP: stop,
     **{action_id: signal(action_id) for action_id in _SIGNALS},
     APPROVE: _decision("approve"),

@@ -117,7 +117,7 @@ expires_s = 1800
 port = {web}
 
 [monitors]
-enabled = false
+enabled = {monitors}
 
 [[hosts]]
 name = "demo"
@@ -174,12 +174,13 @@ class Pace(Frozen):
 QUICK = Pace(validate_s=4, hold_s=2)
 
 
-def write_config(layout: Layout, *, pace: Pace = Pace()) -> Path:  # noqa: B008  (frozen)
+def write_config(layout: Layout, *, pace: Pace = Pace(), monitors: bool = True) -> Path:  # noqa: B008  (frozen)
     """Write the settings file of the demonstration (mode 0600: it holds the workspace's tokens)."""
     text = CONFIG.format(
         state_dir=layout.state_dir,
         bot_token=layout.bot_token,
         app_token=layout.app_token,
+        monitors=str(monitors).lower(),
         **pace.model_dump(),
         **layout.ports.model_dump(),
     )

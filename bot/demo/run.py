@@ -40,14 +40,16 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-async def demonstrate(state_dir: Path, *, free_ports: bool = False, quick: bool = False) -> int:
+async def demonstrate(
+    state_dir: Path, *, free_ports: bool = False, quick: bool = False, monitors: bool = True
+) -> int:
     """Run until SIGINT or SIGTERM. Exit 0; 1 when it could not start, said in one line."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         pace = QUICK if quick else Pace()
-        async with demonstration(state_dir, free_ports=free_ports, pace=pace) as layout:
+        async with demonstration(state_dir, free_ports=free_ports, pace=pace, monitors=monitors) as layout:
             if not stop.is_set():
                 _say(_welcome(layout))
             await stop.wait()
@@ -60,7 +62,9 @@ async def demonstrate(state_dir: Path, *, free_ports: bool = False, quick: bool 
 
 
 @contextlib.asynccontextmanager
-async def demonstration(state_dir: Path, *, free_ports: bool, pace: Pace) -> AsyncIterator[Layout]:
+async def demonstration(
+    state_dir: Path, *, free_ports: bool, pace: Pace, monitors: bool
+) -> AsyncIterator[Layout]:
     """Everything at work for the length of the block. Raises CannotDemonstrate."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     await _clean_up(state_dir)
@@ -68,7 +72,7 @@ async def demonstration(state_dir: Path, *, free_ports: bool, pace: Pace) -> Asy
     if busy := busy_ports(layout):
         taken = ", ".join(f"{port} ({name})" for name, port in busy.items())
         raise CannotDemonstrate(f"something listens on {taken} already: stop it, or use --free-ports")
-    write_config(layout, pace=pace)
+    write_config(layout, pace=pace, monitors=monitors)
     settings = load_settings(layout.config_path, env_file=None)
     host = built_host(settings, settings.default_host)
     children = Children(layout)

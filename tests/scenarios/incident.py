@@ -135,8 +135,8 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def incident(folder: Path) -> AsyncIterator[Incident]:
-    """Start a demonstration; at the end press Ctrl-C and see that nothing is left of it."""
+async def incident(folder: Path, *, monitors: bool = False) -> AsyncIterator[Incident]:
+    """Start a demonstration; at the end press Ctrl-C and see that nothing is left of it. Without monitors, only people act."""
     with (folder / "demo.out").open("wb") as out:
         process = subprocess.Popen(  # noqa: ASYNC220  (it is waited for in a thread)
             [
@@ -148,6 +148,7 @@ async def incident(folder: Path) -> AsyncIterator[Incident]:
                 str(folder / "demo"),
                 "--free-ports",
                 "--quick",
+                "--monitors" if monitors else "--no-monitors",
             ],
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,274 @@
+"""The looks that nobody asked for: links, kernel log, hang, probe, regression, each host at its own periods.
+
+A look is a partial triage: a few collectors, the same judgement, the same findings. `gpu_actions.triage.confirm` decides what
+to make of one look after another; its memory is a row, so a restart neither forgets an acknowledgement nor alerts again.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+import structlog
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from pydantic import ValidationError
+
+from bot.alerts import Alarm, Alerts
+from bot.presenter import alerts as texts
+from bot.records import Person, RunStatus
+from bot.schedule import Schedule
+from bot.schema import monitor_states
+from bot.settings import MonitorSettings
+from bot.store import Store
+from gpu_actions.config import HostConfig
+from gpu_actions.forensics.look import baseline_of
+from gpu_actions.models import Verdict, VerdictKind
+from gpu_actions.triage.collect import collect
+from gpu_actions.triage.confirm import MonitorPolicy, MonitorState, Signal
+from gpu_actions.triage.host_target import target_of_host
+from gpu_actions.triage.judge import judge
+from gpu_actions.triage.snapshot import CollectorName
+
+if TYPE_CHECKING:
+    from gpu_actions.host import Host
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One kind of look: which collectors it runs, over at most how many seconds, and how people call it."""
+
+    name: str
+    title: str
+    collectors: frozenset[CollectorName]
+    period_s: Callable[[MonitorSettings], float]
+    window_s: float
+    needs_gpus: bool = False
+
+
+LOOKS = (
+    Look(
+        name="topology",
+        title="the link and topology poll",
+        collectors=frozenset({"nvml", "fabric_manager"}),
+        period_s=lambda settings: settings.topology_period_s,
+        window_s=3,
+        needs_gpus=True,
+    ),
+    Look(
+        name="kernel_log",
+        title="the kernel log",
+        collectors=frozenset({"kernel_log"}),
+        period_s=lambda settings: settings.kernel_log_period_s,
+        window_s=1,
+        needs_gpus=True,
+    ),
+    Look(
+        name="hang",
+        title="the hang watch",
+        collectors=frozenset({"engine", "ranks", "ras", "router", "stacks"}),
+        period_s=lambda settings: settings.hang_period_s,
+        window_s=3,
+    ),
+    Look(
+        name="probe",
+        title="the synthetic probe",
+        collectors=frozenset({"completion", "engine", "ranks"}),
+        period_s=lambda settings: settings.probe_period_s,
+        window_s=3,
+    ),
+    Look(
+        name="regression",
+        title="the regression watch",
+        collectors=frozenset({"engine"}),
+        period_s=lambda settings: settings.regression_period_s,
+        window_s=10,
+    ),
+)
+WINDOW_SHARE = 0.6
+"""A look takes at most this share of its period."""
+
+
+def policy_of(settings: MonitorSettings, *, stalled_s: float) -> MonitorPolicy:
+    """How sure the looks of these settings must be."""
+    return MonitorPolicy(
+        needed=settings.confirm_n,
+        of=settings.confirm_m,
+        clear_after=settings.clear_after,
+        stalled_s=stalled_s,
+        hold_s=settings.hold_s,
+        burst_s=settings.burst_s,
+        quiet_s=settings.quiet_s,
+    )
+
+
+def looks_of(host: HostConfig, settings: MonitorSettings) -> tuple[Look, ...]:
+    """The looks that make sense on a host: no GPU poll without GPUs, and its kernel log only where a file is named."""
+    return tuple(
+        look
+        for look in LOOKS
+        if look.period_s(settings) > 0
+        and not (
+            look.needs_gpus
+            and host.gpus == 0
+            and not (look.name == "kernel_log" and host.kernel_log is not None)
+        )
+    )
+
+
+class MonitorMemory:
+    """The states of all looks, in the store. Methods block for a millisecond or two."""
+
+    def __init__(self, store: Store, settings: MonitorSettings) -> None:
+        self._store = store
+        self._settings = settings
+
+    def load(self, host: str, look: str) -> MonitorState:
+        """The state of a look; a fresh one where there is none, or one that this version cannot read."""
+        query = sa.select(monitor_states.c.state).where(
+            monitor_states.c.host == host, monitor_states.c.look == look
+        )
+        with self._store.database.read() as connection:
+            kept = connection.execute(query).scalar()
+        try:
+            return MonitorState(host=host) if kept is None else MonitorState.model_validate(kept)
+        except ValidationError:
+            return MonitorState(host=host)
+
+    def save(self, look: str, state: MonitorState) -> None:
+        """Keep a state."""
+        values = state.model_dump(mode="json")
+        where = (monitor_states.c.host == state.host, monitor_states.c.look == look)
+        with self._store.database.write() as connection:
+            done = connection.execute(monitor_states.update().where(*where).values(state=values))
+            if done.rowcount == 0:
+                connection.execute(monitor_states.insert().values(host=state.host, look=look, state=values))
+
+    def acknowledge(self, host: str, cause: str) -> float:
+        """A person has seen this cause: no look alerts of it. Gives for how many seconds."""
+        policy = policy_of(self._settings, stalled_s=30)
+        for look in LOOKS:
+            state = self.load(host, look.name)
+            self.save(look.name, state.acknowledge(cause, now_s=self._store.clock(), policy=policy))
+        return self._settings.quiet_s
+
+    def acknowledged(self, host: str, cause: str) -> bool:
+        """Whether a person has acknowledged this cause and that still holds."""
+        now = self._store.clock()
+        return any(self.load(host, look.name).quiet_until_s.get(cause, 0) > now for look in LOOKS)
+
+
+class Monitors(Collector):
+    """Makes the looks. `hosts` gives the built host of a name; `schedule` calls `look` at the settings' periods."""
+
+    def __init__(
+        self,
+        settings: MonitorSettings,
+        *,
+        store: Store,
+        hosts: "Callable[[str], Host]",
+        alerts: Alerts,
+        memory: MonitorMemory,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._hosts = hosts
+        self._alerts = alerts
+        self._memory = memory
+        self._verdicts: dict[tuple[str, str], tuple[float, VerdictKind | None]] = {}
+
+    def schedule(self, schedule: Schedule, hosts: Iterable[HostConfig]) -> None:
+        """Put every look of every host on the schedule."""
+        for host in hosts:
+            for number, look in enumerate(looks_of(host, self._settings)):
+                schedule.every(
+                    look.period_s(self._settings),
+                    f"{look.name}:{host.name}",
+                    lambda name=host.name, look=look: self.look(name, look),  # type: ignore[misc]
+                    first_after_s=1 + number,
+                )
+
+    async def look(self, host_name: str, look: Look) -> None:
+        """Make one look, remember it, act on what it means. Held while a run changes the host: its steps look themselves."""
+        if await asyncio.to_thread(self.busy, host_name):
+            return
+        host = self._hosts(host_name)
+        verdict = await self._verdict(host, look)
+        if await asyncio.to_thread(self.busy, host_name):
+            return  # a fallback began meanwhile: what was seen is what it is doing
+        self._verdicts[host_name, look.name] = (time.time(), None if verdict is None else verdict.verdict)
+        # read only now: an acknowledgement may have come while we looked
+        state = await asyncio.to_thread(self._memory.load, host_name, look.name)
+        policy = policy_of(self._settings, stalled_s=host.thresholds.stalled_fall_back_s)
+        state, signals = state.observe(verdict, now_s=self._store.clock(), policy=policy)
+        for signal in signals:
+            self._act(host_name, look, signal, verdict)
+        await asyncio.to_thread(self._memory.save, look.name, state)
+
+    async def _verdict(self, host: "Host", look: Look) -> Verdict | None:
+        """The verdict of a partial triage; None where nothing could be read, which is no bad state but no sight."""
+        window_s = min(look.window_s, max(0.2, WINDOW_SHARE * look.period_s(self._settings)))
+        try:
+            target = await target_of_host(host)
+            snapshot = await collect(target, host.thresholds, window_s=window_s, only=look.collectors)
+        except Exception:
+            log.exception("a look broke", host=host.name, look=look.name)
+            return None
+        verdict = judge(snapshot, host.thresholds, await asyncio.to_thread(baseline_of, host))
+        return None if verdict.verdict is VerdictKind.UNKNOWN else verdict
+
+    def busy(self, host: str) -> bool:
+        """Whether a run is changing this host right now."""
+        at_work = (RunStatus.QUEUED.value, RunStatus.RUNNING.value, RunStatus.SETTLING.value)
+        return any(
+            row.host == host and row.changes_host and row.status in at_work for row in self._store.active()
+        )
+
+    def _act(self, host: str, look: Look, signal: Signal, verdict: Verdict | None) -> None:
+        log.info(
+            "monitor", host=host, look=look.name, signal=signal.kind, cause=signal.cause, reason=signal.reason
+        )
+        match signal.kind:
+            case "open" | "join":
+                summary = verdict.summary if verdict is not None and verdict.cause == signal.cause else ""
+                self._alerts.raise_alarm(
+                    Alarm(
+                        host=host,
+                        cause=signal.cause,
+                        title=f"{signal.cause} on {host}",
+                        source=look.title,
+                        reason=f"{signal.reason}{': ' if summary else ''}{summary}",
+                        verdict=signal.verdict,
+                        key=signal.key,
+                    )
+                )
+            case "clear":
+                self._alerts.say(host, texts.cleared(host, source=look.title, reason=signal.reason))
+            case "blind":
+                self._alerts.say(host, texts.blind(host, source=look.title, reason=signal.reason))
+            case "sighted":
+                self._alerts.say(host, texts.sighted(host, source=look.title))
+
+    def acknowledge(self, host: str, cause: str, *, by: Person) -> float:
+        """Keep quiet about a cause that a person has seen. Gives for how many seconds."""
+        log.info("acknowledged", host=host, cause=cause, by=by.id)
+        return self._memory.acknowledge(host, cause)
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Prometheus: when each look was last made, and what it saw (0 healthy, 1 watch, 2 fall back, -1 nothing)."""
+        labels = ["host", "look"]
+        at = GaugeMetricFamily(
+            "gpu_oncall_monitor_last_look_seconds", "Unix time of the last look", labels=labels
+        )
+        seen = GaugeMetricFamily(
+            "gpu_oncall_monitor_verdict", "0 healthy, 1 watch, 2 fall back, -1 nothing seen", labels=labels
+        )
+        numbers = {VerdictKind.HEALTHY: 0, VerdictKind.WATCH: 1, VerdictKind.FALL_BACK: 2}
+        for key, (when, kind) in self._verdicts.items():
+            at.add_metric(list(key), when)
+            seen.add_metric(list(key), -1 if kind is None else numbers.get(kind, -1))
+        return [at, seen]
