@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -37,6 +37,7 @@ from bot.services import Services, make_view
 from bot.settings import Settings
 from bot.store import Store
 from bot.web import web_app
+from gpu_actions.action import ActionSpec
 from gpu_actions.registry import actions
 from handlers import register, stamp_arrival
 
@@ -88,7 +89,13 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=max(level, logging.WARNING))
 
 
-def build(settings: Settings, *, bot_user_id: str = "", role: Role = "all") -> Bot:
+def build(
+    settings: Settings,
+    *,
+    bot_user_id: str = "",
+    role: Role = "all",
+    specs: Mapping[str, ActionSpec] | None = None,
+) -> Bot:
     """Build all services and the Bolt app. Creates the state folder; starts nothing and asks Slack nothing."""
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     client = AsyncWebClient(
@@ -100,7 +107,7 @@ def build(settings: Settings, *, bot_user_id: str = "", role: Role = "all") -> B
     store = Store(settings.own_database_url)
     store.create()
     artifacts = ArtifactStore(settings, store)
-    specs = actions()
+    specs = actions() if specs is None else specs
     runs = Runs(settings, store=store, artifacts=artifacts, actions=specs, role=role)
     incidents, access = Incidents(store), Access(settings.access, client)
     memory = MonitorMemory(store, settings.monitors)
@@ -194,14 +201,18 @@ def _prepare(settings: Settings) -> asyncio.Event:
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, *, stop: asyncio.Event | None = None, role: Role = "all"
+    settings: Settings,
+    *,
+    stop: asyncio.Event | None = None,
+    role: Role = "all",
+    specs: Mapping[str, ActionSpec] | None = None,
 ) -> AsyncIterator[Bot]:
-    """The bot at work for the length of the block. Raises CannotStart and AlreadyRunning."""
+    """The bot at work for the length of the block, with all actions or `specs`. Raises CannotStart and AlreadyRunning."""
     lock = ProcessLock(settings.state_dir, "slack.lock")
     lock.take()
     try:
         user_id = await _who_am_i(settings, stop or asyncio.Event())
-        async with _at_work(build(settings, bot_user_id=user_id, role=role), stop) as bot:
+        async with _at_work(build(settings, bot_user_id=user_id, role=role, specs=specs), stop) as bot:
             yield bot
     finally:
         lock.release()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from bot.presenter.message import Lines, Message, Part, compose, context, header, section
-from bot.presenter.mrkdwn import clock, code, duration, link, one_line, words
+from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user, words
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
 from bot.presenter.verdict_card import verdict_of, verdict_title
 from bot.presenter.view import VERDICT_SIGNS, View, action_name
@@ -88,7 +88,7 @@ def gate_closed(run: RunRecord, view: View) -> str:
     """Why a decision on this run comes too late or too early, in one line; empty while it waits."""
     if run.status is RunStatus.WAITING:
         return ""
-    who = [f"{one_line(d.user.name or d.user.id)} ({d.decision} at {clock(d.at)})" for d in run.decisions]
+    who = [f"{user(d.user)} ({d.decision} at {clock(d.at)})" for d in run.decisions]
     decided = f" It was decided by {words(who)}." if who else ""
     state = {
         RunStatus.PLANNING: "is still being planned: wait for its plan",

@@ -147,6 +147,15 @@ async def verdict(context: StepContext) -> StepResult:
     )
 
 
+@step("toy.calm")
+async def calm(context: StepContext) -> StepResult:
+    """Give a healthy verdict."""
+    return StepResult(
+        summary="fine",
+        verdict=Verdict(verdict=VerdictKind.HEALTHY, cause="none", summary="all checks passed"),
+    )
+
+
 async def plan(request: PlanRequest) -> Plan:
     """A plan from the words of the script. It shows the load's shape of the host, so that a test can change it."""
     given: ToyArguments = request.arguments

@@ -1,0 +1,201 @@
+"""The whole bot at a desk: the real app over a real local workspace and socket, with toy actions under the product's names.
+
+What a test says and reads goes the way of people; what the toys do on the host is counted in files.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bot.app import Bot, running
+from bot.records import RunRecord
+from bot.settings import AccessSettings, ApprovalRule, Settings, SlackSettings, WebSettings
+from bot.workspace import Workspace, WorkspaceClient
+from bot.workspace.client import ActResult
+from bot.workspace.reading import ButtonNotFound, ReadMessage
+from bot.workspace.webapi import Middleware
+from gpu_actions.action import ActionSpec, PlanRequest
+from gpu_actions.plan import Plan
+from tests.bot.toys import ToyArguments, effects_dir, hurry, plan, toy_settings
+from tests.ports import free_port
+
+PREFIXES = {
+    "triage": ("tri", False),
+    "fallback": ("fb", True),
+    "loadtest": ("lt", False),
+    "trace": ("tc", False),
+    "forensics": ("fo", False),
+    "restore": ("rs", True),
+}
+
+
+def toy_product(scripts: Mapping[str, str] | None = None) -> dict[str, ActionSpec]:
+    """The product's six actions, each a toy; `scripts` gives the words of an action's plan where none are typed."""
+
+    def spec(name: str, prefix: str, changes: bool) -> ActionSpec:
+        default = (scripts or {}).get(name, "count:a")
+
+        class Arguments(ToyArguments):
+            script: str = default
+            deep: bool = False
+            reason: str = ""
+            baseline: str = ""
+
+        async def planned(request: PlanRequest) -> Plan:
+            return (await plan(request)).model_copy(update={"action": name, "title": f"toy {name}"})
+
+        return ActionSpec(
+            name=name,
+            prefix=prefix,
+            summary=f"a toy {name}",
+            arguments=Arguments,
+            plan=planned,
+            changes_host=changes,
+        )
+
+    return {name: spec(name, *shape) for name, shape in PREFIXES.items()}
+
+
+@dataclass
+class Desk:
+    """A running bot and people around it."""
+
+    bot: Bot
+    workspace: Workspace
+    people: WorkspaceClient
+    state_dir: Path
+
+    async def say(
+        self, text: str, *, user: str = "oncall", thread: str | None = None, channel: str = "incidents"
+    ) -> ActResult:
+        """Type something; a command must be acknowledged."""
+        result = await self.people.say(user, channel, text, thread)
+        assert result.ok, f"{text!r} was not acknowledged: {result}"
+        return result
+
+    async def press(self, button: str, *, user: str = "oncall", run: str | None = None) -> ActResult:
+        """Press a button as soon as it is there."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                result = await self.people.press(user, button, run=run)
+                break
+            except ButtonNotFound:
+                assert time.monotonic() < deadline, f"no button {button}: {await self.texts()}"
+                await asyncio.sleep(0.02)
+        assert result.ok, f"{button} was not acknowledged: {result}"
+        return result
+
+    async def messages(self) -> list[ReadMessage]:
+        """Every message and reply of the channel, private ones too."""
+        found: list[ReadMessage] = []
+        for message in await self.people.read("incidents"):
+            found += [message, *message.replies]
+        return found
+
+    async def texts(self) -> list[str]:
+        return [message.text for message in await self.messages()]
+
+    async def hears(self, text: str, *, timeout_s: float = 10) -> ReadMessage:
+        """The first message that contains a text."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            messages = await self.messages()
+            for message in messages:
+                if text in message.text or text in message.fallback:
+                    return message
+            assert time.monotonic() < deadline, f"nobody said {text!r}: {[m.text for m in messages]}"
+            await asyncio.sleep(0.02)
+
+    async def answer(self, text: str, *, user: str = "oncall") -> str:
+        """Type something and give the private answer that only this person sees."""
+        before = len(await self._private(user))
+        await self.say(text, user=user)
+        deadline = time.monotonic() + 10
+        while len(found := await self._private(user)) <= before:
+            assert time.monotonic() < deadline, f"{text!r} was not answered: {await self.texts()}"
+            await asyncio.sleep(0.02)
+        return found[-1].text
+
+    async def _private(self, user: str) -> list[ReadMessage]:
+        return [message for message in await self.messages() if message.visible_to == user]
+
+    async def run(
+        self, action: str, *, until: Callable[[RunRecord], bool] = lambda run: run.status.final
+    ) -> RunRecord:
+        """The newest run of an action once `until` holds of it."""
+        deadline = time.monotonic() + 15
+        while True:
+            run = self.bot.runs.latest(action=action)
+            if run is not None and until(run):
+                return run
+            assert time.monotonic() < deadline, f"{action}: {run}"
+            await asyncio.sleep(0.02)
+
+    async def message_of(self, run_id: str) -> list[ReadMessage]:
+        """The live messages of a run; there must be one."""
+        return [
+            message
+            for message in await self.messages()
+            if (message.metadata or {}).get("event_type") == "gpu_oncall_run"
+            and (message.metadata or {}).get("event_payload", {}).get("run_id") == run_id
+        ]
+
+    def release(self) -> None:
+        """Let the steps that hold go on."""
+        folder = effects_dir(self.state_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "release").touch()
+
+
+def desk_settings(folder: Path, workspace: Workspace, **changes: object) -> Settings:
+    """Settings of a bot at this workspace: one toy host, roles by user groups, monitors off."""
+    base = toy_settings(folder)
+    values = {
+        **{name: getattr(base, name) for name in ("artifacts", "hosts")},
+        "state_dir": folder,
+        "slack": SlackSettings(
+            bot_token=workspace.bot_token,  # type: ignore[arg-type]
+            app_token=workspace.app_token,  # type: ignore[arg-type]
+            api_url=f"{workspace.url}/api/",
+            edit_interval_s=0.2,
+            edits_per_minute=1000,
+        ),
+        "access": AccessSettings(
+            roles={
+                "responder": ("@oncall-engineers",),
+                "approver": ("@incident-leads",),
+                "override": ("@incident-leads",),
+            },
+            approvals={"restore": ApprovalRule(expires_s=600)},
+        ),
+        "web": WebSettings(port=free_port()),
+        "monitors": {"enabled": False},
+        **changes,
+    }
+    return Settings(_env_file=None, **values)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def desk(
+    folder: Path,
+    *,
+    scripts: Mapping[str, str] | None = None,
+    middlewares: Sequence[Middleware] = (),
+    **changes: object,
+) -> AsyncIterator[Desk]:
+    """A workspace, and the bot at work in it."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        os.environ.pop(name, None)  # slack_sdk sends even loopback requests through a proxy
+    hurry()
+    async with Workspace(port=0, api_middlewares=middlewares) as workspace:
+        settings = desk_settings(folder, workspace, **changes)
+        async with (
+            running(settings, specs=toy_product(scripts)) as bot,
+            WorkspaceClient(workspace.url) as people,
+        ):
+            yield Desk(bot, workspace, people, folder)

@@ -1,0 +1,155 @@
+"""Slash commands as people type them, through the real app and socket: answered, understood, allowed or refused in words."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bot.records import RunStatus
+from tests.bot.desk import Desk, desk
+from tests.bot.toys import effects
+
+
+@pytest.fixture
+async def at_desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk(tmp_path, scripts={"triage": "verdict:look", "fallback": "hold:a"}) as it:
+        yield it
+        it.release()
+
+
+async def test_every_command_and_its_help_are_answered_and_none_starts_anything(at_desk: Desk) -> None:
+    for command in (
+        "triage help", "fallback", "fallback help", "loadtest help", "trace", "forensics help", "restore help",
+        "incident", "gpu", "gpu help", "gpu status", "gpu fallback help", "fallback status", "restore status toy",
+        "loadtest status", "loadtest baseline", "incident status", "trace status",
+    ):  # fmt: skip
+        assert await at_desk.answer(f"/{command}"), command
+    assert at_desk.bot.runs.list() == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("/fallback strat", "Did you mean 'start'?"),
+        ("/fallback toy", "say first what to do with it, for example /fallback plan toy"),
+        ("/fallback start tou", "I know no host 'tou'. Did you mean 'toy'?"),
+        ("/fallback start scirpt=x", "unknown option 'scirpt'; did you mean script?"),
+        ("/fallback start tries=none", "tries=none"),
+        ("/fallback start tries=99", "less than or equal to 5"),
+        ("/fallback start tries", "I know no host 'tries'"),
+        ("/fallback start script=", "script has no value"),
+        ("/fallback start tries=1 tries=2", "given twice"),
+        ("/fallback stop", "No fallback is running on toy"),
+        ("/fallback stop fb-none", "I know no run 'fb-none'"),
+        ("/triage dep", "Did you mean 'deep'?"),
+        ("/gpu tirage", "Did you mean 'triage'?"),
+        ("/loadtest baseline shwo", "Did you mean 'show'?"),
+        ("/loadtest baseline show none", "there is no baseline 'none'"),
+        ("/loadtest compare", "No load test of toy has finished yet"),
+        ("/loadtest compare a b c", "you named 3"),
+        ("/incident note", "Say what to note"),
+        ("/incident note it is loud", "No incident is open on toy"),
+        ("/incident close", "No incident is open on toy"),
+    ],
+)
+async def test_what_is_not_understood_is_answered_with_what_would_be(
+    at_desk: Desk, typed: str, says: str
+) -> None:
+    assert says in await at_desk.answer(typed)
+    assert at_desk.bot.runs.list() == []
+
+
+async def test_a_phones_typography_is_understood(at_desk: Desk) -> None:
+    await at_desk.say("/fallback Start —script=“count:x”")
+    run = await at_desk.run("fallback")
+    assert run.status is RunStatus.SUCCEEDED
+    assert effects(at_desk.state_dir, "x") == [""]
+
+
+async def test_whoever_lacks_the_role_is_told_whom_to_ask_and_may_still_read(at_desk: Desk) -> None:
+    refused = await at_desk.answer("/fallback start", user="viewer")
+    assert "You may not start fallback on toy" in refused
+    assert "@oncall-engineers" in refused
+    assert at_desk.bot.runs.list() == []
+    assert "No fallback has run" in await at_desk.answer("/fallback status", user="viewer")
+    await at_desk.say("/triage", user="viewer")
+    assert (await at_desk.run("triage")).requester.name == "viewer"
+
+
+async def test_one_change_of_a_host_at_a_time_and_the_second_hears_of_the_first(at_desk: Desk) -> None:
+    await at_desk.say("/fallback start")
+    first = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
+    said = await at_desk.answer("/restore start", user="lead")
+    assert first.id in said
+    assert "only one run may change a host at a time" in said
+    at_desk.release()
+    assert (await at_desk.run("fallback")).status is RunStatus.SUCCEEDED
+
+
+async def test_the_card_carries_the_verdict_first_and_its_button_starts_the_fallback_in_its_thread(
+    at_desk: Desk,
+) -> None:
+    await at_desk.say("/triage")
+    card = await at_desk.hears("FALL BACK: nccl_hang on toy")
+    assert card.text.splitlines()[0].endswith("FALL BACK: nccl_hang on toy")
+    await at_desk.press("Start fallback")
+    run = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
+    assert run.place.thread_ts == card.ts
+    at_desk.release()
+    await at_desk.run("fallback")
+
+
+async def test_a_card_that_a_newer_triage_has_overtaken_starts_nothing(at_desk: Desk) -> None:
+    await at_desk.say("/triage")
+    await at_desk.hears("FALL BACK: nccl_hang on toy")
+    first = await at_desk.run("triage")
+    await at_desk.bot.runs.start(
+        action="triage",
+        host="toy",
+        options={"script": "calm:look"},
+        requester=first.requester,
+        place=first.place,
+        dedupe_key="newer",
+    )
+    await at_desk.hears("HEALTHY: toy")
+    await at_desk.press("Start fallback", run=first.id)
+    await at_desk.hears("says HEALTHY: toy, so this button started nothing")
+    assert at_desk.bot.runs.list(action="fallback") == []
+
+
+async def test_stop_by_button_ends_the_run_and_a_second_press_is_answered(at_desk: Desk) -> None:
+    await at_desk.say("/fallback start")
+    run = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
+    await asyncio.gather(
+        at_desk.people.press("oncall", "Stop", run=run.id), at_desk.people.press("lead", "Stop", run=run.id)
+    )
+    assert (await at_desk.run("fallback")).status is RunStatus.CANCELLED
+    assert "is over" in await at_desk.answer(f"/fallback stop {run.id}")
+
+
+async def test_a_mention_in_a_thread_does_what_a_command_does(at_desk: Desk) -> None:
+    await at_desk.say("/triage")
+    card = await at_desk.hears("FALL BACK")
+    await at_desk.say("@gpu-oncall fallback start", thread=card.ts)
+    run = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
+    assert run.place.thread_ts == card.ts
+    await at_desk.say(f"@gpu-oncall stop {run.id}", thread=card.ts)
+    assert (await at_desk.run("fallback")).status is RunStatus.CANCELLED
+    await at_desk.say("@gpu-oncall falback status", thread=card.ts)
+    await at_desk.hears("Did you mean 'fallback'?")
+
+
+async def test_an_incident_is_opened_noted_and_closed(at_desk: Desk) -> None:
+    await at_desk.say("/incident open toy the links are down")
+    root = await at_desk.hears("INCIDENT: the links are down (toy)")
+    await at_desk.answer("/incident note switch 3 was replaced")
+    assert "switch 3 was replaced" in await at_desk.answer("/incident timeline")
+    await at_desk.say("/fallback start")
+    run = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
+    assert run.place.thread_ts == root.ts
+    assert f"stays open: {run.id}" in await at_desk.answer("/incident close")
+    at_desk.release()
+    await at_desk.run("fallback")
+    assert "is closed" in await at_desk.answer("/incident close")
+    assert "No incident is open" in await at_desk.answer("/incident status")
