@@ -152,18 +152,27 @@ class Desk:
         (folder / "release").touch()
 
 
-def desk_settings(folder: Path, workspace: Workspace, **changes: object) -> Settings:
+def desk_settings(
+    folder: Path,
+    workspace: Workspace,
+    *,
+    slack_changes: Mapping[str, object] | None = None,
+    **changes: object,
+) -> Settings:
     """Settings of a bot at this workspace: one toy host, roles by user groups, monitors off."""
     base = toy_settings(folder)
     values = {
         **{name: getattr(base, name) for name in ("artifacts", "hosts")},
         "state_dir": folder,
-        "slack": SlackSettings(
-            bot_token=workspace.bot_token,  # type: ignore[arg-type]
-            app_token=workspace.app_token,  # type: ignore[arg-type]
-            api_url=f"{workspace.url}/api/",
-            edit_interval_s=0.2,
-            edits_per_minute=1000,
+        "slack": SlackSettings.model_validate(
+            {
+                "bot_token": workspace.bot_token,
+                "app_token": workspace.app_token,
+                "api_url": f"{workspace.url}/api/",
+                "edit_interval_s": 0.2,
+                "edits_per_minute": 1000,
+                **(slack_changes or {}),
+            }
         ),
         "access": AccessSettings(
             roles={
@@ -192,10 +201,21 @@ async def desk(
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         os.environ.pop(name, None)  # slack_sdk sends even loopback requests through a proxy
     hurry()
-    async with Workspace(port=0, api_middlewares=middlewares) as workspace:
-        settings = desk_settings(folder, workspace, **changes)
-        async with (
-            running(settings, specs=toy_product(scripts)) as bot,
-            WorkspaceClient(workspace.url) as people,
-        ):
-            yield Desk(bot, workspace, people, folder)
+    async with (
+        Workspace(port=0, api_middlewares=middlewares) as workspace,
+        sitting_down(folder, workspace, scripts=scripts, **changes) as it,
+    ):
+        yield it
+
+
+@contextlib.asynccontextmanager
+async def sitting_down(
+    folder: Path, workspace: Workspace, *, scripts: Mapping[str, str] | None = None, **changes: object
+) -> AsyncIterator[Desk]:
+    """A bot at work in a workspace that is there already, over the rows of that folder."""
+    settings = desk_settings(folder, workspace, **changes)  # type: ignore[arg-type]
+    async with (
+        running(settings, specs=toy_product(scripts)) as bot,
+        WorkspaceClient(workspace.url) as people,
+    ):
+        yield Desk(bot, workspace, people, folder)
