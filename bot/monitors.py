@@ -210,7 +210,10 @@ class Monitors(Collector):
         await asyncio.to_thread(self._memory.save, look.name, state)
 
     async def _verdict(self, host: "Host", look: Look) -> Verdict | None:
-        """The verdict of a partial triage; None where nothing could be read, which is no bad state but no sight."""
+        """The verdict of a partial triage; None where nothing could be read, which is no bad state but no sight.
+
+        An unknown state with a cause of its own (a driver that hangs) is something that was seen.
+        """
         window_s = min(look.window_s, max(0.2, WINDOW_SHARE * look.period_s(self._settings)))
         try:
             target = await target_of_host(host)
@@ -219,7 +222,7 @@ class Monitors(Collector):
             log.exception("a look broke", host=host.name, look=look.name)
             return None
         verdict = judge(snapshot, host.thresholds, await asyncio.to_thread(baseline_of, host))
-        return None if verdict.verdict is VerdictKind.UNKNOWN else verdict
+        return None if (verdict.verdict, verdict.cause) == (VerdictKind.UNKNOWN, "unknown") else verdict
 
     def busy(self, host: str) -> bool:
         """Whether a run is changing this host right now."""
@@ -248,8 +251,21 @@ class Monitors(Collector):
                 )
             case "clear":
                 self._alerts.say(host, texts.cleared(host, source=look.title, reason=signal.reason))
-            case "blind":
+            case (
+                "blind"
+            ):  # nobody may believe that silence is health: a card says what cannot be read, and why
                 self._alerts.say(host, texts.blind(host, source=look.title, reason=signal.reason))
+                self._alerts.raise_alarm(
+                    Alarm(
+                        host=host,
+                        cause="unknown",
+                        title=f"{look.title} cannot see {host}",
+                        source=look.title,
+                        reason=signal.reason,
+                        verdict=VerdictKind.UNKNOWN,
+                        key=f"{signal.key}:blind",
+                    )
+                )
             case "sighted":
                 self._alerts.say(host, texts.sighted(host, source=look.title))
 

@@ -1,0 +1,205 @@
+"""The looks: which make sense where, what is remembered over a restart, and when they hold. The whole way is in scenarios."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from bot.alerts import Alarm
+from bot.monitors import LOOKS, MonitorMemory, Monitors, looks_of
+from bot.presenter.message import Message
+from bot.records import RunStatus
+from bot.settings import MonitorSettings
+from bot.store import Store
+from gpu_actions.host import Host, build_host
+from gpu_actions.models import VerdictKind
+from tests.bot.toys import ONCALL, launched, start, store_of, toy_settings
+from tests.gpu_actions.triage.conftest import build_fake_nvml, fake_nvml  # noqa: F401  (fixtures)
+
+TOPOLOGY, KERNEL_LOG, HANG, PROBE, REGRESSION = LOOKS
+
+
+class Told:
+    """Keeps what would be told to people."""
+
+    def __init__(self) -> None:
+        self.alarms: list[Alarm] = []
+        self.said: list[str] = []
+
+    def raise_alarm(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
+
+    def say(self, host: str, message: Message) -> None:
+        self.said.append(message.text)
+
+
+def monitors_of(store: Store, host: Host, told: Told, **settings: object) -> Monitors:
+    chosen = MonitorSettings.model_validate({"topology_period_s": 1, **settings})
+    return Monitors(
+        chosen,
+        store=store,
+        hosts=lambda _: host,
+        alerts=told,  # type: ignore[arg-type]
+        memory=MonitorMemory(store, chosen),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return store_of(tmp_path)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    config = toy_settings(tmp_path).hosts[0].model_copy(update={"gpus": 8, "ras_address": None})
+    return build_host(config, state_dir=tmp_path / "hosts" / "toy")
+
+
+async def test_a_bad_link_is_told_at_the_second_look_once_and_its_end_after_three_good_ones(
+    store: Store,
+    host: Host,
+    fake_nvml: Callable[..., Path],  # noqa: F811
+) -> None:
+    told = Told()
+    monitors = monitors_of(store, host, told)
+    fake_nvml("gpus=8")
+    await monitors.look("toy", TOPOLOGY)
+    fake_nvml("gpus=8", "gpu.2.link.5.active=0")
+    await monitors.look("toy", TOPOLOGY)
+    assert told.alarms == [], "one look may err"
+    await monitors.look("toy", TOPOLOGY)
+    (alarm,) = told.alarms
+    assert (alarm.cause, alarm.verdict) == ("nvlink_partial", VerdictKind.FALL_BACK)
+    assert "link 5 down" in alarm.reason
+    # another process takes over: the row remembers, so nothing is told again
+    again = monitors_of(store, host, told)
+    await again.look("toy", TOPOLOGY)
+    assert len(told.alarms) == 1
+    fake_nvml("gpus=8")
+    for _ in range(3):
+        assert told.said == []
+        await again.look("toy", TOPOLOGY)
+    assert told.said == [
+        ":large_green_circle: The link and topology poll sees no fault on toy any more (3 good looks in a row)."
+    ]
+
+
+async def test_a_driver_that_cannot_be_read_is_no_fault_but_no_sight(
+    store: Store,
+    host: Host,
+    fake_nvml: Callable[..., Path],  # noqa: F811
+) -> None:
+    now = {"s": 1000.0}
+    store.clock = lambda: now["s"]
+    told = Told()
+    monitors = monitors_of(store, host, told, hold_s=60)
+    fake_nvml("gpus=8")
+    await monitors.look("toy", TOPOLOGY)
+    fake_nvml("gpus=8", "fail.nvmlInitWithFlags=999")
+    for _ in range(4):
+        now["s"] += 25
+        await monitors.look("toy", TOPOLOGY)
+    (card,) = told.alarms
+    assert (card.verdict, card.cause) == (VerdictKind.UNKNOWN, "unknown")
+    assert len(told.said) == 1
+    assert "cannot see toy" in told.said[0]
+    fake_nvml("gpus=8")
+    await monitors.look("toy", TOPOLOGY)
+    assert "sees toy again" in told.said[1]
+
+
+async def test_a_driver_that_hangs_is_told_as_such(
+    store: Store,
+    host: Host,
+    fake_nvml: Callable[..., Path],  # noqa: F811
+) -> None:
+    told = Told()
+    monitors = monitors_of(store, host, told)
+    fake_nvml("gpus=8", "gpu.0.sleep.nvmlDeviceGetPowerUsage=1")
+    for _ in range(2):
+        await monitors.look("toy", TOPOLOGY)
+    assert [(alarm.cause, alarm.verdict) for alarm in told.alarms] == [("driver_hang", VerdictKind.UNKNOWN)]
+
+
+async def test_while_a_run_changes_the_host_nothing_is_looked_at(
+    tmp_path: Path,
+    host: Host,
+    fake_nvml: Callable[..., Path],  # noqa: F811
+) -> None:
+    told = Told()
+    fake_nvml("gpus=8", "gpu.2.link.5.active=0")
+    async with launched(tmp_path) as runs:
+        store = store_of(tmp_path)
+        monitors = monitors_of(store, host, told)
+        run = await start(runs, script="hold:a")
+        await runs.wait(run.id, until=lambda run: run.status is RunStatus.RUNNING)
+        for _ in range(3):
+            await monitors.look("toy", TOPOLOGY)
+        assert told.alarms == []
+        await runs.stop(run.id, by=ONCALL)
+        await runs.wait(run.id, until=lambda run: run.status.final)
+        for _ in range(2):
+            await monitors.look("toy", TOPOLOGY)
+    assert len(told.alarms) == 1
+
+
+async def test_an_acknowledged_cause_is_quiet_for_its_time_and_another_is_not(
+    store: Store,
+    host: Host,
+    fake_nvml: Callable[..., Path],  # noqa: F811
+) -> None:
+    told = Told()
+    monitors = monitors_of(store, host, told)
+    assert monitors.acknowledge("toy", "nvlink_partial", by=ONCALL) == 900
+    fake_nvml("gpus=8", "gpu.2.link.5.active=0")
+    for _ in range(3):
+        await monitors.look("toy", TOPOLOGY)
+    assert told.alarms == []
+    fake_nvml("gpus=8", "gpu.2.fail.*=15")
+    for _ in range(3):
+        await monitors.look("toy", TOPOLOGY)
+    assert [alarm.cause for alarm in told.alarms] == ["gpu_lost"]
+
+
+def test_a_host_without_gpus_has_no_gpu_poll_and_its_kernel_log_only_where_a_file_is_named(
+    tmp_path: Path,
+) -> None:
+    config = toy_settings(tmp_path).hosts[0]
+    settings = MonitorSettings()
+    cpu = config.model_copy(update={"gpus": 0})
+    assert looks_of(config, settings) == LOOKS
+    assert looks_of(cpu, settings) == (HANG, PROBE, REGRESSION)
+    named = cpu.model_copy(update={"kernel_log": tmp_path / "kernel.log"})
+    assert looks_of(named, settings) == (KERNEL_LOG, HANG, PROBE, REGRESSION)
+    assert looks_of(config, MonitorSettings(hang_period_s=0, probe_period_s=0)) == (
+        TOPOLOGY,
+        KERNEL_LOG,
+        REGRESSION,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"confirm_n": 4, "confirm_m": 3}, "must not be above confirm_m"),
+        ({"auto_fallback": ["nccl_hnag"]}, "'nccl_hnag' is no cause"),
+        ({"auto_fallback": ["unknown"]}, "'unknown' is no cause"),
+        ({"hang_period_s": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        MonitorSettings.model_validate(settings)
+
+
+def test_a_state_of_another_version_is_forgotten_and_breaks_nothing(store: Store) -> None:
+    from bot.schema import monitor_states
+
+    with store.database.write() as connection:
+        connection.execute(monitor_states.insert().values(host="toy", look="hang", state={"odd": True}))
+    memory = MonitorMemory(store, MonitorSettings())
+    assert memory.load("toy", "hang").confirmed == {}
+    memory.acknowledge("toy", "nccl_hang")
+    assert memory.acknowledged("toy", "nccl_hang")
+    assert not memory.acknowledged("toy", "nvlink_loss")
