@@ -1,0 +1,144 @@
+"""What the monitors cost a healthy host at their default periods, and how soon they tell a hang.
+
+Two hosts: the demonstration (a real two-rank tier under light traffic), bot process and its children; and 8 GPUs played by the
+fake driver (200 us a call, as on a real H100) with an engine's page, in this process and its children. Then a rank is frozen.
+Goals: the bot under 150 MB and 1 % of a core at rest, its looks little more beside it; hang to card under 30 s.
+"""
+
+import asyncio
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from aiohttp import web
+
+from benchmarks.triage_passive import REAL_CALL_US, fake_driver
+from bot.monitors import LOOKS, MonitorMemory, Monitors
+from bot.schedule import Schedule
+from bot.settings import MonitorSettings
+from bot.store import Store
+from gpu_actions.config import HostConfig
+from gpu_actions.host import build_host
+from tests.ports import free_port
+from tests.scenarios.incident import Incident, incident
+
+SETTLE_S = 25
+WATCH_S = 90
+PAGE = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:generation_tokens_total 9\n"
+
+
+class Nobody:
+    """Counts what would be told; a healthy host gives 0."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def raise_alarm(self, alarm: object) -> None:
+        self.told += 1
+
+    def say(self, host: str, message: object) -> None:
+        self.told += 1
+
+
+def cpu_s(process: psutil.Process) -> tuple[float, float]:
+    """CPU seconds of a process, and of its children that have ended."""
+    times = process.cpu_times()
+    return times.user + times.system, times.children_user + times.children_system
+
+
+async def demonstration_host(it: Incident) -> None:
+    bot = psutil.Process(int((it.layout.state_dir / "bot.pid").read_text()))
+    await asyncio.sleep(SETTLE_S)
+    own, children = cpu_s(bot)
+    await asyncio.sleep(WATCH_S)
+    own_after, children_after = cpu_s(bot)
+    print(
+        f"demonstration, two ranks, visitors: bot {100 * (own_after - own) / WATCH_S:.2f} % of a core, its children "
+        f"{100 * (children_after - children) / WATCH_S:.2f} %, {bot.memory_info().rss / 1e6:.0f} MB resident"
+    )
+    began = time.monotonic()
+    await it.break_("frozen-rank")
+    await it.says("ALERT: nccl_hang on demo", timeout_s=60)
+    alerted = time.monotonic() - began
+    await it.says("FALL BACK: nccl_hang on demo", timeout_s=60)
+    print(
+        f"frozen rank to alert {alerted:.1f} s, to verdict card {time.monotonic() - began:.1f} s (goal < 30 s)"
+    )
+
+
+async def eight_gpus(folder: Path) -> None:
+    port = free_port()
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(text=PAGE)
+
+    async def completions(_: web.Request) -> web.Response:
+        event = (
+            'data: {"choices": [{"text": "a", "finish_reason": "length"}], "usage": {"completion_tokens": 2}}'
+        )
+        return web.Response(text=f"{event}\n\ndata: [DONE]\n\n", content_type="text/event-stream")
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    app.router.add_post("/v1/completions", completions)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    log = folder / "kernel.log"
+    log.write_text("[    1.0] Linux version\n" * 5000)
+    fake_driver(folder, REAL_CALL_US)
+    tier = {"engine": {"url": f"http://127.0.0.1:{port}", "model": "m"}, "unit": {"driver": "process", "argv": ["sleep", "1"]}}
+    config = HostConfig.model_validate(
+        {
+            "name": "gpus8",
+            "gpus": 8,
+            "kernel_log": log,
+            "tiers": {"tp": {**tier, "server": "tp"}, "fallback": {**tier, "server": "fallback"}},
+        }
+    )
+    host = build_host(config, state_dir=folder / "state")
+    store = Store(f"sqlite:///{folder}/rows.sqlite")
+    store.create()
+    settings, nobody = MonitorSettings(), Nobody()
+    monitors = Monitors(
+        settings,
+        store=store,
+        hosts=lambda _: host,
+        alerts=nobody,  # type: ignore[arg-type]
+        memory=MonitorMemory(store, settings),
+    )
+    schedule = Schedule()
+    monitors.schedule(schedule, [config])
+    schedule.start()
+    await asyncio.sleep(5)
+    before, began = _used(), time.monotonic()
+    await asyncio.sleep(WATCH_S)
+    seconds = time.monotonic() - began
+    after = _used()
+    own, children = (100 * (b - a) / seconds for a, b in zip(before, after, strict=True))
+    periods = ", ".join(f"{look.name} {look.period_s(settings):g} s" for look in LOOKS)
+    print(f"8 fake GPUs ({periods}): looks {own:.2f} % of a core, their children {children:.2f} %")
+    schedule.close()
+    await runner.cleanup()
+    os.environ.pop("LD_LIBRARY_PATH", None)
+
+
+def _used() -> tuple[float, float]:
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime, children.ru_utime + children.ru_stime
+
+
+async def main() -> int:
+    with tempfile.TemporaryDirectory() as name:
+        await eight_gpus(Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        async with incident(Path(name), monitors=True) as it:
+            await demonstration_host(it)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))
