@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bot.hosts import built_host
 from bot.settings import Settings
@@ -19,6 +19,9 @@ from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.processes import run_process
 from gpu_actions.serving.interfaces import RouterError
+
+if TYPE_CHECKING:
+    from slack_sdk.web.async_client import AsyncWebClient
 
 HELP_TIMEOUT_S = 60
 GIB = 1024**3
@@ -133,7 +136,27 @@ async def _slack(settings: Settings) -> list[Check]:
         checks.append(failed("slack.scopes", f"missing: {', '.join(missing)}", fix))
     else:
         checks.append(ok("slack.scopes", f"all {len(bot_scopes())} granted"))
-    return checks
+    return [*checks, await _channel(settings, client)]
+
+
+async def _channel(settings: Settings, client: "AsyncWebClient") -> Check:
+    """Alerts need the incident channel: it is there, and the bot is in it."""
+    from slack_sdk.errors import SlackApiError
+
+    from bot.channels import Channels, ChannelUnknown
+
+    name = settings.slack.incident_channel
+    try:
+        channel = (await client.conversations_info(channel=await Channels(client).id_of(name)))["channel"]
+    except ChannelUnknown as error:
+        return failed("slack.incident_channel", str(error), "create it, then /invite the bot")
+    except (SlackApiError, OSError, TimeoutError) as error:
+        return warning("slack.incident_channel", f"#{name} cannot be looked up: {error}", "check the scopes")
+    if not channel.get("is_member"):
+        return failed(
+            "slack.incident_channel", f"I am not in #{name}", f"write /invite @gpu-oncall in #{name}"
+        )
+    return ok("slack.incident_channel", f"#{name} is there, and I am in it")
 
 
 async def _state(settings: Settings) -> list[Check]:

@@ -15,6 +15,7 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "chat_update": ("chat:write",),
     "chat_getPermalink": (),
     "conversations_history": ("channels:history", "groups:history"),
+    "conversations_info": ("channels:read", "groups:read"),
     "conversations_list": ("channels:read", "groups:read"),
     "conversations_replies": ("channels:history", "groups:history"),
     "files_upload_v2": ("files:write",),

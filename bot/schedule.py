@@ -4,6 +4,7 @@ Jobs live in memory and are made anew from the settings at each start. A job tha
 at a time, and one that breaks is logged and counted and comes again at its next time (engine.md, APScheduler).
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,7 @@ class Schedule:
             timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": MISFIRE_GRACE_S},
         )
+        self._closing = False
         self.failures: Counter[str] = Counter()
         self.last_end_s: dict[str, float] = {}
 
@@ -46,6 +48,9 @@ class Schedule:
         async def job() -> None:
             try:
                 await work()
+            except asyncio.CancelledError:
+                if not self._closing:
+                    raise
             except Exception:
                 self.failures[name] += 1
                 log.exception("a scheduled job broke; it comes again", job=name)
@@ -68,6 +73,7 @@ class Schedule:
         self._scheduler.start()
 
     def close(self) -> None:
-        """No new job starts; what is at work is cut with the event loop's end."""
+        """No new job starts, and what is at work is cut."""
+        self._closing = True
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)

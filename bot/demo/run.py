@@ -103,8 +103,9 @@ def _welcome(layout: Layout) -> str:
 The demonstration is up: {page}
 
   1. Open {page} as the user oncall and type /triage
-  2. Press "Freeze a rank" under Break something (or: {cli} demo break frozen-rank), then /triage again
-  3. Press "Start fallback" on the verdict, and watch the thread; kill -9 the bot meanwhile if you like
+  2. Press "Freeze a rank" under Break something (or: {cli} demo break frozen-rank);
+     the bot alerts by itself within seconds, and /triage says the same
+  3. Press "Start fallback" on the verdict card, and watch the thread; kill -9 the bot meanwhile if you like
   4. /loadtest start qps=5 duration=10   and   /trace start
   5. Press "Mend it", then /restore start; switch the user to lead to approve it
   6. From a terminal: {cli} workspace say --user oncall --channel incidents "/triage"

@@ -27,6 +27,8 @@ DEFAULT_SCOPES = (
     "im:write",
     "pins:write",
     "reactions:write",
+    "groups:history",
+    "groups:read",
     "usergroups:read",
     "users:read",
 )

@@ -5,16 +5,18 @@ Gathered as data (`Facts`), judged by `problems_of`, so that the rules can be te
 
 import asyncio
 import shutil
+import sys
 
 from pydantic import Field
 
-from gpu_actions.config import HostConfig, TierName
+from gpu_actions.config import HostConfig, ProcessUnit, SystemdUnit, TierName, UnitConfig
 from gpu_actions.fallback.condition import Condition, Look, TokenSample, generates, look_at
 from gpu_actions.fallback.gpu_memory import GpuMemories, read_gpus
 from gpu_actions.fallback.launch import listener_of, port_of
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
+from gpu_actions.serving.router_managed import ManagedRouter
 
 OWN_PREFIX = "gpu-oncall "
 """How a freeze of ours begins. Another reason is somebody else's, and stays."""
@@ -36,6 +38,9 @@ class TierFacts(Frozen):
     port_owner: str | None = Field(
         default=None, description="who listens on its port though it is not active"
     )
+    program_missing: str = Field(
+        default="", description="what its unit would run and this machine does not have"
+    )
     server: ServerState | None = None
 
     @property
@@ -49,6 +54,7 @@ class Facts(Frozen):
     tp: TierFacts
     fallback: TierFacts
     router_error: str = ""
+    router_obstacle: str = Field(default="", description="why a managed router that is down cannot start")
     free_disk_gib: float
     memories: GpuMemories = GpuMemories()
 
@@ -62,17 +68,23 @@ async def gather_facts(host: Host, *, known_hung: bool = False) -> Facts:
         _tier_facts(host, host.fallback),
         read_gpus() if needs_gpu else asyncio.sleep(0, GpuMemories()),
     )
-    router_error = ""
+    router_error, obstacle = "", ""
     try:
         lines = {tier.name: await host.router.server(tier.config.server) for tier in host.tiers.values()}
         tp = tp.model_copy(update={"server": lines["tp"]})
         fallback = fallback.model_copy(update={"server": lines["fallback"]})
     except RouterError as error:
         router_error = str(error)
+        own = host.router.unit if isinstance(host.router, ManagedRouter) else None
+        if (
+            own is not None and not (await own.state()).active
+        ):  # one that runs without its socket is started again
+            obstacle = await asyncio.to_thread(_router_obstacle, host.config)
     return Facts(
         tp=tp,
         fallback=fallback,
         router_error=router_error,
+        router_obstacle=obstacle,
         free_disk_gib=shutil.disk_usage(host.state_dir).free / 1024**3,
         memories=memories,
     )
@@ -96,6 +108,32 @@ async def _tier_facts(host: Host, tier: Tier, *, known_hung: bool = False) -> Ti
         condition=seen.condition,
         flat_since=seen.flat_since,
         port_owner=None if state.active else listener_of(port_of(tier.engine.url)),
+        program_missing="" if state.active else missing_program(tier.config.unit),
+    )
+
+
+def missing_program(unit: UnitConfig) -> str:
+    """What a unit of ours would run and cannot: its program or its folder; empty for systemd, which checks that itself."""
+    if isinstance(unit, SystemdUnit):
+        return ""
+    argv = unit.argv if isinstance(unit, ProcessUnit) else unit.start
+    program = argv[0].replace("{python}", sys.executable)
+    if isinstance(unit, ProcessUnit) and unit.cwd is not None and not unit.cwd.is_dir():
+        return f"its folder {unit.cwd} (unit.cwd) is not there"
+    path = unit.env.get("PATH")
+    return "" if shutil.which(program, path=path) else f"its program {program} is not on this machine"
+
+
+def _router_obstacle(config: HostConfig) -> str:
+    """Why a router of ours that does not run cannot be started; empty when nothing stands in its way."""
+    if shutil.which(config.router.binary) is None:
+        return f"{config.router.binary} is not on this machine: install it, or set router.binary"
+    port = port_of(config.router.url)
+    owner = listener_of(port)
+    return (
+        ""
+        if owner is None
+        else f"port {port} of the router is taken by {owner}: end it, or change router.url"
     )
 
 
@@ -114,6 +152,8 @@ def common_problems(config: HostConfig, facts: Facts) -> list[str]:
             )
     if facts.router_error and not config.router.managed:
         problems.append(f"the router is away: {facts.router_error}")
+    if facts.router_obstacle:
+        problems.append(f"the router does not run and cannot be started: {facts.router_obstacle}")
     if facts.free_disk_gib < config.fallback.min_free_disk_gib:
         problems.append(
             f"the disk of the state folder has {facts.free_disk_gib:.1f} GiB free, "
@@ -129,6 +169,10 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
         port = port_of(config.tiers["fallback"].engine.url)
         problems.append(
             f"port {port} of the fallback tier is taken by {facts.fallback.port_owner}: end it, or change the port"
+        )
+    if facts.fallback.program_missing:
+        problems.append(
+            f"the fallback tier cannot be started: {facts.fallback.program_missing}; correct tiers.fallback.unit"
         )
     server = facts.fallback.server
     serving = facts.fallback.condition is Condition.SERVING and server is not None

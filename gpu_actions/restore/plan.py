@@ -45,6 +45,8 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
         problems.append(
             f"port {port} of the tp tier is taken by {facts.tp.port_owner}: end it, or change the port"
         )
+    if facts.tp.program_missing:
+        problems.append(f"the tp tier cannot be started: {facts.tp.program_missing}; correct tiers.tp.unit")
     server = facts.tp.server
     has_traffic = server is not None and server.weight > 0 and server.admin_state == "ready"
     if facts.tp.condition is Condition.SERVING and has_traffic and not facts.fallback.active:

@@ -41,6 +41,30 @@ async def test_an_existing_router_that_is_away_is_refused(site_with: MakeSite, t
         await site.plan()
 
 
+async def test_a_program_that_is_not_there_is_refused_before_the_tier_is_touched(
+    site_with: MakeSite, tmp_path: Path
+) -> None:
+    site = await site_with()
+    fallback = site.host.config.tiers["fallback"]
+    unit = fallback.unit.model_copy(update={"argv": ("/opt/none/vllm", "serve")})
+    broken = fallback.model_copy(update={"unit": unit})
+    object.__setattr__(site.host.fallback, "config", broken)
+    with pytest.raises(PlanRefused, match="its program /opt/none/vllm is not on this machine"):
+        await site.plan()
+    folder = unit.model_copy(update={"argv": ("true",), "cwd": tmp_path / "gone"})
+    object.__setattr__(site.host.fallback, "config", broken.model_copy(update={"unit": folder}))
+    with pytest.raises(PlanRefused, match=r"its folder .*gone"):
+        await site.plan()
+
+
+async def test_a_router_that_cannot_start_is_refused_with_who_has_its_port(site_with: MakeSite) -> None:
+    site = await site_with(up=False)
+    port = int(site.host.router.url.rsplit(":", 1)[1])
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(PlanRefused) as refused:
+        await site.plan()
+    assert f"port {port} of the router is taken by" in "\n".join(refused.value.problems)
+
+
 async def test_the_plan_shows_commands_files_environment_and_weights_and_has_a_stable_hash(
     site_with: MakeSite,
 ) -> None:
