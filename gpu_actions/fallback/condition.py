@@ -16,7 +16,7 @@ from gpu_actions.serving.interfaces import EngineError, EngineMetrics
 PROBE_PROMPT = "gpu-oncall asks: are you there?"
 PROBE_TOKENS = 2
 SAMPLE_EVERY_S = 0.25
-CONFIRM_S = 0.3
+CONFIRM_S = 0.15
 """A busy tier generates many tokens in this time; one that a verdict calls hung and that generates none is hung still."""
 
 

@@ -7,10 +7,11 @@ from gpu_actions.config import LoadPolicy
 from gpu_actions.files import artifact_of
 from gpu_actions.host import Tier
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
+from gpu_actions.loadtest.report import summary_text
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
-from gpu_actions.models import Artifact, Frozen
+from gpu_actions.models import Artifact, Frozen, JsonObject
 
 SHOWN = (".png", ".html", ".json")
 
@@ -25,6 +26,15 @@ class UnderLoad(Frozen):
     @property
     def passed(self) -> bool:
         return self.result.verdict is RunVerdict.PASSED
+
+    @property
+    def data(self) -> JsonObject:
+        """For the step's row: the verdict, and the five lines for the thread."""
+        return {
+            "verdict": self.result.verdict.value,
+            "reasons": list(self.result.reasons),
+            "thread_text": summary_text(self.result),
+        }
 
 
 def _ms(value: float | None) -> str:

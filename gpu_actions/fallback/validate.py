@@ -24,7 +24,7 @@ async def validate(context: StepContext) -> StepResult:
         folder="single_gpu_fallback",
     )
     findings = await _restarted(context)
-    data = {"verdict": tested.result.verdict.value, "reasons": list(tested.result.reasons)}
+    data = tested.data
     if tested.result.verdict is RunVerdict.VOID:
         raise StepFailed(
             f"the load test says nothing of the service: {tested.summary}",

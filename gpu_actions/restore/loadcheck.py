@@ -59,7 +59,7 @@ async def loadtest(context: StepContext) -> StepResult:
         name="restore validation",
         folder=FOLDER,
     )
-    data = {"verdict": tested.result.verdict.value, "reasons": list(tested.result.reasons)}
+    data = tested.data
     if not tested.passed and context.args["enforce"]:
         raise StepFailed(
             f"tp under load: {tested.summary}",

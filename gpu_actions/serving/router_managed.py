@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 15.0
 """HAProxy answers 30 ms after its start; the rest is for a host in trouble."""
 
+GIVE_UP_RESTARTS = 2
+"""A first start may lose its port to a process that is just ending; a third one has no such excuse."""
+
 SOCKET_TIMEOUT_S = 2.0
 """A router that just started binds its admin socket within 30 ms."""
 
@@ -184,7 +187,9 @@ class ManagedRouter(HaproxyRouter):
             raise RouterError(f"HAProxy refuses {self.folder / haproxy_config.CONFIG_NAME}: {alerts}")
 
     async def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        """Wait for its answers. One that dies is started again by its supervisor; one that dies again and again is given up."""
+        began, restarts = time.monotonic(), (await self.unit.state()).restarts
+        deadline = began + START_TIMEOUT_S
         trouble = "it did not answer"
         while time.monotonic() < deadline:
             try:
@@ -194,12 +199,12 @@ class ManagedRouter(HaproxyRouter):
             else:
                 return
             state = await self.unit.state()
-            if not state.active or state.restarts:
+            if state.restarts - restarts >= GIVE_UP_RESTARTS:
                 log = _alerts(await self.unit.log_tail(4096))
                 await self.unit.stop()
                 raise RouterError(
-                    f"the router ended right after its start: {log}; if {self.url} is taken, free that port "
-                    "or change router.url"
+                    f"the router ended right after its start, {GIVE_UP_RESTARTS + 1} times: {log}; "
+                    f"if {self.url} is taken, free that port or change router.url"
                 )
             await asyncio.sleep(0.02)
         raise RouterError(f"the router did not come up within {START_TIMEOUT_S:.0f} s: {trouble}")

@@ -4,7 +4,10 @@ Memory on every GPU is checked first, from the snapshot: beside a running tier t
 so instead of taking the tier down. NVLS is off (`NCCL_NVLS_ENABLE=0`): floors and baselines are for the rings.
 """
 
+import asyncio
+import contextlib
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -20,6 +23,8 @@ from gpu_actions.triage.snapshot_gpu import NvmlReading
 from gpu_actions.triage.snapshot_host import DeepGpu, DeepPair, DeepReading
 from gpu_actions.triage.thresholds import TriageThresholds
 
+FOLDER_PREFIX = "gpu-oncall-deep-"
+LEFTOVER_AGE_S = 3600.0
 CHILD = "gpu_actions.triage.deep.child"
 ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",
@@ -101,7 +106,8 @@ async def run_probe(
     began = time.monotonic()
     logs = {rank: RankLog(rank) for rank in range(-1, world_size)}
     errors: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="gpu-oncall-deep-") as folder:
+    await asyncio.to_thread(_remove_leftovers)
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
         values = {
             "world-size": world_size,
             "backend": backend,
@@ -195,3 +201,12 @@ def _outcome(logs: Sequence[RankLog], seconds: float) -> tuple[Literal["ok", "ti
     behind = min(logs, key=lambda log: len(log.records))
     last = list(behind.records)[-1] if behind.records else "its start"
     return "timeout", f"rank {behind.rank} got no further than {last!r} in {seconds:.1f} s"
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of probes whose process was killed in the middle."""
+    oldest = time.time() - LEFTOVER_AGE_S
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder)

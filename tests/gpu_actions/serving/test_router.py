@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import time
 from collections import Counter
 
@@ -314,3 +315,20 @@ async def test_its_own_metrics_are_in_prometheus_text(make_router: MakeRouter) -
         assert 'haproxy_server_weight{proxy="serve",server="tp"} 100' in await response.text()
     async with site.session.get(site.url + "/_router/stats;csv") as response:
         assert "serve_long,single" in await response.text()
+
+
+async def test_a_first_start_that_loses_its_port_to_a_process_just_ending_is_made_up_for(
+    make_site: MakeSite,
+) -> None:
+    site = await make_site()
+    router = ManagedRouter(site.config, state_dir=site.state_dir)
+    holder = socket.create_server(("127.0.0.1", int(site.url.rsplit(":", 1)[1])))
+    asyncio.get_running_loop().call_later(0.3, holder.close)
+    try:
+        await router.ensure_running()
+        assert (await router.unit.state()).restarts >= 1, (
+            "the port was free at the first start: the test shows nothing"
+        )
+        assert (await router.server("tp")).weight == 100
+    finally:
+        await router.unit.stop(grace_s=0)
