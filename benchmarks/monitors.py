@@ -90,7 +90,10 @@ async def eight_gpus(folder: Path) -> None:
     log = folder / "kernel.log"
     log.write_text("[    1.0] Linux version\n" * 5000)
     fake_driver(folder, REAL_CALL_US)
-    tier = {"engine": {"url": f"http://127.0.0.1:{port}", "model": "m"}, "unit": {"driver": "process", "argv": ["sleep", "1"]}}
+    tier = {
+        "engine": {"url": f"http://127.0.0.1:{port}", "model": "m"},
+        "unit": {"driver": "process", "argv": ["sleep", "1"]},
+    }
     config = HostConfig.model_validate(
         {
             "name": "gpus8",
