@@ -40,10 +40,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One kind of look: which collectors it runs, over at most how many seconds, and how people call it."""
+    """One kind of look: which collectors it runs, over at most how many seconds, and how people call it.
+
+    `main` is the collector without which nothing was seen; where it does not apply, the look does not.
+    """
 
     name: str
     title: str
+    main: CollectorName
     collectors: frozenset[CollectorName]
     period_s: Callable[[MonitorSettings], float]
     window_s: float
@@ -54,6 +58,7 @@ LOOKS = (
     Look(
         name="topology",
         title="the link and topology poll",
+        main="nvml",
         collectors=frozenset({"nvml", "fabric_manager"}),
         period_s=lambda settings: settings.topology_period_s,
         window_s=3,
@@ -62,6 +67,7 @@ LOOKS = (
     Look(
         name="kernel_log",
         title="the kernel log",
+        main="kernel_log",
         collectors=frozenset({"kernel_log"}),
         period_s=lambda settings: settings.kernel_log_period_s,
         window_s=1,
@@ -70,6 +76,7 @@ LOOKS = (
     Look(
         name="hang",
         title="the hang watch",
+        main="engine",
         collectors=frozenset({"engine", "ranks", "ras", "router", "stacks"}),
         period_s=lambda settings: settings.hang_period_s,
         window_s=3,
@@ -77,6 +84,7 @@ LOOKS = (
     Look(
         name="probe",
         title="the synthetic probe",
+        main="completion",
         collectors=frozenset({"completion", "engine", "ranks"}),
         period_s=lambda settings: settings.probe_period_s,
         window_s=3,
@@ -84,6 +92,7 @@ LOOKS = (
     Look(
         name="regression",
         title="the regression watch",
+        main="engine",
         collectors=frozenset({"engine"}),
         period_s=lambda settings: settings.regression_period_s,
         window_s=10,
@@ -118,6 +127,10 @@ def looks_of(host: HostConfig, settings: MonitorSettings) -> tuple[Look, ...]:
             and not (look.name == "kernel_log" and host.kernel_log is not None)
         )
     )
+
+
+class _DoesNotApply(Exception):  # noqa: N818  (no error: the look has no source on this host)
+    """This host has nothing that the look could read."""
 
 
 class MonitorMemory:
@@ -197,7 +210,10 @@ class Monitors(Collector):
         if await asyncio.to_thread(self.busy, host_name):
             return
         host = self._hosts(host_name)
-        verdict = await self._verdict(host, look)
+        try:
+            verdict = await self._verdict(host, look)
+        except _DoesNotApply:
+            return
         if await asyncio.to_thread(self.busy, host_name):
             return  # a fallback began meanwhile: what was seen is what it is doing
         self._verdicts[host_name, look.name] = (time.time(), None if verdict is None else verdict.verdict)
@@ -212,7 +228,8 @@ class Monitors(Collector):
     async def _verdict(self, host: "Host", look: Look) -> Verdict | None:
         """The verdict of a partial triage; None where nothing could be read, which is no bad state but no sight.
 
-        An unknown state with a cause of its own (a driver that hangs) is something that was seen.
+        An unknown state with a cause of its own (a driver that hangs) is something that was seen, and so is a source that was
+        read and had nothing to say (a kernel log without an NVIDIA line). Raises _DoesNotApply where there is no such source.
         """
         window_s = min(look.window_s, max(0.2, WINDOW_SHARE * look.period_s(self._settings)))
         try:
@@ -222,6 +239,11 @@ class Monitors(Collector):
             log.exception("a look broke", host=host.name, look=look.name)
             return None
         verdict = judge(snapshot, host.thresholds, await asyncio.to_thread(baseline_of, host))
+        if not verdict.findings:
+            if snapshot.skipped(look.main):
+                raise _DoesNotApply
+            if snapshot.collectors[look.main].status == "ok":
+                return Verdict(verdict=VerdictKind.HEALTHY, cause="none", summary="read, and nothing found")
         return None if (verdict.verdict, verdict.cause) == (VerdictKind.UNKNOWN, "unknown") else verdict
 
     def busy(self, host: str) -> bool:

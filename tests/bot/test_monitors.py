@@ -109,6 +109,56 @@ async def test_a_driver_that_cannot_be_read_is_no_fault_but_no_sight(
     assert "sees toy again" in told.said[1]
 
 
+async def test_a_kernel_log_without_a_bad_line_was_seen_and_a_missing_one_was_not(
+    store: Store, host: Host, tmp_path: Path
+) -> None:
+    now = {"s": 1000.0}
+    store.clock = lambda: now["s"]
+    told, log = Told(), tmp_path / "kernel.log"
+    log.write_text("[    1.0] Linux version 6.1\n")
+    for gpus in (8, 0, None):  # a CPU host is judged by a file that was named for it
+        config = host.config.model_copy(update={"gpus": gpus, "kernel_log": log})
+        monitors = monitors_of(store, build_host(config, state_dir=tmp_path / "hosts" / "toy"), told)
+        for _ in range(30):
+            now["s"] += 5
+            await monitors.look("toy", KERNEL_LOG)
+    assert (told.alarms, told.said) == ([], [])
+    log.unlink()
+    for _ in range(30):
+        now["s"] += 5
+        await monitors.look("toy", KERNEL_LOG)
+    assert [alarm.title for alarm in told.alarms] == ["the kernel log cannot see toy"]
+
+
+async def test_an_xid_is_told_and_its_end_too(store: Store, host: Host, tmp_path: Path) -> None:
+    told, log = Told(), tmp_path / "kernel.log"
+    log.write_text("[    1.0] NVRM: Xid (PCI:0000:1b:00): 79, pid=1, GPU has fallen off the bus.\n")
+    config = host.config.model_copy(update={"kernel_log": log})
+    monitors = monitors_of(store, build_host(config, state_dir=tmp_path / "hosts" / "toy"), told)
+    for _ in range(2):
+        await monitors.look("toy", KERNEL_LOG)
+    assert [alarm.cause for alarm in told.alarms] == ["gpu_lost"]
+    log.write_text("[    1.0] Linux version 6.1\n")
+    for _ in range(3):
+        await monitors.look("toy", KERNEL_LOG)
+    assert "The kernel log sees no fault on toy any more" in told.said[0]
+
+
+async def test_a_host_without_a_driver_that_declares_no_gpus_has_no_links_to_look_at(
+    store: Store, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    now = {"s": 1000.0}
+    store.clock = lambda: now["s"]
+    told = Told()
+    config = host.config.model_copy(update={"gpus": None})
+    monitors = monitors_of(store, build_host(config, state_dir=tmp_path / "hosts" / "toy"), told)
+    for _ in range(4):
+        now["s"] += 50
+        await monitors.look("toy", TOPOLOGY)
+    assert (told.alarms, told.said) == ([], [])
+
+
 async def test_a_driver_that_hangs_is_told_as_such(
     store: Store,
     host: Host,
