@@ -66,7 +66,8 @@ class Webhook:
         if not token:
             return _refused(404, "POST /alerts is off: set web.alert_token in the settings")
         given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        # aiohttp keeps bytes that are no UTF-8 as surrogates
+        if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {token}".encode()):
             return _refused(401, "the bearer token is missing or wrong (web.alert_token)")
         body = await _read(request, self._settings.alert_max_bytes)
         if body is None:
@@ -117,7 +118,7 @@ class Webhook:
         name = alert.labels.get("alertname", "alert")
         words = alert.annotations.get("summary") or alert.annotations.get("description") or name
         if alert.status == "resolved":
-            self._alerts.say(host, texts.cleared(host, source="Alertmanager", reason=f"{name} is resolved"))
+            self._alerts.say(host, texts.resolved(host, name))
             return
         quiet = alert.labels.get("severity", "").lower() in QUIET_SEVERITIES
         self._alerts.raise_alarm(

@@ -129,7 +129,7 @@ def looks_of(host: HostConfig, settings: MonitorSettings) -> tuple[Look, ...]:
     )
 
 
-class _DoesNotApply(Exception):  # noqa: N818  (no error: the look has no source on this host)
+class _DoesNotApply(Exception):
     """This host has nothing that the look could read."""
 
 

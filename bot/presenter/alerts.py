@@ -44,6 +44,12 @@ def cleared(host: str, *, source: str, reason: str) -> Message:
     return compose(text, [section(text)])
 
 
+def resolved(host: str, name: str) -> Message:
+    """A reply: Alertmanager says that one alert is over. Others may still fire."""
+    text = f":large_green_circle: Alertmanager: {one_line(name)} is resolved on {one_line(host)}."
+    return compose(text, [section(text)])
+
+
 def blind(host: str, *, source: str, reason: str) -> Message:
     text = (
         f":black_circle: {one_line(source).capitalize()} cannot see {one_line(host)}: {one_line(reason, 300)}. "

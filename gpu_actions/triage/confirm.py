@@ -84,6 +84,9 @@ class MonitorState(Frozen):
     good_in_a_row: int = 0
     stalled_since_s: float | None = None
     last_seen_s: float | None = None
+    unseen_since_s: float | None = Field(
+        default=None, description="the first of the looks in a row that failed"
+    )
     blind: bool = False
     quiet_until_s: dict[str, float] = Field(default_factory=dict, description="acknowledged causes")
 
@@ -124,6 +127,7 @@ class MonitorState(Frozen):
                 "looks": (*self.looks, look)[-policy.of :],
                 "stalled_since_s": stalled_since,
                 "last_seen_s": now_s,
+                "unseen_since_s": None,
                 "blind": False,
                 "good_in_a_row": self.good_in_a_row + 1 if look.verdict is VerdictKind.HEALTHY else 0,
             }
@@ -137,13 +141,16 @@ class MonitorState(Frozen):
     def _without_sight(
         self, now_s: float, policy: MonitorPolicy
     ) -> tuple["MonitorState", tuple[Signal, ...]]:
-        """Hold the last state; after `hold_s` say once that nothing is seen."""
-        if self.last_seen_s is None:
-            return self.model_copy(update={"last_seen_s": now_s}), ()
-        if self.blind or now_s - self.last_seen_s < policy.hold_s:
-            return self, ()
-        reason = f"no look succeeded for {now_s - self.last_seen_s:.0f} s; the last state is held"
-        return self.model_copy(update={"blind": True}), (self._signal("blind", now_s, reason=reason),)
+        """Hold the last state; after `hold_s` of failed looks say once that nothing is seen.
+
+        Counted from the first look that failed: time in which nobody looked (a run at work, a bot that was down) is no failure.
+        """
+        since_s = now_s if self.unseen_since_s is None else self.unseen_since_s
+        state = self.model_copy(update={"unseen_since_s": since_s})
+        if self.blind or now_s - since_s < policy.hold_s:
+            return state, ()
+        reason = f"no look succeeded for {now_s - since_s:.0f} s; the last state is held"
+        return state.model_copy(update={"blind": True}), (state._signal("blind", now_s, reason=reason),)
 
     def _confirm(
         self, look: Look, now_s: float, policy: MonitorPolicy
@@ -198,7 +205,7 @@ class MonitorState(Frozen):
         ]
 
     def _signal(self, kind: Literal["blind", "sighted"], now_s: float, *, reason: str = "") -> Signal:
-        key = self.burst_key or f"{self.host}:monitor:{now_s:.0f}"
+        key = f"{self.host}:monitor:{now_s:.0f}"  # not the burst's: each time without sight is told anew
         return Signal(kind=kind, key=key, cause=self.cause, verdict=self.verdict, reason=reason)
 
 

@@ -91,6 +91,15 @@ async def test_without_the_right_token_nothing_is_read(at_desk: Desk, token: str
     assert at_desk.bot.runs.list() == []
 
 
+async def test_a_header_of_raw_bytes_is_a_wrong_token_and_breaks_nothing(at_desk: Desk) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", at_desk.bot.settings.web.port)
+    writer.write(
+        b"POST /alerts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\nContent-Length: 0\r\n\r\n"
+    )
+    assert b" 401 " in await reader.readline()
+    writer.close()
+
+
 async def test_too_much_is_refused_also_when_its_length_is_not_told(at_desk: Desk) -> None:
     status, answer = await post(at_desk, b"[" + b" " * 30_000 + b"]")
     assert (status, "20000 bytes" in answer["error"]) == (413, True)

@@ -132,6 +132,21 @@ def test_a_monitor_that_never_saw_anything_is_blind_not_healthy() -> None:
     assert state.verdict is VerdictKind.UNKNOWN
 
 
+def test_time_in_which_nobody_looked_is_not_time_without_sight() -> None:
+    state, _ = MonitorState(host="h1").observe(GOOD, now_s=0, policy=POLICY)
+    state, signals = state.observe(None, now_s=5000, policy=POLICY)
+    assert signals == (), "one failed look after a long run is no reason to wake anybody"
+    _, signals = state.observe(None, now_s=5060, policy=POLICY)
+    assert [signal.kind for signal in signals] == ["blind"]
+
+
+def test_each_time_without_sight_has_a_key_of_its_own() -> None:
+    """One key for all would make the second card a repeat of the first run."""
+    dark: list[Verdict | None] = [None] * 20
+    _, signals = run(LINK, LINK, GOOD, GOOD, GOOD, *dark, GOOD, *dark)
+    assert len({signal.key for signal in signals if signal.kind == "blind"}) == 2
+
+
 def test_a_watch_that_becomes_a_fallback_is_said_again() -> None:
     watch = LINK.model_copy(update={"verdict": VerdictKind.WATCH})
     _, signals = run(watch, watch, LINK, LINK)
