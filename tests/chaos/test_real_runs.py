@@ -1,0 +1,138 @@
+"""kill -9 of the worker at every step of a real fallback and a real restore, with traffic running all the while.
+
+After it: one terminal state, the weights that it names, nothing repeated that a row says is done, no process left over.
+"""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bot.records import RunRecord, RunStatus
+from tests.bot.toys import ONCALL
+from tests.chaos.real_host import RealHost, real_host
+from tests.gpu_actions.fallback.site import Site
+
+QUICK = {
+    "fallback": {"validate_load": {"duration_s": 1, "target_qps": 10}},
+    "restore": {
+        "stages_percent": [50, 100],
+        "hold_s": 0.7,
+        "keep_fallback_warm_s": 0,
+        "load": {"duration_s": 1, "target_qps": 10},
+    },
+}
+MODES = [
+    pytest.param("inside", 2, marks=pytest.mark.heavy),
+    pytest.param("before-row", 2, marks=pytest.mark.heavy),
+    pytest.param("after-row", 1),
+]
+
+
+def check_repeats(run: RunRecord, mode: str, times: int, died: int) -> None:
+    """A step whose row was written runs once; one that was cut runs twice. Some steps end before a kill inside them comes."""
+    counts = {step.step_id: step.executions for step in run.steps if not step.compensating}
+    if mode == "inside":
+        assert set(counts.values()) <= {1, 2, 3}, (
+            counts
+        )  # a kill meant for a short step falls into the next one
+        assert sum(count > 1 for count in counts.values()) >= len(counts) // 2, counts
+        assert died >= len(counts) // 2
+    else:
+        assert {name: count for name, count in counts.items() if count != times} == {}
+        assert died == len(counts)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("mode", "times"), MODES)
+async def test_a_planned_fallback_survives_a_kill_at_every_step_and_loses_no_request(
+    tmp_path: Path, mode: str, times: int
+) -> None:
+    async with real_host(tmp_path, **QUICK) as it:
+        await it.ready(it.worker(mode))
+        async with it.site.traffic() as seen:
+            run = await it.start("fallback")
+            run, died = await it.ended_among_kills(run.id, mode)
+        assert run.status is RunStatus.SUCCEEDED, run
+        check_repeats(run, mode, times, died)
+        assert (seen.lost, seen.refused) == ([], 0)
+        await it.site.check_serving("fallback")
+        it.end_workers()
+        assert await it.strays() == []
+
+
+@pytest.mark.timeout(240)
+async def test_a_hung_tier_falls_back_among_kills_and_only_what_hung_is_lost(tmp_path: Path) -> None:
+    async with real_host(tmp_path, **QUICK) as it:
+        await it.ready(it.worker("inside"))
+        async with it.site.traffic(clients=3, timeout_s=40) as seen:
+            await asyncio.sleep(0.5)
+            await it.site.freeze_rank()
+            run = await it.start("fallback", skip_validation="yes")
+            run, died = await it.ended_among_kills(run.id, "inside")
+        assert run.status is RunStatus.SUCCEEDED, run
+        assert died >= len(run.steps) // 2
+        assert len(seen.lost) == 3, seen.lost
+        drain = next(step for step in run.steps if step.step_id == "drain")
+        assert drain.data["cut"] == 3, drain
+        await it.site.check_serving("fallback")
+        it.end_workers()
+        assert await it.strays() == []
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("mode", "times"), [("inside", 2), ("after-row", 1)])
+async def test_a_restore_survives_a_kill_at_every_step_its_gate_included(
+    tmp_path: Path, mode: str, times: int
+) -> None:
+    async with real_host(tmp_path, **QUICK) as it:
+        await on_the_fallback(it)
+        worker = it.worker(mode)
+        await it.ready(worker)
+        async with it.site.traffic() as seen:
+            run = await it.start("restore", accept_no_baseline="yes")
+            await it.until(run.id, lambda run: run.status is RunStatus.WAITING)
+            worker.kill()
+            worker.wait()
+            await it.approve(run.id)  # given while nobody carries the run
+            it.worker(mode)
+            run, died = await it.ended_among_kills(run.id, mode, timeout_s=200)
+        assert run.status is RunStatus.SUCCEEDED, run
+        check_repeats(run, mode, times, died)
+        assert seen.lost == []
+        await it.site.check_serving("tp")
+        it.end_workers()
+        assert await it.strays() == []
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(200)
+async def test_a_stop_among_kills_leaves_one_defined_state(tmp_path: Path) -> None:
+    """Stopped after the tier was stopped: the compensation is killed at its steps too, and ends in fallback_serving."""
+    async with real_host(tmp_path, **QUICK) as it:
+        await it.ready(it.worker("inside"))
+        run = await it.start("fallback")
+        while True:
+            current, _ = it.store.get(run.id), await asyncio.sleep(0.05)
+            assert current is not None
+            if any(step.step_id == "validate" for step in current.steps):
+                break
+            if it.workers[-1].poll() is not None:
+                it.worker("inside")
+        await it.face.stop(run.id, by=ONCALL)
+        run, _ = await it.ended_among_kills(run.id, "inside")
+        assert run.status is RunStatus.CANCELLED
+        assert "fallback_serving" in run.outcome or any(
+            "fallback_serving" in step.summary for step in run.steps
+        )
+        await it.site.check_serving("fallback")
+        it.end_workers()
+        assert await it.strays() == []
+
+
+async def on_the_fallback(it: RealHost) -> None:
+    """Bring the host onto its fallback without a bot."""
+    site: Site = it.site
+    end = await site.run(await site.plan(skip_validation=True))
+    assert end.ended.status == "succeeded", end

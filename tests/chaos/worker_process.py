@@ -1,0 +1,56 @@
+"""A worker of the real product that kills itself, as kill -9 would, once at every step of a run: `FOLDER MODE`.
+
+MODE is where: `inside` (just after a step has begun), `before-row` (its work is done, its row is not), `after-row` (its row is
+written, the workflow's is not). What was survived stands in `kills`, one step a line: the next worker dies at the next step.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import bot.durable
+from bot.app import serve_worker
+from bot.step_rows import StepRows
+from tests.chaos.real_host import settings_of
+
+INSIDE_AFTER_S = 0.08
+
+
+def arm(mode: str, kills: Path) -> None:
+    """Put the kills into the engine."""
+    begin, end = StepRows.begin, StepRows.end
+
+    def die_once(step_id: str) -> None:
+        survived = kills.read_text().split() if kills.exists() else []
+        if step_id not in survived:
+            with kills.open("a") as file:
+                file.write(f"{step_id}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def began(self: StepRows, run_id: str, move: Any) -> Any:
+        given = begin(self, run_id, move)
+        if mode == "inside":
+            threading.Timer(INSIDE_AFTER_S, die_once, (move.step.id,)).start()
+        return given
+
+    def ended(self: StepRows, run_id: str, outcome: Any) -> None:
+        if mode == "before-row":
+            die_once(outcome.outcome.step_id)
+        end(self, run_id, outcome)
+        if mode == "after-row":
+            die_once(outcome.outcome.step_id)
+
+    StepRows.begin, StepRows.end = began, ended  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    arm(sys.argv[2], folder / "kills")
+    bot.durable.NOTIFICATION_POLL_S = 0.02
+    sys.exit(asyncio.run(serve_worker(settings_of(folder))))
