@@ -4,11 +4,11 @@
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 
+from gpu_actions.clock import boot_clock_s
 from gpu_actions.host import Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import EngineError, EngineMetrics
@@ -80,7 +80,7 @@ async def sample(tier: Tier, *, timeout_s: float = 1.0) -> TokenSample:
     try:
         return sample_of(await tier.engine.metrics(timeout_s=timeout_s))
     except EngineError:
-        return TokenSample(at_s=time.time(), tokens=None, held=None)
+        return TokenSample(at_s=boot_clock_s(), tokens=None, held=None)
 
 
 async def generates(tier: Tier, *, timeout_s: float) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.clock import boot_clock_s
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import Progress, TokenSample, judge_progress, sample
 from gpu_actions.fallback.router_ready import ready_router
@@ -67,8 +68,8 @@ async def drain(context: StepContext) -> StepResult:
             next_action="see /triage: which tier can take the requests?",
         ) from error
     ended = await _until_drained(context, tier)
-    note = run_notes.recall(context.workdir, f"cut_{tier.name}") or {"cut": 0}
-    cut = int(note["cut"])
+    note = run_notes.recall(context.workdir, f"cut_{tier.name}") or {}
+    cut = int(note.get("cut", 0)) + int(note.get("pending", 0))  # what was under way at a kill is gone by now
     held = f", the engine held {ended.held}" if ended.held else ""
     summary = f"{tier.name} drained in {ended.seconds:.1f} s, no request was cut"
     if cut:
@@ -97,7 +98,9 @@ async def _until_drained(context: StepContext, tier: Tier) -> DrainEnd:
     active = (await tier.unit.state()).active
     while True:
         state = await context.host.router.server(tier.config.server)
-        samples.append(await sample(tier) if active else TokenSample(at_s=time.time(), tokens=None, held=0))
+        samples.append(
+            await sample(tier) if active else TokenSample(at_s=boot_clock_s(), tokens=None, held=0)
+        )
         waiting_here = state.sessions + state.queued
         held = samples[-1].held
         elapsed = time.monotonic() - started
@@ -135,12 +138,16 @@ def silence_s(samples: Sequence[TokenSample]) -> float:
 
 
 async def _cut(context: StepContext, tier: Tier, *, expected: int) -> None:
-    """End the sessions and remember how many, before and after, so that a cut in between still counts."""
+    """End the sessions and remember how many, before and after, so that a kill in between neither loses nor doubles any.
+
+    A drained tier gets no new ones: of those that an earlier execution meant to end, the ones that are still there were not.
+    """
     name = f"cut_{tier.name}"
-    before = int((run_notes.recall(context.workdir, name) or {"cut": 0})["cut"])
-    run_notes.keep(context.workdir, name, {"cut": before + expected})
+    note = run_notes.recall(context.workdir, name) or {}
+    done = int(note.get("cut", 0)) + max(0, int(note.get("pending", 0)) - expected)
+    run_notes.keep(context.workdir, name, {"cut": done, "pending": expected})
     ended = await context.host.router.cut_sessions(tier.config.server)
-    run_notes.keep(context.workdir, name, {"cut": before + ended})
+    run_notes.keep(context.workdir, name, {"cut": done + ended, "pending": 0})
     deadline = time.monotonic() + SETTLE_AFTER_CUT_S
     while (await context.host.router.server(tier.config.server)).sessions:
         if time.monotonic() >= deadline:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from gpu_actions.clock import boot_clock_s
 from gpu_actions.config import EngineConfig, EngineKind
 from gpu_actions.serving.engine_metrics import read_engine_metrics
 from gpu_actions.serving.engine_profile import folder_of_listener, traces_since
@@ -74,7 +75,7 @@ class HttpEngine:
         async with self._request("GET", "/metrics", timeout_s=timeout_s) as response:
             text = await response.text()
         try:
-            return read_engine_metrics(text, kind=self.config.kind, model=self.model, taken_at_s=time.time())
+            return read_engine_metrics(text, kind=self.config.kind, model=self.model, taken_at_s=boot_clock_s())
         except ValueError as error:
             raise EngineError(f"{url} answered with something else than metrics: {error}") from error
 

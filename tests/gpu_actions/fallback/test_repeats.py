@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gpu_actions.action import StepContext
+from gpu_actions.fallback import run_notes
 from gpu_actions.plan import Plan
 from gpu_actions.restore.plan import SPEC as RESTORE
 from gpu_actions.walk import Ended, Outcome, RunStep, next_move, outputs_of, run_step
@@ -65,6 +66,25 @@ async def test_a_hung_tiers_cut_requests_are_counted_once_however_often_the_drai
     assert len(seen.lost) == 3
     assert of(outcomes, "drain")["cut"] == 3
     await site.check_serving("fallback")
+
+
+@pytest.mark.parametrize("already_ended", [0, 2])
+async def test_a_kill_in_the_middle_of_the_cut_neither_loses_nor_doubles_a_request(
+    site_with: MakeSite, already_ended: int
+) -> None:
+    """The killed execution meant to end 3 + already_ended sessions and had ended the latter; 3 are still there."""
+    site = await site_with()
+    async with site.traffic(clients=3) as seen:
+        await site.freeze_rank()
+        plan = await site.plan(skip_validation=True)
+        workdir = site.folder / "runs" / "fb-1"
+        workdir.mkdir(parents=True)
+        run_notes.keep(workdir, "cut_tp", {"cut": 0, "pending": 3 + already_ended})
+        end = await site.run(plan, run_id="fb-1")
+    assert end.ended.status == "succeeded"
+    assert len(seen.lost) == 3
+    drain = next(one.outcome for one in end.steps if one.outcome.step_id == "drain")
+    assert drain.data["cut"] == 3 + already_ended
 
 
 async def test_a_restore_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_once(

@@ -44,7 +44,7 @@ async def test_a_restore_beside_the_fallback_loses_no_request(site_with: MakeSit
     assert [step for step, _ in statuses(end)] == [*order, "keep-warm", "drain", "stop", "finish"]
     assert (seen.lost, seen.refused) == ([], 0)
     shares = [data_of(end, step)["window"]["requests"] for step in shifts]
-    assert shares == sorted(shares)
+    assert sum(shares[:2]) < shares[2] < shares[3], shares
     assert data_of(end, "finish")["state"] == "tp_serving"
     await site.check_serving("tp")
 

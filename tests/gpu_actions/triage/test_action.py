@@ -65,6 +65,7 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
             "name": "h1",
             "gpus": 0,
             "ras_address": None,
+            "router": {"url": f"http://127.0.0.1:{free_port()}"},
             "tiers": {"tp": tier("tp", 2), "fallback": tier("fb", 1)},
         }
     )

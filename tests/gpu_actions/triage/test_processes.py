@@ -123,6 +123,13 @@ async def test_cpu_time_and_states_are_taken_over_the_window(
 
 async def test_values_of_unknown_variables_are_never_kept(tier: tuple[subprocess.Popen[bytes], int]) -> None:
     main, child = tier
+    async with asyncio.timeout(
+        10
+    ):  # a child that is only forked has its parent's command line and no environment yet
+        while child not in (await collect_environment((main.pid,))).values.get("NCCL_P2P_DISABLE", {}).get(
+            "1", ()
+        ):
+            await asyncio.sleep(0.02)
     reading = await collect_environment((main.pid,))
     assert reading.values == {"NCCL_P2P_DISABLE": {"1": (main.pid, child)}}
     assert reading.names_only == ("NCCL_SECRET_TOKEN",)
