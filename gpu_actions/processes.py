@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from gpu_actions.leash import LEASH
 from gpu_actions.models import Frozen
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
@@ -51,7 +52,8 @@ async def run_process(
     """Run a program to its end or its deadline, in its own session, and leave nothing of it behind.
 
     `env` is the whole environment (default: `child_environment()`). On the deadline, and when the caller is cancelled, the
-    process group gets SIGTERM, then SIGKILL after `kill_grace_s`. Raises FileNotFoundError where the program is missing.
+    process group gets SIGTERM, then SIGKILL after `kill_grace_s`; when this process is killed, it gets SIGKILL.
+    Raises FileNotFoundError where the program is missing.
     """
     started = time.monotonic()
     process = await asyncio.create_subprocess_exec(
@@ -69,15 +71,16 @@ async def run_process(
         _read_capped(process.stdout, max_output_bytes), _read_capped(process.stderr, max_output_bytes)
     )
     timed_out = False
-    try:
+    with LEASH.holding(process.pid):
         try:
-            await asyncio.wait_for(asyncio.gather(asyncio.shield(readers), process.wait()), timeout_s)
-        except TimeoutError:
-            timed_out = True
-    finally:
-        await end_group(process.pid, grace_s=kill_grace_s)
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait_for(process.wait(), 5)
+            try:
+                await asyncio.wait_for(asyncio.gather(asyncio.shield(readers), process.wait()), timeout_s)
+            except TimeoutError:
+                timed_out = True
+        finally:
+            await end_group(process.pid, grace_s=kill_grace_s)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait_for(process.wait(), 5)
     try:
         (out, out_cut), (err, err_cut) = await asyncio.wait_for(readers, 2)
     except TimeoutError:  # a grandchild in a session of its own still holds the pipe

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Sequence
 
+from gpu_actions.leash import LEASH
 from gpu_actions.processes import child_environment
 
 MAX_LINE_BYTES = 1024 * 1024
@@ -39,24 +40,27 @@ async def lines_of(
     assert process.stderr is not None  # noqa: S101
     complaint = asyncio.create_task(_tail(process.stderr))
     ends_at = time.monotonic() + deadline_s
-    try:
-        while True:
-            try:
-                line = await asyncio.wait_for(process.stdout.readline(), max(0.0, ends_at - time.monotonic()))
-            except (TimeoutError, ValueError):
-                break
-            if not line:
-                break
-            yield line
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), REAP_S)
-        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-            tail = await asyncio.wait_for(complaint, REAP_S)
-            if errors is not None and tail:
-                errors.append(tail)
+    with LEASH.holding(process.pid):
+        try:
+            while True:
+                try:
+                    line = await asyncio.wait_for(
+                        process.stdout.readline(), max(0.0, ends_at - time.monotonic())
+                    )
+                except (TimeoutError, ValueError):
+                    break
+                if not line:
+                    break
+                yield line
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), REAP_S)
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                tail = await asyncio.wait_for(complaint, REAP_S)
+                if errors is not None and tail:
+                    errors.append(tail)
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:
