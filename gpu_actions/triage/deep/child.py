@@ -20,6 +20,7 @@ GEMM_SIZE = 8192
 GEMM_ROUNDS = 10
 COPY_MIB = 256
 COPY_ROUNDS = 8
+COPY_REPEATS = 3
 ALLREDUCE_ROUNDS = 8
 CPU_GEMM_SIZE = 256
 CPU_COPY_MIB = 4
@@ -81,8 +82,10 @@ def copies_from(torch: Any, source: int, world_size: int, timer: Timer) -> list[
             continue
         there = torch.device("cuda", target) if timer.gpu else torch.device("cpu")
         sink = torch.empty(size, dtype=torch.uint8, device=there)
-        seconds = timer.seconds(
-            lambda sink=sink: sink.copy_(sent, non_blocking=True), COPY_ROUNDS, device=source
+        # The best of three: of the first copies over links that were at rest, 119 GB/s were measured where 384 followed.
+        seconds = min(
+            timer.seconds(lambda sink=sink: sink.copy_(sent, non_blocking=True), COPY_ROUNDS, device=source)
+            for _ in range(COPY_REPEATS)
         )
         if not torch.equal(sink[::4097].cpu(), sent[::4097].cpu()):
             raise RuntimeError(f"the copy from GPU {source} to GPU {target} arrived changed")
