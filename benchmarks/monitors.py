@@ -16,7 +16,8 @@ import psutil
 from aiohttp import web
 
 from benchmarks.triage_passive import REAL_CALL_US, fake_driver
-from bot.monitors import LOOKS, MonitorMemory, Monitors
+from bot.looks import LOOKS
+from bot.monitors import MonitorMemory, Monitors
 from bot.schedule import Schedule
 from bot.settings import MonitorSettings
 from bot.store import Store

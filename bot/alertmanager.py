@@ -5,6 +5,7 @@ alert, same start) starts nothing new. Source: prometheus.io/docs/alerting/lates
 """
 
 import asyncio
+import hashlib
 import hmac
 import json
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ import structlog
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from bot.alerts import Alarm, Alerts
+from bot.alarms import Alarm
+from bot.alerts import Alerts
 from bot.presenter import alerts as texts
 from bot.settings import WebSettings
 from bot.store import Store
@@ -84,7 +86,7 @@ class Webhook:
         return await self._take(payload)
 
     async def _take(self, payload: Payload) -> web.Response:
-        taken, unknown = 0, []
+        taken, unknown, new = 0, [], []
         for alert in payload.alerts:
             host = self.host_of(alert)
             if host is None:
@@ -95,7 +97,14 @@ class Webhook:
             once = f"alert:{key}:{alert.starts_at.isoformat()}:{alert.status}"[:255]
             if not await asyncio.to_thread(self._store.deliveries.first_time, once):
                 continue
-            self._tell(alert, host, key)
+            new.append((alert, host, key))
+        alarms = [self._alarm(*one) for one in new if one[0].status == "firing"]
+        await self._alerts.keep(alarms)  # before we answer: Alertmanager does not send again what got a 202
+        for alarm in alarms:
+            self._alerts.raise_alarm(alarm)
+        for alert, host, _ in new:
+            if alert.status == "resolved":
+                self._alerts.say(host, texts.resolved(host, alert.labels.get("alertname", "alert")))
         if unknown:
             labels = ", ".join(self._settings.alert_host_labels)
             names = ", ".join(sorted({alert.labels.get("alertname", "?") for alert in unknown})[:5])
@@ -114,23 +123,19 @@ class Webhook:
                     return name
         return None
 
-    def _tell(self, alert: PayloadAlert, host: str, key: str) -> None:
+    def _alarm(self, alert: PayloadAlert, host: str, key: str) -> Alarm:
         name = alert.labels.get("alertname", "alert")
         words = alert.annotations.get("summary") or alert.annotations.get("description") or name
-        if alert.status == "resolved":
-            self._alerts.say(host, texts.resolved(host, name))
-            return
         quiet = alert.labels.get("severity", "").lower() in QUIET_SEVERITIES
-        self._alerts.raise_alarm(
-            Alarm(
-                host=host,
-                cause=name[:64],
-                title=f"{name} on {host}"[:150],
-                source="Alertmanager",
-                reason=" ".join(words.split())[:300],
-                verdict=VerdictKind.WATCH if quiet else VerdictKind.FALL_BACK,
-                key=f"{key}:{alert.starts_at.isoformat()}"[:150],
-            )
+        return Alarm(
+            host=host,
+            cause=name[:64],
+            title=f"{name} on {host}"[:150],
+            source="Alertmanager",
+            reason=" ".join(words.split())[:300],
+            verdict=VerdictKind.WATCH if quiet else VerdictKind.FALL_BACK,
+            key=f"{key}:{alert.starts_at.isoformat()}",
+            at_s=self._store.clock(),
         )
 
 
@@ -147,7 +152,7 @@ async def _read(request: web.Request, limit: int) -> bytes | None:
 
 
 def _labels_key(alert: PayloadAlert) -> str:
-    return ",".join(f"{name}={value}" for name, value in sorted(alert.labels.items()))[:150]
+    return hashlib.sha256(json.dumps(alert.labels, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _refused(status: int, reason: str) -> web.Response:

@@ -7,7 +7,7 @@ wait, and the alert is posted when Slack is back.
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import structlog
@@ -15,6 +15,8 @@ from aiohttp import ClientError
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
+from bot.alarms import Alarm, UntoldAlarms
+from bot.auto_fallback import held_back
 from bot.channels import Channels, ChannelUnknown
 from bot.incidents import Incidents
 from bot.presenter import alerts as texts
@@ -25,7 +27,8 @@ from bot.records import IncidentRecord, Person, Place, RunRecord, UserError
 from bot.runs import Runs
 from bot.settings import MonitorSettings
 from bot.store import Store
-from gpu_actions.models import Frozen, Verdict, VerdictKind
+from gpu_actions.models import VerdictKind
+from gpu_actions.triage.rules import rank_of_verdict
 
 log = structlog.get_logger()
 
@@ -34,25 +37,19 @@ FIRST_POST_S = 3.0
 """How long the triage waits for the alert to be posted first; the order looks better, but evidence is worth more."""
 RETRY_FIRST_S, RETRY_MAX_S, GIVE_UP_S = 2.0, 30.0, 3600.0
 TRIAGE_IS_YOUNG_S = 60.0
-"""A triage of the same host that began within this time is not repeated for one more sign of the same burst."""
+"""A triage that began within this time before an alarm is not repeated for one more sign of the same burst."""
+SAME_MOMENT_S = 15.0
+"""Within this time a triage stands for the alarm whatever it says; after it, only if it saw as much (a stall that has become a
+reason to fall back needs a card of its own, with the button)."""
 
 AWAY = (SlackApiError, SlackClientError, ClientError, OSError, TimeoutError, ChannelUnknown)
 
 
-class Alarm(Frozen):
-    """One thing that was seen. `key` is its burst's: the same again starts nothing new."""
-
-    host: str
-    cause: str
-    title: str
-    source: str
-    reason: str
-    verdict: VerdictKind
-    key: str
-
-
 class Alerts:
-    """Tells people. `raise_alarm` and `say` return at once; the work goes on in tasks until `close`."""
+    """Tells people. `raise_alarm` and `say` return at once; the work goes on in tasks until `close`.
+
+    An alarm is a row until it is told; `retry` takes up those that nothing in this process is telling.
+    """
 
     def __init__(
         self,
@@ -75,6 +72,8 @@ class Alerts:
         self._channels = Channels(client)
         self._view = view
         self._acknowledged = acknowledged
+        self._untold = UntoldAlarms(store)
+        self._telling: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -87,14 +86,25 @@ class Alerts:
 
     def raise_alarm(self, alarm: Alarm) -> None:
         """Open or join the incident, run triage, and say so."""
-        self._spawn(self._handle(alarm))
+        if alarm.id not in self._telling:
+            self._telling.add(alarm.id)
+            self._spawn(self._handle(alarm))
+
+    async def keep(self, alarms: Iterable[Alarm]) -> None:
+        """Keep alarms over a restart, until they are told."""
+        await asyncio.to_thread(self._untold.keep, tuple(alarms))
+
+    async def retry(self) -> None:
+        """Tell what an earlier process, or an hour without Slack, has left untold."""
+        for alarm in await asyncio.to_thread(self._untold.all):
+            self.raise_alarm(alarm)
 
     def say(self, host: str, message: Message) -> None:
         """Put a message into the thread of the host's open incident; nothing where none is open."""
         self._spawn(self._say(host, message))
 
     async def close(self) -> None:
-        """Cut what is under way. Alarms that were not told are seen again by the monitors after the next start."""
+        """Cut what is under way. Alarms that were not told are told after the next start."""
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
@@ -114,11 +124,14 @@ class Alerts:
     # -- one alarm -----------------------------------------------------------------------------------------------
 
     async def _handle(self, alarm: Alarm) -> None:
-        async with self._one_at_a_time[
-            alarm.host
-        ]:  # two looks that see one fault must not open two incidents
-            incident = await asyncio.to_thread(self._incidents.active, alarm.host)
-            run = await (self._open(alarm) if incident is None else self._join(alarm, incident))
+        try:
+            await self.keep([alarm])
+            async with self._one_at_a_time[alarm.host]:  # two looks at one fault must not open two incidents
+                incident = await asyncio.to_thread(self._incidents.active, alarm.host)
+                run = await (self._open(alarm) if incident is None else self._join(alarm, incident))
+            await asyncio.to_thread(self._untold.told, alarm)
+        finally:
+            self._telling.discard(alarm.id)
         if run is not None:
             await self._fall_back_by_itself(alarm, run.id)
 
@@ -163,25 +176,25 @@ class Alerts:
     async def _join(self, alarm: Alarm, incident: IncidentRecord) -> RunRecord | None:
         text = f"{alarm.source}: {alarm.cause} ({alarm.reason})"
         await asyncio.to_thread(self._incidents.note, incident.id, by=MONITOR, text=text)
-        self.say(alarm.host, texts.joined(alarm.cause, source=alarm.source, reason=alarm.reason))
+        message = texts.joined(alarm.host, alarm.cause, source=alarm.source, reason=alarm.reason)
+        # in the thread of an incident of yesterday nobody would see a new reason to fall back
+        late = alarm.at_s - incident.opened_at > self._settings.burst_s
+        loud = late and alarm.verdict is VerdictKind.FALL_BACK
+        self._spawn(self._say(alarm.host, message, in_channel_too=loud))
         return await self._triage(alarm, incident.place, incident.id)
 
     async def _triage(self, alarm: Alarm, place: Place, incident_id: str | None) -> RunRecord | None:
         latest = self._runs.latest(action="triage", host=alarm.host)
-        if (
-            latest is not None
-            and self._store.clock() - latest.created_at < TRIAGE_IS_YOUNG_S
-            and (latest.requester.id == MONITOR.id or not latest.status.final)
-        ):
+        if latest is not None and self._stands_for(latest, alarm):
             return latest
         try:
             started = await self._runs.start(
                 action="triage",
                 host=alarm.host,
-                options={},
+                options={} if alarm.window_s is None else {"window": f"{alarm.window_s:g}"},
                 requester=MONITOR,
                 place=place,
-                dedupe_key=f"alarm:{alarm.key}:{alarm.cause}",
+                dedupe_key=f"alarm:{alarm.id}",
                 incident_id=incident_id,
             )
         except UserError as error:
@@ -189,13 +202,23 @@ class Alerts:
             return None
         return started.run
 
+    def _stands_for(self, triage: RunRecord, alarm: Alarm) -> bool:
+        """Whether a triage that was there before shows what the alarm is about."""
+        age_s = alarm.at_s - triage.created_at
+        if age_s >= TRIAGE_IS_YOUNG_S or (triage.requester.id != MONITOR.id and triage.status.final):
+            return False
+        if age_s < SAME_MOMENT_S or not triage.status.final:
+            return True
+        verdict = verdict_of(triage)
+        return verdict is not None and rank_of_verdict(verdict.verdict) >= rank_of_verdict(alarm.verdict)
+
     # -- the automatic fallback ----------------------------------------------------------------------------------
 
     async def _fall_back_by_itself(self, alarm: Alarm, triage_id: str) -> None:
         if alarm.cause not in self._settings.auto_fallback:
             return
         triage = await self._runs.wait(triage_id, until=lambda run: run.status.final)
-        why = self.held_back(alarm.host, verdict_of(triage))
+        why = await asyncio.to_thread(self._held_back, alarm, triage)
         incident = await asyncio.to_thread(self._incidents.active, alarm.host)
         if not why:
             try:
@@ -221,36 +244,33 @@ class Alerts:
         place = Place(channel=triage.place.channel)
         await self._until_slack_answers(lambda: self._post(place, loud))
 
-    def held_back(self, host: str, verdict: Verdict | None) -> str:
-        """Which guard rail keeps a fallback from starting by itself, in words; empty when none does."""
-        if verdict is None or verdict.verdict is not VerdictKind.FALL_BACK:
-            says = (
-                "came to no verdict" if verdict is None else f"says {verdict.verdict.value.replace('_', ' ')}"
-            )
-            return f"a fresh triage {says}"
-        if verdict.cause not in self._settings.auto_fallback:
-            return f"a fresh triage says {verdict.cause}, which is not in monitors.auto_fallback"
-        if self._acknowledged(host, verdict.cause):
-            return "somebody acknowledged it, so people are at work"
-        last = self._runs.latest(action="fallback", host=host)
-        pause_s = self._settings.auto_fallback_pause_s
-        if last is not None and self._store.clock() - last.created_at < pause_s:
-            return (
-                f"{last.id} was started less than {pause_s / 3600:g} h ago (monitors.auto_fallback_pause_s)"
-            )
-        return ""
+    def _held_back(self, alarm: Alarm, triage: RunRecord) -> str:
+        verdict = verdict_of(triage)
+        causes = [alarm.cause, *([verdict.cause] if verdict is not None else [])]
+        return held_back(
+            self._settings,
+            triage=triage,
+            acknowledged=next((cause for cause in causes if self._acknowledged(alarm.host, cause)), ""),
+            fallback=self._runs.latest(action="fallback", host=alarm.host),
+            restore=self._runs.latest(action="restore", host=alarm.host),
+            now_s=self._store.clock(),
+        )
 
     # -- Slack ---------------------------------------------------------------------------------------------------
 
-    async def _say(self, host: str, message: Message) -> None:
+    async def _say(self, host: str, message: Message, *, in_channel_too: bool = False) -> None:
         incident = await asyncio.to_thread(self._incidents.active, host)
         if incident is not None:
-            await self._until_slack_answers(lambda: self._post(incident.place, message))
+            place = incident.place
+            await self._until_slack_answers(
+                lambda: self._post(place, message, in_channel_too=in_channel_too and bool(place.thread_ts))
+            )
 
-    async def _post(self, place: Place, message: Message) -> str:
+    async def _post(self, place: Place, message: Message, *, in_channel_too: bool = False) -> str:
         answer = await self._client.chat_postMessage(
             channel=place.channel,
             thread_ts=place.thread_ts,
+            reply_broadcast=in_channel_too or None,
             text=message.text,
             blocks=list(message.blocks),
             unfurl_links=False,

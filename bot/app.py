@@ -46,6 +46,7 @@ log = structlog.get_logger()
 CONNECT_RETRY_S = 2.0
 CONNECT_RETRY_MAX_S = 30.0
 SWEEP_S = 6 * 3600.0
+RETRY_S = 60.0
 
 
 class CannotStart(Exception):
@@ -239,13 +240,14 @@ async def _at_work(bot: Bot, stop: asyncio.Event | None) -> AsyncIterator[Bot]:
         slack_age_s = await stack.enter_async_context(_slack(bot))
         stack.push_async_callback(bot.alerts.close)
         await bot.alerts.warm()
+        schedule = _schedule(bot)
         webhook = Webhook(settings.web, hosts=bot.services.hosts, alerts=bot.alerts, store=bot.store)
         application = web_app(
             store=bot.store,
             artifacts=bot.artifacts,
             slack_age_s=slack_age_s,
             receive_alerts=webhook.receive,
-            collectors=(bot.monitors,),
+            collectors=(bot.monitors, schedule),
         )
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
@@ -257,7 +259,6 @@ async def _at_work(bot: Bot, stop: asyncio.Event | None) -> AsyncIterator[Bot]:
                 f"web.port {settings.web.port} on {settings.web.host} cannot be opened ({error.strerror}): "
                 "another bot may be running; set web.port"
             ) from None
-        schedule = _schedule(bot)
         schedule.start()
         stack.callback(schedule.close)
         log.info("the bot is up", hosts=[host.name for host in settings.hosts], web=settings.public_url)
@@ -266,8 +267,9 @@ async def _at_work(bot: Bot, stop: asyncio.Event | None) -> AsyncIterator[Bot]:
 
 
 def _schedule(bot: Bot) -> Schedule:
-    """What happens by itself: the monitors' looks, and the sweeps of old files and of old delivery keys."""
+    """What happens by itself: the monitors' looks, alarms not told yet, the sweeps of old files and of old delivery keys."""
     schedule = Schedule()
+    schedule.every(RETRY_S, "untold alarms", bot.alerts.retry)
     if bot.settings.monitors.enabled:
         bot.monitors.schedule(schedule, bot.settings.hosts)
     schedule.every(

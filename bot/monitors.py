@@ -7,7 +7,6 @@ to make of one look after another; its memory is a row, so a restart neither for
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -16,7 +15,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from pydantic import ValidationError
 
-from bot.alerts import Alarm, Alerts
+from bot.alarms import Alarm, keep_alarms
+from bot.alerts import Alerts
+from bot.looks import LOOKS, Look, looks_of, policy_of
 from bot.presenter import alerts as texts
 from bot.records import Person, RunStatus
 from bot.schedule import Schedule
@@ -30,7 +31,6 @@ from gpu_actions.triage.collect import collect
 from gpu_actions.triage.confirm import MonitorPolicy, MonitorState, Signal
 from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import CollectorName
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host
@@ -38,95 +38,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """One kind of look: which collectors it runs, over at most how many seconds, and how people call it.
-
-    `main` is the collector without which nothing was seen; where it does not apply, the look does not.
-    """
-
-    name: str
-    title: str
-    main: CollectorName
-    collectors: frozenset[CollectorName]
-    period_s: Callable[[MonitorSettings], float]
-    window_s: float
-    needs_gpus: bool = False
-
-
-LOOKS = (
-    Look(
-        name="topology",
-        title="the link and topology poll",
-        main="nvml",
-        collectors=frozenset({"nvml", "fabric_manager"}),
-        period_s=lambda settings: settings.topology_period_s,
-        window_s=3,
-        needs_gpus=True,
-    ),
-    Look(
-        name="kernel_log",
-        title="the kernel log",
-        main="kernel_log",
-        collectors=frozenset({"kernel_log"}),
-        period_s=lambda settings: settings.kernel_log_period_s,
-        window_s=1,
-        needs_gpus=True,
-    ),
-    Look(
-        name="hang",
-        title="the hang watch",
-        main="engine",
-        collectors=frozenset({"engine", "ranks", "ras", "router", "stacks"}),
-        period_s=lambda settings: settings.hang_period_s,
-        window_s=3,
-    ),
-    Look(
-        name="probe",
-        title="the synthetic probe",
-        main="completion",
-        collectors=frozenset({"completion", "engine", "ranks"}),
-        period_s=lambda settings: settings.probe_period_s,
-        window_s=3,
-    ),
-    Look(
-        name="regression",
-        title="the regression watch",
-        main="engine",
-        collectors=frozenset({"engine"}),
-        period_s=lambda settings: settings.regression_period_s,
-        window_s=10,
-    ),
-)
 WINDOW_SHARE = 0.6
 """A look takes at most this share of its period."""
 
-
-def policy_of(settings: MonitorSettings, *, stalled_s: float) -> MonitorPolicy:
-    """How sure the looks of these settings must be."""
-    return MonitorPolicy(
-        needed=settings.confirm_n,
-        of=settings.confirm_m,
-        clear_after=settings.clear_after,
-        stalled_s=stalled_s,
-        hold_s=settings.hold_s,
-        burst_s=settings.burst_s,
-        quiet_s=settings.quiet_s,
-    )
-
-
-def looks_of(host: HostConfig, settings: MonitorSettings) -> tuple[Look, ...]:
-    """The looks that make sense on a host: no GPU poll without GPUs, and its kernel log only where a file is named."""
-    return tuple(
-        look
-        for look in LOOKS
-        if look.period_s(settings) > 0
-        and not (
-            look.needs_gpus
-            and host.gpus == 0
-            and not (look.name == "kernel_log" and host.kernel_log is not None)
-        )
-    )
+STALL_MARGIN_S = 2.0
+MAX_WINDOW_S = 120.0
+"""The longest window that `/triage` takes."""
 
 
 class _DoesNotApply(Exception):
@@ -142,37 +59,58 @@ class MonitorMemory:
 
     def load(self, host: str, look: str) -> MonitorState:
         """The state of a look; a fresh one where there is none, or one that this version cannot read."""
-        query = sa.select(monitor_states.c.state).where(
-            monitor_states.c.host == host, monitor_states.c.look == look
-        )
         with self._store.database.read() as connection:
-            kept = connection.execute(query).scalar()
-        try:
-            return MonitorState(host=host) if kept is None else MonitorState.model_validate(kept)
-        except ValidationError:
-            return MonitorState(host=host)
+            return _read(connection, host, look)
 
-    def save(self, look: str, state: MonitorState) -> None:
-        """Keep a state."""
-        values = state.model_dump(mode="json")
-        where = (monitor_states.c.host == state.host, monitor_states.c.look == look)
+    def observe(
+        self,
+        host: str,
+        look: str,
+        verdict: Verdict | None,
+        *,
+        policy: MonitorPolicy,
+        alarm_of: Callable[[Signal], Alarm | None],
+    ) -> tuple[tuple[Signal, ...], tuple[Alarm, ...]]:
+        """Take one verdict into the state of a look, and keep the alarms of its signals: both, or neither."""
         with self._store.database.write() as connection:
-            done = connection.execute(monitor_states.update().where(*where).values(state=values))
-            if done.rowcount == 0:
-                connection.execute(monitor_states.insert().values(host=state.host, look=look, state=values))
+            state, signals = _read(connection, host, look).observe(
+                verdict, now_s=self._store.clock(), policy=policy
+            )
+            alarms = tuple(alarm for alarm in map(alarm_of, signals) if alarm is not None)
+            keep_alarms(connection, alarms)
+            _write(connection, look, state)
+        return signals, alarms
 
     def acknowledge(self, host: str, cause: str) -> float:
         """A person has seen this cause: no look alerts of it. Gives for how many seconds."""
         policy = policy_of(self._settings, stalled_s=30)
-        for look in LOOKS:
-            state = self.load(host, look.name)
-            self.save(look.name, state.acknowledge(cause, now_s=self._store.clock(), policy=policy))
+        with self._store.database.write() as connection:
+            for look in LOOKS:
+                state = _read(connection, host, look.name)
+                state = state.acknowledge(cause, now_s=self._store.clock(), policy=policy)
+                _write(connection, look.name, state)
         return self._settings.quiet_s
 
     def acknowledged(self, host: str, cause: str) -> bool:
         """Whether a person has acknowledged this cause and that still holds."""
         now = self._store.clock()
         return any(self.load(host, look.name).quiet_until_s.get(cause, 0) > now for look in LOOKS)
+
+
+def _read(connection: sa.Connection, host: str, look: str) -> MonitorState:
+    here = (monitor_states.c.host == host, monitor_states.c.look == look)
+    kept = connection.execute(sa.select(monitor_states.c.state).where(*here).with_for_update()).scalar()
+    try:
+        return MonitorState(host=host) if kept is None else MonitorState.model_validate(kept)
+    except ValidationError:
+        return MonitorState(host=host)
+
+
+def _write(connection: sa.Connection, look: str, state: MonitorState) -> None:
+    values = state.model_dump(mode="json")
+    here = (monitor_states.c.host == state.host, monitor_states.c.look == look)
+    if connection.execute(monitor_states.update().where(*here).values(state=values)).rowcount == 0:
+        connection.execute(monitor_states.insert().values(host=state.host, look=look, state=values))
 
 
 class Monitors(Collector):
@@ -217,13 +155,19 @@ class Monitors(Collector):
         if await asyncio.to_thread(self.busy, host_name):
             return  # a fallback began meanwhile: what was seen is what it is doing
         self._verdicts[host_name, look.name] = (time.time(), None if verdict is None else verdict.verdict)
-        # read only now: an acknowledgement may have come while we looked
-        state = await asyncio.to_thread(self._memory.load, host_name, look.name)
-        policy = policy_of(self._settings, stalled_s=host.thresholds.stalled_fall_back_s)
-        state, signals = state.observe(verdict, now_s=self._store.clock(), policy=policy)
+        stalled_s = host.thresholds.stalled_fall_back_s
+        signals, alarms = await asyncio.to_thread(
+            self._memory.observe,
+            host_name,
+            look.name,
+            verdict,
+            policy=policy_of(self._settings, stalled_s=stalled_s),
+            alarm_of=lambda signal: self._alarm(host_name, look, signal, verdict, stalled_s=stalled_s),
+        )
         for signal in signals:
-            self._act(host_name, look, signal, verdict)
-        await asyncio.to_thread(self._memory.save, look.name, state)
+            self._say(host_name, look, signal)
+        for alarm in alarms:
+            self._alerts.raise_alarm(alarm)
 
     async def _verdict(self, host: "Host", look: Look) -> Verdict | None:
         """The verdict of a partial triage; None where nothing could be read, which is no bad state but no sight.
@@ -253,43 +197,49 @@ class Monitors(Collector):
             row.host == host and row.changes_host and row.status in at_work for row in self._store.active()
         )
 
-    def _act(self, host: str, look: Look, signal: Signal, verdict: Verdict | None) -> None:
+    def _say(self, host: str, look: Look, signal: Signal) -> None:
         log.info(
             "monitor", host=host, look=look.name, signal=signal.kind, cause=signal.cause, reason=signal.reason
         )
         match signal.kind:
-            case "open" | "join":
-                summary = verdict.summary if verdict is not None and verdict.cause == signal.cause else ""
-                self._alerts.raise_alarm(
-                    Alarm(
-                        host=host,
-                        cause=signal.cause,
-                        title=f"{signal.cause} on {host}",
-                        source=look.title,
-                        reason=f"{signal.reason}{': ' if summary else ''}{summary}",
-                        verdict=signal.verdict,
-                        key=signal.key,
-                    )
-                )
             case "clear":
                 self._alerts.say(host, texts.cleared(host, source=look.title, reason=signal.reason))
-            case (
-                "blind"
-            ):  # nobody may believe that silence is health: a card says what cannot be read, and why
+            case "blind":
                 self._alerts.say(host, texts.blind(host, source=look.title, reason=signal.reason))
-                self._alerts.raise_alarm(
-                    Alarm(
-                        host=host,
-                        cause="unknown",
-                        title=f"{look.title} cannot see {host}",
-                        source=look.title,
-                        reason=signal.reason,
-                        verdict=VerdictKind.UNKNOWN,
-                        key=f"{signal.key}:blind",
-                    )
-                )
             case "sighted":
                 self._alerts.say(host, texts.sighted(host, source=look.title))
+
+    def _alarm(
+        self, host: str, look: Look, signal: Signal, verdict: Verdict | None, *, stalled_s: float
+    ) -> Alarm | None:
+        """What people must know of a signal: what was seen, and that nothing is seen, since silence is not health."""
+        if signal.kind == "blind":
+            return Alarm(
+                host=host,
+                cause="unknown",
+                title=f"{look.title} cannot see {host}",
+                source=look.title,
+                reason=signal.reason,
+                verdict=VerdictKind.UNKNOWN,
+                key=f"{signal.key}:{look.name}:blind",
+                at_s=self._store.clock(),
+            )
+        if signal.kind not in ("open", "join"):
+            return None
+        summary = verdict.summary if verdict is not None and verdict.cause == signal.cause else ""
+        lasting = signal.cause == "engine_stalled" and signal.verdict is VerdictKind.FALL_BACK
+        return Alarm(
+            host=host,
+            cause=signal.cause,
+            title=f"{signal.cause} on {host}",
+            source=look.title,
+            reason=f"{signal.reason}{': ' if summary else ''}{summary}",
+            verdict=signal.verdict,
+            key=signal.key,
+            at_s=self._store.clock(),
+            # a stall that lasts shows itself only to a look that lasts
+            window_s=min(stalled_s + STALL_MARGIN_S, MAX_WINDOW_S) if lasting else None,
+        )
 
     def acknowledge(self, host: str, cause: str, *, by: Person) -> float:
         """Keep quiet about a cause that a person has seen. Gives for how many seconds."""

@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 log = structlog.get_logger()
 
@@ -21,7 +23,7 @@ JITTER_SHARE = 0.1
 FIRST_AFTER_S = 1.0
 
 
-class Schedule:
+class Schedule(Collector):
     """The jobs of this process. `start` and `close` are called in the event loop."""
 
     def __init__(self) -> None:
@@ -71,6 +73,20 @@ class Schedule:
 
     def start(self) -> None:
         self._scheduler.start()
+
+    def collect(self) -> list[Metric]:
+        """Prometheus: how often each job broke, and when it last ended well."""
+        broke = CounterMetricFamily("gpu_oncall_job_failures", "Times a scheduled job broke", labels=["job"])
+        ended = GaugeMetricFamily(
+            "gpu_oncall_job_last_end_seconds",
+            "Unix time at which a scheduled job last ended well",
+            labels=["job"],
+        )
+        for job in self.names:
+            broke.add_metric([job], self.failures[job])
+        for job, when in tuple(self.last_end_s.items()):
+            ended.add_metric([job], when)
+        return [broke, ended]
 
     def close(self) -> None:
         """No new job starts, and what is at work is cut."""

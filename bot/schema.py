@@ -158,6 +158,14 @@ monitor_states = sa.Table(
     sa.Column("state", sa.JSON, nullable=False),
 )
 
+untold_alarms = sa.Table(  # kept until people were told
+    "untold_alarms",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("alarm", sa.JSON, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
 counters = sa.Table(
     "counters",
     metadata,

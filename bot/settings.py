@@ -157,6 +157,9 @@ class MonitorSettings(Frozen):
     auto_fallback_pause_s: float = Field(
         default=21_600, ge=0, description="no second fallback by itself within this time of any other"
     )
+    auto_fallback_after_restore_s: float = Field(
+        default=3600, ge=0, description="none by itself within this time of a restore's end"
+    )
 
     @model_validator(mode="after")
     def _n_of_m(self) -> Self:

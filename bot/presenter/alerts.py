@@ -29,10 +29,10 @@ def alert(
     )
 
 
-def joined(cause: str, *, source: str, reason: str) -> Message:
+def joined(host: str, cause: str, *, source: str, reason: str) -> Message:
     """A reply in the incident's thread: one more thing was seen."""
     text = f":rotating_light: Also seen by {one_line(source)}: *{one_line(cause)}* ({one_line(reason, 300)})."
-    return compose(text, [section(text)])
+    return compose(text, [section(text), actions(button("Acknowledge", ACKNOWLEDGE, f"{host}:{cause}"))])
 
 
 def cleared(host: str, *, source: str, reason: str) -> Message:

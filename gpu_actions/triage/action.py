@@ -39,8 +39,8 @@ class TriageArguments(Frozen):
 async def plan_triage(request: PlanRequest) -> Plan:
     """Plan one look. Never refused: whatever cannot be read is a finding."""
     arguments: TriageArguments = request.arguments
-    defaults = TriageThresholds()
-    window_s = arguments.window or defaults.window_s
+    limits = request.host.thresholds
+    window_s = arguments.window or limits.window_s
     return Plan(
         action="triage",
         host=request.host.name,
@@ -62,7 +62,7 @@ async def plan_triage(request: PlanRequest) -> Plan:
                     else str(request.host.triage_baseline),
                     "record_baseline": arguments.record_baseline,
                 },
-                timeout_s=window_s + 60 + (defaults.deep_deadline_s if arguments.deep else 0),
+                timeout_s=window_s + 60 + (limits.deep_deadline_s if arguments.deep else 0),
                 expected_s=window_s + 1.5 + (12 if arguments.deep else 0),
                 mutates=False,
             ),

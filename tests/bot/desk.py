@@ -42,6 +42,7 @@ def toy_product(scripts: Mapping[str, str] | None = None) -> dict[str, ActionSpe
         class Arguments(ToyArguments):
             script: str = default
             deep: bool = False
+            window: float | None = None
             reason: str = ""
             baseline: str = ""
 

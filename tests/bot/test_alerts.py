@@ -1,11 +1,13 @@
 """From an alarm to people: one incident, one card, what joins it, and the fallback that starts by itself only where it may."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
-from bot.alerts import MONITOR, Alarm
+from bot.alarms import Alarm, UntoldAlarms
+from bot.alerts import MONITOR
 from bot.presenter.alerts import cleared
 from bot.records import RunStatus
 from bot.workspace.webapi import ApiCall, ApiError, Handler
@@ -25,6 +27,7 @@ def alarm(**changes: object) -> Alarm:
         "reason": "2 of the last 3 looks",
         "verdict": VerdictKind.FALL_BACK,
         "key": "toy:serving:1",
+        "at_s": time.time(),
     }
     return Alarm.model_validate({**values, **changes})
 
@@ -72,6 +75,64 @@ async def test_with_slack_away_the_triage_runs_and_the_alert_comes_later(tmp_pat
         await it.hears("FALL BACK: nccl_hang on toy", timeout_s=20)
         while (run := await it.run("triage")).incident_id is None:
             await asyncio.sleep(0.05)
+
+
+async def test_an_alarm_that_was_not_told_outlives_the_bot(tmp_path: Path) -> None:
+    away = {"now": True}
+
+    async def gone(call: ApiCall, handler: Handler) -> JsonObject:
+        if away["now"] and call.method == "chat.postMessage":
+            raise ApiError("service_unavailable", status=503)
+        return await handler(call)
+
+    async with desk(tmp_path, scripts=FALLS, middlewares=[gone]) as it:
+        it.bot.alerts.raise_alarm(alarm())
+        before = await it.run("triage")
+        await asyncio.sleep(0.2)
+    away["now"] = False
+    async with desk(tmp_path, scripts=FALLS) as it:
+        # the alert is first, or joins the incident that the card of the triage has opened by then
+        await it.hears("een by the hang watch", timeout_s=20)
+        (triage,) = it.bot.runs.list(action="triage")
+        assert triage.id == before.id, "the evidence of that moment is there already"
+        while UntoldAlarms(it.bot.store).all():
+            await asyncio.sleep(0.05)
+        await it.bot.alerts.retry()
+        await asyncio.sleep(0.5)
+        assert len([text for text in await it.texts() if "een by the hang watch" in text]) == 1
+
+
+async def test_a_stall_that_becomes_a_reason_to_fall_back_gets_a_card_of_its_own(tmp_path: Path) -> None:
+    async with desk(tmp_path, scripts={"triage": "calm:look"}) as it:
+        seen = it.bot.store.clock()
+        stalled = alarm(cause="engine_stalled", verdict=VerdictKind.UNKNOWN, at_s=seen)
+        it.bot.alerts.raise_alarm(stalled)
+        await it.run("triage")
+        it.bot.alerts.raise_alarm(stalled.model_copy(update={"at_s": seen + 5}))
+        await asyncio.sleep(0.5)
+        assert len(it.bot.runs.list(action="triage")) == 1, "of the same moment"
+        worse = {"verdict": VerdictKind.FALL_BACK, "at_s": seen + 30, "window_s": 32.0}
+        it.bot.alerts.raise_alarm(stalled.model_copy(update=worse))
+        await it.hears("ALERT")
+        run = await it.run("triage", until=lambda run: run.status.final and run.options != {})
+        assert run.options == {"window": "32"}
+
+
+async def test_a_new_reason_to_fall_back_in_an_old_thread_is_said_in_the_channel_too(tmp_path: Path) -> None:
+    async with desk(tmp_path, scripts=FALLS) as it:
+        it.bot.alerts.raise_alarm(alarm())
+        await it.hears("FALL BACK: nccl_hang on toy")
+        while it.bot.services.incidents.active("toy") is None:
+            await asyncio.sleep(0.05)
+        it.bot.alerts.raise_alarm(alarm(cause="nvlink_loss"))
+        near = await it.hears("*nvlink_loss*")
+        it.bot.alerts.raise_alarm(alarm(cause="gpu_lost", at_s=time.time() + 3600))
+        late = await it.hears("*gpu_lost*")
+        history = await it.bot.client.conversations_history(channel=late.channel)
+        shown = {message["ts"] for message in history["messages"]}
+        assert near.ts not in shown
+        assert late.ts in shown
+        assert [button.text for button in late.buttons] == ["Acknowledge"]
 
 
 async def test_the_end_is_told_in_the_thread_and_only_where_an_incident_is_open(tmp_path: Path) -> None:
@@ -127,7 +188,7 @@ async def test_an_acknowledged_cause_keeps_its_hands_off(tmp_path: Path) -> None
         await it.hears("ALERT: nccl_hang on toy")
         it.bot.monitors.acknowledge("toy", "nccl_hang", by=MONITOR)
         it.release()
-        await it.hears("somebody acknowledged it")
+        await it.hears("somebody acknowledged nccl_hang")
         assert it.bot.runs.list(action="fallback") == []
 
 
@@ -136,7 +197,7 @@ async def test_another_change_of_the_host_keeps_it_from_starting(tmp_path: Path)
         await it.say("/restore start")
         await it.run("restore", until=lambda run: run.status is RunStatus.RUNNING)
         it.bot.alerts.raise_alarm(alarm())
-        await it.hears("only one run may change a host at a time")
+        await it.hears("is changing the host")
         it.release()
         await it.run("restore")
 

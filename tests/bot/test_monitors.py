@@ -1,21 +1,32 @@
 """The looks: which make sense where, what is remembered over a restart, and when they hold. The whole way is in scenarios."""
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from pydantic import ValidationError
 
-from bot.alerts import Alarm
-from bot.monitors import LOOKS, MonitorMemory, Monitors, looks_of
+from bot.alarms import Alarm, UntoldAlarms
+from bot.looks import LOOKS, looks_of
+from bot.monitors import MonitorMemory, Monitors
 from bot.presenter.message import Message
 from bot.records import RunStatus
 from bot.settings import MonitorSettings
 from bot.store import Store
 from gpu_actions.host import Host, build_host
 from gpu_actions.models import VerdictKind
+from gpu_actions.triage.collect import collect
+from gpu_actions.triage.confirm import MonitorPolicy
+from gpu_actions.triage.host_target import target_of_host
+from gpu_actions.triage.judge import judge
+from gpu_actions.triage.rules import CAUSES
+from gpu_actions.triage.thresholds import TriageThresholds
 from tests.bot.toys import ONCALL, launched, start, store_of, toy_settings
 from tests.gpu_actions.triage.conftest import build_fake_nvml, fake_nvml  # noqa: F401  (fixtures)
+from tests.ports import free_port
 
 TOPOLOGY, KERNEL_LOG, HANG, PROBE, REGRESSION = LOOKS
 
@@ -170,6 +181,80 @@ async def test_a_driver_that_hangs_is_told_as_such(
     for _ in range(2):
         await monitors.look("toy", TOPOLOGY)
     assert [(alarm.cause, alarm.verdict) for alarm in told.alarms] == [("driver_hang", VerdictKind.UNKNOWN)]
+
+
+async def test_a_stall_that_lasts_is_told_with_a_window_in_which_triage_sees_the_same(
+    store: Store, host: Host, tmp_path: Path
+) -> None:
+    port, now, told = free_port(), {"s": 1000.0}, Told()
+    store.clock = lambda: now["s"]
+    tier = host.config.tiers["tp"]
+    engine = tier.engine.model_copy(update={"url": f"http://127.0.0.1:{port}"})
+    tiers = {**host.config.tiers, "tp": tier.model_copy(update={"engine": engine})}
+    config = host.config.model_copy(update={"gpus": 0, "ras_address": None, "tiers": tiers})
+    quick = TriageThresholds(metrics_timeout_s=0.5, stalled_fall_back_s=1, completion_deadline_s=1)
+    stuck = build_host(config, state_dir=tmp_path / "hosts" / "toy", thresholds=quick)
+    monitors = monitors_of(store, stuck, told, hang_period_s=0.5)
+    async with engine_that_stands_still(port):
+        for _ in range(4):
+            now["s"] += 1
+            await monitors.look("toy", PROBE)
+        alarm = told.alarms[-1]
+        assert (alarm.cause, alarm.verdict, alarm.window_s) == ("engine_stalled", VerdictKind.FALL_BACK, 3)
+        snapshot = await collect(await target_of_host(stuck), quick, window_s=alarm.window_s)
+    verdict = judge(snapshot, quick)
+    assert (verdict.verdict, verdict.cause) == (VerdictKind.FALL_BACK, "engine_stalled")
+
+
+@contextlib.asynccontextmanager
+async def engine_that_stands_still(port: int) -> AsyncIterator[None]:
+    """Two requests run, no token ever comes, a completion gets no answer."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            text="vllm:num_requests_running 2\nvllm:num_requests_waiting 0\nvllm:generation_tokens_total 9\n"
+        )
+
+    async def completions(_: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    app.router.add_post("/v1/completions", completions)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def test_an_acknowledgement_is_never_lost_to_a_look_at_work(store: Store) -> None:
+    memory, policy = MonitorMemory(store, MonitorSettings()), MonitorPolicy()
+
+    def look() -> None:
+        memory.observe("toy", HANG.name, None, policy=policy, alarm_of=lambda _: None)
+
+    for number in range(20):
+        cause = CAUSES[number % len(CAUSES)]
+        looks = [asyncio.to_thread(look) for _ in range(4)]
+        await asyncio.gather(*looks[:2], asyncio.to_thread(memory.acknowledge, "toy", cause), *looks[2:])
+        assert cause in memory.load("toy", HANG.name).quiet_until_s
+
+
+async def test_an_alarm_is_kept_with_the_state_that_raised_it(
+    store: Store,
+    host: Host,
+    fake_nvml: Callable[..., Path],  # noqa: F811
+) -> None:
+    told = Told()
+    monitors = monitors_of(store, host, told)
+    fake_nvml("gpus=8", "gpu.2.link.5.active=0")
+    for _ in range(2):
+        await monitors.look("toy", TOPOLOGY)
+    assert UntoldAlarms(store).all() == told.alarms, "these people were never told"
 
 
 async def test_while_a_run_changes_the_host_nothing_is_looked_at(

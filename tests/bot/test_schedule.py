@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bot.schedule import Schedule
 
@@ -35,6 +36,11 @@ async def test_a_job_that_breaks_is_counted_and_comes_again_beside_the_others(sc
     assert schedule.failures["works"] == 0
     assert "works" in schedule.last_end_s
     assert "breaks" not in schedule.last_end_s
+    registry = CollectorRegistry()
+    registry.register(schedule)
+    assert (registry.get_sample_value("gpu_oncall_job_failures_total", {"job": "breaks"}) or 0) >= 3
+    assert registry.get_sample_value("gpu_oncall_job_failures_total", {"job": "works"}) == 0
+    assert registry.get_sample_value("gpu_oncall_job_last_end_seconds", {"job": "works"}) is not None
 
 
 async def test_a_slow_job_never_runs_twice_at_a_time_and_missed_times_are_one(schedule: Schedule) -> None:

@@ -100,6 +100,14 @@ async def context_of(host: Host, workdir: Path, lines: list[str]) -> StepContext
     )
 
 
+async def test_the_window_and_the_deep_probes_deadline_are_those_of_the_settings(host: Host) -> None:
+    told = replace(host, thresholds=TriageThresholds(window_s=7, deep_deadline_s=90))
+    (step,) = (await plan_triage(PlanRequest(host=told, arguments=TriageArguments(deep=True)))).steps
+    assert step.args["window_s"] == 7
+    assert step.timeout_s >= 7 + 90
+    assert step.args["thresholds"] == {"window_s": 7, "deep_deadline_s": 90}
+
+
 async def test_a_healthy_host_then_a_stopped_rank_give_healthy_then_nccl_hang(
     host: Host, tmp_path: Path
 ) -> None:
