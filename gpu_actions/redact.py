@@ -12,7 +12,7 @@ _COUNT = r"(?![\"']?\s{0,4}[=:]\s{0,4}[\d.]+\b)"
 """Counts of tokens are what a serving log is full of; a number behind that name is no secret."""
 
 _NAME = rf"(?:keys?|tokens{_COUNT}|token|secrets?|passwords?|passwd|credentials?)"
-_VALUE = r"(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;&]+)"
+_VALUE = r"(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[\"']?[^\s\"',;&]+)"
 
 _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = (
     (
@@ -44,7 +44,10 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ),
     (
         "option",
-        re.compile(rf"(?i)(--[a-z0-9-]{{0,40}}{_NAME}[ \t]{{1,4}})(?!-|\[redacted)[^\s\"',;]+"),
+        re.compile(
+            rf"(?i)(--[a-z0-9-]{{0,40}}{_NAME}(?!(?<=tokens)[ \t]{{1,4}}\d+(?!\S))[ \t]{{1,4}})"
+            rf"(?!-|[\"']?\[redacted){_VALUE}"
+        ),
         r"\1[redacted:option]",
     ),
 )

@@ -82,15 +82,16 @@ def _command_listener(
         ack: AsyncAck, body: Body, respond: AsyncRespond, client: AsyncWebClient, context: AsyncBoltContext
     ) -> None:
         await ack()
+        user, channel = str(body["user_id"]), str(body["channel_id"])
         call = Call(
             services=services,
             client=client,
-            person=Person(id=str(body["user_id"]), name=str(body.get("user_name") or "")),
-            channel=str(body["channel_id"]),
+            person=Person(id=user, name=str(body.get("user_name") or "")),
+            channel=channel,
             thread_ts=None,
             key=f"command:{body['trigger_id']}",
             what=str(body.get("command") or "the command"),
-            answer=respond_answer(respond, None),
+            answer=respond_answer(respond, None, ephemeral_answer(client, channel, user, None)),
             arrived=context.get(ARRIVED),
         )
         await guarded(call, lambda call: work(call, body))
@@ -118,7 +119,9 @@ def _button_listener(services: Services, press: buttons.Press) -> Callable[..., 
             thread_ts=thread_ts,
             key=f"action:{body['trigger_id']}:{action.get('action_ts', '')}",
             what=f"the button {str((action.get('text') or {}).get('text') or action['action_id'])!r}",
-            answer=respond_answer(respond, thread_ts),
+            answer=respond_answer(
+                respond, thread_ts, ephemeral_answer(client, channel, str(person["id"]), thread_ts)
+            ),
             arrived=context.get(ARRIVED),
         )
         await guarded(call, lambda call: press(call, str(action.get("value") or "")))

@@ -9,7 +9,7 @@ from bot.presenter.gate import split_gate_value
 from bot.presenter.mrkdwn import code, one_line
 from bot.records import RunStatus, UserError
 from bot.settings import Role
-from handlers.arguments import split
+from handlers.arguments import run_id_of, split
 from handlers.call import Call
 
 DECISIONS = ("approve", "deny", "override")
@@ -30,7 +30,7 @@ async def mention(call: Call, decision: str, rest: str) -> None:
         ]
         ids = f" Waiting now: {', '.join(waiting)}." if waiting else " No run waits for an approval now."
         raise UserError(f"Say which run: {decision} RUN{' why' if decision != 'approve' else ''}.{ids}")
-    await decide(call, decision, words[0].lower(), reason=" ".join(words[1:]))
+    await decide(call, decision, run_id_of(words[0]), reason=" ".join(words[1:]))
 
 
 async def decide(call: Call, decision: str, run_id: str, *, plan_hash: str = "", reason: str = "") -> None:

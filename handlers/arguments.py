@@ -1,4 +1,4 @@
-"""The words behind a command, parsed: subcommand, host, run id, flags, `key=value` options.
+"""The words behind a command, parsed: subcommand, host, run id, flags, `name=value` options.
 
 Pure functions. They forgive what a phone's keyboard does to text (curly quotes, long dashes, odd spaces, a capital first
 letter), and answer everything else they do not understand with one line that says what would be understood.
@@ -84,11 +84,16 @@ def parse(text: str, grammar: Grammar, hosts: Sequence[str]) -> Words:
             if host is not None and host != lowered:
                 raise UserError(f"I take one host at a time; you named {host} and {lowered}.")
             host = lowered
-        elif RUN_ID.match(lowered) and subcommand != "start" and run_id is None:
-            run_id = lowered
+        elif RUN_ID.match(run_id_of(word)) and subcommand != "start" and run_id is None:
+            run_id = run_id_of(word)
         else:
             raise UserError(_not_understood(word, grammar, hosts))
     return Words(subcommand=subcommand, host=host, run_id=run_id, options=options)
+
+
+def run_id_of(word: str) -> str:
+    """The run id in a word as people write it in a sentence: copied with its back ticks, or with a comma behind it."""
+    return word.lower().strip("`*_~.,:;!?()")
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
@@ -148,7 +153,9 @@ def _not_understood(word: str, grammar: Grammar, hosts: Sequence[str]) -> str:
         return f"I know no host {word!r}. Did you mean {meant!r}?"
     known = f"Hosts: {', '.join(hosts)}."
     flags = f" Words it understands: {', '.join(grammar.flags)}." if grammar.flags else ""
-    return f"I know no host {word!r}. {known}{flags} Options are written key=value; see /{grammar.name} help."
+    return (
+        f"I know no host {word!r}. {known}{flags} Options are written name=value; see /{grammar.name} help."
+    )
 
 
 def _unquote(word: str) -> str:

@@ -20,6 +20,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.presenter import answers
 from bot.presenter.message import Message
+from bot.presenter.thread import REFUSED_BLOCKS
 from bot.presenter.view import View
 from bot.records import Person, UserError
 from bot.services import Services
@@ -105,8 +106,13 @@ async def first_time(call: Call) -> bool:
     return await asyncio.to_thread(call.services.store.deliveries.first_time, call.key)
 
 
-def respond_answer(respond: Callable[..., Awaitable[Any]], thread_ts: str | None) -> Answer:
-    """Answer through the request's response_url: it works also where the bot is no member."""
+def respond_answer(
+    respond: Callable[..., Awaitable[Any]], thread_ts: str | None, otherwise: Answer
+) -> Answer:
+    """Answer through the request's response_url: it works also where the bot is no member.
+
+    It works five times within half an hour. An answer that it does not take goes the way of `otherwise`.
+    """
 
     async def answer(message: Message) -> None:
         extra = {"thread_ts": thread_ts} if thread_ts else {}
@@ -119,10 +125,12 @@ def respond_answer(respond: Callable[..., Awaitable[Any]], thread_ts: str | None
                 **extra,
             )
         except (SlackClientError, ClientError, OSError, TimeoutError) as error:
-            log.error("an answer could not be sent", text=message.text, error=repr(error))
-            return
-        if result.status_code != 200:
-            log.error("an answer was refused", text=message.text, status=result.status_code, body=result.body)
+            log.warning("the response address does not answer", error=repr(error))
+        else:
+            if result.status_code == 200:
+                return
+            log.warning("the response address refused an answer", status=result.status_code, body=result.body)
+        await otherwise(message)
 
     return answer
 
@@ -130,17 +138,20 @@ def respond_answer(respond: Callable[..., Awaitable[Any]], thread_ts: str | None
 def ephemeral_answer(client: AsyncWebClient, channel: str, user: str, thread_ts: str | None) -> Answer:
     """Answer in a conversation so that only one person sees it."""
 
-    async def answer(message: Message) -> None:
+    async def answer(message: Message, *, with_blocks: bool = True) -> None:
         try:
             await client.chat_postEphemeral(
                 channel=channel,
                 user=user,
                 text=message.text,
-                blocks=list(message.blocks),
+                blocks=list(message.blocks) if with_blocks else None,
                 thread_ts=thread_ts,
             )
         except (SlackApiError, SlackClientError, ClientError, OSError, TimeoutError) as error:
             log.error("an answer could not be sent", text=message.text, error=repr(error))
+            refused = isinstance(error, SlackApiError) and error.response.get("error") in REFUSED_BLOCKS
+            if refused and with_blocks:
+                await answer(message, with_blocks=False)
 
     return answer
 

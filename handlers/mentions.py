@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from bot.records import UserError
 from bot.services import Services
 from handlers import approvals, buttons, gpu
+from handlers.arguments import run_id_of, split
 from handlers.call import Call
 from handlers.command import Command
 
@@ -22,10 +23,12 @@ async def run(call: Call, text: str, commands: Mapping[str, Command]) -> None:
         await approvals.mention(call.about(f"@bot {verb}"), verb, rest)
         return
     if verb in (*_SIGNALS, "stop"):
-        run_id = rest.strip().lower()
-        if not run_id:
+        words = split(rest)
+        run_id = run_id_of(words[0]) if words else ""
+        if call.services.runs.get(run_id) is None:
             active = ", ".join(r.id for r in call.services.runs.list(active_only=True)) or "none"
-            raise UserError(f"Say which run: {verb} RUN. Active now: {active}.")
+            unknown = f"I know no run {run_id!r}. " if run_id else ""
+            raise UserError(f"{unknown}Say which run: {verb} RUN. Active now: {active}.")
         await buttons.PRESSES[verb](call.about(f"@bot {verb}"), run_id)
         return
     await gpu.run(call.about("your mention"), text, commands)

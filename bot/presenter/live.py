@@ -22,7 +22,7 @@ from bot.presenter.budget import EditBudget
 from bot.presenter.message import Message
 from bot.presenter.notes import override_shout, reminder_at, thread_notes
 from bot.presenter.run_message import run_message
-from bot.presenter.thread import NOTE_EVENT, RUN_EVENT, file_title, find_posts, metadata, post
+from bot.presenter.thread import NOTE_EVENT, REFUSED_BLOCKS, RUN_EVENT, file_title, find_posts, metadata, post
 from bot.presenter.verdict_card import verdict_of
 from bot.presenter.view import View
 from bot.records import ArtifactRecord, Place, RunRecord, RunStatus, UserError
@@ -234,11 +234,15 @@ class LiveMessages:
             if code == "message_not_found":  # somebody deleted it: the state must stand somewhere
                 await asyncio.to_thread(self._store.update_run, run.id, message_ts=None)
                 raise
-            if code not in ("invalid_blocks", "msg_blocks_too_long"):
+            if code not in REFUSED_BLOCKS:
                 raise
             log.error("slack refused the blocks; the text stands alone", run=run.id, answer=str(error)[:500])
             await self._client.chat_update(
-                channel=run.place.channel, ts=ts, text=message.text[:MAX_TEXT_ONLY], blocks=[]
+                channel=run.place.channel,
+                ts=ts,
+                text=message.text[:MAX_TEXT_ONLY],
+                blocks=[],
+                metadata=metadata(RUN_EVENT, run.id),
             )
 
     async def _open_incident(self, run: RunRecord) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bot.presenter.mrkdwn import clip, clip_escaped
+from gpu_actions.redact import redact
 
 Block = dict[str, Any]
 
@@ -56,7 +57,7 @@ Part = Block | Lines
 def header(text: str) -> Block:
     return {
         "type": "header",
-        "text": {"type": "plain_text", "text": clip(" ".join(text.split()), MAX_HEADER)},
+        "text": {"type": "plain_text", "text": clip(" ".join(redact(text).text.split()), MAX_HEADER)},
     }
 
 

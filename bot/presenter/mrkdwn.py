@@ -1,19 +1,25 @@
 """Slack's text as pure functions: escaping, durations, sizes, mentions, links.
 
-Everything that comes from a person, a log or a host goes through `escape` before it stands in a message, so that
-`<!channel>` in a log line pings nobody. Times are shown with Slack's date form, in the reader's own time zone.
+Everything that comes from a person, a log or a host goes through `escape` before it stands in a message: `<!channel>` in a
+log line pings nobody, and a secret in a command line or a log is cut. Times are shown with Slack's date form, in the reader's
+own time zone.
 """
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from bot.records import Person
+from gpu_actions.redact import redact
 
 _CONTROL = {code: " " for code in range(32) if code != 10} | {127: " "}
 
 
 def escape(text: str) -> str:
-    """Text that Slack shows as it is: `&`, `<`, `>` as entities, control characters as spaces, line breaks kept."""
+    """Text that Slack shows as it is, without its secrets: entities, control characters as spaces, line breaks kept."""
+    return _entities(redact(text).text)
+
+
+def _entities(text: str) -> str:
     return text.translate(_CONTROL).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -23,8 +29,8 @@ def unescape(text: str) -> str:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Escaped text on one line of at most `limit` characters before escaping."""
-    return escape(clip(" ".join(text.split()), limit))
+    """Escaped text on one line of at most `limit` characters before escaping. Secrets go before the cut: half of one is one."""
+    return _entities(clip(" ".join(redact(text).text.split()), limit))
 
 
 def first_line(text: str) -> str:
@@ -37,9 +43,9 @@ def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: max(0, limit - 3)].rstrip() + "..."
 
 
-def code(text: str) -> str:
+def code(text: str, limit: int = 2800) -> str:
     """A short literal in code type: ids, hashes, commands. Back ticks in it are replaced, they would end it."""
-    return f"`{escape(' '.join(text.split())).replace('`', chr(39))}`"
+    return f"`{one_line(text, limit).replace('`', chr(39))}`"
 
 
 def code_block(text: str, limit: int = 2800) -> str:

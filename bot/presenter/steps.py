@@ -6,7 +6,7 @@ Pure functions over the records; used by the live message, the plan message and 
 from collections.abc import Sequence
 
 from bot.presenter.message import Lines
-from bot.presenter.mrkdwn import clip, code, duration, first_line, one_line
+from bot.presenter.mrkdwn import code, duration, first_line, one_line
 from bot.records import RunRecord, RunStatus, StepRecord, StepStatus
 from gpu_actions.plan import Plan, Step
 
@@ -117,4 +117,4 @@ def _planned(number: str, step: Step) -> str:
 
 
 def _details(details: Sequence[str]) -> list[str]:
-    return [f"      {code(clip(line, 350))}" for line in details if line.strip()]
+    return [f"      {code(line, 350)}" for line in details if line.strip()]
