@@ -76,8 +76,8 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
         assert time.monotonic() < until, await built.tp.unit.log_tail()
         await asyncio.sleep(0.05)
     yield built
-    for one in built.tiers.values():
-        await one.unit.stop(grace_s=1)
+    for unit in (*(one.unit for one in built.tiers.values()), built.router.unit):  # type: ignore[attr-defined]
+        await unit.stop(grace_s=1)
 
 
 async def listens(host: Host) -> bool:
