@@ -20,6 +20,12 @@ def boot_clock_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def process_age_s(pid: int) -> float | None:
+    """Seconds since a process was started, to the kernel's tick (10 ms); None when there is no such process."""
+    row = read_process(pid)
+    return None if row is None else max(0.0, boot_clock_s() - row.started * TICK_S)
+
+
 class Moment(Frozen):
     """A moment as it is kept in a file, to be compared with later ones by any process of this machine."""
 

@@ -4,7 +4,6 @@ It does not wait for tokens: that is the warm step's, so that evidence can be sa
 """
 
 import asyncio
-import time
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.clock import Moment
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import generates
 from gpu_actions.host import Tier
@@ -78,7 +78,7 @@ async def launch(context: StepContext) -> StepResult:
             next_action=f"end it, or give the {tier.name} tier another port in the settings",
         )
     # Written before the start: a run cut right after it must know the process as its own.
-    run_notes.keep(context.workdir, note, {"at_s": time.time()})
+    run_notes.keep(context.workdir, note, Moment.now().model_dump())
     try:
         await tier.unit.start()
     except UnitError as error:
@@ -100,7 +100,7 @@ async def launch(context: StepContext) -> StepResult:
 async def _why_kept(context: StepContext, tier: Tier, state: UnitState, note: str) -> str:
     """Why the running process may stay, or nothing: it is this run's own, or warm and scoped as wanted."""
     mine = run_notes.recall(context.workdir, note)
-    if mine is not None and state.started_at_s is not None and state.started_at_s >= mine["at_s"] - 1:
+    if mine is not None and state.main_pid and Moment.model_validate(mine).precedes_process(state.main_pid):
         return "already started by this run"
     if context.args.get("attempt", 1) > 1:
         return ""

@@ -4,9 +4,9 @@ The run engine repeats a step whose end it did not record; when it began and how
 """
 
 import json
-import time
 from pathlib import Path
 
+from gpu_actions.clock import Moment
 from gpu_actions.files import write_atomically
 from gpu_actions.models import JsonObject
 
@@ -29,10 +29,14 @@ def recall(workdir: Path, name: str) -> JsonObject | None:
     return note
 
 
+def began(workdir: Path) -> Moment:
+    """When this run's first step began; the first caller sets it."""
+    return Moment.model_validate(recall(workdir, BEGAN) or keep(workdir, BEGAN, Moment.now().model_dump()))
+
+
 def began_at_s(workdir: Path) -> float:
-    """When this run's first step began, in Unix seconds; the first caller sets it."""
-    note = recall(workdir, BEGAN) or keep(workdir, BEGAN, {"at_s": time.time()})
-    return float(note["at_s"])
+    """The same in Unix seconds, for people; durations are `began(...).seconds_ago()`."""
+    return began(workdir).wall_s
 
 
 def _path(workdir: Path, name: str) -> Path:

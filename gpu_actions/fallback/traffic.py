@@ -3,8 +3,6 @@
 Traffic never goes to a tier that has not generated a token a moment ago, and the total usable weight never becomes 0 here.
 """
 
-import time
-
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import generates
@@ -72,11 +70,11 @@ async def route(context: StepContext) -> StepResult:
         raise StepFailed(
             f"no token came through the router: {error}", next_action="see `show stat` of the router"
         ) from error
-    now = time.time()
+    elapsed_s = round(run_notes.began(context.workdir).seconds_ago(), 3)
     note = run_notes.recall(context.workdir, "first_token_through_router") or run_notes.keep(
-        context.workdir, "first_token_through_router", {"at_s": now}
+        context.workdir, "first_token_through_router", {"after_s": elapsed_s}
     )
-    elapsed_s = round(float(note["at_s"]) - run_notes.began_at_s(context.workdir), 3)
+    elapsed_s = float(note["after_s"])
     return StepResult(
         summary=f"all requests go to {tier.name} (weight {tier.config.weight}, {other.name} 0); "
         f"first token through the router {elapsed_s:.1f} s after the start",

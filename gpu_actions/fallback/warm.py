@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.clock import process_age_s
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.gpu_memory import read_gpus
 from gpu_actions.fallback.launch import port_of
@@ -216,12 +217,15 @@ async def _save_meanwhile(context: StepContext) -> None:
 
 async def _startup_s(context: StepContext, tier: Tier) -> float:
     """Seconds from the process's start to its first token; kept in the run's folder, so that a repeated step tells the same."""
-    started_at_s = (await tier.unit.state()).started_at_s
+    pid = (await tier.unit.state()).main_pid
+    age_s = None if pid is None else process_age_s(pid)
+    if age_s is None:  # a unit that does not tell its process
+        return 0.0
     name = f"first_token_{tier.name}"
     note = run_notes.recall(context.workdir, name)
-    if note is None or note["started_at_s"] != started_at_s:
-        note = run_notes.keep(context.workdir, name, {"started_at_s": started_at_s, "at_s": time.time()})
-    return max(0.0, float(note["at_s"]) - (started_at_s or float(note["at_s"])))
+    if note is None or note["pid"] != pid:
+        note = run_notes.keep(context.workdir, name, {"pid": pid, "startup_s": age_s})
+    return float(note["startup_s"])
 
 
 async def _died(tier: Tier, what: str) -> StepFailed:

@@ -171,7 +171,7 @@ class Site:
 
 def host_config(folder: Path, **changes: Any) -> HostConfig:
     """A host on free ports: tp with two ranks of the tiny engine, fallback with one. `tp=` and `fb=` are more flags;
-    `fallback=`, `restore=` and `router=` overlay the policies."""
+    `fallback=`, `restore=` and `router=` overlay the policies, `ready_timeout_s=` is both engines'."""
     tp_port, fallback_port, router_port = free_ports(3)
 
     def tier(name: str, port: int, ranks: int, flags: list[str]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
                 "kind": "vllm" if other is None else other["kind"],
                 "url": f"http://127.0.0.1:{port}",
                 "model": "m",
-                "ready_timeout_s": 30,
+                "ready_timeout_s": changes.get("ready_timeout_s", 30),
                 "request_timeout_s": 5,
                 "warmup_requests": 2,
             },
