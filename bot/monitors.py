@@ -24,12 +24,12 @@ from bot.schedule import Schedule
 from bot.schema import monitor_states
 from bot.settings import MonitorSettings
 from bot.store import Store
+from bot.targets import Targets
 from gpu_actions.config import HostConfig
 from gpu_actions.forensics.look import baseline_of
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.confirm import MonitorPolicy, MonitorState, Signal
-from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class Monitors(Collector):
         self._hosts = hosts
         self._alerts = alerts
         self._memory = memory
+        self._targets = Targets()
         self._verdicts: dict[tuple[str, str], tuple[float, VerdictKind | None]] = {}
 
     def schedule(self, schedule: Schedule, hosts: Iterable[HostConfig]) -> None:
@@ -146,6 +147,7 @@ class Monitors(Collector):
     async def look(self, host_name: str, look: Look) -> None:
         """Make one look, remember it, act on what it means. Held while a run changes the host: its steps look themselves."""
         if await asyncio.to_thread(self.busy, host_name):
+            self._targets.forget(host_name)
             return
         host = self._hosts(host_name)
         try:
@@ -177,7 +179,7 @@ class Monitors(Collector):
         """
         window_s = min(look.window_s, max(0.2, WINDOW_SHARE * look.period_s(self._settings)))
         try:
-            target = await target_of_host(host)
+            target = await self._targets.of(host)
             snapshot = await collect(target, host.thresholds, window_s=window_s, only=look.collectors)
         except Exception:
             log.exception("a look broke", host=host.name, look=look.name)
