@@ -3,26 +3,47 @@
 The run engine repeats a step whose end it did not record; when it began and how many requests it cut must not be lost.
 """
 
+import errno
 import json
+import logging
 from pathlib import Path
 
 from gpu_actions.clock import Moment
 from gpu_actions.files import write_atomically
 from gpu_actions.models import JsonObject
 
+logger = logging.getLogger(__name__)
+
 BEGAN = "began"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+_remembered: dict[Path, JsonObject] = {}
+"""Notes that found no room on the disk."""
 
 
 def keep(workdir: Path, name: str, value: JsonObject) -> JsonObject:
-    """Write a note (whole or not at all) and give it back."""
-    write_atomically(_path(workdir, name), json.dumps(value))
+    """Write a note (whole or not at all) and give it back. On a full disk this process remembers it: the host's traffic is
+    worth more than what a kill at this moment would make the run forget."""
+    path = _path(workdir, name)
+    try:
+        write_atomically(path, json.dumps(value))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        logger.warning("%s is only remembered: %s", path, error)
+        _remembered[path] = value
+    else:
+        _remembered.pop(path, None)
     return value
 
 
 def recall(workdir: Path, name: str) -> JsonObject | None:
     """Give a note of this run, None when there is none."""
+    path = _path(workdir, name)
+    if path in _remembered:
+        return _remembered[path]
     try:
-        text = _path(workdir, name).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     note: JsonObject = json.loads(text)

@@ -25,7 +25,7 @@ from gpu_actions.fallback.launch import port_of
 from gpu_actions.files import artifact_of, write_atomically
 from gpu_actions.forensics.step import save_evidence
 from gpu_actions.host import Host, Tier
-from gpu_actions.models import Frozen
+from gpu_actions.models import Artifact, Frozen
 from gpu_actions.serving.interfaces import Completion, EngineError
 
 WARM_PROMPT = "The on-call engineer looked at the graph and said that the service would be back in "
@@ -93,7 +93,8 @@ def summarise(completions: list[Completion]) -> tuple[float, float, float, float
 
 @step("tier.warm")
 async def warm(context: StepContext) -> StepResult:
-    """Effect: the engine's caches are primed. Verified by generated tokens and a fresh benchmark file with every figure."""
+    """Effect: the engine's caches are primed. Verified by generated tokens and a fresh benchmark file with every figure; without
+    room for that file it is a warning."""
     tier = context.host.tiers[context.args["tier"]]
     first = await _first_token(context, tier)
     startup_s = await _startup_s(context, tier)
@@ -132,21 +133,32 @@ async def warm(context: StepContext) -> StepResult:
         memory=memory,
         memory_missing=missing,
     )
-    path = write_atomically(
-        context.workdir / f"{tier.name}_benchmark.json", benchmark.model_dump_json(indent=1)
-    )
-    write_atomically(startup_path(context.host, tier.name), json.dumps({"startup_s": round(startup_s, 3)}))
+    artifacts, not_written = _write(context, benchmark, iterations)
     over = memory is not None and memory.used_percent > memory.limit_percent
     space = (
         f"; GPU memory {memory.used_percent:.0f} % of at most {memory.limit_percent:g} %" if memory else ""
     )
     return StepResult(
         summary=f"{tier.name} generates: first token {startup_s:.1f} s after its start, TTFT {ttft_p50:.0f} ms, "
-        f"{tokens_per_s:.0f} tokens/s for one stream{space}",
+        f"{tokens_per_s:.0f} tokens/s for one stream{space}{not_written}",
         data=benchmark.model_dump(mode="json"),
-        artifacts=(artifact_of(path, source=f"{iterations} completions over {tier.engine.url}"),),
-        warning=over,
+        artifacts=artifacts,
+        warning=over or bool(not_written),
     )
+
+
+def _write(context: StepContext, benchmark: Benchmark, iterations: int) -> tuple[tuple[Artifact, ...], str]:
+    """Write the figures down; gives the file, or why there is none: a tier that generates is not given up for a full disk."""
+    tier = context.host.tiers[context.args["tier"]]
+    startup = json.dumps({"startup_s": benchmark.startup_s})
+    try:
+        path = write_atomically(
+            context.workdir / f"{tier.name}_benchmark.json", benchmark.model_dump_json(indent=1)
+        )
+        write_atomically(startup_path(context.host, tier.name), startup)
+        return (artifact_of(path, source=f"{iterations} completions over {tier.engine.url}"),), ""
+    except OSError as error:
+        return (), f"; its figures could not be written: {error}"
 
 
 async def _first_token(context: StepContext, tier: Tier) -> Completion:

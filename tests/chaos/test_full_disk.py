@@ -1,0 +1,103 @@
+"""A disk that is full in the middle of a real run: a small file system of its own, filled to its last byte."""
+
+import asyncio
+import contextlib
+import errno
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bot.records import RunStatus
+from tests.chaos.conftest import MakeSite
+from tests.chaos.real_host import real_host
+from tests.gpu_actions.fallback.site import data_of, summary_of
+
+SmallDisk = Callable[[Path, str], Path]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[SmallDisk]:
+    """Mount a small tmpfs on a folder (made); it is gone at the end."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> Path:
+        folder.mkdir(parents=True)
+        argv = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this machine does not let us mount a tmpfs: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def fill(folder: Path) -> Path:
+    """Write until nothing more fits."""
+    filler = folder / "filler"
+    with filler.open("ab", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    with pytest.raises(OSError, match="No space left") as full:
+        (folder / "one more").write_bytes(b"x" * 4096)
+    assert full.value.errno == errno.ENOSPC
+    (folder / "one more").unlink(missing_ok=True)
+    return filler
+
+
+@pytest.mark.chaos(
+    fault="disk full",
+    at="the run's folder, before the first step, tp hung",
+    after="succeeded with warnings: evidence and benchmark file missing and named; the fallback serves",
+)
+async def test_a_full_disk_does_not_keep_a_hung_host_from_its_fallback(
+    site_with: MakeSite, small_disk: SmallDisk
+) -> None:
+    site = await site_with()
+    await site.freeze_rank()
+    plan = await site.plan(skip_validation=True)
+    fill(small_disk(site.folder / "runs" / "fb-full", "64k"))
+    end = await site.run(plan, run_id="fb-full")
+    assert end.ended.status == "succeeded", (end.ended, [s.outcome.summary for s in end.steps])
+    assert {"capture", "warm"} <= set(end.ended.warnings)
+    assert "No space left" in summary_of(end, "capture")
+    assert "No space left" in summary_of(end, "warm")
+    assert data_of(end, "route")["first_token_through_router_s"] > 0
+    await site.check_serving("fallback")
+
+
+@pytest.mark.chaos(
+    fault="disk full",
+    at="the whole state folder with the bot's database, in the middle of a fallback",
+    after="the run waits and goes on when there is room again: succeeded, no request lost",
+)
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("step", ["warm", pytest.param("drain", marks=pytest.mark.heavy)])
+async def test_a_run_whose_database_is_full_goes_on_when_there_is_room_again(
+    tmp_path: Path, small_disk: SmallDisk, step: str
+) -> None:
+    folder = small_disk(tmp_path / "small", "24m")
+    async with real_host(folder, fallback={"min_free_disk_gib": 0}) as it:
+        await it.ready(it.worker("none"))
+        async with it.site.traffic() as seen:
+            run = await it.start("fallback", skip_validation="yes")
+            await it.until(run.id, lambda run: any(s.step_id == step for s in run.steps))
+            filler = fill(folder)
+            await asyncio.sleep(4)
+            stuck = it.store.get(run.id)
+            assert stuck is not None
+            assert not stuck.status.final, stuck
+            filler.unlink()
+            run, died = await it.ended_among_kills(run.id, "none")
+        assert died == 0
+        assert run.status is RunStatus.SUCCEEDED, run
+        assert (seen.lost, seen.refused) == ([], 0)
+        await it.site.check_serving("fallback")
+        it.end_workers()
+        assert await it.strays() == []
