@@ -13,7 +13,8 @@ from gpu_actions.triage.snapshot import CollectorName
 class Look:
     """One kind of look: which collectors it runs, over at most how many seconds, and how people call it.
 
-    `main` is the collector without which nothing was seen; where it does not apply, the look does not.
+    `main` is the collector without which nothing was seen; where it does not apply, the look does not. `held_by` are actions
+    that change no host and yet spoil what this look reads: a profiler stops the engine to write, a load test fills it.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Look:
     period_s: Callable[[MonitorSettings], float]
     window_s: float
     needs_gpus: bool = False
+    held_by: frozenset[str] = frozenset()
 
 
 LOOKS = (
@@ -51,6 +53,7 @@ LOOKS = (
         collectors=frozenset({"engine", "ranks", "ras", "router", "stacks"}),
         period_s=lambda settings: settings.hang_period_s,
         window_s=3,
+        held_by=frozenset({"trace"}),
     ),
     Look(
         name="probe",
@@ -59,6 +62,7 @@ LOOKS = (
         collectors=frozenset({"completion", "engine", "ranks"}),
         period_s=lambda settings: settings.probe_period_s,
         window_s=3,
+        held_by=frozenset({"trace", "loadtest"}),
     ),
     Look(
         name="regression",
@@ -67,6 +71,7 @@ LOOKS = (
         collectors=frozenset({"engine"}),
         period_s=lambda settings: settings.regression_period_s,
         window_s=10,
+        held_by=frozenset({"trace", "loadtest"}),
     ),
 )
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
+AT_WORK = frozenset(status.value for status in (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.SETTLING))
 WINDOW_SHARE = 0.6
 """A look takes at most this share of its period."""
 
@@ -146,15 +147,14 @@ class Monitors(Collector):
 
     async def look(self, host_name: str, look: Look) -> None:
         """Make one look, remember it, act on what it means. Held while a run changes the host: its steps look themselves."""
-        if await asyncio.to_thread(self.busy, host_name):
-            self._targets.forget(host_name)
+        if await asyncio.to_thread(self._held, host_name, look):
             return
         host = self._hosts(host_name)
         try:
             verdict = await self._verdict(host, look)
         except _DoesNotApply:
             return
-        if await asyncio.to_thread(self.busy, host_name):
+        if await asyncio.to_thread(self._held, host_name, look):
             return  # a fallback began meanwhile: what was seen is what it is doing
         self._verdicts[host_name, look.name] = (time.time(), None if verdict is None else verdict.verdict)
         stalled_s = host.thresholds.stalled_fall_back_s
@@ -181,10 +181,10 @@ class Monitors(Collector):
         try:
             target = await self._targets.of(host)
             snapshot = await collect(target, host.thresholds, window_s=window_s, only=look.collectors)
+            verdict = judge(snapshot, host.thresholds, await asyncio.to_thread(baseline_of, host))
         except Exception:
             log.exception("a look broke", host=host.name, look=look.name)
             return None
-        verdict = judge(snapshot, host.thresholds, await asyncio.to_thread(baseline_of, host))
         if not verdict.findings:
             if snapshot.skipped(look.main):
                 raise _DoesNotApply
@@ -192,12 +192,13 @@ class Monitors(Collector):
                 return Verdict(verdict=VerdictKind.HEALTHY, cause="none", summary="read, and nothing found")
         return None if (verdict.verdict, verdict.cause) == (VerdictKind.UNKNOWN, "unknown") else verdict
 
-    def busy(self, host: str) -> bool:
-        """Whether a run is changing this host right now."""
-        at_work = (RunStatus.QUEUED.value, RunStatus.RUNNING.value, RunStatus.SETTLING.value)
-        return any(
-            row.host == host and row.changes_host and row.status in at_work for row in self._store.active()
-        )
+    def _held(self, host: str, look: Look) -> bool:
+        """Whether a run is changing this host right now, or is at work on what this look reads."""
+        rows = [row for row in self._store.active() if row.host == host and row.status in AT_WORK]
+        changing = any(row.changes_host for row in rows)
+        if changing:
+            self._targets.forget(host)
+        return changing or any(row.action in look.held_by for row in rows)
 
     def _say(self, host: str, look: Look, signal: Signal) -> None:
         log.info(

@@ -10,10 +10,10 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from bot.alarms import Alarm, UntoldAlarms
-from bot.looks import LOOKS, looks_of
+from bot.looks import LOOKS, Look, looks_of
 from bot.monitors import MonitorMemory, Monitors
 from bot.presenter.message import Message
-from bot.records import RunStatus
+from bot.records import Place, RunRecord, RunStatus
 from bot.settings import MonitorSettings
 from bot.store import Store
 from gpu_actions.host import Host, build_host
@@ -277,6 +277,28 @@ async def test_while_a_run_changes_the_host_nothing_is_looked_at(
         for _ in range(2):
             await monitors.look("toy", TOPOLOGY)
     assert len(told.alarms) == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "held"),
+    [("trace", {HANG, PROBE, REGRESSION}), ("loadtest", {PROBE, REGRESSION}), ("triage", set())],
+)
+async def test_a_run_that_spoils_what_a_look_reads_holds_that_look_and_no_other(
+    store: Store, host: Host, action: str, held: set[Look]
+) -> None:
+    record = RunRecord(
+        id="xx-1",
+        action=action,
+        host="toy",
+        status=RunStatus.RUNNING,
+        requester=ONCALL,
+        place=Place(channel="C1"),
+        created_at=1,
+    )
+    store.insert_run(record, dedupe_key="x", changes_host=False)
+    monitors = monitors_of(store, host, Told())
+    assert {look for look in LOOKS if monitors._held("toy", look)} == held
+    assert not any(monitors._held("elsewhere", look) for look in LOOKS)
 
 
 async def test_an_acknowledged_cause_is_quiet_for_its_time_and_another_is_not(
