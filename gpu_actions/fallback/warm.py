@@ -93,8 +93,8 @@ def summarise(completions: list[Completion]) -> tuple[float, float, float, float
 
 @step("tier.warm")
 async def warm(context: StepContext) -> StepResult:
-    """Effect: the engine's caches are primed. Verified by generated tokens and a fresh benchmark file with every figure; without
-    room for that file it is a warning."""
+    """Effect: the engine's caches are primed. Verified by generated tokens and a fresh benchmark file with every figure; a disk
+    without room for that file is a warning."""
     tier = context.host.tiers[context.args["tier"]]
     first = await _first_token(context, tier)
     startup_s = await _startup_s(context, tier)

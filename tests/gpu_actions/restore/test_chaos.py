@@ -1,0 +1,92 @@
+"""Faults in the middle of a restore: the router killed, its socket gone, the returning tier killed, the fallback killed."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from tests.gpu_actions.fallback.conftest import MakeSite
+from tests.gpu_actions.fallback.site import Site, data_of, summary_of
+from tests.gpu_actions.fallback.test_chaos import AtStep, ends_in_one_state, router_pid
+from tests.gpu_actions.restore.test_restore import on_fallback, restore_plan
+
+STEPS = ("check", "prepare", "start", "warm", "shift-50", "shift-100", "keep-warm", "drain", "stop", "finish")
+
+
+@pytest.mark.chaos(
+    fault="HAProxy killed",
+    at="every step of a restore",
+    after="its supervisor starts it with its weights again; the run ends in one state, which holds",
+)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=() if step == "shift-50" else pytest.mark.heavy) for step in STEPS]
+)
+async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_restore_ends_in_one_state(
+    site_with: MakeSite, step: str
+) -> None:
+    site = await on_fallback(site_with)
+    pid = await router_pid(site)
+    plan = await restore_plan(site)
+    assert step in {one.id for one in plan.steps}
+    async with site.traffic(clients=2):
+        run = site.run(plan, report=AtStep(step, lambda: os.kill(pid, signal.SIGKILL)))
+        assert await ends_in_one_state(site, run) in ("tp", "fallback")
+    assert await router_pid(site) != pid
+
+
+@pytest.mark.chaos(
+    fault="the router's admin socket is gone",
+    at="a stage of a restore",
+    after="the router is started again and the restore ends in one state, which holds",
+)
+async def test_a_router_whose_socket_goes_at_a_stage_is_started_again(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with)
+    socket = site.host.state_dir / "router" / "admin.sock"
+    plan = await restore_plan(site)
+    async with site.traffic(clients=2):
+        run = site.run(plan, report=AtStep("shift-50", socket.unlink))
+        assert await ends_in_one_state(site, run) in ("tp", "fallback")
+
+
+def kill_unit(site: Site, name: str) -> Callable[[], None]:
+    """Kill the main process of a tier, whatever it is by then."""
+
+    def now() -> None:
+        state = json.loads((site.folder / "state" / "units" / name / "state.json").read_text())
+        os.kill(state["main"][0], signal.SIGKILL)
+
+    return now
+
+
+@pytest.mark.chaos(
+    fault="the returning tier is killed",
+    at="a stage of a restore",
+    after="failed; all traffic is back on the fallback at once",
+)
+async def test_a_tier_that_dies_at_a_stage_gives_its_traffic_back(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, unit={"restart": False}, restore={"hold_s": 20})
+    async with site.traffic(clients=2) as seen:
+        end = await site.run(await restore_plan(site), report=AtStep("shift-50", kill_unit(site, "tp")))
+        ok = seen.ok
+        while seen.ok < ok + 5:
+            await site.through.complete("more", max_tokens=1, timeout_s=5)
+    assert end.ended.failed_step == "shift-50", summary_of(end, "shift-50")
+    assert data_of(end, "stepback")["state"] == "fallback_serving"
+    await site.check_serving("fallback")
+
+
+@pytest.mark.chaos(
+    fault="the fallback is killed",
+    at="the last stage of a restore",
+    after="tp has the traffic already: the restore succeeds, or goes back to one state that holds",
+)
+@pytest.mark.heavy
+async def test_a_fallback_that_dies_when_it_is_needed_no_more_is_no_obstacle(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, unit={"restart": False})
+    plan = await restore_plan(site)
+    async with site.traffic(clients=2):
+        end = await site.run(plan, report=AtStep("keep-warm", kill_unit(site, "fallback")))
+    assert end.ended.status == "succeeded", summary_of(end, end.ended.failed_step or "finish")
+    await site.check_serving("tp")
