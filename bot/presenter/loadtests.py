@@ -41,7 +41,9 @@ def comparison_message(run: str, comparison: Comparison, view: View) -> Message:
     title = f"{comparison.verdict.value.upper()}: {run} against {comparison.baseline_name}"
     first = f"{SIGNS[comparison.verdict]} *{one_line(title)}*\n{NEXT[comparison.verdict]}"
     lines = [_metric(metric) for metric in comparison.metrics]
-    shown = tuple(metric.metric for metric in comparison.metrics)  # their sentences would only say the lines again
+    shown = tuple(
+        metric.metric for metric in comparison.metrics
+    )  # their sentences would only say the lines again
     reasons = [f"• {one_line(reason, 500)}" for reason in comparison.reasons if not reason.startswith(shown)]
     return compose(
         one_line(title),

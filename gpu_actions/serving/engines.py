@@ -75,7 +75,9 @@ class HttpEngine:
         async with self._request("GET", "/metrics", timeout_s=timeout_s) as response:
             text = await response.text()
         try:
-            return read_engine_metrics(text, kind=self.config.kind, model=self.model, taken_at_s=boot_clock_s())
+            return read_engine_metrics(
+                text, kind=self.config.kind, model=self.model, taken_at_s=boot_clock_s()
+            )
         except ValueError as error:
             raise EngineError(f"{url} answered with something else than metrics: {error}") from error
 
