@@ -105,6 +105,9 @@ async def test_ones_own_request_can_be_denied(gate: Gated, tmp_path: Path) -> No
     assert (await ended(gate.runs, (await start(gate.runs)).id)).status is RunStatus.SUCCEEDED
 
 
+@pytest.mark.chaos(
+    fault="two people press at once", at="approve and deny", after="the first wins, the other is told"
+)
 async def test_of_two_people_deciding_at_once_the_first_wins_and_the_other_is_told(
     gate: Gated, tmp_path: Path
 ) -> None:

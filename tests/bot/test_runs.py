@@ -100,6 +100,7 @@ async def test_a_second_change_of_a_host_is_refused_naming_the_first(runs: Runs,
     assert effects(tmp_path, "b") == [""]
 
 
+@pytest.mark.chaos(fault="two people press at once", at="two starts", after="one run; the other is told")
 async def test_two_starts_in_the_same_moment_give_one_run(runs: Runs, tmp_path: Path) -> None:
     answers = await asyncio.gather(
         *(start(runs, script="hold:a", key=f"k{n}") for n in range(8)), return_exceptions=True
@@ -122,6 +123,7 @@ async def test_reading_runs_go_side_by_side_and_beside_a_change(runs: Runs, tmp_
         assert (await ended(runs, run.id)).status is RunStatus.SUCCEEDED
 
 
+@pytest.mark.chaos(fault="Slack delivers one request four times", at="a start", after="one run")
 async def test_the_same_request_delivered_four_times_starts_one_run(runs: Runs, tmp_path: Path) -> None:
     async def deliver() -> tuple[str, bool]:
         started = await runs.start(

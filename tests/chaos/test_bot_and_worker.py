@@ -79,6 +79,11 @@ async def test_an_approval_given_at_the_bot_lets_the_worker_go_on(face: Runs, bo
     assert (await ended(face, run.id)).status is RunStatus.SUCCEEDED
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="inside a step, the bot living on",
+    after="goes on where it stood; requests meanwhile are told that no worker runs",
+)
 async def test_a_killed_worker_goes_on_where_it_stood_and_the_bot_never_noticed(
     face: Runs, bots: Bots
 ) -> None:
@@ -99,6 +104,11 @@ async def test_a_killed_worker_goes_on_where_it_stood_and_the_bot_never_noticed(
     assert [(step.step_id, step.executions) for step in done.steps] == [("a", 1), ("b", 2), ("c", 1)]
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="before it heard of a request",
+    after="the run is taken up at its next start",
+)
 async def test_a_run_that_was_asked_for_while_the_worker_died_is_taken_up_at_its_next_start(
     face: Runs, bots: Bots
 ) -> None:

@@ -110,7 +110,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         pytest.param(
             step,
             jump_s,
-            marks=() if (step, jump_s) in {("drain", HOUR_S), ("warm", -HOUR_S)} else pytest.mark.heavy,
+            marks=() if (step, jump_s) in {("drain", HOUR_S)} else pytest.mark.heavy,
         )
         for step in ("capture", "launch", "warm", "route", "drain", "stop")
         for jump_s in (HOUR_S, -HOUR_S)
@@ -140,7 +140,7 @@ async def test_a_clock_that_is_set_changes_nothing_in_a_fallback(
     at="a stage of a restore",
     after="succeeded; the stage is held for its own time, neither cut short nor held for an hour",
 )
-@pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
+@pytest.mark.parametrize("jump_s", [pytest.param(HOUR_S, marks=pytest.mark.heavy), -HOUR_S])
 async def test_a_clock_that_is_set_neither_shortens_nor_stretches_a_stage(
     site_with: MakeSite, set_clock: Callable[[float], None], jump_s: float
 ) -> None:

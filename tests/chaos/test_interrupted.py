@@ -27,7 +27,7 @@ HOUR_S = 3600.0
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(step, marks=() if step == "validate" else pytest.mark.heavy)
+        pytest.param(step, marks=() if step == "warm" else pytest.mark.heavy)
         for step in ("capture", "launch", "warm", "route", "drain", "stop", "validate")
     ],
 )

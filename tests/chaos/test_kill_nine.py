@@ -102,6 +102,11 @@ def bots(tmp_path: Path) -> Iterator[Bots]:
     made.close()
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the bot",
+    at="between two steps",
+    after="goes on with the next step; nothing is repeated",
+)
 def test_killed_between_two_steps_it_repeats_none_of_them(bots: Bots) -> None:
     """The kill comes after the step's own row and before the workflow engine's: the narrowest place."""
     first = bots.spawn("--start", "toy?script=count:a count:b count:c", "--die", "after-row:b")
@@ -114,6 +119,11 @@ def test_killed_between_two_steps_it_repeats_none_of_them(bots: Bots) -> None:
     assert [(step.step_id, step.executions) for step in run.steps] == [("a", 1), ("b", 1), ("c", 1)]
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the bot",
+    at="inside a step",
+    after="runs that step again and no other; same run, same message",
+)
 def test_killed_in_the_middle_of_a_step_it_runs_that_step_again_and_no_other(bots: Bots) -> None:
     first = bots.launch("--start", "toy?script=count:a hold:b count:c")
     bots.until(lambda: effects(bots.state_dir, "b"))
@@ -131,6 +141,11 @@ def test_killed_in_the_middle_of_a_step_it_runs_that_step_again_and_no_other(bot
     assert len(effects(bots.state_dir, "a")) == len(effects(bots.state_dir, "c")) == 1
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the bot",
+    at="after a step's effect, before its row",
+    after="enters the step again, which looks before it acts",
+)
 def test_killed_after_an_effect_and_before_its_row_the_step_is_entered_again(bots: Bots) -> None:
     first = bots.spawn("--start", "toy?script=count:a count:b", "--die", "before-row:a")
     assert first.wait(30) == -signal.SIGKILL
@@ -140,6 +155,9 @@ def test_killed_after_an_effect_and_before_its_row_the_step_is_entered_again(bot
     assert len(effects(bots.state_dir, "a")) == 2  # why every step probes before it acts
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the bot", at="while a run waits for approval", after="waits on with the same deadline"
+)
 def test_killed_in_the_gate_it_waits_on_with_the_same_deadline(bots: Bots) -> None:
     first = bots.launch("--start", "gated?script=count:a", "--expires-s", "6")
     waiting = bots.run_until(lambda run: run.status is RunStatus.WAITING)
@@ -154,6 +172,7 @@ def test_killed_in_the_gate_it_waits_on_with_the_same_deadline(bots: Bots) -> No
     assert effects(bots.state_dir, "a") == []
 
 
+@pytest.mark.chaos(fault="approval while the bot is down", at="the gate", after="honoured at the next start")
 def test_an_approval_given_while_the_bot_was_down_is_honoured(bots: Bots) -> None:
     first = bots.launch("--start", "gated?script=count:a")
     waiting = bots.run_until(lambda run: run.status is RunStatus.WAITING)
@@ -169,6 +188,11 @@ def test_an_approval_given_while_the_bot_was_down_is_honoured(bots: Bots) -> Non
     assert len(effects(bots.state_dir, "a")) == 1
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the bot",
+    at="between a run's row and its workflow",
+    after="the run is started at the next launch",
+)
 def test_killed_between_a_runs_row_and_its_workflow_the_run_is_started_at_the_next_launch(bots: Bots) -> None:
     first = bots.spawn("--start", "toy?script=count:a", "--die", "after-insert")
     assert first.wait(30) == -signal.SIGKILL
@@ -178,6 +202,7 @@ def test_killed_between_a_runs_row_and_its_workflow_the_run_is_started_at_the_ne
     assert len(effects(bots.state_dir, "a")) == 1
 
 
+@pytest.mark.chaos(fault="kill -9 of the bot", at="inside the clean-up", after="goes on cleaning up")
 def test_killed_while_it_cleaned_up_after_a_stop_it_goes_on_cleaning_up(bots: Bots) -> None:
     first = bots.launch("--start", "toy?script=fail:a count:b&settle=count:y hold:z")
     bots.until(lambda: effects(bots.state_dir, "z"))
@@ -226,6 +251,11 @@ def test_a_run_that_was_taken_up_hundreds_of_times_is_taken_up_once_more(bots: B
     assert bots.store.row(run.id).workflow_id == run.id
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the bot",
+    at="after a request was taken, which Slack delivers again",
+    after="no second run",
+)
 def test_a_request_delivered_again_after_a_kill_starts_no_second_run(bots: Bots) -> None:
     first = bots.launch("--start", "look?script=count:a", "--key", "envelope-1")
     run_id = fact(first)["run"]
@@ -237,6 +267,11 @@ def test_a_request_delivered_again_after_a_kill_starts_no_second_run(bots: Bots)
     assert len(effects(bots.state_dir, "a")) == 1
 
 
+@pytest.mark.chaos(
+    fault="SIGTERM to the bot",
+    at="the middle of a step",
+    after="ends with exit code 0, the run goes on later",
+)
 def test_sigterm_in_the_middle_of_a_step_leaves_the_run_resumable(bots: Bots) -> None:
     first = bots.launch("--start", "toy?script=count:a hold:b")
     bots.until(lambda: effects(bots.state_dir, "b"))
@@ -278,6 +313,9 @@ def test_a_run_of_another_engine_version_is_found_by_the_watchdog_and_goes_on_fr
     assert bots.store.row(run.id).workflow_id == f"{run.id}.r2"
 
 
+@pytest.mark.chaos(
+    fault="a second bot on the same state folder", at="its start", after="refused, naming the first"
+)
 def test_a_second_bot_on_the_same_folder_refuses_to_start_and_names_the_first(bots: Bots) -> None:
     first = bots.launch()
     second = bots.spawn()

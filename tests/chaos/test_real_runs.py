@@ -43,6 +43,11 @@ def check_repeats(run: RunRecord, mode: str, times: int, died: int) -> None:
         assert died == len(counts)
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="every step of a real fallback: inside, before its row, after its row",
+    after="succeeded; the fallback serves; no request lost or refused; a step with a row runs once",
+)
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("mode", "times"), MODES)
 async def test_a_planned_fallback_survives_a_kill_at_every_step_and_loses_no_request(
@@ -61,6 +66,11 @@ async def test_a_planned_fallback_survives_a_kill_at_every_step_and_loses_no_req
         assert await it.strays() == []
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="inside every step of a real fallback from a hung tier",
+    after="succeeded; only the requests that hung are lost, and their count is right",
+)
 @pytest.mark.timeout(240)
 async def test_a_hung_tier_falls_back_among_kills_and_only_what_hung_is_lost(tmp_path: Path) -> None:
     async with real_host(tmp_path, **QUICK) as it:
@@ -80,6 +90,11 @@ async def test_a_hung_tier_falls_back_among_kills_and_only_what_hung_is_lost(tmp
         assert await it.strays() == []
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="every step of a real restore and its gate; approved while it is down",
+    after="succeeded; tp serves; no request lost",
+)
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("mode", "times"), [("inside", 2), ("after-row", 1)])
@@ -106,6 +121,11 @@ async def test_a_restore_survives_a_kill_at_every_step_its_gate_included(
         assert await it.strays() == []
 
 
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="inside every step of a real fallback and of its clean-up after a stop",
+    after="cancelled; fallback_serving",
+)
 @pytest.mark.heavy
 @pytest.mark.timeout(200)
 async def test_a_stop_among_kills_leaves_one_defined_state(tmp_path: Path) -> None:

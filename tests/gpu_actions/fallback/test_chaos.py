@@ -60,6 +60,11 @@ async def ends_in_one_state(site: Site, run: Awaitable[object]) -> str:
 STEPS = [step for step in ORDERS[Order.PLANNED] if step != "validate"]
 
 
+@pytest.mark.chaos(
+    fault="HAProxy killed",
+    at="every step of a fallback",
+    after="its supervisor starts it with its weights again; the run ends in one state, which holds",
+)
 @pytest.mark.parametrize(
     "step",
     [pytest.param(step, marks=() if step == "route" else pytest.mark.heavy) for step in STEPS],
@@ -74,6 +79,11 @@ async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_run_ends_in_
     assert await router_pid(site) != pid
 
 
+@pytest.mark.chaos(
+    fault="the router's admin socket is gone",
+    at="the route step of a fallback",
+    after="the router is started again; the fallback serves",
+)
 @pytest.mark.heavy
 async def test_a_router_without_its_admin_socket_is_started_again(site_with: MakeSite) -> None:
     site = await site_with()
@@ -82,6 +92,9 @@ async def test_a_router_without_its_admin_socket_is_started_again(site_with: Mak
     assert await ends_in_one_state(site, site.run(plan, report=AtStep("route", socket.unlink))) == "fallback"
 
 
+@pytest.mark.chaos(
+    fault="tp dies by itself", at="the warm-up of the fallback", after="succeeded; the fallback serves"
+)
 @pytest.mark.heavy
 async def test_a_tier_that_dies_by_itself_meanwhile_is_no_obstacle(site_with: MakeSite) -> None:
     site = await site_with(unit={"restart": False})
@@ -95,6 +108,11 @@ async def test_a_tier_that_dies_by_itself_meanwhile_is_no_obstacle(site_with: Ma
     assert await ends_in_one_state(site, site.run(plan, report=AtStep("warm", die))) == "fallback"
 
 
+@pytest.mark.chaos(
+    fault="the fallback engine dies after its warm-up",
+    at="the route step",
+    after="failed; it never got traffic, tp serves",
+)
 async def test_a_fallback_that_dies_after_its_warm_up_gets_no_traffic(site_with: MakeSite) -> None:
     site = await site_with(unit={"restart": False})
     plan = await site.plan(skip_validation=True)
@@ -110,6 +128,11 @@ async def test_a_fallback_that_dies_after_its_warm_up_gets_no_traffic(site_with:
     await site.check_serving("tp")
 
 
+@pytest.mark.chaos(
+    fault="evidence cannot be written",
+    at="the capture",
+    after="succeeded with a warning; the fallback serves",
+)
 async def test_evidence_that_cannot_be_written_does_not_hold_the_fallback_up(site_with: MakeSite) -> None:
     site = await site_with()
     plan = await site.plan(skip_validation=True)

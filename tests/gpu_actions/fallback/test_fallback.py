@@ -5,6 +5,8 @@ import os
 import signal
 from typing import Any
 
+import pytest
+
 from gpu_actions.fallback.gpus import Candidate, Choice
 from gpu_actions.fallback.plan import FallbackArguments, lay_out
 from gpu_actions.fallback.preflight import gather_facts
@@ -81,6 +83,9 @@ async def test_without_room_beside_it_the_tier_stops_first_and_clients_are_told_
     await site.check_serving("fallback")
 
 
+@pytest.mark.chaos(
+    fault="the fallback engine ends at its start", at="launch", after="the next GPU is tried; succeeded"
+)
 async def test_a_start_that_fails_is_tried_again_as_the_next_alternative(
     site_with: MakeSite, tmp_path: Any
 ) -> None:
@@ -95,6 +100,9 @@ async def test_a_start_that_fails_is_tried_again_as_the_next_alternative(
     await site.check_serving("fallback")
 
 
+@pytest.mark.chaos(
+    fault="the fallback engine dies in its warm-up", at="warm", after="failed; tp never stopped serving"
+)
 async def test_an_engine_that_dies_in_warm_up_leaves_a_healthy_tier_serving(site_with: MakeSite) -> None:
     site = await site_with(fb=["--die-after", "2"])
     async with site.traffic() as seen:
@@ -106,6 +114,11 @@ async def test_an_engine_that_dies_in_warm_up_leaves_a_healthy_tier_serving(site
     await site.check_serving("tp")
 
 
+@pytest.mark.chaos(
+    fault="the fallback engine ends at every start",
+    at="launch, tp hung",
+    after="failed; says NOTHING IS SERVING and what a human must do; clients get 503",
+)
 async def test_when_nothing_can_serve_the_run_says_so_and_leaves_one_state(
     site_with: MakeSite, tmp_path: Any
 ) -> None:
@@ -152,6 +165,9 @@ async def test_a_stop_after_the_tier_was_stopped_stays_on_the_fallback(site_with
     await site.check_serving("fallback")
 
 
+@pytest.mark.chaos(
+    fault="all processes of tp frozen", at="drain", after="cut long before the deadline; the fallback serves"
+)
 async def test_an_engine_that_answers_nothing_is_cut_long_before_the_deadline(site_with: MakeSite) -> None:
     site = await site_with(fallback={"drain_timeout_s": 60, "drain_stall_s": 0.5})
     pids = (await site.host.tp.unit.state()).pids

@@ -11,6 +11,11 @@ from gpu_actions.fallback.preflight import gather_facts
 from tests.gpu_actions.fallback.conftest import MakeSite
 
 
+@pytest.mark.chaos(
+    fault="the fallback's port is taken",
+    at="before the plan; with a full disk and somebody's freeze",
+    after="refused before anything is touched, each with its reason",
+)
 async def test_a_taken_port_a_foreign_freeze_and_a_full_disk_are_refused_together(
     site_with: MakeSite,
 ) -> None:
@@ -57,6 +62,9 @@ async def test_a_program_that_is_not_there_is_refused_before_the_tier_is_touched
         await site.plan()
 
 
+@pytest.mark.chaos(
+    fault="the router's port is taken", at="before the plan", after="refused, naming the process that has it"
+)
 async def test_a_router_that_cannot_start_is_refused_with_who_has_its_port(site_with: MakeSite) -> None:
     site = await site_with(up=False)
     port = int(site.host.router.url.rsplit(":", 1)[1])

@@ -41,6 +41,11 @@ def of(outcomes: list[Outcome], step_id: str) -> dict[str, Any]:
     return next(outcome.data for outcome in outcomes if outcome.step_id == step_id)
 
 
+@pytest.mark.chaos(
+    fault="every step is cut, run again and run once more",
+    at="a fallback",
+    after="as if it ran once; no request lost",
+)
 @pytest.mark.parametrize("cut_after_s", [pytest.param(0.01, marks=pytest.mark.heavy), 0.12])
 async def test_a_fallback_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_once(
     site_with: MakeSite, cut_after_s: float
@@ -55,6 +60,11 @@ async def test_a_fallback_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran
     await site.check_serving("fallback")
 
 
+@pytest.mark.chaos(
+    fault="every step is cut, run again and run once more",
+    at="a fallback from a hung tier",
+    after="the requests that were cut are counted once",
+)
 async def test_a_hung_tiers_cut_requests_are_counted_once_however_often_the_drain_runs(
     site_with: MakeSite,
 ) -> None:
@@ -87,6 +97,11 @@ async def test_a_kill_in_the_middle_of_the_cut_neither_loses_nor_doubles_a_reque
     assert drain.data["cut"] == 3 + already_ended
 
 
+@pytest.mark.chaos(
+    fault="every step is cut, run again and run once more",
+    at="a restore",
+    after="as if it ran once; no request lost",
+)
 async def test_a_restore_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_once(
     site_with: MakeSite,
 ) -> None:

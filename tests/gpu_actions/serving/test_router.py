@@ -196,6 +196,7 @@ async def test_what_the_router_refuses_is_an_error_with_its_words(make_router: M
         await router.admin.set("set weight serve/nobody 5")
 
 
+@pytest.mark.chaos(fault="HAProxy killed", at="at rest", after="weights, drain and limits are as before")
 async def test_weights_drain_and_limits_survive_a_kill(make_router: MakeRouter) -> None:
     site, router = await make_router()
     await router.shift({"tp": 7, "single": 31})
@@ -276,6 +277,9 @@ async def test_a_taken_port_is_named_and_nothing_is_left_running(make_site: Make
         await squatter.cleanup()
 
 
+@pytest.mark.chaos(
+    fault="the router's admin socket is gone", at="at rest", after="the router is started again"
+)
 async def test_a_router_whose_socket_file_was_removed_is_brought_back(make_router: MakeRouter) -> None:
     site, router = await make_router()
     await router.shift({"tp": 0, "single": 90})
@@ -317,6 +321,11 @@ async def test_its_own_metrics_are_in_prometheus_text(make_router: MakeRouter) -
         assert "serve_long,single" in await response.text()
 
 
+@pytest.mark.chaos(
+    fault="the router's port is taken",
+    at="its start, by a process that is just ending",
+    after="started again until it has it",
+)
 async def test_a_first_start_that_loses_its_port_to_a_process_just_ending_is_made_up_for(
     make_site: MakeSite,
 ) -> None:
