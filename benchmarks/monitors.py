@@ -23,22 +23,24 @@ from bot.settings import MonitorSettings
 from bot.store import Store
 from gpu_actions.config import HostConfig
 from gpu_actions.host import build_host
+from gpu_actions.serving.router_managed import ManagedRouter
 from tests.ports import free_port
 from tests.scenarios.incident import Incident, incident
 
 SETTLE_S = 25
-WATCH_S = 90
+WATCH_S = 120
 PAGE = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:generation_tokens_total 9\n"
 
 
 class Nobody:
-    """Counts what would be told; a healthy host gives 0."""
+    """Counts what would be told; for a healthy host that must be nothing, or the figures are of something else."""
 
     def __init__(self) -> None:
         self.told = 0
 
     def raise_alarm(self, alarm: object) -> None:
         self.told += 1
+        print("told:", alarm)
 
     def say(self, host: str, message: object) -> None:
         self.told += 1
@@ -83,6 +85,11 @@ async def eight_gpus(folder: Path) -> None:
         return web.Response(text=f"{event}\n\ndata: [DONE]\n\n", content_type="text/event-stream")
 
     app = web.Application()
+
+    async def health(_: web.Request) -> web.Response:
+        return web.Response()
+
+    app.router.add_get("/health", health)
     app.router.add_get("/metrics", metrics)
     app.router.add_post("/v1/completions", completions)
     runner = web.AppRunner(app)
@@ -93,17 +100,20 @@ async def eight_gpus(folder: Path) -> None:
     fake_driver(folder, REAL_CALL_US)
     tier = {
         "engine": {"url": f"http://127.0.0.1:{port}", "model": "m"},
-        "unit": {"driver": "process", "argv": ["sleep", "1"]},
+        "unit": {"driver": "process", "argv": ["sleep", "600"]},
     }
     config = HostConfig.model_validate(
         {
             "name": "gpus8",
             "gpus": 8,
             "kernel_log": log,
+            "router": {"url": f"http://127.0.0.1:{free_port()}"},
             "tiers": {"tp": {**tier, "server": "tp"}, "fallback": {**tier, "server": "fallback"}},
         }
     )
     host = build_host(config, state_dir=folder / "state")
+    await host.router.ensure_running()
+    await host.tp.unit.start()
     store = Store(f"sqlite:///{folder}/rows.sqlite")
     store.create()
     settings, nobody = MonitorSettings(), Nobody()
@@ -117,7 +127,7 @@ async def eight_gpus(folder: Path) -> None:
     schedule = Schedule()
     monitors.schedule(schedule, [config])
     schedule.start()
-    await asyncio.sleep(5)
+    await asyncio.sleep(SETTLE_S)
     before, began = _used(), time.monotonic()
     await asyncio.sleep(WATCH_S)
     seconds = time.monotonic() - began
@@ -126,7 +136,12 @@ async def eight_gpus(folder: Path) -> None:
     periods = ", ".join(f"{look.name} {look.period_s(settings):g} s" for look in LOOKS)
     print(f"8 fake GPUs ({periods}): looks {own:.2f} % of a core, their children {children:.2f} %")
     schedule.close()
+    await host.tp.unit.stop(grace_s=1)
+    assert isinstance(host.router, ManagedRouter)
+    await host.router.stop()
     await runner.cleanup()
+    if nobody.told:
+        raise SystemExit(f"the host is healthy, and people would have been told {nobody.told} times")
     os.environ.pop("LD_LIBRARY_PATH", None)
 
 

@@ -1,6 +1,6 @@
 """The target of triage, built from a configured host: what the bot's step and the monitors look at."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,11 @@ async def target_of_host(
 ) -> TriageTarget:
     """Look at the tier that should serve: `tier`, or the one whose unit runs and is not frozen (the full one first).
 
-    The unit's driver tells its process ids; a driver that fails leaves them out, and their checks become unknown.
+    The unit's driver tells its process ids; a driver that fails leaves them out, and their checks become unknown. A kernel log
+    file that the settings name stands for the kernel's own log, so as much of it counts: an Xid of last week is history.
     """
+    if since is None and host.config.kernel_log is not None:
+        since = datetime.now(UTC) - timedelta(seconds=host.thresholds.since_s)
     states: dict[str, UnitState | None] = {}
     for name, one in host.tiers.items():
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -141,15 +142,24 @@ async def test_a_kernel_log_without_a_bad_line_was_seen_and_a_missing_one_was_no
     assert [alarm.title for alarm in told.alarms] == ["the kernel log cannot see toy"]
 
 
-async def test_an_xid_is_told_and_its_end_too(store: Store, host: Host, tmp_path: Path) -> None:
+async def test_a_new_xid_is_told_and_its_end_too_and_one_of_last_week_is_history(
+    store: Store, host: Host, tmp_path: Path
+) -> None:
     told, log = Told(), tmp_path / "kernel.log"
-    log.write_text("[    1.0] NVRM: Xid (PCI:0000:1b:00): 79, pid=1, GPU has fallen off the bus.\n")
+    line = "{} serve1 kernel: NVRM: Xid (PCI:0000:1b:00): 79, pid=1, GPU has fallen off the bus.\n"
+    now = datetime.now(UTC)
+    old = line.format((now - timedelta(days=7)).isoformat())
+    log.write_text(old)
     config = host.config.model_copy(update={"kernel_log": log})
     monitors = monitors_of(store, build_host(config, state_dir=tmp_path / "hosts" / "toy"), told)
+    for _ in range(3):
+        await monitors.look("toy", KERNEL_LOG)
+    assert told.alarms == []
+    log.write_text(old + line.format(now.isoformat()))
     for _ in range(2):
         await monitors.look("toy", KERNEL_LOG)
     assert [alarm.cause for alarm in told.alarms] == ["gpu_lost"]
-    log.write_text("[    1.0] Linux version 6.1\n")
+    log.write_text(old)
     for _ in range(3):
         await monitors.look("toy", KERNEL_LOG)
     assert "The kernel log sees no fault on toy any more" in told.said[0]

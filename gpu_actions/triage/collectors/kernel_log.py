@@ -69,13 +69,16 @@ def time_of(line: str, *, booted: datetime, now: datetime) -> datetime | None:
 def event_of(line: str) -> XidEvent | None:
     """The NVIDIA error in a line, without its time; None where there is none."""
     text = line[:MAX_LINE].replace("\0", " ")
+    small = text.lower()
+    if "nvrm" not in small and "nvidia" not in small:
+        return None  # nearly every line; a look at the log every few seconds must cost next to nothing
     if found := _XID.search(text):
         pci, code, words = found.groups()
         return XidEvent(kind="xid", code=int(code), pci=normal_pci(pci), text=words[:300])
     if found := _SXID.search(text):
         pci, code, words = found.groups()
         return XidEvent(kind="sxid", code=int(code), pci=normal_pci(pci), text=words[:300])
-    if _OFF_BUS.search(text) and ("NVRM" in text or "nvidia" in text.lower()):
+    if _OFF_BUS.search(text) and ("NVRM" in text or "nvidia" in small):
         bus = _BUS_ID.search(text)
         return XidEvent(kind="off_bus", pci=normal_pci(bus.group(1)) if bus else "", text=text[-300:])
     return None
