@@ -28,7 +28,7 @@ demo: setup  ## workspace + demonstration host + bot, on this machine; Ctrl-C st
 
 test: setup lint typecheck  ## the whole suite, but what is marked heavy
 	@deploy/packages.sh chromium gcc
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 12
 
 test-heavy: setup  ## the marked tests: minutes long, or gigabytes of downloads
 	@deploy/packages.sh chromium gcc

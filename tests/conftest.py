@@ -1,10 +1,22 @@
-"""Order of the suite: whole incidents first, since they are the longest and pytest-xdist hands files out in order."""
+"""Order of the suite: the longest files first. pytest-xdist hands files out in order (`--no-loadscope-reorder`), so none is left
+alone at the end."""
 
 import pytest
 
-FIRST = ("tests/scenarios/", "tests/chaos/")
+FIRST = (
+    "tests/scenarios/test_whole_incident.py",
+    "tests/scenarios/",
+    "tests/chaos/",
+    "tests/gpu_actions/restore/",
+    "tests/gpu_actions/fallback/",
+    "tests/gpu_actions/serving/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files in front; the rest stays in its order."""
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    items.sort(
+        key=lambda item: next(
+            (n for n, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST)
+        )
+    )
