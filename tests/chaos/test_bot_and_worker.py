@@ -12,6 +12,7 @@ import pytest
 from bot.approvals import Approvals
 from bot.records import RunStatus, UserError
 from bot.runs import Runs
+from tests.bot.test_runs import family
 from tests.bot.toys import LEAD, ONCALL, effects, effects_dir, ended, launched, start, store_of
 from tests.chaos.test_kill_nine import Bots, fact
 
@@ -55,16 +56,15 @@ async def test_without_a_worker_nothing_is_started_and_the_person_is_told_how_to
 
 
 async def test_a_stop_reaches_the_workers_process_tree(face: Runs, bots: Bots) -> None:
-    process = await worker(bots)
+    await worker(bots)
     run = await start(face, script="tree:t", settle="count:s")
-    while len(process.children(recursive=True)) < 2:
+    while len(family(bots.state_dir)) < 2:
         await asyncio.sleep(0.02)
-    children = process.children(recursive=True)
     await face.stop(run.id, by=ONCALL)
     done = await ended(face, run.id)
     assert done.status is RunStatus.CANCELLED
     assert effects(bots.state_dir, "s") == [""]
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert family(bots.state_dir) == []
 
 
 async def test_an_approval_given_at_the_bot_lets_the_worker_go_on(face: Runs, bots: Bots) -> None:
