@@ -1,5 +1,7 @@
-"""Order of the suite: the longest files first. pytest-xdist hands files out in order (`--no-loadscope-reorder`), so none is left
-alone at the end."""
+"""Order of the suite: the longest files first, so that none is left alone at the end.
+
+pytest-xdist hands files out in their order (`--no-loadscope-reorder`).
+"""
 
 import pytest
 
