@@ -1,0 +1,188 @@
+"""The short texts (answers, alerts, incidents, help, Home tab, comparisons) in Slack's sizes, and mrkdwn's pure functions."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.presenter import alerts, answers, incidents, mrkdwn
+from bot.presenter.help import CommandHelp, command_help, overview
+from bot.presenter.home import home_view
+from bot.presenter.loadtests import comparison_message
+from bot.presenter.message import Lines, button, compose, section
+from bot.records import IncidentRecord, IncidentStatus, Person, Place, RunRecord
+from bot.workspace.blocks import checked_blocks
+from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
+from gpu_actions.models import VerdictKind
+from handlers import COMMANDS
+from tests.bot.presenter.test_messages import LONG, NOW, PEOPLE, RUNS, SECONDS, SECRET, TEXT, VIEW, accepted
+
+HELPS = [CommandHelp(command.name, command.summary, command.usages) for command in COMMANDS.values()]
+FEW = settings(max_examples=40, deadline=None)
+INCIDENTS = st.builds(
+    IncidentRecord,
+    id=st.just("inc-1"),
+    host=st.just("serve1"),
+    title=LONG,
+    cause=TEXT,
+    status=st.sampled_from(IncidentStatus),
+    place=st.just(Place(channel="C1", thread_ts="1.2")),
+    opened_by=PEOPLE,
+    opened_at=SECONDS,
+    closed_at=st.one_of(st.none(), SECONDS),
+)
+FIGURES = st.one_of(st.none(), st.floats(-1e9, 1e9))
+COMPARISONS = st.builds(
+    Comparison,
+    verdict=st.sampled_from(Change),
+    baseline_name=TEXT,
+    reasons=st.lists(LONG, max_size=20).map(tuple),
+    metrics=st.lists(
+        st.builds(MetricComparison, metric=st.sampled_from(["ttft_p50", "served_percent", "new"]), unit=st.just("ms"),
+                  baseline=FIGURES, candidate=FIGURES, change=FIGURES, low=FIGURES, high=FIGURES,
+                  decisive=st.booleans(), verdict=st.sampled_from(Change), note=LONG),
+        max_size=10,
+    ).map(tuple),
+)  # fmt: skip
+
+
+@FEW
+@given(RUNS, LONG, st.booleans())
+def test_any_short_answer_is_taken_by_slack(run: RunRecord, text: str, flag: bool) -> None:
+    accepted(answers.refused(text))
+    accepted(answers.accepted(text))
+    accepted(answers.working(text))
+    accepted(answers.broken("e-abc123", text))
+    accepted(answers.too_late(3.2, text))
+    accepted(answers.started(run, duplicate=flag, url="https://x/y?a=<b>|c" if flag else "", in_thread=flag))
+    accepted(answers.status_message(run, run.action, run.host, VIEW, url="https://x/y" if flag else ""))
+    accepted(answers.status_message(None, run.action, run.host, VIEW))
+    accepted(answers.plain(answers.gate_closed(run, VIEW) or "open"))
+    accepted(answers.triage_outdated(run, VIEW))
+    accepted(answers.unknown_run(text[:200], [run]))
+
+
+@FEW
+@given(st.lists(RUNS, max_size=6), st.lists(INCIDENTS, min_size=1, max_size=1), PEOPLE)
+def test_any_list_of_runs_and_any_incident_is_taken_by_slack(
+    runs: list[RunRecord], several: list[IncidentRecord], person: Person
+) -> None:
+    (incident,) = several
+    accepted(answers.runs_message(runs * 12, VIEW))
+    accepted(incidents.opened("serve1", incident.title, person, VIEW))
+    accepted(incidents.already_open(incident, "https://x/y"))
+    accepted(incidents.status(incident, "serve1", runs * 12, VIEW))
+    accepted(incidents.noted(incident, incident.title))
+    accepted(incidents.closed(incident, person, VIEW))
+    view = home_view([("serve1", run, incident) for run in runs] * 20, runs * 20, HELPS, VIEW)
+    assert checked_blocks(view["blocks"], limit=100)
+    assert SECRET not in str(view)
+
+
+@FEW
+@given(LONG, TEXT, st.sampled_from(VerdictKind))
+def test_any_alert_is_taken_by_slack(reason: str, source: str, verdict: VerdictKind) -> None:
+    accepted(
+        alerts.alert(
+            "serve1", "gpu_lost", title=reason, source=source, reason=reason, verdict=verdict, view=VIEW
+        )
+    )
+    accepted(alerts.joined("serve1", "gpu_lost", source=source, reason=reason))
+    accepted(alerts.cleared("serve1", source=source, reason=reason))
+    accepted(alerts.blind("serve1", source=source, reason=reason))
+    accepted(alerts.holds_back("serve1", "gpu_lost", reason))
+    accepted(alerts.resolved("serve1", reason))
+
+
+@FEW
+@given(TEXT, COMPARISONS)
+def test_any_comparison_is_taken_by_slack_and_says_its_verdict_first(
+    name: str, comparison: Comparison
+) -> None:
+    message = comparison_message(name, comparison, VIEW)
+    accepted(message)
+    assert message.text.startswith(comparison.verdict.value.upper())
+
+
+@given(st.text(max_size=200))
+def test_escaped_text_comes_back_as_it_was_and_holds_no_markup(text: str) -> None:
+    clean = "".join(c for c in text if c == "\n" or (ord(c) > 31 and ord(c) != 127))
+    escaped = mrkdwn.escape(clean)
+    assert "<" not in escaped
+    assert ">" not in escaped
+    assert re.search(r"&(?!amp;|lt;|gt;)", escaped) is None
+    if "[redacted" not in escaped:
+        assert mrkdwn.unescape(escaped) == clean
+
+
+@given(st.text(alphabet="a&<>b", max_size=400), st.integers(4, 300))
+def test_a_cut_leaves_no_half_entity_and_keeps_the_limit(text: str, limit: int) -> None:
+    cut = mrkdwn.clip_escaped(mrkdwn.escape(text), limit)
+    assert len(cut) <= limit
+    assert re.search(r"&(?!amp;|lt;|gt;)", cut) is None
+
+
+@given(st.text(alphabet="`a<\n", max_size=300), st.integers(60, 2800))
+def test_a_code_block_ends_where_we_end_it(text: str, limit: int) -> None:
+    block = mrkdwn.code_block(text, limit)
+    assert block.count("```") == 2
+    assert block.endswith("```")
+    assert len(block) <= limit + 10
+
+
+def test_a_secret_is_cut_before_the_text_is() -> None:
+    """A cut in the middle of a quoted secret would leave its first half readable, and no pattern would know it."""
+    text = "x" * 20 + ' password="correct horse battery staple" and more'
+    for limit in range(30, 90):
+        assert "horse" not in mrkdwn.one_line(text, limit)
+        assert "horse" not in mrkdwn.code(text, limit)
+    assert "8192" in mrkdwn.code("vllm serve --max-num-batched-tokens 8192 --api-key 'a b c'")
+    assert "b c" not in mrkdwn.code("vllm serve --max-num-batched-tokens 8192 --api-key 'a b c'")
+
+
+def test_a_button_refuses_to_carry_more_than_an_id() -> None:
+    with pytest.raises(ValueError, match="carries an id"):
+        button("Stop", "stop", "x" * 2001)
+    assert len(button("L" * 200, "stop", "x")["text"]["text"]) == 75
+
+
+@FEW
+@given(st.integers(1, 400), st.integers(1, 700), st.sampled_from(["end", "start"]))
+def test_what_does_not_fit_is_dropped_from_the_named_end_and_counted(
+    count: int, width: int, drop: str
+) -> None:
+    lines = tuple(f"{n}:" + "w" * width for n in range(count))
+    parts = [section("first"), Lines(lines, noun="lines", drop=drop), section("last")]  # type: ignore[arg-type]
+    message = compose("first", parts)
+    assert checked_blocks(list(message.blocks))
+    texts = [block["text"]["text"] for block in message.blocks]
+    assert (texts[0], texts[-1]) == ("first", "last"), "what must stay stays"
+    shown = [int(n) for n in re.findall(r"^(\d+):w", "\n".join(texts), re.M)]
+    dropped = re.findall(r"\.\.\. (\d+) (?:earlier|more) lines", "\n".join(texts))
+    assert len(shown) + sum(map(int, dropped)) == count
+    assert shown == list(range(count))[-len(shown) :] if drop == "start" else shown == list(range(len(shown)))
+
+
+def test_more_blocks_than_slack_takes_are_cut_from_the_end() -> None:
+    parts = [section(f"part {n}") for n in range(80)]
+    shown = checked_blocks(list(compose("many", parts).blocks))
+    assert [block["text"]["text"] for block in shown] == [f"part {n}" for n in range(50)]
+
+
+def test_every_command_has_a_help_that_slack_takes_and_names_all_its_subcommands() -> None:
+    accepted(overview(HELPS, VIEW, hosts=["serve1"] * 40))
+    for command, its_help in zip(COMMANDS.values(), HELPS, strict=True):
+        message = command_help(its_help, VIEW, hosts=["serve1"])
+        accepted(message)
+        for word in set(command.grammar.subcommands) - {command.grammar.default}:
+            assert word in str(message.blocks), (command.name, word)
+
+
+def test_durations_and_sizes_read_as_people_say_them() -> None:
+    said = [mrkdwn.duration(s) for s in (0.04, 9.94, 9.96, 59.4, 59.6, 200, 3600, 7500)]
+    assert said == ["0.0 s", "9.9 s", "10 s", "59 s", "1 min", "3 min 20 s", "1 h", "2 h 5 min"]
+    assert [mrkdwn.size(b) for b in (0, 812, 14_336, 2_621_440)] == ["0 B", "812 B", "14 KiB", "2.5 MiB"]
+    assert mrkdwn.user(Person(id="U0LEAD")) == "<@U0LEAD>"
+    assert mrkdwn.user(Person(id="shell", name="<root>")) == "&lt;root&gt;"
+    assert f"<!date^{int(NOW)}^" in mrkdwn.clock(NOW)
