@@ -31,6 +31,8 @@ from gpu_actions.redact import redact
         ('{"password": "hunter2", "user": "x"}', "hunter2"),
         ("--api-key hunter2 --port 1", "hunter2"),
         ("--api-key=hunter2", "hunter2"),
+        ("--api-key 'hunter2 and more'", "and more"),
+        ('password="hunter2 is cut off', "hunter2"),
         ("aws_secret_access_key = abc/def+ghi", "abc/def+ghi"),
         ("client_secret: hunter2", "hunter2"),
     ],
@@ -55,6 +57,7 @@ def test_a_secret_is_cut_and_counted(text: str, secret: str) -> None:
         "http://127.0.0.1:8000/v1/completions",
         'File "/srv/engine.py", line 3, in all_reduce',
         "tokenizer: loaded",
+        "vllm serve m --max-num-batched-tokens 8192 --port 1",
     ],
 )
 def test_what_an_engineer_needs_stays(text: str) -> None:

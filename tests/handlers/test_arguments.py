@@ -1,0 +1,91 @@
+"""The words behind a command, as pure functions: any text is understood or answered in one line, and no word is lost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.records import UserError
+from handlers.arguments import Grammar, parse, run_id_of, split
+
+HOSTS = ("serve1", "serve2")
+GRAMMAR = Grammar(name="fallback", subcommands=("plan", "start", "status", "stop"))
+LOOSE = Grammar(name="triage", subcommands=("start", "status"), default="start", flags=("deep",))
+WORDS = st.sampled_from(
+    [
+        "start",
+        "Stop",
+        "serve1",
+        "SERVE2",
+        "gpu=3",
+        "--qps=2",
+        "deep",
+        "fb-7k2m",
+        "“a b”",
+        "—x",
+        "=",
+        "'",
+        '"',
+        "==",
+    ]
+)
+TYPED = st.one_of(
+    st.text(max_size=80), st.lists(st.one_of(WORDS, st.text(max_size=8)), max_size=6).map(" ".join)
+)
+
+
+@given(TYPED, st.sampled_from([GRAMMAR, LOOSE]))
+def test_any_text_is_understood_or_answered_in_one_line(text: str, grammar: Grammar) -> None:
+    try:
+        words = parse(text, grammar, HOSTS)
+    except UserError as error:
+        assert str(error).strip()
+        return
+    assert words.subcommand in (*grammar.subcommands, "help")
+    assert words.host in (None, *HOSTS)
+    assert words.subcommand == "help" or len(split(text)) <= 1 + bool(words.host) + bool(words.run_id) + len(
+        words.options
+    ) + text.lower().count("deep") + text.lower().count("serve"), "no word was dropped"
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True),
+        st.from_regex(r"[A-Za-z0-9./:@{}-][A-Za-z0-9./:@{} -]{0,12}[A-Za-z0-9]", fullmatch=True),
+        max_size=4,
+    ),
+    st.sampled_from(['"', "'", "“”"]),
+)
+def test_options_come_back_as_they_were_typed_in_any_quotes(options: dict[str, str], quotes: str) -> None:
+    typed = " ".join(f"{name}={quotes[0]}{value}{quotes[-1]}" for name, value in options.items())
+    words = parse(f"start serve2 {typed}", GRAMMAR, HOSTS)
+    assert (words.subcommand, words.host, words.options) == ("start", "serve2", options)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("start qps = 3 duration= 20", {"qps": "3", "duration": "20"}),
+        ("start --max-tokens=5", {"max_tokens": "5"}),
+        ("start —qps=3", {"qps": "3"}),
+        ("start\u00a0qps=3", {"qps": "3"}),
+        ("START QPS=3", {"qps": "3"}),
+        ("start url=http://x/?a=b&amp;c", {"url": "http://x/?a=b&c"}),
+    ],
+)
+def test_what_keyboards_and_slack_do_to_text_is_undone(text: str, options: dict[str, str]) -> None:
+    assert parse(text, GRAMMAR, HOSTS).options == options
+
+
+def test_a_default_subcommand_takes_hosts_and_flags_and_no_typo_of_a_subcommand() -> None:
+    words = parse("serve2 deep", LOOSE, HOSTS)
+    assert (words.subcommand, words.host, words.options) == ("start", "serve2", {"deep": "true"})
+    with pytest.raises(UserError, match="Did you mean 'status'"):
+        parse("staus", LOOSE, HOSTS)
+    with pytest.raises(UserError, match="one host at a time"):
+        parse("serve1 serve2", LOOSE, HOSTS)
+
+
+@pytest.mark.parametrize("word", ["`fb-7k2m`", "fb-7k2m,", "*FB-7k2m*", "fb-7k2m.", "(fb-7k2m)"])
+def test_a_run_id_in_a_sentence_is_found(word: str) -> None:
+    assert run_id_of(word) == "fb-7k2m"
+    assert parse(f"status {word}", GRAMMAR, HOSTS).run_id == "fb-7k2m"
