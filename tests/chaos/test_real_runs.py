@@ -75,7 +75,7 @@ async def test_a_planned_fallback_survives_a_kill_at_every_step_and_loses_no_req
 async def test_a_hung_tier_falls_back_among_kills_and_only_what_hung_is_lost(tmp_path: Path) -> None:
     async with real_host(tmp_path, **QUICK) as it:
         await it.ready(it.worker("inside"))
-        async with it.site.traffic(clients=3, timeout_s=40) as seen:
+        async with it.site.traffic(clients=3, timeout_s=150) as seen:
             await asyncio.sleep(0.5)
             await it.site.freeze_rank()
             run = await it.start("fallback", skip_validation="yes")

@@ -112,7 +112,10 @@ def test_wrong_usage_is_one_clear_line_and_exit_2(
 
 
 def test_a_run_over_its_limits_exits_1(start_server: StartServer) -> None:
-    ended = shell(*load_flags(start_server(ttft_ms=50), "--slo-ttft-ms", "20"))
+    for _ in range(3):  # a busy machine makes a run void (3), which is right and not what is shown here
+        ended = shell(*load_flags(start_server(ttft_ms=50), "--slo-ttft-ms", "20"))
+        if ended.returncode != 3:
+            break
     assert ended.returncode == 1
     assert "p99 TTFT" in ended.stdout
 
