@@ -46,6 +46,8 @@ log = structlog.get_logger()
 CONNECT_RETRY_S = 2.0
 CONNECT_RETRY_MAX_S = 30.0
 SWEEP_S = 6 * 3600.0
+SLACK_CLOSE_S = 10.0
+TASK_END_S = 2.0
 RETRY_S = 60.0
 
 
@@ -292,9 +294,10 @@ async def _watched(live: LiveMessages, stop: asyncio.Event | None) -> None:
 
 
 async def _end_task(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    """Cancel a task until it has ended: a library below may lose the first cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=TASK_END_S)
 
 
 async def _who_am_i(settings: Settings, stop: asyncio.Event) -> str:
@@ -355,7 +358,11 @@ async def _slack(bot: Bot) -> AsyncIterator["SilenceClock"]:
     try:
         yield SilenceClock(handler.client)
     finally:
-        await handler.close_async()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(SLACK_CLOSE_S):
+                await handler.close_async()  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            log.warning("the connection to Slack did not close in time and is left")
 
 
 class SilenceClock:

@@ -94,7 +94,9 @@ class LiveMessages:
             while True:
                 pause_s = await self._pass()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), pause_s)
+                    # not wait_for: until Python 3.12 it loses a cancellation that comes together with the wake
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
                 self._wake.clear()
         finally:
             follow.cancel()

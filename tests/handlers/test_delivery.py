@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from aiohttp import web
 from slack_bolt.async_app import AsyncBoltRequest, AsyncRespond
 
+from bot.app import configure_logging
 from bot.presenter import answers
 from bot.presenter.message import Message
 from bot.records import RunStatus
@@ -88,10 +90,14 @@ async def test_a_defect_of_ours_is_answered_with_an_id_and_the_bot_goes_on(
     def broken(**_: object) -> None:
         raise ZeroDivisionError("a defect")
 
+    configure_logging(
+        at_desk.bot.settings
+    )  # structlog's own default prints every local variable, for seconds
     with monkeypatch.context() as patch:
         patch.setattr(at_desk.bot.services.runs, "latest", broken)
         said = await at_desk.answer("/fallback status")
     assert "hit an error of the bot's own (`e-" in said
+    structlog.reset_defaults()
     error_id = said.partition("own (`")[2].partition("`")[0]
     captured = capfd.readouterr()
     assert error_id in captured.out + captured.err

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gpu_actions.action import Signal
+from gpu_actions.clock import boot_clock_s
 from gpu_actions.plan import Plan
 from gpu_actions.restore.plan import SPEC as RESTORE
 from gpu_actions.walk import RunStep, WalkReport
@@ -110,7 +111,7 @@ async def test_a_hang_at_a_stage_puts_the_traffic_back_and_loses_only_what_hung(
 @pytest.mark.heavy
 async def test_a_new_xid_at_a_stage_puts_the_traffic_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"hold_s": 20, "stages_percent": [100]})
-    line = "[ 1234.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n"
+    line = f"[ {boot_clock_s():.1f}] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n"
 
     def fall_off_the_bus() -> None:
         with (site.folder / "kernel.log").open("a") as log:
@@ -127,7 +128,9 @@ async def test_a_new_xid_at_a_stage_puts_the_traffic_back(site_with: MakeSite) -
 async def test_an_unhealthy_host_gets_no_tier_and_keeps_the_fallback(site_with: MakeSite) -> None:
     site = await on_fallback(site_with)
     log = site.folder / "kernel.log"
-    log.write_text("[ 1234.5] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n")
+    log.write_text(
+        f"[ {boot_clock_s():.1f}] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n"
+    )
     end = await site.run(await restore_plan(site))
     assert [step for step, _ in statuses(end)] == ["check", "stepback"]
     assert "override_reason" in end.steps[0].outcome.next_action
