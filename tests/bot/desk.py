@@ -15,7 +15,7 @@ from bot.app import Bot, running
 from bot.records import RunRecord
 from bot.settings import AccessSettings, ApprovalRule, Settings, SlackSettings, WebSettings
 from bot.workspace import Workspace, WorkspaceClient
-from bot.workspace.client import ActResult
+from bot.workspace.client import ActResult, WorkspaceError
 from bot.workspace.reading import ButtonNotFound, ReadMessage
 from bot.workspace.webapi import Middleware
 from gpu_actions.action import ActionSpec, PlanRequest
@@ -85,7 +85,10 @@ class Desk:
             try:
                 result = await self.people.press(user, button, run=run)
                 break
-            except ButtonNotFound:
+            except (
+                ButtonNotFound,
+                WorkspaceError,
+            ):  # not there yet, or edited between the look and the press
                 assert time.monotonic() < deadline, f"no button {button}: {await self.texts()}"
                 await asyncio.sleep(0.02)
         assert result.ok, f"{button} was not acknowledged: {result}"
