@@ -2,13 +2,19 @@
 
 Both are measured in one run on the demonstration host, the bare start-up before and after: the ratio is the figure. "Bare" is
 the fallback unit started alone until it has generated a token, with nothing else going on but the tier tp standing idle.
+While the tier hangs and falls back, clients ask ten times a second: how long they were refused, and what was lost.
 """
 
 import asyncio
+import contextlib
 import statistics
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import aiohttp
 
 from bot.records import RunRecord
 from bot.settings import load_settings
@@ -16,6 +22,58 @@ from gpu_actions.host import Host, build_host
 from tests.scenarios.incident import Incident, incident
 
 BARE_STARTS = 3
+ASK_EVERY_S = 0.1
+CLIENT_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Seen:
+    """What clients saw; moments are of the wall clock, as those of the run's rows."""
+
+    ok: int = 0
+    refused_at: list[float] = field(default_factory=list)
+    lost_from: list[float] = field(default_factory=list)  # when each was sent
+
+    @property
+    def refused_s(self) -> float:
+        """From the first refusal to the last."""
+        return self.refused_at[-1] - self.refused_at[0] if self.refused_at else 0.0
+
+
+@contextlib.asynccontextmanager
+async def clients(url: str) -> AsyncIterator[Seen]:
+    """Ask ten times a second until the block ends, each time without waiting for the answers before; then wait for all."""
+    seen, going = Seen(), True
+    body = {"model": "demo", "prompt": "hello", "max_tokens": 4, "ignore_eos": True}
+
+    async def ask(session: aiohttp.ClientSession) -> None:
+        sent = time.time()
+        try:
+            async with session.post(f"{url}/v1/completions", json=body) as response:
+                answer = await response.json()
+                if response.status in (429, 503):
+                    seen.refused_at.append(time.time())
+                elif response.status == 200 and answer["usage"]["completion_tokens"] == 4:
+                    seen.ok += 1
+                else:
+                    seen.lost_from.append(sent)
+        except (aiohttp.ClientError, TimeoutError):
+            seen.lost_from.append(sent)
+
+    async def keep_asking(session: aiohttp.ClientSession) -> None:
+        async with asyncio.TaskGroup() as group:
+            while going:
+                group.create_task(ask(session))
+                await asyncio.sleep(ASK_EVERY_S)
+
+    timeout = aiohttp.ClientTimeout(total=CLIENT_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        asking = asyncio.create_task(keep_asking(session))
+        try:
+            yield seen
+        finally:
+            going = False
+            await asking
 
 
 async def bare_start_s(host: Host) -> float:
@@ -46,7 +104,8 @@ async def main() -> int:
             settings = load_settings(it.layout.config_path, env_file=None)
             host = build_host(settings.default_host, state_dir=settings.host_dir("demo"))
             bare = [await bare_start_s(host) for _ in range(BARE_STARTS)]
-            run = await fall_back(it)
+            async with clients(it.layout.router_url) as seen:
+                run = await fall_back(it)
             bare.append(await bare_start_s_after(it, host))
     route = next(step for step in run.steps if step.step_id == "route")
     assert route.ended_at is not None
@@ -55,6 +114,11 @@ async def main() -> int:
     print(f"bare start-up to the first token: median {bare_s:.2f} s of {', '.join(f'{s:.2f}' for s in bare)}")
     print(f"from the button to the first token through the router: {from_button_s:.2f} s")
     print(f"ratio: {from_button_s / bare_s:.2f} (goal <= 1.15)")
+    hung = sum(sent < run.created_at for sent in seen.lost_from)
+    print(
+        f"clients, ten requests a second: {seen.ok} answered, {len(seen.refused_at)} refused over {seen.refused_s:.1f} s, "
+        f"{len(seen.lost_from)} lost, of which {hung} hung before the button was pressed"
+    )
     for step in run.steps:
         if step.started_at is not None and step.ended_at is not None:
             start_s, seconds = step.started_at - run.created_at, step.ended_at - step.started_at
