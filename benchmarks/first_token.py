@@ -3,13 +3,19 @@
 Both are measured in one run on the demonstration host, the bare start-up before and after: the ratio is the figure. "Bare" is
 the fallback unit started alone until it has generated a token, with nothing else going on but the tier tp standing idle.
 While the tier hangs and falls back, clients ask ten times a second: how long they were refused, and what was lost.
+With GPU_ONCALL_VLLM naming the program of a vLLM for the CPU (`make test-vllm` installs one) the fallback tier is that.
 """
 
 import asyncio
 import contextlib
+import json
+import os
+import re
 import statistics
+import subprocess
 import tempfile
 import time
+import tomllib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +28,11 @@ from gpu_actions.host import Host, build_host
 from tests.scenarios.incident import Incident, incident
 
 BARE_STARTS = 3
+VLLM = os.environ.get("GPU_ONCALL_VLLM", "")
+TINY_LLAMA = Path(__file__).parents[1] / "tests" / "data" / "tiny_llama.py"
+READY_TIMEOUT_S = 400
 ASK_EVERY_S = 0.1
-CLIENT_TIMEOUT_S = 60.0
+CLIENT_TIMEOUT_S = 200.0
 
 
 @dataclass
@@ -76,11 +85,41 @@ async def clients(url: str) -> AsyncIterator[Seen]:
             await asking
 
 
+async def fall_back_to_vllm(it: Incident) -> None:
+    """Make the demonstration's fallback tier a vLLM with a tiny model, and have the bot read its settings again."""
+    folder = it.layout.state_dir
+    model = folder / "tiny-llama"
+    make = [str(Path(VLLM).with_name("python")), str(TINY_LLAMA), str(model)]
+    await asyncio.to_thread(subprocess.run, make, check=True, capture_output=True, timeout=300)
+    config = tomllib.loads(it.layout.config_path.read_text())
+    engine = config["hosts"][0]["tiers"]["fallback"]["engine"]
+    port = engine["url"].rsplit(":", 1)[1]
+    argv = [
+        VLLM, "serve", str(model), "--served-model-name", "demo", "--load-format", "dummy", "--host", "127.0.0.1",
+        "--port", port, "--max-num-seqs", "16", "--max-model-len", "1024", "--dtype", "bfloat16", "--enforce-eager",
+    ]  # fmt: skip
+    env = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HOME": str(folder),
+    }
+    text = it.layout.config_path.read_text()
+    head, tail = text.split("[hosts.tiers.fallback]", 1)
+    tail = re.sub(r"ready_timeout_s = \d+", f"ready_timeout_s = {READY_TIMEOUT_S}", tail, count=1)
+    tail = tail.replace('kind = "reference"', 'kind = "vllm"', 1)
+    unit = f"argv = {json.dumps(argv)}\nenv = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in env.items())} }}\n"
+    tail = re.sub(r"argv = \[.*?\]\n", lambda _: unit, tail, count=1, flags=re.DOTALL)
+    it.layout.config_path.write_text(f"{head}[hosts.tiers.fallback]{tail}")
+    it.kill_bot()
+    await asyncio.sleep(5)
+
+
 async def bare_start_s(host: Host) -> float:
     """Start the fallback unit, wait for a token, stop it again; gives the seconds to the token."""
     began = time.monotonic()
     await host.fallback.unit.start()
-    await host.fallback.engine.wait_ready(timeout_s=120)
+    await host.fallback.engine.wait_ready(timeout_s=READY_TIMEOUT_S)
     took_s = time.monotonic() - began
     await host.fallback.unit.stop(grace_s=5)
     return took_s
@@ -95,12 +134,14 @@ async def fall_back(it: Incident) -> RunRecord:
     await it.ended("triage", after=before)
     await it.says("FALL BACK")
     await it.press("Start fallback")
-    return await it.ended("fallback", timeout_s=180)
+    return await it.ended("fallback", timeout_s=READY_TIMEOUT_S + 180)
 
 
 async def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         async with incident(Path(folder)) as it:
+            if VLLM:
+                await fall_back_to_vllm(it)
             settings = load_settings(it.layout.config_path, env_file=None)
             host = build_host(settings.default_host, state_dir=settings.host_dir("demo"))
             bare = [await bare_start_s(host) for _ in range(BARE_STARTS)]

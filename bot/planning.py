@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ VERDICT_MAX_AGE_S = 3600.0
 
 
 class Planner:
-    """Makes plans. `hosts` gives the built host of a name; `verdict` the last one of triage."""
+    """Makes plans. `hosts` gives the built host of a name; `verdict` the last one of triage and how long ago it began."""
 
     def __init__(
         self,
@@ -30,7 +31,7 @@ class Planner:
         *,
         actions: Mapping[str, ActionSpec],
         hosts: "Callable[[str], Host]",
-        verdict: Callable[[str], Verdict | None],
+        verdict: Callable[[str], tuple[Verdict, float] | None],
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -57,12 +58,14 @@ class Planner:
     async def plan(self, spec: ActionSpec, host: str, options: Mapping[str, str], requester: Person) -> Plan:
         """Make a plan with its gate. Raises UserError for wrong options, PlanRefused when it cannot work."""
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
+        verdict, age_s = self._verdict(host) or (None, math.inf)
         made = await spec.plan(
             PlanRequest(
                 host=self._hosts(host),
                 arguments=typed_options(spec, options),
                 requester=requester.name or requester.id,
-                verdict=self._verdict(host),
+                verdict=verdict,
+                verdict_age_s=age_s,
                 baselines_dir=self._settings.state_dir / "baselines",
                 now_iso=now.isoformat(timespec="seconds"),
             )

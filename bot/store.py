@@ -306,10 +306,10 @@ class Store:
         with self.database.read() as connection:
             return tuple(connection.execute(query).scalars())
 
-    def last_verdict(self, host: str, *, max_age_s: float) -> Verdict | None:
-        """The newest verdict that a finished triage step gave of a host, if it is young enough."""
+    def last_verdict(self, host: str, *, max_age_s: float) -> tuple[Verdict, float] | None:
+        """The newest verdict that a finished triage step gave of a host, if it is young enough; and how long ago it began."""
         query = (
-            sa.select(steps.c.verdict)
+            sa.select(steps.c.verdict, steps.c.started_at)
             .join(runs, runs.c.id == steps.c.run_id)
             .where(
                 runs.c.host == host,
@@ -321,8 +321,8 @@ class Store:
             .limit(1)
         )
         with self.database.read() as connection:
-            found = connection.execute(query).scalar_one_or_none()
-        return None if found is None else Verdict.model_validate(found)
+            found = connection.execute(query).one_or_none()
+        return None if found is None else (Verdict.model_validate(found[0]), self.clock() - found[1])
 
 
 def _next(connection: sa.Connection) -> int:

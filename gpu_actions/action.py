@@ -4,6 +4,7 @@ A step function probes (already done?), acts and verifies, since a step cut in t
 Slack or of the run engine: it gets a `StepContext` and gives a `StepResult` or raises `StepFailed`.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,12 +127,14 @@ def step_function(verb: str) -> StepFunction:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What an action plans from: the host, the typed arguments, the last verdict of triage and where baselines lie."""
+    """What an action plans from: the host, the typed arguments, the last verdict of triage, the seconds since that
+    triage began to look, and where baselines lie."""
 
     host: "Host"
     arguments: Any
     requester: str = ""
     verdict: Verdict | None = None
+    verdict_age_s: float = math.inf
     baselines_dir: Path | None = None
     now_iso: str = ""
 

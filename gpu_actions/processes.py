@@ -74,15 +74,17 @@ async def run_process(
     with LEASH.holding(process.pid):
         try:
             try:
-                await asyncio.wait_for(asyncio.gather(asyncio.shield(readers), process.wait()), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.gather(asyncio.shield(readers), process.wait())
             except TimeoutError:
                 timed_out = True
         finally:
             await end_group(process.pid, grace_s=kill_grace_s)
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait_for(process.wait(), 5)
+            async with asyncio.timeout(5):
+                await process.wait()
     try:
-        (out, out_cut), (err, err_cut) = await asyncio.wait_for(readers, 2)
+        async with asyncio.timeout(2):
+            (out, out_cut), (err, err_cut) = await readers
     except TimeoutError:  # a grandchild in a session of its own still holds the pipe
         (out, out_cut), (err, err_cut) = (b"", True), (b"", True)
     return ProcessResult(

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 
-from gpu_actions.clock import boot_clock_s
+from gpu_actions.clock import boot_clock_s, process_age_s
 from gpu_actions.host import Tier
 from gpu_actions.models import Frozen
-from gpu_actions.serving.interfaces import EngineError, EngineMetrics
+from gpu_actions.serving.interfaces import EngineError, EngineMetrics, UnitState
 
 PROBE_PROMPT = "gpu-oncall asks: are you there?"
 PROBE_TOKENS = 2
 SAMPLE_EVERY_S = 0.25
 CONFIRM_S = 0.15
 """A busy tier generates many tokens in this time; one that a verdict calls hung and that generates none is hung still."""
+RESTART_MARGIN_S = 1.0
+"""A process that ran this long when triage began to look is the one that its verdict is about."""
 
 
 class Condition(StrEnum):
@@ -99,15 +101,26 @@ class Look(Frozen):
     flat_since: TokenSample | None = None
 
 
-async def look_at(tier: Tier, *, stall_s: float, known_hung: bool = False) -> Look:
+class KnownHang(Frozen):
+    """A verdict's word that a tier hangs; triage began to look `age_s` seconds ago and found the token counter at `tokens`."""
+
+    age_s: float
+    tokens: float | None = None
+
+
+async def look_at(tier: Tier, *, stall_s: float, known: KnownHang | None = None) -> Look:
     """Find a tier's condition within about `stall_s` seconds: a real request, beside it the token counter.
 
-    `known_hung` is a verdict's word, which may be minutes old: then a short look that agrees is believed.
+    A known hang is believed when the counter of the same process stands where it stood, else when it does not move in a
+    short look.
     """
-    if not (await tier.unit.state()).active:
+    state = await tier.unit.state()
+    if not state.active:
         return Look(condition=Condition.STOPPED)
-    if known_hung:
+    if known is not None:
         before = await sample(tier)
+        if before.held and before.tokens and before.tokens == known.tokens and _is_older(state, known.age_s):
+            return Look(condition=Condition.HUNG, flat_since=before)
         await asyncio.sleep(CONFIRM_S)
         now = await sample(tier)
         if before.held and now.held and before.tokens is not None and before.tokens == now.tokens:
@@ -128,3 +141,9 @@ async def look_at(tier: Tier, *, stall_s: float, known_hung: bool = False) -> Lo
     if judge_progress(samples, stall_s=stall_s * 0.8) is Progress.FLAT:
         return Look(condition=Condition.HUNG, flat_since=next(s for s in samples if s.held))
     return Look(condition=Condition.SILENT)
+
+
+def _is_older(state: UnitState, age_s: float) -> bool:
+    """Say whether the unit's main process ran well before a moment `age_s` seconds ago: it was not started again since."""
+    process_s = None if state.main_pid is None else process_age_s(state.main_pid)
+    return process_s is not None and process_s > age_s + RESTART_MARGIN_S

@@ -1,9 +1,7 @@
-"""GPU memory and who holds it, read by a child process so that a sick driver can hang it and nothing else.
-
-`python -m gpu_actions.fallback.gpu_memory` prints one JSON object; `read_gpus` runs it with a deadline. Figures are NVML's.
+"""GPU memory and who holds it, read by a child process (`gpu_memory_child.py`) so that a sick driver can hang it and nothing
+else. Figures are NVML's.
 """
 
-import json
 import sys
 
 from pydantic import Field, ValidationError
@@ -13,8 +11,6 @@ from gpu_actions.processes import child_environment, run_process
 
 READ_TIMEOUT_S = 10.0
 """A sweep of 8 GPUs takes 0.3 s on a healthy host (30 ms a GPU were measured); a call can hang for minutes on a sick one."""
-
-MIB = 1024**2
 
 
 class GpuMemory(Frozen):
@@ -45,7 +41,7 @@ class GpuMemories(Frozen):
 async def read_gpus(*, timeout_s: float = READ_TIMEOUT_S) -> GpuMemories:
     """Read all GPUs of this machine. Never raises for a missing or sick driver: `error` says what is wrong."""
     result = await run_process(
-        [sys.executable, "-m", "gpu_actions.fallback.gpu_memory"],
+        [sys.executable, "-m", "gpu_actions.fallback.gpu_memory_child"],
         timeout_s=timeout_s,
         env=child_environment(),
     )
@@ -56,42 +52,3 @@ async def read_gpus(*, timeout_s: float = READ_TIMEOUT_S) -> GpuMemories:
     except ValidationError:
         said = " ".join(result.stderr.split())[-200:]
         return GpuMemories(error=f"NVML could not be read: exit code {result.exit_code}: {said}")
-
-
-def _sweep() -> GpuMemories:
-    """Read NVML in this process (the child)."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return GpuMemories(error=f"NVML: {error}")
-    gpus, trouble = [], []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-        except pynvml.NVMLError as error:
-            trouble.append(f"GPU {index}: {error}")
-            continue
-        try:
-            holders = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            pids = tuple(sorted(process.pid for process in holders))
-        except pynvml.NVMLError:
-            pids = None  # unknown, which the reader must not take for "nobody"
-        gpus.append(
-            GpuMemory(
-                index=index,
-                uuid=uuid,
-                name=name,
-                total_mib=memory.total / MIB,
-                free_mib=memory.free / MIB,
-                pids=pids,
-            )
-        )
-    return GpuMemories(gpus=tuple(gpus), error="; ".join(trouble))
-
-
-if __name__ == "__main__":
-    json.dump(_sweep().model_dump(), sys.stdout)

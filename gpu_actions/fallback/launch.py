@@ -4,11 +4,7 @@ It does not wait for tokens: that is the warm step's, so that evidence can be sa
 """
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
-
-import psutil
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.clock import Moment
@@ -16,29 +12,12 @@ from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import generates
 from gpu_actions.host import Tier
 from gpu_actions.serving.interfaces import UnitError, UnitState
+from gpu_actions.serving.listening import listener_of, port_of
 
 ALIVE_FOR_S = 0.3
 """A wrong path or a missing library ends a program within its first moments; later deaths are seen by the warm step."""
 
 KEEP_PROBE_S = 5.0
-
-
-def listener_of(port: int) -> str | None:
-    """Who listens on a local TCP port, as `name (pid)`; None when nobody does."""
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-            if connection.pid is None:
-                return "a process of another user"
-            with suppress(psutil.Error):
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-            return f"process {connection.pid}"
-    return None
-
-
-def port_of(url: str) -> int:
-    """The TCP port of a URL."""
-    parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def environment_of(pid: int) -> dict[str, str] | None:

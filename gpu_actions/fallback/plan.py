@@ -8,12 +8,12 @@ from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
 from gpu_actions.fallback import drain, launch, scope, settle, stop, traffic, validate, warm
-from gpu_actions.fallback.condition import Condition
+from gpu_actions.fallback.condition import Condition, KnownHang
 from gpu_actions.fallback.gpus import Choice, choose_gpus
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, settle_step
 from gpu_actions.fallback.preflight import Facts, gather_facts, problems_of
 from gpu_actions.host import Host
-from gpu_actions.models import Frozen
+from gpu_actions.models import Frozen, Verdict
 from gpu_actions.plan import Plan
 
 STEP_MODULES = (drain, launch, scope, settle, stop, traffic, validate, warm)
@@ -66,8 +66,7 @@ async def plan_fallback(request: PlanRequest) -> Plan:
     """Plan a fallback. Raises PlanRefused with every problem found. Reads only; a hung tier takes it about 4 s."""
     arguments: FallbackArguments = request.arguments
     host = request.host
-    hung = request.verdict is not None and request.verdict.cause == HANG_CAUSE
-    facts = await gather_facts(host, known_hung=hung)
+    facts = await gather_facts(host, known=known_hang(request.verdict, age_s=request.verdict_age_s))
     problems = problems_of(host.config, facts)
     choice = choose_gpus(
         host.fallback.config,
@@ -80,6 +79,15 @@ async def plan_fallback(request: PlanRequest) -> Plan:
     if problems:
         raise PlanRefused(problems)
     return lay_out(host, facts, choice, arguments)
+
+
+def known_hang(verdict: Verdict | None, *, age_s: float) -> KnownHang | None:
+    """What a verdict says of a hang of the tier; None when it says nothing of one."""
+    if verdict is None or verdict.cause != HANG_CAUSE:
+        return None
+    told = [finding.evidence["progress"] for finding in verdict.findings if "progress" in finding.evidence]
+    tokens = told[0].get("generation_tokens_last") if told else None
+    return KnownHang(age_s=age_s, tokens=tokens)
 
 
 def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArguments) -> Plan:

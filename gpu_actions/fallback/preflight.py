@@ -10,12 +10,12 @@ import sys
 from pydantic import Field
 
 from gpu_actions.config import HostConfig, ProcessUnit, SystemdUnit, TierName, UnitConfig
-from gpu_actions.fallback.condition import Condition, Look, TokenSample, generates, look_at
+from gpu_actions.fallback.condition import Condition, KnownHang, Look, TokenSample, generates, look_at
 from gpu_actions.fallback.gpu_memory import GpuMemories, read_gpus
-from gpu_actions.fallback.launch import listener_of, port_of
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
+from gpu_actions.serving.listening import listener_of, port_of
 from gpu_actions.serving.router_managed import ManagedRouter
 
 OWN_PREFIX = "gpu-oncall "
@@ -59,12 +59,12 @@ class Facts(Frozen):
     memories: GpuMemories = GpuMemories()
 
 
-async def gather_facts(host: Host, *, known_hung: bool = False) -> Facts:
+async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
     """Read both tiers, the router, the disk and the GPUs at once. Changes nothing; takes a few seconds on a hung tier, but
     for one that a verdict calls hung already."""
     needs_gpu = any(tier.config.gpus for tier in host.tiers.values())
     tp, fallback, memories = await asyncio.gather(
-        _tier_facts(host, host.tp, known_hung=known_hung),
+        _tier_facts(host, host.tp, known=known),
         _tier_facts(host, host.fallback),
         read_gpus() if needs_gpu else asyncio.sleep(0, GpuMemories()),
     )
@@ -90,7 +90,7 @@ async def gather_facts(host: Host, *, known_hung: bool = False) -> Facts:
     )
 
 
-async def _tier_facts(host: Host, tier: Tier, *, known_hung: bool = False) -> TierFacts:
+async def _tier_facts(host: Host, tier: Tier, *, known: KnownHang | None = None) -> TierFacts:
     try:
         state, command = await tier.unit.state(), tier.unit.describe_start()
     except UnitError as error:
@@ -98,7 +98,7 @@ async def _tier_facts(host: Host, tier: Tier, *, known_hung: bool = False) -> Ti
     if not state.active:
         seen = Look(condition=Condition.STOPPED)
     elif tier.name == "tp":
-        seen = await look_at(tier, stall_s=host.config.fallback.drain_stall_s, known_hung=known_hung)
+        seen = await look_at(tier, stall_s=host.config.fallback.drain_stall_s, known=known)
     else:
         serves = await generates(tier, timeout_s=LIVE_PROBE_S)
         seen = Look(condition=Condition.SERVING if serves else Condition.SILENT)

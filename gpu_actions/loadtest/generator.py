@@ -94,7 +94,8 @@ class Generator:
             if self.counters.in_flight:
                 self._all_ended.clear()
                 try:
-                    await asyncio.wait_for(self._all_ended.wait(), drain_s)
+                    async with asyncio.timeout(drain_s):
+                        await self._all_ended.wait()
                 except TimeoutError:
                     self._give_up()
         finally:

@@ -117,7 +117,8 @@ class WorkerSession:
             job = {"spec": document, "unit": self._unit, "worker": number, "workers": self._count}
             _stdin(process).write(encode_json(job) + b"\n")
         for process in self._workers:
-            line = await asyncio.wait_for(_stdout(process).readline(), WORKER_READY_TIMEOUT_S)
+            async with asyncio.timeout(WORKER_READY_TIMEOUT_S):
+                line = await _stdout(process).readline()
             if line != b"ready\n":
                 raise RuntimeError(
                     f"a generator process did not come up ({line[:200]!r}); see standard error"

@@ -5,7 +5,7 @@ Effects only; `analysis.judge_stage` judges the `Window` that this gives. What c
 
 from collections import Counter
 
-from gpu_actions.clock import boot_clock_s
+from gpu_actions.clock import Moment
 from gpu_actions.fallback.condition import Progress, TokenSample, judge_progress, sample_of
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen, JsonObject
@@ -24,7 +24,7 @@ SAMPLES_KEPT = 400
 class Beginning(Frozen):
     """The counters as a stage begins: what later readings are subtracted from. Kept in the run's folder."""
 
-    at_s: float
+    at: Moment
     requests: int
     errors: int
     ttft: Histogram | None = None
@@ -79,7 +79,7 @@ class Watcher:
         state = await self.tier.unit.state()
         events, unread = await read_xids(self.host)
         self.beginning = Beginning(
-            at_s=boot_clock_s(),
+            at=Moment.now(),
             requests=server.requests_total,
             errors=server.responses_5xx,
             ttft=metrics.ttft if metrics else None,
@@ -115,7 +115,7 @@ class Watcher:
         fresh = _new(events, began.xids)
         return Window(
             percent=self.percent,
-            seconds=max(0.0, boot_clock_s() - began.at_s),
+            seconds=began.at.seconds_ago(),
             # A router that was started again counts from 0.
             requests=_delta(began.requests, server.requests_total),
             errors=_delta(began.errors, server.responses_5xx),

@@ -26,11 +26,12 @@ from gpu_actions.serving.interfaces import (
     EngineMetrics,
     StillStarting,
 )
+from gpu_actions.serving.listening import listens, until_listening
 
 READY_PROMPT = "The quick brown fox"
 READY_TOKENS = 2
 FIRST_POLL_S = 0.05
-LAST_POLL_S = 1.0
+LAST_POLL_S = 0.5
 
 REFUSED_FOR_GOOD = frozenset({401, 403, 404})
 """Answers that more waiting does not change: a wrong key or a model name that the engine does not serve."""
@@ -113,7 +114,8 @@ class HttpEngine:
     async def wait_ready(
         self, *, timeout_s: float, still_starting: StillStarting | None = None
     ) -> Completion:
-        """Wait until it has generated a token: asked every 50 ms at first, every second later.
+        """Wait until it has generated a token. Until somebody listens on its port only that is asked, every 30 ms; then a
+        completion, every 50 ms at first, every half second later.
 
         Raises EngineError at the deadline, at once when `still_starting` says that its process is gone, and soon when
         it refuses for good (wrong key, unknown model).
@@ -139,8 +141,12 @@ class HttpEngine:
                 raise EngineError(f"the engine's process is gone, so it never got ready: {last}") from last
             if time.monotonic() + pause_s >= deadline:
                 raise EngineError(f"the engine was not ready within {timeout_s:.0f} s: {last}") from last
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.3, LAST_POLL_S)
+            if await listens(self.url):
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 1.3, LAST_POLL_S)
+            else:
+                await until_listening(self.url, deadline=deadline, still_starting=still_starting)
+                pause_s = FIRST_POLL_S
 
     # -- profiler ------------------------------------------------------------------------------------------------
 

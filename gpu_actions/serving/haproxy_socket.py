@@ -63,7 +63,8 @@ class HaproxySocket:
     async def ask(self, command: str) -> str:
         """Send one command, give its answer without surrounding blank lines. Raises RouterError when nobody answers."""
         try:
-            return await asyncio.wait_for(self._exchange(command), self.timeout_s)
+            async with asyncio.timeout(self.timeout_s):
+                return await self._exchange(command)
         except TimeoutError:
             raise RouterError(
                 f"the router did not answer {command!r} on {self.path} within {self.timeout_s:.0f} s: it hangs or is overloaded"

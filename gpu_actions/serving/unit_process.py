@@ -218,9 +218,8 @@ class SupervisedProcess:
             start_new_session=True,
         )
         try:
-            out, err = await asyncio.wait_for(
-                process.communicate(json.dumps(order).encode()), ANSWER_TIMEOUT_S
-            )
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                out, err = await process.communicate(json.dumps(order).encode())
         except TimeoutError:
             raise UnitError(
                 f"the supervisor of unit {self.name!r} did not answer within {ANSWER_TIMEOUT_S:.0f} s: "

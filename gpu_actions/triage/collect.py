@@ -79,7 +79,8 @@ class Collection:
             )
 
         try:
-            self.readings[name] = await asyncio.wait_for(work, deadline_s)
+            async with asyncio.timeout(deadline_s):
+                self.readings[name] = await work
         except CollectorSkipped as reason:
             note("skipped", str(reason))
         except CollectorFailed as reason:

@@ -44,9 +44,8 @@ async def lines_of(
         try:
             while True:
                 try:
-                    line = await asyncio.wait_for(
-                        process.stdout.readline(), max(0.0, ends_at - time.monotonic())
-                    )
+                    async with asyncio.timeout(max(0.0, ends_at - time.monotonic())):
+                        line = await process.stdout.readline()
                 except (TimeoutError, ValueError):
                     break
                 if not line:
@@ -56,9 +55,11 @@ async def lines_of(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), REAP_S)
-            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                tail = await asyncio.wait_for(complaint, REAP_S)
+                async with asyncio.timeout(REAP_S):
+                    await process.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REAP_S):
+                    tail = await complaint
                 if errors is not None and tail:
                     errors.append(tail)
 

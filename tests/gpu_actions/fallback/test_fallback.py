@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from gpu_actions.fallback import condition
+from gpu_actions.fallback.condition import KnownHang
 from gpu_actions.fallback.gpus import Candidate, Choice
-from gpu_actions.fallback.plan import FallbackArguments, lay_out
+from gpu_actions.fallback.plan import FallbackArguments, known_hang, lay_out
 from gpu_actions.fallback.preflight import gather_facts
 from gpu_actions.forensics.bundle import read_manifest
-from gpu_actions.models import Verdict, VerdictKind
+from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from tests.gpu_actions.fallback.conftest import MakeSite
 from tests.gpu_actions.fallback.site import StopAt, data_of, statuses, summary_of
 
@@ -60,10 +62,47 @@ async def test_a_verdict_that_names_the_hang_spares_the_plan_its_own_wait(site_w
         while (await site.host.tp.engine.metrics()).running != 2:
             await asyncio.sleep(0.02)
         verdict = Verdict(verdict=VerdictKind.FALL_BACK, cause="nccl_hang", summary="hangs")
-        facts = await asyncio.wait_for(gather_facts(site.host, known_hung=verdict.cause == "nccl_hang"), 5)
+        known = known_hang(verdict, age_s=1)
+        facts = await asyncio.wait_for(gather_facts(site.host, known=known), 5)
         await site.host.tp.unit.stop(grace_s=0)
     assert facts.tp.condition == "hung"
     assert facts.tp.flat_since is not None
+
+
+async def test_a_counter_that_stands_where_triage_saw_it_needs_no_second_look(
+    site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(condition, "CONFIRM_S", 30.0)
+    site = await site_with(fallback={"drain_stall_s": 30})
+    tp = site.host.tp
+    async with site.traffic(clients=2):
+        while not (await tp.engine.metrics()).generation_tokens:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(condition.RESTART_MARGIN_S)
+        began = asyncio.get_running_loop().time()
+        await site.freeze_rank()
+        while (await tp.engine.metrics()).running != 2:
+            await asyncio.sleep(0.02)
+        finding = Finding(
+            id="collective.hang",
+            component="collective",
+            severity=Severity.CRITICAL,
+            summary="hangs",
+            evidence={"progress": {"generation_tokens_last": (await tp.engine.metrics()).generation_tokens}},
+        )
+        verdict = Verdict(
+            verdict=VerdictKind.FALL_BACK, cause="nccl_hang", summary="hangs", findings=(finding,)
+        )
+
+        def known() -> KnownHang | None:
+            return known_hang(verdict, age_s=asyncio.get_running_loop().time() - began)
+
+        look = await asyncio.wait_for(condition.look_at(tp, stall_s=30, known=known()), 5)
+        assert look.condition == "hung"
+        moved = known_hang(verdict, age_s=3600)  # the process is younger than that verdict
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(condition.look_at(tp, stall_s=30, known=moved), 1)
+        await tp.unit.stop(grace_s=0)
 
 
 async def test_without_room_beside_it_the_tier_stops_first_and_clients_are_told_to_come_again(
