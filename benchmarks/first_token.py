@@ -27,8 +27,8 @@ from bot.settings import load_settings
 from gpu_actions.host import Host, build_host
 from tests.scenarios.incident import Incident, incident
 
-BARE_STARTS = 3
 VLLM = os.environ.get("GPU_ONCALL_VLLM", "")
+BARE_STARTS = 2 if VLLM else 3
 TINY_LLAMA = Path(__file__).parents[1] / "tests" / "data" / "tiny_llama.py"
 READY_TIMEOUT_S = 400
 ASK_EVERY_S = 0.1

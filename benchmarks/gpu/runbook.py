@@ -1,11 +1,12 @@
 """The whole runbook on a real host: a real hang under traffic, fallback, mend, restore; what was lost, how long each step took.
 
-Walked without Slack (`gpu_actions.walk`), with the same plans and steps as from Slack. On one GPU the tier `tp` has one rank
-too; then the hang is the whole engine frozen, and the record says so.
+Walked without Slack (`gpu_actions.walk`), with the same plans and steps as from Slack. On one GPU the tier `tp` is two ranks on
+the CPU, so that one of them can hang; the fallback has the GPU. Before it, the bare start-up of the fallback is measured.
 """
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import time
@@ -30,6 +31,7 @@ from gpu_actions.triage.thresholds import TriageThresholds
 from gpu_actions.walk import WalkEnd, walk
 
 ROUTER, TP, FB = 18000, 18111, 18112
+BARE_STARTS = 4
 
 
 @dataclass
@@ -88,20 +90,20 @@ async def clients(url: str, *, qps: float = 4) -> AsyncIterator[Seen]:
 
 
 def host_config(folder: Path, *, gpus: int, environment: dict[str, str]) -> HostConfig:
-    """A host with the tier `tp` on all GPUs and the tier `fallback` on one."""
-    ranks = max(1, gpus)
+    """A host with the tier `tp` on all GPUs (with less than two on the CPU) and the tier `fallback` on one."""
+    tp_gpus = gpus if gpus > 1 else 0
 
     def tier(name: str, port: int, count: int, ranks: int, *flags: str) -> dict[str, Any]:
         argv = [
             "{python}", "-m", "gpu_actions.serving.reference", "--port", str(port), "--model-name", "m",
             "--tensor-parallel-size", str(ranks), "--shutdown-timeout", "15",
-            "--device", "cuda" if gpus else "cpu", *flags,
+            "--device", "cuda" if count else "cpu", *flags,
         ]  # fmt: skip
         return {
             "server": name,
             "gpus": count,
             "ranks": ranks,
-            "memory_gib_per_gpu": 4 if gpus else None,
+            "memory_gib_per_gpu": 4 if count else None,
             "engine": {
                 "kind": "reference",
                 "url": f"http://127.0.0.1:{port}",
@@ -117,7 +119,7 @@ def host_config(folder: Path, *, gpus: int, environment: dict[str, str]) -> Host
             "gpus": gpus,
             "router": {"url": f"http://127.0.0.1:{ROUTER}"},
             "tiers": {
-                "tp": tier("tp", TP, gpus, ranks),
+                "tp": tier("tp", TP, tp_gpus, max(2, gpus)),
                 "fallback": tier("fallback", FB, min(1, gpus), 1, "--max-num-seqs", "16"),
             },
             "restore": {
@@ -137,7 +139,13 @@ async def look(host: Host) -> Verdict:
 
 
 async def act(
-    spec: ActionSpec, host: Host, folder: Path, verdict: Verdict | None, **options: Any
+    spec: ActionSpec,
+    host: Host,
+    folder: Path,
+    verdict: Verdict | None,
+    *,
+    verdict_age_s: float = math.inf,
+    **options: Any,
 ) -> dict[str, Any]:
     """Plan and walk one action; gives its times and outcome."""
     began = time.monotonic()
@@ -146,6 +154,7 @@ async def act(
             host=host,
             arguments=spec.arguments(**options),
             verdict=verdict,
+            verdict_age_s=verdict_age_s,
             baselines_dir=folder / "baselines",
             requester="validation",
         )
@@ -158,8 +167,25 @@ async def act(
         "planned_s": round(planned_s, 2),
         "total_s": round(time.monotonic() - began, 2),
         "ended": end.ended.status,
+        "first_token_through_router_s": _first_token_s(end, planned_s),
         "steps": steps_of(end),
     }
+
+
+def _first_token_s(end: WalkEnd, planned_s: float) -> float | None:
+    """Seconds from the request to the first token through the router, the planning included."""
+    after_s = [s.outcome.data.get("first_token_through_router_s") for s in end.steps]
+    return next((round(planned_s + float(s), 2) for s in after_s if s is not None), None)
+
+
+async def bare_start_s(host: Host) -> float:
+    """Start the fallback unit until it has generated a token, with nothing else going on, and stop it again."""
+    began = time.monotonic()
+    await host.fallback.unit.start()
+    await host.fallback.engine.wait_ready(timeout_s=120)
+    took_s = time.monotonic() - began
+    await host.fallback.unit.stop(grace_s=3)
+    return round(took_s, 2)
 
 
 def steps_of(end: WalkEnd) -> list[str]:
@@ -178,6 +204,7 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
         await host.tp.unit.start()
         await host.tp.engine.wait_ready(timeout_s=120)
         await host.router.shift({"tp": host.tp.config.weight, "fallback": 0})
+        record["bare_start_s"] = [await bare_start_s(host) for _ in range(BARE_STARTS)]
         async with clients(host.router.url) as seen:
             await asyncio.sleep(3)
             record["before"] = (await look(host)).model_dump(
@@ -186,6 +213,7 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
             await _freeze(host, record)
             injected = time.monotonic()
             while True:
+                looked = time.monotonic()
                 verdict = await look(host)
                 if verdict.verdict == "fall_back" or time.monotonic() - injected > 45:
                     break
@@ -193,7 +221,9 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
                 mode="json", include={"verdict", "cause", "summary", "fallback_gpu"}
             )
             record["injection_to_verdict_s"] = round(time.monotonic() - injected, 2)
-            record["fallback"] = await act(FALLBACK, host, folder, verdict)
+            record["fallback"] = await act(
+                FALLBACK, host, folder, verdict, verdict_age_s=time.monotonic() - looked
+            )
             record["first_served_after_injection_s"] = _first_served(seen, injected)
             record["lost_until_restore"] = len(seen.lost)
             record["restore"] = await act(
@@ -217,13 +247,11 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
 
 
 async def _freeze(host: Host, record: dict[str, Any]) -> None:
-    """SIGSTOP to rank 1, or to the engine's only process."""
+    """SIGSTOP to rank 1."""
     state = await host.tp.unit.state()
     ranks = [p for p in state.pids if b"--rank\0001" in Path(f"/proc/{p}/cmdline").read_bytes()]
-    victim = ranks[0] if ranks else state.main_pid
-    record["injection"] = "SIGSTOP to rank 1" if ranks else "SIGSTOP to the only process (one rank)"
-    if victim is not None:
-        os.kill(victim, signal.SIGSTOP)
+    record["injection"] = f"SIGSTOP to rank 1 of {host.tp.config.ranks}"
+    os.kill(ranks[0], signal.SIGSTOP)
 
 
 def _first_served(seen: Seen, since: float) -> float | None:

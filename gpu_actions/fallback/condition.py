@@ -85,10 +85,10 @@ async def sample(tier: Tier, *, timeout_s: float = 1.0) -> TokenSample:
         return TokenSample(at_s=boot_clock_s(), tokens=None, held=None)
 
 
-async def generates(tier: Tier, *, timeout_s: float) -> bool:
+async def generates(tier: Tier, *, timeout_s: float, tokens: int = PROBE_TOKENS) -> bool:
     """Say whether the tier's own engine generates tokens now."""
     try:
-        answer = await tier.engine.complete(PROBE_PROMPT, max_tokens=PROBE_TOKENS, timeout_s=timeout_s)
+        answer = await tier.engine.complete(PROBE_PROMPT, max_tokens=tokens, timeout_s=timeout_s)
     except EngineError:
         return False
     return answer.completion_tokens > 0

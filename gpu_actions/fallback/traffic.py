@@ -4,6 +4,7 @@ Traffic never goes to a tier that has not generated a token a moment ago, and th
 """
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.clock import boot_clock_s
 from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import generates
 from gpu_actions.fallback.router_ready import ready_router
@@ -23,6 +24,7 @@ class RouteProof(Frozen):
     tier: str
     tokens: int
     ttft_ms: float
+    first_token_ago_s: float
     tier_requests: int
 
 
@@ -30,6 +32,7 @@ async def prove_route(host: Host, tier: Tier) -> RouteProof:
     """Generate through the router and see by the router's count that this tier served it. Raises EngineError or RouterError."""
     before = (await host.router.server(tier.config.server)).requests_total
     through = build_engine(tier.config.engine.model_copy(update={"url": host.router.url}))
+    asked_s = boot_clock_s()
     answer = await through.complete(
         PROOF_PROMPT, max_tokens=PROOF_TOKENS, timeout_s=tier.config.engine.request_timeout_s
     )
@@ -40,7 +43,11 @@ async def prove_route(host: Host, tier: Tier) -> RouteProof:
             f"its server {tier.config.server!r} counts no new request"
         )
     return RouteProof(
-        tier=tier.name, tokens=answer.completion_tokens, ttft_ms=answer.ttft_ms, tier_requests=served
+        tier=tier.name,
+        tokens=answer.completion_tokens,
+        ttft_ms=answer.ttft_ms,
+        first_token_ago_s=max(0.0, boot_clock_s() - asked_s - answer.ttft_ms / 1000),
+        tier_requests=served,
     )
 
 
@@ -58,7 +65,7 @@ async def route(context: StepContext) -> StepResult:
     """Effect: all requests go to the fallback tier. Verified by a completion through the router that its server counted."""
     host, tier, other = context.host, context.host.fallback, context.host.tp
     await ready_router(host.router)
-    if not await generates(tier, timeout_s=DIRECT_PROBE_S):
+    if not await generates(tier, timeout_s=DIRECT_PROBE_S, tokens=1):  # it generated more a moment ago
         raise StepFailed(
             "the fallback tier does not generate, so it gets no traffic",
             next_action="see its log; the clean-up says what serves now",
@@ -70,7 +77,7 @@ async def route(context: StepContext) -> StepResult:
         raise StepFailed(
             f"no token came through the router: {error}", next_action="see `show stat` of the router"
         ) from error
-    elapsed_s = round(run_notes.began(context.workdir).seconds_ago(), 3)
+    elapsed_s = round(run_notes.began(context.workdir).seconds_ago() - proof.first_token_ago_s, 3)
     note = run_notes.recall(context.workdir, "first_token_through_router") or run_notes.keep(
         context.workdir, "first_token_through_router", {"after_s": elapsed_s}
     )
