@@ -5,8 +5,9 @@ stays under 5 ms and 99 % are served; and at 200 requests/s, as the median of th
 TTFT p50 and p99 against the times that the server itself wrote down for the same requests (its jitter is part of the truth).
 All get the same schedule, prompts, uvloop and core. vLLM's request function is loaded from its file, unchanged:
   pip install --no-deps --target DIR vllm; pip install --target DIR httpx regex tqdm
-  PYTHONPATH=DIR VLLM_REQUEST_FUNC=DIR/vllm/benchmarks/lib/endpoint_request_func.py python benchmarks/loadtest_clients.py
-A client that is not installed is named as missing. aiohttp and httpx clients are written here, for this comparison.
+  PYTHONPATH=.:DIR VLLM_REQUEST_FUNC=DIR/vllm/benchmarks/lib/endpoint_request_func.py python benchmarks/loadtest_clients.py
+A client that is not installed is named as missing. aiohttp and httpx clients are written here, for this comparison. Then the
+whole tools aiperf and guidellm beside our command (`loadtest_tools.py` tells how).
 """
 
 import asyncio
@@ -22,6 +23,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from benchmarks import loadtest_tools
+from benchmarks.loadtest_server import CHUNKS, ITL_MS, TTFT_MS, log_entries, port_of, quantile, start_server
 from gpu_actions.loadtest.generator import Generator
 from gpu_actions.loadtest.outcomes import Outcome
 from gpu_actions.loadtest.preflight import prompt_maker
@@ -29,8 +32,6 @@ from gpu_actions.loadtest.schedule import Schedule, make_schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import resolve_target
 
-SERVER = Path(__file__).parents[1] / "tests" / "gpu_actions" / "loadtest" / "truth_server.py"
-TTFT_MS, ITL_MS, CHUNKS = 20.0, 5.0, 16
 LADDER = (50, 100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000)
 SECONDS = 3.0
 LATENESS_LIMIT_MS = 5.0
@@ -195,11 +196,6 @@ def child(name: str, port: int, rate: float, seconds: float) -> None:
     )  # fmt: skip
 
 
-def quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 def measure(name: str, port: int, rate: float) -> dict[str, float]:
     """Run one client at one rate in a process of its own on core 0."""
     argv = ["taskset", "-c", "0", sys.executable, __file__, "child", name, str(port), str(rate), str(SECONDS)]
@@ -208,18 +204,6 @@ def measure(name: str, port: int, rate: float) -> dict[str, float]:
         raise SystemExit(f"{name} at {rate}: {ended.stderr[-400:]}")
     figures: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
     return figures
-
-
-def start_server(log: Path | None) -> "subprocess.Popen[bytes]":
-    """A server on core 1; with a log it writes when each request came and when its first token left."""
-    options = {"ttft_ms": TTFT_MS, "itl_ms": ITL_MS, **({"log": str(log)} if log else {})}
-    argv = ["taskset", "-c", "1", sys.executable, str(SERVER), json.dumps(options)]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def port_of(server: "subprocess.Popen[bytes]") -> int:
-    assert server.stdout is not None
-    return int(server.stdout.readline())
 
 
 def highest_rate(name: str, port: int) -> tuple[float, float]:
@@ -245,9 +229,7 @@ def against_truth(name: str, port: int, log: Path) -> dict[str, float]:
     """CPU and errors at 200 requests/s against the server's log of the same run."""
     before = log.stat().st_size
     figures = measure(name, port, 200)
-    with log.open() as lines:
-        lines.seek(before)
-        entries = [json.loads(line) for line in lines]
+    entries = log_entries(log, before)
     truth = [(entry["first"] - entry["arrived"]) * 1e3 for entry in entries]
     return {
         "cpu_us": figures["cpu_us"],
@@ -284,6 +266,7 @@ def main() -> int:
             for server in servers:
                 server.kill()
                 server.wait()
+    loadtest_tools.table()
     return 0
 
 

@@ -258,6 +258,12 @@ async def test_the_last_verdict_of_triage_reaches_the_next_plan(runs: Runs) -> N
     await ended(runs, (await start(runs, "triage", script="verdict:a")).id)
     plan = await runs.plan(action="toy", host=None, options={}, requester=ONCALL)
     assert plan.options["cause"] == "nccl_hang"
+    assert plan.options["fresh"]
+
+
+async def test_without_a_verdict_a_plan_is_told_of_none(runs: Runs) -> None:
+    plan = await runs.plan(action="toy", host=None, options={}, requester=ONCALL)
+    assert (plan.options["cause"], plan.options["fresh"]) == ("", False)
 
 
 async def test_a_stored_plan_that_was_changed_behind_its_approval_is_not_carried_out(tmp_path: Path) -> None:

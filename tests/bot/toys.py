@@ -173,7 +173,11 @@ async def plan(request: PlanRequest) -> Plan:
         compensation=_steps(given.settle, given.timeout_s),
         alternatives=alternatives,
         losses=marker.read_text() if marker.exists() else "",
-        options={"qps": given.qps, "cause": request.verdict.cause if request.verdict else ""},
+        options={
+            "qps": given.qps,
+            "cause": request.verdict.cause if request.verdict else "",
+            "fresh": 0 <= request.verdict_age_s < 60,
+        },
     )
 
 
