@@ -1,6 +1,6 @@
 """Draws the charts of the documents from recorded figures: `python docs/make_charts.py`.
 
-`fallback-times.png` from the validation on 2 x H100, `load-generators.png` from the table of docs/benchmarks/loadtest.md.
+`fallback-times.png` from the validation on 2 x H100, `load-generators.png` from the tables of docs/benchmarks/loadtest.md.
 """
 
 import json
@@ -46,7 +46,7 @@ def load_generators() -> None:
     """The highest rate and the CPU a request of each client."""
     table = (DOCS / "benchmarks" / "loadtest.md").read_text()
     rows = re.findall(
-        r"^\| \**(ours|vLLM|aiohttp|httpx)[^|]*\| \**([\d,]+)/s[^|]*\|[^|]*\| \**([\d.]+) ms",
+        r"^\| \**(ours|vLLM|aiohttp|httpx|aiperf|guidellm)[^|]*\| \**([\d,]+)/s[^|]*\|[^|]*\| \**([\d.]+) ms",
         table,
         re.MULTILINE,
     )
@@ -59,6 +59,7 @@ def load_generators() -> None:
     right.set(title="CPU a request, ms")
     for panel in (left, right):
         panel.grid(axis="y", alpha=0.3)
+        panel.margins(y=0.12)
         panel.bar_label(panel.containers[0], fontsize=8)
     figure.tight_layout()
     figure.savefig(DOCS / "images" / "load-generators.png")
