@@ -8,6 +8,7 @@ from gpu_actions.config import LoadPolicy
 from gpu_actions.fallback.under_load import load_test
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.models import Finding, Severity
+from gpu_actions.serving.frozen import runs_although_frozen
 
 
 @step("fallback.validate")
@@ -47,8 +48,10 @@ async def validate(context: StepContext) -> StepResult:
 
 async def _restarted(context: StepContext) -> tuple[Finding, ...]:
     """Tell when something started the frozen tier again."""
-    state = await context.host.tp.unit.state()
-    if not state.active:
+    tp = context.host.tp
+    state = await tp.unit.state()
+    who = runs_although_frozen(state, tp.engine.url)
+    if not who and not state.active:
         return ()
     frozen = "although it is frozen" if state.frozen else "and it is not frozen any more"
     return (
@@ -56,7 +59,7 @@ async def _restarted(context: StepContext) -> tuple[Finding, ...]:
             id="serving.tp_restarted",
             component="serving",
             severity=Severity.WATCH,
-            summary=f"something started tp again {frozen} (process {state.main_pid})",
+            summary=f"something started tp again {frozen} ({who or f'process {state.main_pid}'})",
             evidence={"main_pid": state.main_pid, "started_at_s": state.started_at_s},
             action="find out who: it takes GPU memory from the fallback",
             subject="tp",

@@ -56,6 +56,7 @@ class Collection:
                 tier=target.tier,
                 tier_expected=target.tier_expected,
                 other_pids=target.other_pids,
+                unwanted=target.unwanted,
                 router_server=target.router_server,
                 fallback_memory_gib=target.fallback_memory_gib,
             ),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpu_actions.config import HostConfig, TierName
+from gpu_actions.serving.frozen import runs_although_frozen
 from gpu_actions.serving.interfaces import UnitError, UnitState
 from gpu_actions.triage.target import TriageTarget
 
@@ -39,7 +40,14 @@ async def target_of_host(
         router_socket=socket if isinstance(socket, Path) else None,
         since=since,
     )
-    return target.model_copy(update={"other_pids": tuple(pid for pids in others for pid in pids)})
+    unwanted = [
+        f"{name} ({who})"
+        for name, one in host.tiers.items()
+        if (known := states[name]) is not None and (who := runs_although_frozen(known, one.engine.url))
+    ]
+    return target.model_copy(
+        update={"other_pids": tuple(pid for pids in others for pid in pids), "unwanted": tuple(unwanted)}
+    )
 
 
 def serving_tier(states: dict[str, UnitState | None]) -> TierName:

@@ -62,6 +62,7 @@ class Expectation(Frozen):
     tier: str = "tp"
     tier_expected: bool = True
     other_pids: tuple[int, ...] = ()
+    unwanted: tuple[str, ...] = Field(default=(), description="tiers that run although they are frozen")
     router_server: str | None = None
     fallback_memory_gib: float | None = Field(default=None, gt=0)
 

@@ -33,6 +33,9 @@ class TriageTarget(Frozen):
         default=(),
         description="processes of the other tier, which may hold GPU memory while this one is stopped",
     )
+    unwanted: tuple[str, ...] = Field(
+        default=(), description="tiers that run although they are frozen, each with who runs it"
+    )
     ranks: int | None = Field(
         default=None, ge=1, le=64, description="processes that take part in its collectives"
     )

@@ -13,6 +13,9 @@ OVERLOAD = (429, 503)
 
 def check_serving(context: CheckContext, progress: Progress) -> Iterator[Finding]:
     """Findings on the engine."""
+    # Of looks that read a part of the host, only those at processes tell it.
+    if context.snapshot.expected.unwanted and "ranks" in context.snapshot.collectors:
+        yield make_finding("serving.frozen_runs", ", ".join(context.snapshot.expected.unwanted))
     if progress.state == "not_expected":
         yield make_finding("serving.stopped", "the tier is not meant to run now")
         return

@@ -17,6 +17,7 @@ CAUSES: tuple[str, ...] = (
     "pcie_only",
     "engine_errors",
     "router_down",
+    "frozen_tier_runs",
     "row_remap_pending",
     "serving_regression",
     "thermal",

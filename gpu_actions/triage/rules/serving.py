@@ -124,6 +124,11 @@ SERVING_RULES: tuple[Rule, ...] = (
         "the token counter went backwards: the engine was started again within the window",
         "Read its log: why did it end?", "/metrics twice",
     ),
+    rule(
+        "serving.frozen_runs", WATCH, LOOK, "frozen_tier_runs", "a tier runs although it is frozen",
+        "Find out who started it: it takes GPU memory from the tier that serves. /restore plan brings it back in order.",
+        "the unit's driver; who listens on the engine's port",
+    ),
     rule("serving.stopped", INFO, HEALTHY, "none", "the tier is not meant to run now", "", "target"),
     rule("router.ok", OK, HEALTHY, "none", "the router answers and has a usable server", "", "HAProxy admin socket"),
     rule(

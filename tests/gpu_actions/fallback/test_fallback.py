@@ -14,6 +14,10 @@ from gpu_actions.fallback.plan import FallbackArguments, known_hang, lay_out
 from gpu_actions.fallback.preflight import gather_facts
 from gpu_actions.forensics.bundle import read_manifest
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.serving.listening import port_of
+from gpu_actions.triage.collect import collect
+from gpu_actions.triage.host_target import target_of_host
+from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fallback.conftest import MakeSite
 from tests.gpu_actions.fallback.site import StopAt, data_of, statuses, summary_of
 
@@ -53,6 +57,29 @@ async def test_a_hung_tier_loses_only_the_requests_that_hung_and_their_count_is_
         e.path for e in manifest.entries
     }
     await site.check_serving("fallback")
+
+
+async def test_whoever_starts_the_frozen_tier_again_is_told(site_with: MakeSite) -> None:
+    site = await site_with()
+    tp = site.host.tp
+
+    async def start_it_by_hand() -> asyncio.Server:
+        while not (state := await tp.unit.state()).frozen or state.active:
+            await asyncio.sleep(0.05)
+        return await asyncio.start_server(
+            lambda _, writer: writer.close(), "127.0.0.1", port_of(tp.engine.url)
+        )
+
+    starting = asyncio.create_task(start_it_by_hand())
+    end = await site.run(await site.plan())
+    async with await starting:
+        assert statuses(end)[-1] == ("validate", "warning")
+        assert "something started tp again although it is frozen" in summary_of(end, "validate")
+        target = await target_of_host(site.host)
+        assert f"(process {os.getpid()}) listens on its port" in target.unwanted[0]
+        verdict = judge(await collect(target, site.host.thresholds, window_s=0.5), site.host.thresholds)
+    assert (verdict.verdict, verdict.cause) == ("watch", "frozen_tier_runs"), verdict
+    assert (await target_of_host(site.host)).unwanted == ()
 
 
 async def test_a_verdict_that_names_the_hang_spares_the_plan_its_own_wait(site_with: MakeSite) -> None:

@@ -119,6 +119,11 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "healthy",
         "none",
     ),
+    "a frozen tier that somebody started, beside the one that serves": (
+        lambda: make.healthy(expected={"tier": "fallback", "unwanted": ("tp (process 5)",)}),
+        "watch",
+        "frozen_tier_runs",
+    ),
     "P2P switched off on a host without links": (
         lambda: make.healthy(expected={"links": 0}, environment=environment(NCCL_P2P_DISABLE="1")),
         "healthy",
