@@ -59,6 +59,11 @@ async def test_a_hung_tier_loses_only_the_requests_that_hung_and_their_count_is_
     await site.check_serving("fallback")
 
 
+@pytest.mark.chaos(
+    fault="somebody starts the frozen tier by hand",
+    at="after the stop",
+    after="succeeded with a warning that names the process; triage goes on telling it",
+)
 async def test_whoever_starts_the_frozen_tier_again_is_told(site_with: MakeSite) -> None:
     site = await site_with()
     tp = site.host.tp
