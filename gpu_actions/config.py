@@ -29,7 +29,12 @@ class EngineConfig(Frozen):
     model: str = Field(description="model name that requests must ask for")
     api_key: SecretStr | None = None
     ready_timeout_s: float = Field(default=1200, gt=0, description="from launch to the first generated token")
-    warmup_requests: int = Field(default=3, ge=1, le=1000)
+    warmup_requests: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="completions that prime a tier before it gets traffic, 16 at once",
+    )
     request_timeout_s: float = Field(default=30, gt=0)
 
     _url = field_validator("url")(_check_url)

@@ -180,6 +180,7 @@ async def test_an_engine_that_dies_in_warm_up_leaves_a_healthy_tier_serving(site
         end = await site.run(await site.plan(skip_validation=True))
     assert end.ended.status == "failed"
     assert end.ended.failed_step == "warm"
+    assert "failed in warm-up" in summary_of(end, "warm")
     assert data_of(end, "settle")["state"] == "tp_serving"
     assert (seen.lost, seen.refused) == ([], 0)
     await site.check_serving("tp")
