@@ -17,9 +17,12 @@ POLL_S = 0.2
 """One indexed query each time: 0.1 % of a core on SQLite; an approval reaches the worker within two of them."""
 
 
-async def follow_changes(store: Store, tell: Callable[[str], None]) -> None:
-    """Call `tell(run_id)` for each run that changes from now on, until cancelled. Own changes come too: telling is harmless."""
-    seen = await asyncio.to_thread(store.version)
+async def follow_changes(store: Store, tell: Callable[[str], None], *, since: int) -> None:
+    """Call `tell(run_id)` for each run that changes after a version, until cancelled. Own ones come too: telling is harmless.
+
+    The caller reads `since` before it says that it is there: what is asked of it from then on must not count as known.
+    """
+    seen = since
     away = False
     while True:
         await asyncio.sleep(POLL_S)

@@ -103,14 +103,14 @@ class Runs:
         """Start. Runs that were cut go on by themselves. Raises AlreadyRunning when another process has the state folder."""
         if self._role == "face":
             await asyncio.to_thread(self._store.create)
-            self._tasks.append(asyncio.create_task(follow_changes(self._store, self._store.tell)))
+            await self._follow()
             self._takes_requests = True
             return
         self._lock.take()
         try:
             await asyncio.to_thread(self._store.create)
             if self._role == "worker":
-                self._tasks.append(asyncio.create_task(follow_changes(self._store, self._store.tell)))
+                await self._follow()
             open_dbos(self.dbos_url)
             self._workflows = register_workflows(self._gate, self._walker)
             stream = self.changes()
@@ -122,6 +122,11 @@ class Runs:
         except BaseException:
             await self.close()
             raise
+
+    async def _follow(self) -> None:
+        """Hear of what the other process writes from now on."""
+        since = await asyncio.to_thread(self._store.version)
+        self._tasks.append(asyncio.create_task(follow_changes(self._store, self._store.tell, since=since)))
 
     async def close(self) -> None:
         """End: running steps and their children are cut and stay to be taken up again by the next launch."""

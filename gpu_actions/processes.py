@@ -20,6 +20,8 @@ from gpu_actions.models import Frozen
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 """Variables that children get from us; everything else must be named by the caller."""
 
+REAP_S = 5.0
+
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Give an environment for a child: the variables of `PASSED_ON` that are set, then `extra` over them."""
@@ -80,8 +82,11 @@ async def run_process(
                 timed_out = True
         finally:
             await end_group(process.pid, grace_s=kill_grace_s)
-            async with asyncio.timeout(5):
-                await process.wait()
+            with contextlib.suppress(
+                TimeoutError
+            ):  # one that blocks in the driver ends when the driver lets go
+                async with asyncio.timeout(REAP_S):
+                    await process.wait()
     try:
         async with asyncio.timeout(2):
             (out, out_cut), (err, err_cut) = await readers

@@ -145,7 +145,8 @@ def _at_work(run: RunRecord, view: View) -> str:
 
 def _ended(run: RunRecord, view: View) -> str:
     outcome = one_line(run.outcome, 700) or _outcome(run)
-    outcome = outcome[:1].upper() + outcome[1:]  # a step's line begins small, here it is a sentence
+    if not outcome.startswith("tp "):  # a step's line begins small, here it is a sentence
+        outcome = outcome[:1].upper() + outcome[1:]
     next_action = one_line(run.next_action, 500)
     again = view.command(
         run.action, f"start {run.host}" if run.action not in ("triage", "forensics") else run.host

@@ -1,5 +1,6 @@
 """The target of triage, built from a configured host: what the bot's step and the monitors look at."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,11 +41,13 @@ async def target_of_host(
         router_socket=socket if isinstance(socket, Path) else None,
         since=since,
     )
-    unwanted = [
-        f"{name} ({who})"
-        for name, one in host.tiers.items()
-        if (known := states[name]) is not None and (who := runs_although_frozen(known, one.engine.url))
-    ]
+    unwanted = []
+    for name, one in host.tiers.items():
+        known = states[name]
+        if known is not None and (
+            who := await asyncio.to_thread(runs_although_frozen, known, one.engine.url)
+        ):
+            unwanted.append(f"{name} ({who})")
     return target.model_copy(
         update={"other_pids": tuple(pid for pids in others for pid in pids), "unwanted": tuple(unwanted)}
     )
