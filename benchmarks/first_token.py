@@ -9,10 +9,8 @@ With GPU_ONCALL_VLLM naming the program of a vLLM for the CPU (`make test-vllm` 
 import asyncio
 import contextlib
 import json
-import os
 import re
 import statistics
-import subprocess
 import tempfile
 import time
 import tomllib
@@ -22,15 +20,15 @@ from pathlib import Path
 
 import aiohttp
 
+from benchmarks.bare_start import READY_TIMEOUT_S, bare_start_s
 from bot.records import RunRecord
 from bot.settings import load_settings
 from gpu_actions.host import Host, build_host
+from gpu_actions.urls import port_of
 from tests.scenarios.incident import Incident, incident
+from tests.scenarios.vllm import VLLM, make_tiny_llama, vllm_argv, vllm_environment
 
-VLLM = os.environ.get("GPU_ONCALL_VLLM", "")
 BARE_STARTS = 2 if VLLM else 3
-TINY_LLAMA = Path(__file__).parents[1] / "tests" / "data" / "tiny_llama.py"
-READY_TIMEOUT_S = 400
 ASK_EVERY_S = 0.1
 CLIENT_TIMEOUT_S = 200.0
 
@@ -89,40 +87,19 @@ async def fall_back_to_vllm(it: Incident) -> None:
     """Make the demonstration's fallback tier a vLLM with a tiny model, and have the bot read its settings again."""
     folder = it.layout.state_dir
     model = folder / "tiny-llama"
-    make = [str(Path(VLLM).with_name("python")), str(TINY_LLAMA), str(model)]
-    await asyncio.to_thread(subprocess.run, make, check=True, capture_output=True, timeout=300)
-    config = tomllib.loads(it.layout.config_path.read_text())
-    engine = config["hosts"][0]["tiers"]["fallback"]["engine"]
-    port = engine["url"].rsplit(":", 1)[1]
-    argv = [
-        VLLM, "serve", str(model), "--served-model-name", "demo", "--load-format", "dummy", "--host", "127.0.0.1",
-        "--port", port, "--max-num-seqs", "16", "--max-model-len", "1024", "--dtype", "bfloat16", "--enforce-eager",
-    ]  # fmt: skip
-    env = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HOME": str(folder),
-    }
+    await asyncio.to_thread(make_tiny_llama, VLLM, model)
     text = it.layout.config_path.read_text()
+    engine = tomllib.loads(text)["hosts"][0]["tiers"]["fallback"]["engine"]
+    argv = vllm_argv(model, name="demo", port=port_of(engine["url"]), batch=16)
+    env = vllm_environment(folder)
     head, tail = text.split("[hosts.tiers.fallback]", 1)
-    tail = re.sub(r"ready_timeout_s = \d+", f"ready_timeout_s = {READY_TIMEOUT_S}", tail, count=1)
+    tail = re.sub(r"ready_timeout_s = \d+", f"ready_timeout_s = {READY_TIMEOUT_S:g}", tail, count=1)
     tail = tail.replace('kind = "reference"', 'kind = "vllm"', 1)
     unit = f"argv = {json.dumps(argv)}\nenv = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in env.items())} }}\n"
     tail = re.sub(r"argv = \[.*?\]\n", lambda _: unit, tail, count=1, flags=re.DOTALL)
     it.layout.config_path.write_text(f"{head}[hosts.tiers.fallback]{tail}")
     it.kill_bot()
     await asyncio.sleep(5)
-
-
-async def bare_start_s(host: Host) -> float:
-    """Start the fallback unit, wait for a token, stop it again; gives the seconds to the token."""
-    began = time.monotonic()
-    await host.fallback.unit.start()
-    await host.fallback.engine.wait_ready(timeout_s=READY_TIMEOUT_S)
-    took_s = time.monotonic() - began
-    await host.fallback.unit.stop(grace_s=5)
-    return took_s
 
 
 async def fall_back(it: Incident) -> RunRecord:

@@ -7,8 +7,11 @@ A tool comes from an environment of its own, named by a variable: AIPERF=DIR/bin
 Run by `loadtest_clients.py` after its own table, or alone: `PYTHONPATH=. python benchmarks/loadtest_tools.py`.
 """
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loadtest_server import CHUNKS, log_entries, port_of, quantile, start_server
+from tests.scenarios.vllm import make_tiny_llama
 
 LADDER = (25, 50, 100, 200, 300, 400, 700, 1000, 1500, 2000, 2500, 3000)
 SECONDS = 5.0
@@ -25,7 +29,6 @@ LONG_SECONDS = 15.0
 RATE = 100.0
 LATENESS_LIMIT_MS = 5.0
 PROMPT_TOKENS = 32
-TINY_LLAMA = Path(__file__).parents[1] / "tests" / "data" / "tiny_llama.py"
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,13 @@ TOOLS = (
 )
 
 
+@functools.cache
 def tokenizer(program: str) -> Path:
-    """A byte tokenizer that needs no download, made with the tool's own transformers."""
-    folder = Path(tempfile.gettempdir()) / f"gpu-oncall-tokenizer-{os.getpid()}"
-    if not folder.exists():
-        python = Path(program).with_name("python")
-        subprocess.run(
-            [str(python), str(TINY_LLAMA), str(folder)], check=True, capture_output=True, timeout=120
-        )
-    return folder
+    """A byte tokenizer that needs no download, made once with the tool's own transformers; it goes when this program ends."""
+    folder = tempfile.mkdtemp(prefix="gpu-oncall-tokenizer-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make_tiny_llama(program, Path(folder))
+    return Path(folder)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.bare_start import bare_start_s
 from gpu_actions.action import ActionSpec, PlanRequest
 from gpu_actions.config import HostConfig
 from gpu_actions.fallback.plan import SPEC as FALLBACK
@@ -178,16 +179,6 @@ def _first_token_s(end: WalkEnd, planned_s: float) -> float | None:
     return next((round(planned_s + float(s), 2) for s in after_s if s is not None), None)
 
 
-async def bare_start_s(host: Host) -> float:
-    """Start the fallback unit until it has generated a token, with nothing else going on, and stop it again."""
-    began = time.monotonic()
-    await host.fallback.unit.start()
-    await host.fallback.engine.wait_ready(timeout_s=120)
-    took_s = time.monotonic() - began
-    await host.fallback.unit.stop(grace_s=3)
-    return round(took_s, 2)
-
-
 def steps_of(end: WalkEnd) -> list[str]:
     return [
         f"{s.outcome.step_id:<14} {s.outcome.status:<8} {s.seconds:7.2f} s  {s.outcome.summary.splitlines()[0][:180]}"
@@ -204,7 +195,7 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
         await host.tp.unit.start()
         await host.tp.engine.wait_ready(timeout_s=120)
         await host.router.shift({"tp": host.tp.config.weight, "fallback": 0})
-        record["bare_start_s"] = [await bare_start_s(host) for _ in range(BARE_STARTS)]
+        record["bare_start_s"] = [round(await bare_start_s(host), 2) for _ in range(BARE_STARTS)]
         async with clients(host.router.url) as seen:
             await asyncio.sleep(3)
             record["before"] = (await look(host)).model_dump(

@@ -108,13 +108,13 @@ class KnownHang(Frozen):
     tokens: float | None = None
 
 
-async def look_at(tier: Tier, *, stall_s: float, known: KnownHang | None = None) -> Look:
-    """Find a tier's condition within about `stall_s` seconds: a real request, beside it the token counter.
+async def look_at(tier: Tier, state: UnitState, *, stall_s: float, known: KnownHang | None = None) -> Look:
+    """Find the condition of a tier whose unit is in `state` within about `stall_s` seconds: a real request, beside it the
+    token counter.
 
     A known hang is believed when the counter of the same process stands where it stood, else when it does not move in a
     short look.
     """
-    state = await tier.unit.state()
     if not state.active:
         return Look(condition=Condition.STOPPED)
     if known is not None:

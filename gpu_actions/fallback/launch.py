@@ -12,7 +12,8 @@ from gpu_actions.fallback import run_notes
 from gpu_actions.fallback.condition import generates
 from gpu_actions.host import Tier
 from gpu_actions.serving.interfaces import UnitError, UnitState
-from gpu_actions.serving.listening import listener_of, port_of
+from gpu_actions.serving.listening import listener_of
+from gpu_actions.urls import port_of
 
 ALIVE_FOR_S = 0.3
 """A wrong path or a missing library ends a program within its first moments; later deaths are seen by the warm step."""

@@ -15,8 +15,9 @@ from gpu_actions.fallback.gpu_memory import GpuMemories, read_gpus
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
-from gpu_actions.serving.listening import listener_of, port_of
+from gpu_actions.serving.listening import listener_of
 from gpu_actions.serving.router_managed import ManagedRouter
+from gpu_actions.urls import port_of
 
 OWN_PREFIX = "gpu-oncall "
 """How a freeze of ours begins. Another reason is somebody else's, and stays."""
@@ -98,7 +99,7 @@ async def _tier_facts(host: Host, tier: Tier, *, known: KnownHang | None = None)
     if not state.active:
         seen = Look(condition=Condition.STOPPED)
     elif tier.name == "tp":
-        seen = await look_at(tier, stall_s=host.config.fallback.drain_stall_s, known=known)
+        seen = await look_at(tier, state, stall_s=host.config.fallback.drain_stall_s, known=known)
     else:
         serves = await generates(tier, timeout_s=LIVE_PROBE_S)
         seen = Look(condition=Condition.SERVING if serves else Condition.SILENT)

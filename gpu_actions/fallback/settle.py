@@ -64,7 +64,8 @@ async def look(host: Host, *, tp_served_before: bool) -> Found:
     """Probe both tiers at once, in some seconds also where one hangs."""
 
     async def probe(tier: Tier) -> tuple[bool, bool]:
-        seen = (await look_at(tier, stall_s=host.config.fallback.drain_stall_s)).condition
+        state = await tier.unit.state()
+        seen = (await look_at(tier, state, stall_s=host.config.fallback.drain_stall_s)).condition
         if seen is Condition.SILENT and await generates(tier, timeout_s=SECOND_CHANCE_S):
             seen = Condition.SERVING
         return seen is not Condition.STOPPED, seen is Condition.SERVING

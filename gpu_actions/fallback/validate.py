@@ -50,7 +50,7 @@ async def _restarted(context: StepContext) -> tuple[Finding, ...]:
     """Tell when something started the frozen tier again."""
     tp = context.host.tp
     state = await tp.unit.state()
-    who = runs_although_frozen(state, tp.engine.url)
+    who = await runs_although_frozen(state, tp.engine.url)
     if not who and not state.active:
         return ()
     frozen = "although it is frozen" if state.frozen else "and it is not frozen any more"

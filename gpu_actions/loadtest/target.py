@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic_core import from_json, to_json
 
 from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.urls import port_of
 
 MAX_PAGE_BYTES = 16 * 1024 * 1024
 
@@ -60,7 +61,7 @@ async def resolve_target(spec: LoadSpec) -> Target:
     """Resolve the URL of a spec. Raises LoadTestRefused for an unknown host name or a bad certificate file."""
     parts = urlsplit(spec.url)
     host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = port_of(spec.url)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -117,7 +118,7 @@ async def fetch(
     parts = urlsplit(url)
     same = parts.netloc == target.authority
     host = target.address if same else (parts.hostname or "")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = port_of(url)
     tls: Any = (target.tls or ssl.create_default_context()) if parts.scheme == "https" else None
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection(

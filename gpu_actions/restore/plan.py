@@ -16,7 +16,7 @@ from gpu_actions.plan import Plan
 from gpu_actions.restore import check, finish, loadcheck, shift, stepback
 from gpu_actions.restore.loadcheck import likely_baseline
 from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
-from gpu_actions.serving.listening import port_of
+from gpu_actions.urls import port_of
 
 STEP_MODULES = (check, drain, finish, launch, loadcheck, shift, stepback, stop, warm)
 """Importing them registers their step functions."""

@@ -9,21 +9,10 @@ from pathlib import Path
 
 import psutil
 
+from gpu_actions.serving.listening import listening_process
+
 TRACE_PATTERNS = ("*.pt.trace.json*", "*.trace.json*", "*.trace.gz")
 DIRECTORY_VARIABLES = ("VLLM_TORCH_PROFILER_DIR", "SGLANG_TORCH_PROFILER_DIR")
-
-
-def listening_process(port: int) -> psutil.Process | None:
-    """Give the process that listens on a TCP port of this machine; None when none is seen (or it is not ours to see)."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
-                continue
-            if connection.laddr[1] == port:
-                return psutil.Process(connection.pid)
-    except (psutil.AccessDenied, psutil.NoSuchProcess):
-        return None
-    return None
 
 
 def profile_folder(argv: Sequence[str], environment: dict[str, str], cwd: Path) -> Path | None:

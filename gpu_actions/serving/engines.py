@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -26,7 +25,8 @@ from gpu_actions.serving.interfaces import (
     EngineMetrics,
     StillStarting,
 )
-from gpu_actions.serving.listening import listens, until_listening
+from gpu_actions.serving.listening import until_listening
+from gpu_actions.urls import port_of
 
 READY_PROMPT = "The quick brown fox"
 READY_TOKENS = 2
@@ -124,6 +124,7 @@ class HttpEngine:
         pause_s = FIRST_POLL_S
         refusals = 0
         while True:
+            await until_listening(self.url, deadline=deadline, still_starting=still_starting)
             left = deadline - time.monotonic()
             try:
                 return await self.complete(
@@ -141,12 +142,8 @@ class HttpEngine:
                 raise EngineError(f"the engine's process is gone, so it never got ready: {last}") from last
             if time.monotonic() + pause_s >= deadline:
                 raise EngineError(f"the engine was not ready within {timeout_s:.0f} s: {last}") from last
-            if await listens(self.url):
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 1.3, LAST_POLL_S)
-            else:
-                await until_listening(self.url, deadline=deadline, still_starting=still_starting)
-                pause_s = FIRST_POLL_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.3, LAST_POLL_S)
 
     # -- profiler ------------------------------------------------------------------------------------------------
 
@@ -168,8 +165,7 @@ class HttpEngine:
             reply, refusal = {}, error
         if named := [Path(path) for path in reply.get("files", ())]:
             return tuple(named)
-        parts = urlsplit(self.url)
-        folder = folder_of_listener(parts.port or 80) or self._default_profile_folder()
+        folder = folder_of_listener(port_of(self.url)) or self._default_profile_folder()
         if folder is None:
             raise EngineError(
                 f"the profiler of {self.url} was stopped, but its trace folder is not known: the engine's process is "

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from gpu_actions.config import BackPressure, HostConfig
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.urls import port_of
 
 CONFIG_NAME = "haproxy.cfg"
 MAP_NAME = "back_pressure.map"
@@ -192,9 +193,8 @@ def _address(url: str) -> str:
 
 
 def _host_port(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = urlsplit(url).hostname or ""
+    port = port_of(url)
     if not re.fullmatch(r"[A-Za-z0-9.:_-]+", host):
         raise RouterError(f"{url} names no usable host")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -7,11 +7,13 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+
+from gpu_actions.urls import port_of
 
 POLL_S = 0.03
 CONNECT_TIMEOUT_S = 1.0
@@ -19,24 +21,33 @@ ASK_PROCESS_EVERY_S = 1.0
 """How often the process is looked at meanwhile; a look at the process table of a big host costs 40 ms."""
 
 
-def port_of(url: str) -> int:
-    """The TCP port of a URL."""
-    parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
-
-
 def listener_of(port: int) -> str | None:
     """Who listens on a local TCP port, as `name (pid)`; None when nobody does."""
+    for pid in _listening_pids(port):
+        if pid is None:
+            return "a process of another user"
+        with contextlib.suppress(psutil.Error):
+            return f"{psutil.Process(pid).name()} (process {pid})"
+        return f"process {pid}"
+    return None
+
+
+def listening_process(port: int) -> psutil.Process | None:
+    """The process that listens on a local TCP port; None when none is seen (or it is not ours to see)."""
+    with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess):
+        for pid in _listening_pids(port):
+            if pid is not None:
+                return psutil.Process(pid)
+    return None
+
+
+def _listening_pids(port: int) -> Iterator[int | None]:
+    """Processes that listen on a port; None for one that is not ours to see."""
     if not _is_taken(port):
-        return None  # to find owners, every process's files are walked: 30 ms and more
+        return  # to find owners, every process's files are walked: 30 ms and more
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-            if connection.pid is None:
-                return "a process of another user"
-            with contextlib.suppress(psutil.Error):
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-            return f"process {connection.pid}"
-    return None
+            yield connection.pid
 
 
 def _is_taken(port: int) -> bool:
@@ -63,7 +74,7 @@ async def until_listening(
     url: str, *, deadline: float, still_starting: Callable[[], Awaitable[bool]] | None = None
 ) -> None:
     """Wait until somebody listens, the process is gone, or the deadline (monotonic clock) has come; callers see which."""
-    ask_again_at = time.monotonic() + ASK_PROCESS_EVERY_S
+    ask_again_at = 0.0
     while not await listens(url):
         now = time.monotonic()
         if now + POLL_S >= deadline:

@@ -1,6 +1,5 @@
 """The target of triage, built from a configured host: what the bot's step and the monitors look at."""
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,9 +43,7 @@ async def target_of_host(
     unwanted = []
     for name, one in host.tiers.items():
         known = states[name]
-        if known is not None and (
-            who := await asyncio.to_thread(runs_although_frozen, known, one.engine.url)
-        ):
+        if known is not None and (who := await runs_although_frozen(known, one.engine.url)):
             unwanted.append(f"{name} ({who})")
     return target.model_copy(
         update={"other_pids": tuple(pid for pids in others for pid in pids), "unwanted": tuple(unwanted)}

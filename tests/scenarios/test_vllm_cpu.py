@@ -5,10 +5,7 @@ while it drains, that SIGTERM with a shutdown time-out lets a stream finish, and
 """
 
 import asyncio
-import os
-import subprocess
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -18,15 +15,14 @@ from gpu_actions.config import EngineConfig, ProcessUnit
 from gpu_actions.serving.drivers import build_engine, build_unit
 from gpu_actions.serving.interfaces import Engine, EngineError, Unit
 from tests.ports import free_port
+from tests.scenarios.vllm import VLLM, make_tiny_llama, vllm_argv, vllm_environment
 
-VLLM = os.environ.get("GPU_ONCALL_VLLM", "")
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not VLLM, reason="vLLM is not installed: make test-vllm"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-TINY_LLAMA = Path(__file__).parents[1] / "data" / "tiny_llama.py"
 READY_TIMEOUT_S = 400
 DRAIN_S = 60
 
@@ -36,24 +32,12 @@ async def tier(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[
     """A vLLM that has generated a token, as a supervised process unit."""
     folder = tmp_path_factory.mktemp("vllm")
     model, traces, port = folder / "tiny-llama", folder / "traces", free_port()
-    python = Path(VLLM).with_name("python")
-    make = [str(python), str(TINY_LLAMA), str(model)]
-    made = await asyncio.to_thread(
-        subprocess.run, make, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert made.returncode == 0, made.stderr[-2000:]
+    await asyncio.to_thread(make_tiny_llama, VLLM, model)
     argv = (
-        VLLM, "serve", str(model), "--served-model-name", "tiny", "--load-format", "dummy", "--host", "127.0.0.1",
-        "--port", str(port), "--max-num-seqs", "4", "--max-model-len", "1024", "--dtype", "bfloat16", "--enforce-eager",
-        "--shutdown-timeout", str(DRAIN_S),
+        *vllm_argv(model, name="tiny", port=port, batch=4), "--shutdown-timeout", str(DRAIN_S),
         "--profiler-config", f'{{"profiler": "torch", "torch_profiler_dir": "{traces}"}}',
     )  # fmt: skip
-    env = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HOME": str(folder),
-    }
+    env = vllm_environment(folder)
     unit = build_unit("vllm", ProcessUnit(argv=argv, env=env, restart=False), state_dir=folder / "units")
     engine = build_engine(EngineConfig(kind="vllm", url=f"http://127.0.0.1:{port}", model="tiny"))
     await unit.start()

@@ -14,10 +14,10 @@ from gpu_actions.fallback.plan import FallbackArguments, known_hang, lay_out
 from gpu_actions.fallback.preflight import gather_facts
 from gpu_actions.forensics.bundle import read_manifest
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
-from gpu_actions.serving.listening import port_of
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
+from gpu_actions.urls import port_of
 from tests.gpu_actions.fallback.conftest import MakeSite
 from tests.gpu_actions.fallback.site import StopAt, data_of, statuses, summary_of
 
@@ -129,11 +129,13 @@ async def test_a_counter_that_stands_where_triage_saw_it_needs_no_second_look(
         def known() -> KnownHang | None:
             return known_hang(verdict, age_s=asyncio.get_running_loop().time() - began)
 
-        look = await asyncio.wait_for(condition.look_at(tp, stall_s=30, known=known()), 5)
+        look = await asyncio.wait_for(
+            condition.look_at(tp, await tp.unit.state(), stall_s=30, known=known()), 5
+        )
         assert look.condition == "hung"
         moved = known_hang(verdict, age_s=3600)  # the process is younger than that verdict
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(condition.look_at(tp, stall_s=30, known=moved), 1)
+            await asyncio.wait_for(condition.look_at(tp, await tp.unit.state(), stall_s=30, known=moved), 1)
         await tp.unit.stop(grace_s=0)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from gpu_actions.serving.frozen import runs_although_frozen
 from gpu_actions.serving.interfaces import UnitState
-from gpu_actions.serving.listening import listener_of, listens, port_of, until_listening
+from gpu_actions.serving.listening import listener_of, listens, until_listening
+from gpu_actions.urls import port_of
 from tests.ports import free_port
 
 
@@ -34,17 +35,17 @@ def test_connections_without_a_listener_do_not_count() -> None:
     assert listener_of(port) is None
 
 
-def test_a_frozen_tier_that_runs_is_told_with_who_runs_it() -> None:
+async def test_a_frozen_tier_that_runs_is_told_with_who_runs_it() -> None:
     stopped = UnitState(active=False, frozen=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert runs_although_frozen(stopped, url).endswith(
+        assert (await runs_although_frozen(stopped, url)).endswith(
             f"(process {os.getpid()}) listens on its port {port_of(url)}"
         )
-        assert runs_although_frozen(UnitState(active=False, frozen=False), url) == ""
-    assert runs_although_frozen(stopped, url) == ""
-    assert runs_although_frozen(UnitState(active=True, frozen=True, main_pid=7), url) == "process 7"
-    assert runs_although_frozen(UnitState(active=True, frozen=False, main_pid=7), url) == ""
+        assert await runs_although_frozen(UnitState(active=False, frozen=False), url) == ""
+    assert await runs_although_frozen(stopped, url) == ""
+    assert await runs_although_frozen(UnitState(active=True, frozen=True, main_pid=7), url) == "process 7"
+    assert await runs_although_frozen(UnitState(active=True, frozen=False, main_pid=7), url) == ""
 
 
 @pytest.mark.parametrize(
