@@ -125,6 +125,8 @@ class Server:
             self._failure = message
             self._cut_short = True
             self._ended.set()
+        else:  # a dead rank breaks the collective too, and either may be told first
+            log.error("the engine had failed already: %s", message)
 
     def _on_signal(self, engine: Engine, number: int) -> None:
         self._cut_short = engine.draining  # the second signal ends the drain
