@@ -22,6 +22,10 @@ export class Composer {
       event.preventDefault();
       this.submit();
     });
+    // Commands may come while somebody types already: an app that was just started.
+    store.addEventListener("loaded", () => {
+      if (document.activeElement === this.box && !this.offers.length) this.offer(this.matching());
+    });
   }
 
   placeholder(text) {

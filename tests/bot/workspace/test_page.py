@@ -225,6 +225,17 @@ async def test_commands_of_the_manifest_are_offered_and_others_refused(
     await expect(page.locator("#messages article.private")).to_contain_text("/tirage is not a valid command")
 
 
+async def test_commands_that_come_while_somebody_types_are_offered_too(
+    page: Page, api: AsyncWebClient
+) -> None:
+    await page.locator("#composer textarea").press_sequentially("/tr")
+    offers = page.locator("#composer .popup li")
+    await expect(offers).to_have_count(0)
+    manifest = {"features": {"slash_commands": [{"command": "/triage", "description": "Look at a host"}]}}
+    await api.api_call("apps.manifest.update", json={"app_id": "A0GPUONCALL", "manifest": manifest})
+    await expect(offers).to_have_count(1)
+
+
 async def test_without_a_running_app_the_person_is_told(page: Page) -> None:
     await expect(page.locator("#app-status")).to_contain_text("not running")
     await write(page, "/triage")
