@@ -53,7 +53,7 @@ bench: setup  ## the benchmarks, one after the other; results are printed
 	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 docs: setup  ## write the generated documents again (rules, schema, manifest, settings, chaos)
-	$(BIN)/python -m bot.generate_docs
+	$(BIN)/python -m bot.cli.generate_docs
 	$(BIN)/python -m tests.chaos.table
 
 clean:  ## remove the virtual environment and the demonstration's state

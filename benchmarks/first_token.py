@@ -21,10 +21,10 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks.bare_start import READY_TIMEOUT_S, bare_start_s
-from bot.records import RunRecord
-from bot.settings import load_settings
+from bot.settings.model import load_settings
+from bot.store.records import RunRecord
 from gpu_actions.host import Host, build_host
-from gpu_actions.urls import port_of
+from gpu_actions.system.urls import port_of
 from tests.scenarios.incident import Incident, incident
 from tests.scenarios.vllm import VLLM, make_tiny_llama, vllm_argv, vllm_environment
 

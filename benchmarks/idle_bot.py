@@ -12,7 +12,7 @@ import psutil
 from tests.scenarios.incident import incident
 
 SETTLE_S = 25
-"""DBOS's own queue is slowed down 15 s after the launch (bot/runs.py)."""
+"""DBOS's own queue is slowed down 15 s after the launch (bot/runs/runs.py)."""
 WATCH_S = 60
 GOAL_MB = 150
 GOAL_PERCENT = 1.0

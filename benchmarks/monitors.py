@@ -16,14 +16,14 @@ import psutil
 from aiohttp import web
 
 from benchmarks.triage_passive import REAL_CALL_US, fake_driver
-from bot.looks import LOOKS
-from bot.monitors import MonitorMemory, Monitors
-from bot.schedule import Schedule
-from bot.settings import MonitorSettings
-from bot.store import Store
-from gpu_actions.config import HostConfig
+from bot.settings.model import MonitorSettings
+from bot.store.store import Store
+from bot.watch.monitor_kinds import LOOKS
+from bot.watch.monitors import MonitorMemory, Monitors
+from bot.watch.scheduler import Schedule
+from gpu_actions.config.host import HostConfig
 from gpu_actions.host import build_host
-from gpu_actions.serving.router_managed import ManagedRouter
+from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from tests.ports import free_port
 from tests.scenarios.incident import Incident, incident
 

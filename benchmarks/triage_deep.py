@@ -8,9 +8,9 @@ import argparse
 import asyncio
 import time
 
-from gpu_actions.triage.collectors.nvml import collect_nvml
+from gpu_actions.snapshot.collectors.nvml import collect_nvml
+from gpu_actions.snapshot.host_model import DeepReading
 from gpu_actions.triage.deep.probe import run_probe
-from gpu_actions.triage.snapshot_host import DeepReading
 
 
 def show(name: str, reading: DeepReading, seconds: float) -> None:

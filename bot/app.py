@@ -22,21 +22,21 @@ from slack_sdk.http_retry.builtin_async_handlers import AsyncConnectionErrorRetr
 from slack_sdk.socket_mode.aiohttp import SocketModeClient
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.access import Access
-from bot.alertmanager import Webhook
-from bot.alerts import Alerts
-from bot.approvals import Approvals
-from bot.artifacts import ArtifactStore
-from bot.incidents import Incidents
-from bot.monitors import MonitorMemory, Monitors
-from bot.presenter.live import LiveMessages
-from bot.process_lock import AlreadyRunning, ProcessLock
-from bot.runs import Role, Runs
-from bot.schedule import Schedule
+from bot.incidents.artifacts import ArtifactStore
+from bot.incidents.incidents import Incidents
+from bot.runs.approvals import Approvals
+from bot.runs.process_lock import AlreadyRunning, ProcessLock
+from bot.runs.runs import Role, Runs
 from bot.services import Services, make_view
-from bot.settings import Settings
-from bot.store import Store
-from bot.web import web_app
+from bot.settings.model import Settings
+from bot.slack.access import Access
+from bot.slack.live_messages import LiveMessages
+from bot.store.store import Store
+from bot.watch.alertmanager import Webhook
+from bot.watch.alerts import Alerts
+from bot.watch.monitors import MonitorMemory, Monitors
+from bot.watch.scheduler import Schedule
+from bot.web.server import web_app
 from gpu_actions.action import ActionSpec
 from gpu_actions.registry import actions
 from handlers import register, stamp_arrival
@@ -278,7 +278,10 @@ def _schedule(bot: Bot) -> Schedule:
         SWEEP_S, "sweep artifacts", lambda: asyncio.to_thread(bot.artifacts.sweep), first_after_s=60
     )
     schedule.every(
-        SWEEP_S, "sweep deliveries", lambda: asyncio.to_thread(bot.store.deliveries.sweep), first_after_s=90
+        SWEEP_S,
+        "sweep deliveries",
+        lambda: asyncio.to_thread(bot.store.deliveries.sweep),
+        first_after_s=90,
     )
     return schedule
 

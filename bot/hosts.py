@@ -1,7 +1,7 @@
 """Builds a host of the settings: its drivers, and what triage judges it by. The one place where the bot does so."""
 
-from bot.settings import Settings
-from gpu_actions.config import HostConfig
+from bot.settings.model import Settings
+from gpu_actions.config.host import HostConfig
 from gpu_actions.host import Host, build_host
 
 

@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bot.access import Access
 from bot.presenter.view import View
-from bot.settings import COMMANDS, Settings
+from bot.settings.model import COMMANDS, Settings
+from bot.slack.access import Access
 
 if TYPE_CHECKING:
-    from bot.approvals import Approvals
-    from bot.incidents import Incidents
-    from bot.monitors import Monitors
-    from bot.runs import Runs
-    from bot.store import Store
+    from bot.incidents.incidents import Incidents
+    from bot.runs.approvals import Approvals
+    from bot.runs.runs import Runs
+    from bot.store.store import Store
+    from bot.watch.monitors import Monitors
     from gpu_actions.action import ActionSpec
 
 

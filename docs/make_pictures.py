@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playwright.async_api import Page, async_playwright
 
-from bot.records import RunStatus, StepStatus
+from bot.store.records import RunStatus, StepStatus
 from tests.scenarios.incident import Incident, incident
 
 IMAGES = Path(__file__).parent / "images"

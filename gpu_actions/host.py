@@ -6,10 +6,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_actions.config import HostConfig, TierConfig, TierName
-from gpu_actions.serving.drivers import build_engine, build_router, build_unit
+from gpu_actions.config.host import HostConfig, TierConfig, TierName
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.serving.interfaces import Engine, Router, Unit
-from gpu_actions.triage.thresholds import TriageThresholds
+from gpu_actions.serving.registry import build_engine, build_router, build_unit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from slack_bolt.async_app import AsyncAck, AsyncApp, AsyncBoltContext, AsyncResp
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.presenter import answers
-from bot.records import Person, UserError
 from bot.services import Services
+from bot.store.records import Person, UserError
 from handlers import (
     buttons,
     fallback,

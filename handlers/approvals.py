@@ -7,8 +7,8 @@ presses twice is told so.
 from bot.presenter import answers
 from bot.presenter.gate import split_gate_value
 from bot.presenter.mrkdwn import code, one_line
-from bot.records import RunStatus, UserError
-from bot.settings import Role
+from bot.settings.model import Role
+from bot.store.records import RunStatus, UserError
 from handlers.arguments import run_id_of, split
 from handlers.call import Call
 

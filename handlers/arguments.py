@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bot.presenter.mrkdwn import unescape
-from bot.records import UserError
+from bot.store.records import UserError
 
 RUN_ID = re.compile(r"^[a-z]{2,4}-[a-z0-9]{4,12}$")
 _KEY = re.compile(r"^-{0,2}([A-Za-z][A-Za-z0-9_.-]*)$")

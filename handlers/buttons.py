@@ -11,7 +11,7 @@ from bot.presenter.alerts import ACKNOWLEDGE
 from bot.presenter.gate import APPROVE, DENY
 from bot.presenter.run_message import ABORT, HOLD, NEXT, STOP
 from bot.presenter.verdict_card import START_FALLBACK, TRIAGE_AGAIN, verdict_of
-from bot.records import Place, RunRecord, RunStatus, UserError
+from bot.store.records import Place, RunRecord, RunStatus, UserError
 from gpu_actions.action import Signal
 from gpu_actions.models import VerdictKind
 from handlers import approvals

@@ -20,10 +20,10 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.presenter import answers
 from bot.presenter.message import Message
-from bot.presenter.thread import REFUSED_BLOCKS
 from bot.presenter.view import View
-from bot.records import Person, UserError
 from bot.services import Services
+from bot.slack.thread_posts import REFUSED_BLOCKS
+from bot.store.records import Person, UserError
 
 log = structlog.get_logger()
 

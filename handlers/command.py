@@ -11,7 +11,7 @@ from bot.presenter import answers
 from bot.presenter.help import CommandHelp, SubcommandHelp, command_help
 from bot.presenter.plan_message import plan_message
 from bot.presenter.view import action_name
-from bot.records import Place, RunRecord, UserError
+from bot.store.records import Place, RunRecord, UserError
 from handlers.arguments import Grammar, Words, parse
 from handlers.call import Call, permalink
 

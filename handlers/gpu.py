@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from bot.presenter import answers
 from bot.presenter.help import overview
 from bot.presenter.mrkdwn import one_line
-from bot.records import UserError
+from bot.store.records import UserError
 from handlers.arguments import nearest
 from handlers.call import Call
 from handlers.command import Command

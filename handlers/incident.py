@@ -2,7 +2,7 @@
 
 from bot.presenter import incidents as texts
 from bot.presenter.help import SubcommandHelp
-from bot.records import IncidentRecord, Place, UserError
+from bot.store.records import IncidentRecord, Place, UserError
 from handlers.arguments import Grammar, Words, split
 from handlers.call import Call, permalink
 from handlers.command import Command, host_of

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from bot.load_results import LoadResults
+from bot.incidents.load_results import LoadResults
 from bot.presenter import loadtests as texts
 from bot.presenter.help import SubcommandHelp
-from bot.records import UserError
+from bot.store.records import UserError
 from handlers.arguments import Grammar, nearest, parse, split
 from handlers.call import Call
 from handlers.command import Command, host_of, run_subcommands, start_run

@@ -5,8 +5,8 @@ Slash commands cannot be used in threads, and a thread is where an incident live
 
 from collections.abc import Mapping
 
-from bot.records import UserError
 from bot.services import Services
+from bot.store.records import UserError
 from handlers import approvals, buttons, gpu
 from handlers.arguments import run_id_of, split
 from handlers.call import Call

@@ -11,7 +11,7 @@ import socket
 FIRST = 10_000
 RANGE = 2_000
 RANGES = 8
-"""FIRST + RANGE * RANGES: from there on the demonstration takes its own (bot/demo/layout.py)."""
+"""FIRST + RANGE * RANGES: from there on the demonstration takes its own (demo/host/layout.py)."""
 
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _offsets = itertools.count(os.getpid() % 500)

@@ -19,16 +19,16 @@ import aiohttp
 
 from benchmarks.bare_start import bare_start_s
 from gpu_actions.action import ActionSpec, PlanRequest
-from gpu_actions.config import HostConfig
+from gpu_actions.config.host import HostConfig
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.fallback.plan import SPEC as FALLBACK
 from gpu_actions.host import Host, build_host
 from gpu_actions.models import Verdict
 from gpu_actions.restore.plan import SPEC as RESTORE
-from gpu_actions.serving.router_managed import ManagedRouter
+from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.thresholds import TriageThresholds
 from gpu_actions.walk import WalkEnd, walk
 
 ROUTER, TP, FB = 18000, 18111, 18112
@@ -96,7 +96,7 @@ def host_config(folder: Path, *, gpus: int, environment: dict[str, str]) -> Host
 
     def tier(name: str, port: int, count: int, ranks: int, *flags: str) -> dict[str, Any]:
         argv = [
-            "{python}", "-m", "gpu_actions.serving.reference", "--port", str(port), "--model-name", "m",
+            "{python}", "-m", "demo.engine", "--port", str(port), "--model-name", "m",
             "--tensor-parallel-size", str(ranks), "--shutdown-timeout", "15",
             "--device", "cuda" if count else "cpu", *flags,
         ]  # fmt: skip

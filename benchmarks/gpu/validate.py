@@ -24,17 +24,17 @@ from typing import Any
 import aiohttp
 
 from benchmarks.gpu.runbook import whole_runbook
-from gpu_actions.config import EngineConfig, ProcessUnit
+from gpu_actions.config.host import EngineConfig, ProcessUnit
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.loadtest.run import run_in_child
 from gpu_actions.loadtest.spec import LoadSpec
-from gpu_actions.processes import run_process
-from gpu_actions.serving.drivers import build_engine, build_unit
 from gpu_actions.serving.interfaces import Engine, Unit
+from gpu_actions.serving.registry import build_engine, build_unit
+from gpu_actions.snapshot.model import save_snapshot
+from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.system.processes import run_process
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import save_snapshot
-from gpu_actions.triage.target import TriageTarget
-from gpu_actions.triage.thresholds import TriageThresholds
 
 NO_MULTICAST = {
     "NCCL_NVLS_ENABLE": "0",
@@ -60,7 +60,7 @@ class Validation:
         """An engine of `ranks` GPUs as a supervised unit; gives it with its seconds to the first token."""
         self._starts += 1
         argv = (
-            "{python}", "-m", "gpu_actions.serving.reference", "--port", str(PORT), "--model-name", "m",
+            "{python}", "-m", "demo.engine", "--port", str(PORT), "--model-name", "m",
             "--tensor-parallel-size", str(ranks), "--device", "cuda" if self.gpus else "cpu", *flags,
         )  # fmt: skip
         unit = build_unit(

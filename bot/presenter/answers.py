@@ -7,7 +7,7 @@ from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user, wo
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
 from bot.presenter.verdict_card import verdict_of, verdict_title
 from bot.presenter.view import VERDICT_SIGNS, View, action_name
-from bot.records import RunRecord, RunStatus
+from bot.store.records import RunRecord, RunStatus
 
 
 def plain(text: str) -> Message:

@@ -6,7 +6,7 @@ It is rebuilt from the record at every edit, so "approved by" can never be lost 
 from bot.presenter.message import Block, actions, button, section
 from bot.presenter.mrkdwn import clock, code, duration, one_line, user
 from bot.presenter.view import View
-from bot.records import Decision, RunRecord, RunStatus
+from bot.store.records import Decision, RunRecord, RunStatus
 
 APPROVE = "approve"
 DENY = "deny"

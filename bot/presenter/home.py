@@ -12,7 +12,7 @@ from bot.presenter.message import Lines, Part, compose, context, header
 from bot.presenter.mrkdwn import clock, duration, one_line
 from bot.presenter.verdict_card import verdict_of, verdict_title
 from bot.presenter.view import VERDICT_SIGNS, View
-from bot.records import IncidentRecord, RunRecord
+from bot.store.records import IncidentRecord, RunRecord
 
 
 def home_view(

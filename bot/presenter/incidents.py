@@ -6,7 +6,7 @@ from bot.presenter.answers import plain, run_line
 from bot.presenter.message import Lines, Message, compose, context, header, section
 from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user
 from bot.presenter.view import View
-from bot.records import IncidentRecord, Person, RunRecord, TimelineEntry
+from bot.store.records import IncidentRecord, Person, RunRecord, TimelineEntry
 
 
 def opened(host: str, title: str, by: Person, view: View) -> Message:

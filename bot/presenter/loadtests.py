@@ -9,7 +9,7 @@ from bot.presenter.view import View
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 
 if TYPE_CHECKING:
-    from bot.load_results import KnownBaseline
+    from bot.incidents.load_results import KnownBaseline
     from gpu_actions.loadtest.baseline import Baseline, Reference
 
 SIGNS = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bot.presenter.mrkdwn import clip, clip_escaped
-from gpu_actions.redact import redact
+from gpu_actions.system.redact import redact
 
 Block = dict[str, Any]
 

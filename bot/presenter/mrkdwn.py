@@ -8,8 +8,8 @@ own time zone.
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from bot.records import Person
-from gpu_actions.redact import redact
+from bot.store.records import Person
+from gpu_actions.system.redact import redact
 
 _CONTROL = {code: " " for code in range(32) if code != 10} | {127: " "}
 

@@ -10,7 +10,7 @@ from bot.presenter.message import Message, compose, section
 from bot.presenter.mrkdwn import clock, code, code_block, duration, escape, first_line, one_line, user
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
 from bot.presenter.view import View, action_name
-from bot.records import RunRecord, RunStatus, StepRecord
+from bot.store.records import RunRecord, RunStatus, StepRecord
 
 LONG_RUN_S = 20.0
 """A run that took longer has its end told in a message of its own: its requester has looked away by then."""

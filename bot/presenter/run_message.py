@@ -22,7 +22,7 @@ from bot.presenter.mrkdwn import clock, code, duration, first_line, link, one_li
 from bot.presenter.steps import failed_step, plan_lines, position, running_step, step_lines
 from bot.presenter.verdict_card import verdict_card, verdict_of
 from bot.presenter.view import View, action_name
-from bot.records import RunRecord, RunStatus, StepRecord, StepStatus
+from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
 
 STOP = "stop"
 HOLD = "hold"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bot.presenter.message import Lines
 from bot.presenter.mrkdwn import code, duration, first_line, one_line
-from bot.records import RunRecord, RunStatus, StepRecord, StepStatus
+from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
 from gpu_actions.plan import Plan, Step
 
 STEP_SIGNS = {

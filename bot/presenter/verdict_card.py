@@ -9,7 +9,7 @@ from typing import Any
 from bot.presenter.message import Block, Lines, Message, Part, actions, button, compose, header, section
 from bot.presenter.mrkdwn import clip, code, one_line
 from bot.presenter.view import SEVERITY_SIGNS, VERDICT_SIGNS, VERDICT_WORDS, WORST_FIRST, View
-from bot.records import RunRecord
+from bot.store.records import RunRecord
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 
 START_FALLBACK = "start_fallback"

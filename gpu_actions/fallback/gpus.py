@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from gpu_actions.config import TierConfig
-from gpu_actions.fallback.gpu_memory import GpuMemories, GpuMemory
+from gpu_actions.config.host import TierConfig
 from gpu_actions.models import Frozen, Severity, Verdict
+from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory
 
 MOST_CANDIDATES = 3
 """Each try may take a model's whole load time; after three GPUs the fault is not the GPU."""

@@ -7,14 +7,15 @@ the tier does not serve but there is room, so the launch comes first. `in_place`
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
-from gpu_actions.fallback import drain, launch, scope, settle, stop, traffic, validate, warm
-from gpu_actions.fallback.condition import Condition, KnownHang
+from gpu_actions.fallback import settle, validate
 from gpu_actions.fallback.gpus import Choice, choose_gpus
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, settle_step
-from gpu_actions.fallback.preflight import Facts, gather_facts, problems_of
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen, Verdict
 from gpu_actions.plan import Plan
+from gpu_actions.tier import drain, launch, scope, stop, traffic, warm
+from gpu_actions.tier.condition import Condition, KnownHang
+from gpu_actions.tier.preflight import Facts, gather_facts, problems_of
 
 STEP_MODULES = (drain, launch, scope, settle, stop, traffic, validate, warm)
 """Importing them registers their step functions."""

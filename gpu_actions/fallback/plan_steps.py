@@ -5,14 +5,14 @@ What stands in the arguments here is what runs later: nothing is decided again o
 
 from enum import StrEnum
 
-from gpu_actions.fallback import scope, warm
-from gpu_actions.fallback.condition import Condition
 from gpu_actions.fallback.gpus import Choice
-from gpu_actions.fallback.preflight import OWN_FREEZE, OWN_PREFIX, Facts
 from gpu_actions.forensics.step import capture_step
 from gpu_actions.host import Host
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
+from gpu_actions.tier import scope, warm
+from gpu_actions.tier.condition import Condition
+from gpu_actions.tier.preflight import OWN_FREEZE, OWN_PREFIX, Facts
 
 HUNG_GRACE_S = 2.0
 """A rank inside a dead collective does not answer SIGTERM, and nothing of it is worth saving."""

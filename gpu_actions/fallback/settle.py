@@ -11,14 +11,14 @@ from enum import StrEnum
 from pydantic import Field
 
 from gpu_actions.action import StepContext, StepResult, step
-from gpu_actions.fallback.condition import Condition, generates, look_at
-from gpu_actions.fallback.preflight import OWN_PREFIX
-from gpu_actions.fallback.router_ready import ready_router
-from gpu_actions.fallback.traffic import prove_route, route_to
 from gpu_actions.forensics.step import save_evidence
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError
+from gpu_actions.tier.condition import Condition, generates, look_at
+from gpu_actions.tier.preflight import OWN_PREFIX
+from gpu_actions.tier.router_ready import ready_router
+from gpu_actions.tier.traffic import prove_route, route_to
 
 SECOND_CHANCE_S = 8.0
 """A tier that is silent, though not known to hang, gets this long once more: a clean-up may come in a moment of load."""

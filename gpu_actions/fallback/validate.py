@@ -4,11 +4,11 @@ A failed limit is a warning and no way back: the fallback serves, and the tier i
 """
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.config import LoadPolicy
-from gpu_actions.fallback.under_load import load_test
+from gpu_actions.config.host import LoadPolicy
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.models import Finding, Severity
-from gpu_actions.serving.frozen import runs_although_frozen
+from gpu_actions.serving.units.frozen import runs_although_frozen
+from gpu_actions.tier.under_load import load_test
 
 
 @step("fallback.validate")

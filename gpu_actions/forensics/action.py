@@ -14,11 +14,11 @@ from pathlib import Path
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
-from gpu_actions.files import artifact_of
 from gpu_actions.forensics.step import capture_step
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan, Step
-from gpu_actions.processes import child_environment, run_process
+from gpu_actions.system.files import artifact_of
+from gpu_actions.system.processes import child_environment, run_process
 
 BUG_REPORT = "nvidia-bug-report.sh"
 BUG_REPORT_TIMEOUT_S = 600.0

@@ -17,9 +17,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from gpu_actions.files import write_atomically
 from gpu_actions.models import Frozen
-from gpu_actions.redact import redact
+from gpu_actions.system.files import write_atomically
+from gpu_actions.system.redact import redact
 
 MANIFEST_VERSION = 1
 ITEM_CAP_BYTES = 2 * 1024 * 1024

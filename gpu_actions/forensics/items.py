@@ -17,12 +17,12 @@ import aiohttp
 
 from gpu_actions.forensics.bundle import ITEM_CAP_BYTES, Collected, Item, Missing
 from gpu_actions.host import Host, Tier
-from gpu_actions.processes import run_process
 from gpu_actions.serving.interfaces import RouterError
-from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.triage.collectors.environment import collect_environment
-from gpu_actions.triage.collectors.kernel_log import boot_time, read_kmsg, tail_of, time_of
-from gpu_actions.triage.collectors.stacks import find_py_spy
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.environment import collect_environment
+from gpu_actions.snapshot.collectors.kernel_log import boot_time, read_kmsg, tail_of, time_of
+from gpu_actions.snapshot.collectors.stacks import find_py_spy
+from gpu_actions.system.processes import run_process
 
 KERNEL_LOG_SPAN = timedelta(minutes=15)
 LOG_TAIL_BYTES = 512 * 1024

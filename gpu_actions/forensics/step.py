@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpu_actions.action import StepContext, StepResult, step
-from gpu_actions.fallback import run_notes
-from gpu_actions.files import artifact_of
 from gpu_actions.forensics.bundle import Bundle, Collected, Item, make_bundle, read_manifest
 from gpu_actions.forensics.items import host_items, tier_items
 from gpu_actions.forensics.look import look
 from gpu_actions.host import Host
 from gpu_actions.plan import Step
+from gpu_actions.system.files import artifact_of
+from gpu_actions.tier import run_notes
 
 NOTE = "bundle"
 SNAPSHOT_SHARE = 0.3

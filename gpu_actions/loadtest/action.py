@@ -10,8 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
-from gpu_actions.config import TierName
-from gpu_actions.files import artifact_of, write_atomically
+from gpu_actions.config.host import TierName
 from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_baseline
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
@@ -24,6 +23,7 @@ from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.models import Artifact, Frozen, JsonObject
 from gpu_actions.plan import Plan, Step
 from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.system.files import artifact_of, write_atomically
 
 BASELINE_RUNS = 3
 ASK_EVERY_S = 0.5

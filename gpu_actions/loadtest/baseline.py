@@ -13,9 +13,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from gpu_actions.files import write_atomically
 from gpu_actions.loadtest.result import EngineFacts, HostFacts, LoadTestResult, RunVerdict, Samples, Workload
 from gpu_actions.models import Frozen
+from gpu_actions.system.files import write_atomically
 
 MIN_RUNS = 3
 BASELINE_VERSION: Literal[1] = 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused, encode_json
-from gpu_actions.processes import child_environment, end_group
+from gpu_actions.system.processes import child_environment, end_group
 
 STOP_GRACE_S = 15.0
 """After a cancel: the drain, the figures and the picture; then the group is killed."""

@@ -13,13 +13,13 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from gpu_actions.files import write_atomically
 from gpu_actions.loadtest.baseline import BaselineStore
 from gpu_actions.loadtest.comparison import Comparison, compare, comparison_text
 from gpu_actions.loadtest.report import summary_text
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
+from gpu_actions.system.files import write_atomically
 
 MIN_FREE_BYTES = 200 * 1024 * 1024
 """A report of 5 million requests is under 1 MB; the rest is room for whatever else writes to this disk meanwhile."""

@@ -6,10 +6,10 @@ The page has no script and no outside reference; its charts are inline SVG that 
 import sys
 from pathlib import Path
 
-from gpu_actions.files import write_atomically
 from gpu_actions.loadtest.page import page_html
 from gpu_actions.loadtest.result import Distribution, LoadTestResult, Percentile, RunVerdict
-from gpu_actions.processes import run_process
+from gpu_actions.system.files import write_atomically
+from gpu_actions.system.processes import run_process
 
 RENDER_TIMEOUT_S = 60
 JSON_NAME, HTML_NAME, PNG_NAME, TEXT_NAME = "load_test.json", "report.html", "report.png", "summary.txt"

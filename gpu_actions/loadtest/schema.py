@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from gpu_actions.files import write_atomically
 from gpu_actions.loadtest.result import SCHEMA_VERSION, LoadTestResult
+from gpu_actions.system.files import write_atomically
 
 DEFAULT_PATH = Path("docs/loadtest.schema.json")
 

@@ -18,7 +18,7 @@ from gpu_actions.loadtest.records import LogHistogram, Records
 from gpu_actions.loadtest.schedule import Schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import Target, decode_json, encode_json
-from gpu_actions.processes import child_environment, end_group
+from gpu_actions.system.processes import child_environment, end_group
 
 WORKER_READY_TIMEOUT_S = 60
 WORKER_LINE_LIMIT = 1024 * 1024

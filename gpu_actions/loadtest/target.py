@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic_core import from_json, to_json
 
 from gpu_actions.loadtest.spec import LoadSpec
-from gpu_actions.urls import port_of
+from gpu_actions.system.urls import port_of
 
 MAX_PAGE_BYTES = 16 * 1024 * 1024
 

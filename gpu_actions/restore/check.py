@@ -7,20 +7,20 @@ PCIe-only failover (runbook-defects.md): both are cleared and named.
 from collections.abc import Mapping
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.config import TierConfig
-from gpu_actions.fallback import run_notes
-from gpu_actions.fallback.launch import environment_of
-from gpu_actions.fallback.router_ready import ready_router
-from gpu_actions.fallback.scope import DEVICES
+from gpu_actions.config.host import TierConfig
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.fallback.settle import unfreeze_own
-from gpu_actions.files import artifact_of
 from gpu_actions.forensics.look import baseline_of, look
 from gpu_actions.host import Host
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.snapshot.model import Snapshot, save_snapshot
+from gpu_actions.system.files import artifact_of
+from gpu_actions.tier import run_notes
+from gpu_actions.tier.launch import environment_of
+from gpu_actions.tier.router_ready import ready_router
+from gpu_actions.tier.scope import DEVICES
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import Snapshot, save_snapshot
-from gpu_actions.triage.thresholds import TriageThresholds
 
 CLEARED = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "CUDA_LAUNCH_BLOCKING")
 """Variables of a fault search that a healthy full tier never wants. Others (NCCL_SOCKET_IFNAME, ...) may be meant."""

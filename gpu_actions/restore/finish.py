@@ -4,9 +4,9 @@ Verified by a token through the router, by the tier that it should come from.
 """
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.fallback.router_ready import ready_router
-from gpu_actions.fallback.traffic import prove_route
 from gpu_actions.serving.interfaces import EngineError, RouterError
+from gpu_actions.tier.router_ready import ready_router
+from gpu_actions.tier.traffic import prove_route
 
 
 @step("restore.finish")

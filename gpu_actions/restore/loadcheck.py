@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.config import LoadPolicy
-from gpu_actions.fallback.under_load import load_test
-from gpu_actions.files import artifact_of, write_atomically
+from gpu_actions.config.host import LoadPolicy
 from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import Baseline, BaselineError, BaselineStore
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
 from gpu_actions.loadtest.run import read_result
 from gpu_actions.restore.shift import read_orders
+from gpu_actions.system.files import artifact_of, write_atomically
+from gpu_actions.tier.under_load import load_test
 
 FOLDER = "restore_validation"
 ASK_EVERY_S = 0.5

@@ -6,17 +6,17 @@ The approval gate is the bot's: it adds one to the plan from its settings. What 
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
-from gpu_actions.config import HostConfig
-from gpu_actions.fallback import drain, launch, stop, warm
-from gpu_actions.fallback.condition import Condition
-from gpu_actions.fallback.preflight import Facts, common_problems, gather_facts
+from gpu_actions.config.host import HostConfig
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan
 from gpu_actions.restore import check, finish, loadcheck, shift, stepback
 from gpu_actions.restore.loadcheck import likely_baseline
 from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
-from gpu_actions.urls import port_of
+from gpu_actions.system.urls import port_of
+from gpu_actions.tier import drain, launch, stop, warm
+from gpu_actions.tier.condition import Condition
+from gpu_actions.tier.preflight import Facts, common_problems, gather_facts
 
 STEP_MODULES = (check, drain, finish, launch, loadcheck, shift, stepback, stop, warm)
 """Importing them registers their step functions."""

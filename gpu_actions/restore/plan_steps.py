@@ -6,16 +6,16 @@ GPUs, so the fallback stops first and clients wait out the gap that the plan sho
 
 from enum import StrEnum
 
-from gpu_actions.config import TierConfig
-from gpu_actions.fallback.gpu_memory import GpuMemories
+from gpu_actions.config.host import TierConfig
 from gpu_actions.fallback.plan_steps import HUNG_GRACE_S, warm_step
-from gpu_actions.fallback.preflight import Facts
-from gpu_actions.fallback.warm import expected_startup_s
 from gpu_actions.host import Host
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
 from gpu_actions.restore.analysis import weights_for
 from gpu_actions.restore.check import CLEARED, leftovers_of
+from gpu_actions.tier.gpu_memory import GpuMemories
+from gpu_actions.tier.preflight import Facts
+from gpu_actions.tier.warm import expected_startup_s
 
 CHECK_EXPECTED_S = 5.0
 DEEP_EXPECTED_S = 15.0

@@ -7,11 +7,7 @@ import asyncio
 import contextlib
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.config import RestorePolicy
-from gpu_actions.fallback import run_notes
-from gpu_actions.fallback.condition import generates
-from gpu_actions.fallback.router_ready import ready_router
-from gpu_actions.fallback.traffic import route_to
+from gpu_actions.config.host import RestorePolicy
 from gpu_actions.restore.analysis import (
     Orders,
     StageVerdict,
@@ -25,6 +21,10 @@ from gpu_actions.restore.analysis import (
 )
 from gpu_actions.restore.watch import Watcher
 from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.tier import run_notes
+from gpu_actions.tier.condition import generates
+from gpu_actions.tier.router_ready import ready_router
+from gpu_actions.tier.traffic import route_to
 
 LOOK_EVERY_S = 0.5
 ORDERS_NOTE = "orders"

@@ -4,8 +4,6 @@
 """
 
 from gpu_actions.action import StepContext, StepResult, step
-from gpu_actions.fallback.preflight import OWN_PREFIX
-from gpu_actions.fallback.router_ready import ready_router
 from gpu_actions.fallback.settle import (
     Found,
     ServingState,
@@ -18,6 +16,8 @@ from gpu_actions.fallback.settle import (
     settle_on_tp,
 )
 from gpu_actions.models import Frozen
+from gpu_actions.tier.preflight import OWN_PREFIX
+from gpu_actions.tier.router_ready import ready_router
 
 RESTORE_FREEZE = f"{OWN_PREFIX}restore"
 

@@ -5,16 +5,16 @@ Effects only; `analysis.judge_stage` judges the `Window` that this gives. What c
 
 from collections import Counter
 
-from gpu_actions.clock import Moment
-from gpu_actions.fallback.condition import Progress, TokenSample, judge_progress, sample_of
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen, JsonObject
 from gpu_actions.restore.analysis import APPLICATION_XIDS, Window
-from gpu_actions.serving.engine_metrics import histogram_count, histogram_delta, histogram_percentile
+from gpu_actions.serving.engines.engine_metrics import histogram_count, histogram_delta, histogram_percentile
 from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, UnitState
-from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.triage.collectors.kernel_log import collect_kernel_log
-from gpu_actions.triage.snapshot_host import XidEvent
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.kernel_log import collect_kernel_log
+from gpu_actions.snapshot.host_model import XidEvent
+from gpu_actions.system.clock import Moment
+from gpu_actions.tier.condition import Progress, TokenSample, judge_progress, sample_of
 
 KERNEL_LOG_BYTES = 1024 * 1024
 KERNEL_LOG_SPAN_S = 900.0

@@ -82,7 +82,7 @@ class Histogram(Frozen):
 class EngineMetrics(Frozen):
     """The engine's own counters at one moment; None where this engine has no such metric (named in `missing`)."""
 
-    taken_at_s: float = Field(description="on the clock of `gpu_actions.clock.boot_clock_s`")
+    taken_at_s: float = Field(description="on the clock of `gpu_actions.system.clock.boot_clock_s`")
     running: float | None = None
     waiting: float | None = None
     generation_tokens: float | None = None

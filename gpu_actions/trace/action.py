@@ -16,12 +16,12 @@ from typing import Literal
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
-from gpu_actions.files import artifact_of, write_atomically
 from gpu_actions.host import Tier
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan, Step
-from gpu_actions.processes import run_process
 from gpu_actions.serving.interfaces import EngineError
+from gpu_actions.system.files import artifact_of, write_atomically
+from gpu_actions.system.processes import run_process
 from gpu_actions.trace.analysis import TraceSummary, table
 
 ANALYSIS_TIMEOUT_S = 120

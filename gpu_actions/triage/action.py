@@ -8,16 +8,16 @@ from typing import Literal
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRequest, StepContext, StepResult, step
-from gpu_actions.files import artifact_of
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Artifact, Frozen, Verdict, VerdictKind
 from gpu_actions.plan import Plan, Step
+from gpu_actions.snapshot.model import Snapshot, save_snapshot
+from gpu_actions.system.files import artifact_of
 from gpu_actions.triage.baselines import TriageBaseline, baseline_from, load_baseline, save_baseline
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.matrix import matrix_of
-from gpu_actions.triage.snapshot import Snapshot, save_snapshot
-from gpu_actions.triage.thresholds import TriageThresholds
 
 
 class TriageArguments(Frozen):

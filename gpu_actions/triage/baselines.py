@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from gpu_actions.files import write_atomically
 from gpu_actions.models import Frozen
-from gpu_actions.triage.snapshot import Snapshot
+from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.system.files import write_atomically
 
 MAX_BASELINE_BYTES = 1024 * 1024
 

@@ -15,15 +15,15 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import TRIAGE_EXIT_CODES
+from gpu_actions.snapshot.model import Snapshot, SnapshotUnreadable, load_snapshot, save_snapshot
+from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.baselines import TriageBaseline, load_baseline
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.report import render_text
 from gpu_actions.triage.rules import RULES
-from gpu_actions.triage.snapshot import Snapshot, SnapshotUnreadable, load_snapshot, save_snapshot
-from gpu_actions.triage.target import TriageTarget
-from gpu_actions.triage.thresholds import TriageThresholds
 
 USAGE_ERROR = 2
 UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}

@@ -12,23 +12,23 @@ from typing import Any, get_args
 
 import aiohttp
 
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.completion import collect_completion
+from gpu_actions.snapshot.collectors.engine import collect_engine
+from gpu_actions.snapshot.collectors.environment import collect_environment
+from gpu_actions.snapshot.collectors.fabric_manager import collect_fabric_manager
+from gpu_actions.snapshot.collectors.kernel_log import collect_kernel_log
+from gpu_actions.snapshot.collectors.nvml import MAX_RESTARTS, START_ALLOWANCE_S, collect_nvml
+from gpu_actions.snapshot.collectors.ranks import collect_ranks, roots_of
+from gpu_actions.snapshot.collectors.ras import collect_ras
+from gpu_actions.snapshot.collectors.router import collect_router
+from gpu_actions.snapshot.collectors.stacks import collect_stacks
+from gpu_actions.snapshot.model import CollectorName, CollectorOutcome, Expectation, Snapshot
+from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.checks.context import CheckContext
 from gpu_actions.triage.checks.progress import progress_of
-from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.triage.collectors.completion import collect_completion
-from gpu_actions.triage.collectors.engine import collect_engine
-from gpu_actions.triage.collectors.environment import collect_environment
-from gpu_actions.triage.collectors.fabric_manager import collect_fabric_manager
-from gpu_actions.triage.collectors.kernel_log import collect_kernel_log
-from gpu_actions.triage.collectors.nvml import MAX_RESTARTS, START_ALLOWANCE_S, collect_nvml
-from gpu_actions.triage.collectors.ranks import collect_ranks, roots_of
-from gpu_actions.triage.collectors.ras import collect_ras
-from gpu_actions.triage.collectors.router import collect_router
-from gpu_actions.triage.collectors.stacks import collect_stacks
 from gpu_actions.triage.deep.probe import collect_deep
-from gpu_actions.triage.snapshot import CollectorName, CollectorOutcome, Expectation, Snapshot
-from gpu_actions.triage.target import TriageTarget
-from gpu_actions.triage.thresholds import TriageThresholds
 
 Report = Callable[[str], None]
 

@@ -6,9 +6,9 @@ One GPU needs no NVLink, so a GPU with link trouble is only put behind the other
 from collections.abc import Sequence
 
 from gpu_actions.models import FallbackGpu, Finding, Severity
+from gpu_actions.snapshot.gpu_model import GpuReading
+from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.checks.gpus import name_of
-from gpu_actions.triage.snapshot import Snapshot
-from gpu_actions.triage.snapshot_gpu import GpuReading
 
 LINK_COMPONENTS = ("nvlink", "fabric", "pcie")
 NOT_BY_ITSELF = ("gpu.ok", "gpu.memory_held", "kernel_log.application")

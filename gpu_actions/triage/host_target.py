@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpu_actions.config import HostConfig, TierName
-from gpu_actions.serving.frozen import runs_although_frozen
+from gpu_actions.config.host import HostConfig, TierName
 from gpu_actions.serving.interfaces import UnitError, UnitState
-from gpu_actions.triage.target import TriageTarget
+from gpu_actions.serving.units.frozen import runs_although_frozen
+from gpu_actions.snapshot.target import TriageTarget
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host

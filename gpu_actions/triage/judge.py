@@ -7,7 +7,9 @@ the likely cause (`when_broken` in the table).
 
 from collections.abc import Iterable
 
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.checks.collective import check_collective
 from gpu_actions.triage.checks.context import CheckContext
@@ -22,8 +24,6 @@ from gpu_actions.triage.checks.router import check_router
 from gpu_actions.triage.checks.serving import check_serving
 from gpu_actions.triage.fallback_gpu import choose_fallback_gpu
 from gpu_actions.triage.rules import CAUSES, RULES, Rule, rank_of_verdict
-from gpu_actions.triage.snapshot import Snapshot
-from gpu_actions.triage.thresholds import TriageThresholds
 
 _SEVERITIES = (Severity.CRITICAL, Severity.UNKNOWN, Severity.WATCH, Severity.INFO, Severity.OK)
 

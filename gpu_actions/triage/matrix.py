@@ -2,13 +2,13 @@
 
 from typing import Literal
 
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Frozen, Severity, Verdict
+from gpu_actions.snapshot.gpu_model import GpuReading
+from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.checks.context import CheckContext
 from gpu_actions.triage.checks.gpus import name_of
 from gpu_actions.triage.checks.nvlink import expected_links
-from gpu_actions.triage.snapshot import Snapshot
-from gpu_actions.triage.snapshot_gpu import GpuReading
-from gpu_actions.triage.thresholds import TriageThresholds
 
 LinkState = Literal["up", "down", "errors", "unread", "absent"]
 

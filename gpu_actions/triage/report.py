@@ -1,7 +1,7 @@
 """A verdict as text for a terminal: verdict and cause, what to do, then the findings by component."""
 
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
-from gpu_actions.triage.snapshot import Snapshot, utc_text
+from gpu_actions.snapshot.model import Snapshot, utc_text
 
 WORDS = {
     VerdictKind.HEALTHY: "HEALTHY",

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.app import Bot, running
-from bot.records import RunRecord
-from bot.settings import AccessSettings, ApprovalRule, Settings, SlackSettings, WebSettings
-from bot.workspace import Workspace, WorkspaceClient
-from bot.workspace.client import ActResult, WorkspaceError
-from bot.workspace.reading import ButtonNotFound, ReadMessage
-from bot.workspace.webapi import Middleware
+from bot.settings.model import AccessSettings, ApprovalRule, Settings, SlackSettings, WebSettings
+from bot.store.records import RunRecord
+from demo.workspace import Workspace, WorkspaceClient
+from demo.workspace.client import ActResult, WorkspaceError
+from demo.workspace.reading import ButtonNotFound, ReadMessage
+from demo.workspace.webapi import Middleware
 from gpu_actions.action import ActionSpec, PlanRequest
 from gpu_actions.plan import Plan
 from tests.bot.toys import ToyArguments, effects_dir, hurry, plan, toy_settings

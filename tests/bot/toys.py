@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
 
-import bot.durable
-from bot.artifacts import ArtifactStore
-from bot.records import Person, Place, RunRecord
-from bot.runs import Role, Runs
-from bot.settings import AccessSettings, ApprovalRule, ArtifactSettings, Settings
-from bot.store import Store
+import bot.runs.dbos_engine
+from bot.incidents.artifacts import ArtifactStore
+from bot.runs.runs import Role, Runs
+from bot.settings.model import AccessSettings, ApprovalRule, ArtifactSettings, Settings
+from bot.store.records import Person, Place, RunRecord
+from bot.store.store import Store
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
-from gpu_actions.config import EngineConfig, HostConfig, ProcessUnit, RouterConfig, TierConfig
-from gpu_actions.files import artifact_of
+from gpu_actions.config.host import EngineConfig, HostConfig, ProcessUnit, RouterConfig, TierConfig
 from gpu_actions.models import Frozen, JsonObject, Verdict, VerdictKind
 from gpu_actions.plan import Plan, Step
-from gpu_actions.processes import child_environment, run_process
+from gpu_actions.system.files import artifact_of
+from gpu_actions.system.processes import child_environment, run_process
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host
@@ -278,7 +278,7 @@ def build(
 
 def hurry() -> None:
     """Make the engine's background poller short, so that closing it takes no second in each of many tests."""
-    bot.durable.NOTIFICATION_POLL_S = 0.02
+    bot.runs.dbos_engine.NOTIFICATION_POLL_S = 0.02
 
 
 @asynccontextmanager

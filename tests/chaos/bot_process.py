@@ -15,12 +15,12 @@ from typing import Any
 
 import structlog
 
-import bot.durable
-import bot.runs
-import bot.stranded
-from bot.process_lock import AlreadyRunning
-from bot.step_rows import StepRows
-from bot.store import Store
+import bot.runs.dbos_engine
+import bot.runs.runs
+import bot.runs.stranded
+from bot.runs.process_lock import AlreadyRunning
+from bot.runs.step_rows import StepRows
+from bot.store.store import Store
 from tests.bot.toys import build, start
 
 
@@ -72,10 +72,10 @@ async def main(given: argparse.Namespace) -> int:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if given.die:
         arm(given.die)
-    bot.runs.WATCH_PERIOD_S = given.watch_s
-    bot.runs.RECOVERY_S = given.watch_s
+    bot.runs.runs.WATCH_PERIOD_S = given.watch_s
+    bot.runs.runs.RECOVERY_S = given.watch_s
     if given.engine_version:
-        bot.durable.ENGINE_VERSION = bot.stranded.ENGINE_VERSION = given.engine_version
+        bot.runs.dbos_engine.ENGINE_VERSION = bot.runs.stranded.ENGINE_VERSION = given.engine_version
     _, store, runs = build(given.state_dir, role=given.role, expires_s=given.expires_s)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

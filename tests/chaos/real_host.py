@@ -11,17 +11,17 @@ from pathlib import Path
 
 import psutil
 
-from bot.approvals import Approvals
-from bot.artifacts import ArtifactStore
 from bot.hosts import built_host
-from bot.records import RunRecord, RunStatus
-from bot.runs import Runs
-from bot.settings import AccessSettings, ApprovalRule, Settings
-from bot.store import Store
-from gpu_actions.config import HostConfig
+from bot.incidents.artifacts import ArtifactStore
+from bot.runs.approvals import Approvals
+from bot.runs.runs import Runs
+from bot.settings.model import AccessSettings, ApprovalRule, Settings
+from bot.store.records import RunRecord, RunStatus
+from bot.store.store import Store
+from gpu_actions.config.host import HostConfig
 from gpu_actions.registry import actions
 from tests.bot.toys import HERE, LEAD, ONCALL
-from tests.gpu_actions.fallback.site import Site, host_config
+from tests.gpu_actions.site import Site, host_config
 
 ROOT = Path(__file__).parents[2]
 

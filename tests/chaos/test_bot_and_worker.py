@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bot.approvals import Approvals
-from bot.records import RunStatus, UserError
-from bot.runs import Runs
-from tests.bot.test_runs import family
+from bot.runs.approvals import Approvals
+from bot.runs.runs import Runs
+from bot.store.records import RunStatus, UserError
+from tests.bot.runs.test_runs import family
 from tests.bot.toys import LEAD, ONCALL, effects, effects_dir, ended, launched, start, store_of
 from tests.chaos.test_kill_nine import Bots, fact
 

@@ -10,11 +10,11 @@ import pytest
 
 from gpu_actions.fallback.gpus import Candidate, Choice
 from gpu_actions.fallback.plan import FallbackArguments, lay_out
-from gpu_actions.fallback.preflight import gather_facts
+from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.walk import RunStep, WalkReport
 from tests.chaos.conftest import MakeSite
-from tests.gpu_actions.fallback.site import data_of, statuses, summary_of
 from tests.gpu_actions.restore.test_restore import on_fallback, restore_plan
+from tests.gpu_actions.site import data_of, statuses, summary_of
 
 HOUR_S = 3600.0
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bot.records import RunStatus
+from bot.store.records import RunStatus
 from tests.chaos.conftest import MakeSite
 from tests.chaos.real_host import real_host
-from tests.gpu_actions.fallback.site import data_of, summary_of
+from tests.gpu_actions.site import data_of, summary_of
 
 SmallDisk = Callable[[Path, str], Path]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import bot.gate
-from bot.approvals import Approvals
-from bot.records import RunStatus, UserError
-from bot.runs import Runs
+import bot.runs.approval_wait
+from bot.runs.approvals import Approvals
+from bot.runs.runs import Runs
+from bot.store.records import RunStatus, UserError
 from tests.bot.toys import LEAD, effects, ended, launched, start
 from tests.chaos.real_host import real_host
 from tests.chaos.test_real_runs import QUICK
@@ -101,7 +101,7 @@ async def waiting(runs: Runs) -> str:
 async def test_a_gate_whose_deadline_the_clock_jumped_over_expires_and_nobody_can_approve_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bot.gate, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(bot.runs.approval_wait, "LOOK_AGAIN_S", 0.1)
     async with launched(tmp_path / "state", expires_s=600) as runs:
         run_id = await waiting(runs)
         set_clock(runs, HOUR_S)
@@ -123,7 +123,7 @@ async def test_a_gate_whose_deadline_the_clock_jumped_over_expires_and_nobody_ca
 async def test_a_gate_within_its_deadline_waits_on_whatever_the_clock_is_set_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_s: float
 ) -> None:
-    monkeypatch.setattr(bot.gate, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(bot.runs.approval_wait, "LOOK_AGAIN_S", 0.1)
     async with launched(tmp_path / "state", expires_s=600) as runs:
         run_id = await waiting(runs)
         set_clock(runs, by_s)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from bot.approvals import Approvals
-from bot.records import RunRecord, RunStatus
-from bot.store import Store
+from bot.runs.approvals import Approvals
+from bot.store.records import RunRecord, RunStatus
+from bot.store.store import Store
 from tests.bot.toys import LEAD, effects, effects_dir, store_of
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bot.test_runs import family
+from tests.bot.runs.test_runs import family
 from tests.chaos.test_kill_nine import Bots, kill
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_a_killed_bot_takes_its_children_and_their_children_with_it(bots: Bots) 
 
 HOLDS_AND_LETS_GO = """
 import subprocess, sys, time
-from gpu_actions.leash import LEASH
+from gpu_actions.system.leash import LEASH
 def sleeper():
     return subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, start_new_session=True)
 kept, let_go, replaced = sleeper(), sleeper(), sleeper()

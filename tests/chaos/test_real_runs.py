@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bot.records import RunRecord, RunStatus
+from bot.store.records import RunRecord, RunStatus
 from tests.bot.toys import ONCALL
 from tests.chaos.real_host import RealHost, real_host
-from tests.gpu_actions.fallback.site import Site
+from tests.gpu_actions.site import Site
 
 QUICK = {
     "fallback": {"validate_load": {"duration_s": 1, "target_qps": 10}},

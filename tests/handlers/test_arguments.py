@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.records import UserError
+from bot.store.records import UserError
 from handlers.arguments import Grammar, parse, run_id_of, split
 
 HOSTS = ("serve1", "serve2")

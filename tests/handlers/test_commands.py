@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.records import RunStatus
+from bot.store.records import RunStatus
 from tests.bot.desk import Desk, desk
 from tests.bot.toys import effects
 

@@ -15,7 +15,7 @@ from slack_bolt.async_app import AsyncBoltRequest, AsyncRespond
 from bot.app import configure_logging
 from bot.presenter import answers
 from bot.presenter.message import Message
-from bot.records import RunStatus
+from bot.store.records import RunStatus
 from gpu_actions.models import JsonObject
 from handlers import COMMANDS
 from handlers.call import ARRIVED, ephemeral_answer, respond_answer

@@ -16,12 +16,12 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from bot.demo.layout import Layout, read_layout
-from bot.demo.panel import press
-from bot.records import RunRecord
-from bot.store import Store
-from bot.workspace.client import WorkspaceClient
-from bot.workspace.reading import ButtonNotFound, ReadMessage
+from bot.store.records import RunRecord
+from bot.store.store import Store
+from demo.host.layout import Layout, read_layout
+from demo.host.panel import press
+from demo.workspace.client import WorkspaceClient
+from demo.workspace.reading import ButtonNotFound, ReadMessage
 
 START_S = 60
 

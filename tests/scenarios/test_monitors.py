@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.incidents import Incidents
+from bot.incidents.incidents import Incidents
 from gpu_actions.models import VerdictKind
 from tests.scenarios.incident import Incident, describe, incident
 

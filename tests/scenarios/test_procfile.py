@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bot.workspace import Workspace, WorkspaceClient
-from bot.workspace.reading import ReadMessage
+from demo.workspace import Workspace, WorkspaceClient
+from demo.workspace.reading import ReadMessage
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]

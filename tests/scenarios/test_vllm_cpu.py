@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from gpu_actions.config import EngineConfig, ProcessUnit
-from gpu_actions.serving.drivers import build_engine, build_unit
+from gpu_actions.config.host import EngineConfig, ProcessUnit
 from gpu_actions.serving.interfaces import Engine, EngineError, Unit
+from gpu_actions.serving.registry import build_engine, build_unit
 from tests.ports import free_port
 from tests.scenarios.vllm import VLLM, make_tiny_llama, vllm_argv, vllm_environment
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.records import RunRecord, RunStatus, StepStatus
+from bot.store.records import RunRecord, RunStatus, StepStatus
 from gpu_actions.models import VerdictKind
 from tests.scenarios.incident import Incident, describe, incident
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gpu_actions.models import Finding
+from gpu_actions.snapshot.host_model import RankProcess, RanksReading, RasCommunicator, RasReading
 from gpu_actions.triage.checks.context import CheckContext, count, make_finding
 from gpu_actions.triage.checks.progress import Progress
-from gpu_actions.triage.snapshot_host import RankProcess, RanksReading, RasCommunicator, RasReading
 
 STATE_WORDS = {"T": "is stopped", "t": "is held by a debugger", "D": "is blocked in the kernel"}
 MAX_LISTED = 16

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding
+from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.rules import RULES
-from gpu_actions.triage.snapshot import Snapshot
-from gpu_actions.triage.thresholds import TriageThresholds
 
 
 @dataclass(frozen=True, kw_only=True)

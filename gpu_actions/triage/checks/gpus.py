@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding, Severity
+from gpu_actions.snapshot.gpu_model import GpuReading, NvmlReading
 from gpu_actions.triage.checks.context import CheckContext, count, make_finding
-from gpu_actions.triage.snapshot_gpu import GpuReading, NvmlReading
 
 LOST = ("gpu_is_lost", "gpu_not_found")
 REQUIRED = ("ecc_uncorrected", "remapped_rows", "recovery_action", "uuid")

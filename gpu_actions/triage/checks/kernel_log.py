@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding
+from gpu_actions.snapshot.collectors.kernel_log import normal_pci
+from gpu_actions.snapshot.gpu_model import GpuReading
+from gpu_actions.snapshot.host_model import XidEvent
+from gpu_actions.snapshot.model import utc_text
 from gpu_actions.triage.checks.context import CheckContext, make_finding
 from gpu_actions.triage.checks.gpus import name_of
-from gpu_actions.triage.collectors.kernel_log import normal_pci
 from gpu_actions.triage.rules import kernel as table
-from gpu_actions.triage.snapshot import utc_text
-from gpu_actions.triage.snapshot_gpu import GpuReading
-from gpu_actions.triage.snapshot_host import XidEvent
 
 _FATAL = re.compile(r"(?<!non-)(?<!non )\bfatal\b", re.IGNORECASE)
 _TO_ACTION = re.compile(r"\bto (?:0x)?([0-9a-f]{1,4})\b", re.IGNORECASE)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from gpu_actions.models import Finding
+from gpu_actions.snapshot.gpu_model import GpuReading, NvmlReading
+from gpu_actions.snapshot.host_model import EnvironmentReading
 from gpu_actions.triage.checks.context import CheckContext, count, make_finding
 from gpu_actions.triage.checks.gpus import name_of
 from gpu_actions.triage.checks.nvlink import expected_links, usable_gpus
-from gpu_actions.triage.snapshot_gpu import GpuReading, NvmlReading
-from gpu_actions.triage.snapshot_host import EnvironmentReading
 
 OFF_VALUES = {"NCCL_P2P_LEVEL": ("LOC", "0")}
 BUSY_PERCENT = 50

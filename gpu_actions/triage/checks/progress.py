@@ -5,8 +5,8 @@ The token counter decides, not the health endpoint, which stays 200 through a hu
 
 from typing import Literal, NamedTuple
 
+from gpu_actions.snapshot.host_model import EngineSample
 from gpu_actions.triage.checks.context import CheckContext
-from gpu_actions.triage.snapshot_host import EngineSample
 
 State = Literal["not_expected", "not_asked", "flowing", "idle", "flat", "silent", "down", "unread"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding
+from gpu_actions.snapshot.host_model import RouterServer
 from gpu_actions.triage.checks.context import CheckContext, make_finding
-from gpu_actions.triage.snapshot_host import RouterServer
 
 
 def check_router(context: CheckContext) -> Iterator[Finding]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding
+from gpu_actions.snapshot.host_model import CompletionReading, EngineSample
 from gpu_actions.triage.checks.collective import suspicions_of
 from gpu_actions.triage.checks.context import CheckContext, make_finding
 from gpu_actions.triage.checks.progress import Progress
-from gpu_actions.triage.snapshot_host import CompletionReading, EngineSample
 
 OVERLOAD = (429, 503)
 

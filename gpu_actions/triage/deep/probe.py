@@ -16,12 +16,12 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
-from gpu_actions.processes import child_environment
-from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.triage.collectors.child_lines import lines_of
-from gpu_actions.triage.snapshot_gpu import NvmlReading
-from gpu_actions.triage.snapshot_host import DeepGpu, DeepPair, DeepReading
-from gpu_actions.triage.thresholds import TriageThresholds
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.child_lines import lines_of
+from gpu_actions.snapshot.gpu_model import NvmlReading
+from gpu_actions.snapshot.host_model import DeepGpu, DeepPair, DeepReading
+from gpu_actions.system.processes import child_environment
 
 FOLDER_PREFIX = "gpu-oncall-deep-"
 LEFTOVER_AGE_S = 3600.0

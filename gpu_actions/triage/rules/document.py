@@ -1,9 +1,9 @@
 """The rules table as a document, so that people read what the code judges by."""
 
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import VerdictKind
 from gpu_actions.triage.rules import CAUSES, RULES
 from gpu_actions.triage.rules.rule import Rule
-from gpu_actions.triage.thresholds import TriageThresholds
 
 TITLES = {
     "gpu": "GPUs",

@@ -15,7 +15,7 @@ from bot.presenter.notes import override_shout, thread_notes
 from bot.presenter.plan_message import plan_message
 from bot.presenter.run_message import run_message
 from bot.presenter.view import View
-from bot.records import (
+from bot.store.records import (
     ArtifactRecord,
     Decision,
     IncidentRecord,
@@ -28,7 +28,7 @@ from bot.records import (
     StepStatus,
     TimelineEntry,
 )
-from bot.workspace.blocks import checked_blocks
+from demo.workspace.blocks import checked_blocks
 from gpu_actions.models import Artifact, Finding, Severity, Verdict, VerdictKind
 from gpu_actions.plan import Gate, Plan, Step
 

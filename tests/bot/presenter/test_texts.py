@@ -11,8 +11,8 @@ from bot.presenter.help import CommandHelp, command_help, overview
 from bot.presenter.home import home_view
 from bot.presenter.loadtests import comparison_message
 from bot.presenter.message import Lines, button, compose, section
-from bot.records import IncidentRecord, IncidentStatus, Person, Place, RunRecord
-from bot.workspace.blocks import checked_blocks
+from bot.store.records import IncidentRecord, IncidentStatus, Person, Place, RunRecord
+from demo.workspace.blocks import checked_blocks
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 from gpu_actions.models import VerdictKind
 from handlers import COMMANDS

@@ -10,10 +10,10 @@ import pytest
 
 from gpu_actions.fallback.plan_steps import ORDERS, Order
 from gpu_actions.serving.interfaces import EngineError
-from gpu_actions.serving.router_managed import ManagedRouter
+from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from gpu_actions.walk import RunStep, WalkReport
-from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import Site, data_of, summary_of
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.site import Site, data_of, summary_of
 
 
 class AtStep(WalkReport):

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actions.config import TierConfig
-from gpu_actions.fallback.condition import Condition, Progress, TokenSample, judge_progress
-from gpu_actions.fallback.drain import silence_s
-from gpu_actions.fallback.gpu_memory import GpuMemories, GpuMemory
+from gpu_actions.config.host import TierConfig
 from gpu_actions.fallback.gpus import choose_gpus
 from gpu_actions.fallback.plan import choose_order
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order
 from gpu_actions.fallback.settle import Found, ServingState, decide
-from gpu_actions.fallback.stop import holders
 from gpu_actions.models import FallbackGpu, Finding, Severity, Verdict, VerdictKind
+from gpu_actions.tier.condition import Condition, Progress, TokenSample, judge_progress
+from gpu_actions.tier.drain import silence_s
+from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory
+from gpu_actions.tier.stop import holders
 
 
 def tier(*, gpus: int = 1, need_gib: float | None = 40) -> TierConfig:

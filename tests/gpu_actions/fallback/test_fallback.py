@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from gpu_actions.fallback import condition
-from gpu_actions.fallback.condition import KnownHang
 from gpu_actions.fallback.gpus import Candidate, Choice
 from gpu_actions.fallback.plan import FallbackArguments, known_hang, lay_out
-from gpu_actions.fallback.preflight import gather_facts
 from gpu_actions.forensics.bundle import read_manifest
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.system.urls import port_of
+from gpu_actions.tier import condition
+from gpu_actions.tier.condition import KnownHang
+from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
-from gpu_actions.urls import port_of
-from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import StopAt, data_of, statuses, summary_of
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.site import StopAt, data_of, statuses, summary_of
 
 
 async def test_a_planned_fallback_loses_no_request_and_refuses_none(site_with: MakeSite) -> None:

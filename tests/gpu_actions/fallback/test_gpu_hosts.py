@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from gpu_actions.action import PlanRefused
-from gpu_actions.fallback import stop as stop_module
-from gpu_actions.fallback.gpu_memory import read_gpus
-from gpu_actions.fallback.launch import environment_of
-from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import data_of, statuses, summary_of
-from tests.gpu_actions.triage.conftest import build_fake_nvml, fake_nvml
+from gpu_actions.tier import stop as stop_module
+from gpu_actions.tier.gpu_memory import read_gpus
+from gpu_actions.tier.launch import environment_of
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.fakes import build_fake_nvml, fake_nvml
+from tests.gpu_actions.site import data_of, statuses, summary_of
 
 __all__ = ["build_fake_nvml", "fake_nvml"]
 

@@ -8,13 +8,13 @@ import pytest
 
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.restore.plan import SPEC as RESTORE
-from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import data_of, summary_of
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.site import data_of, summary_of
 
 ENGINE = [
     sys.executable,
     "-m",
-    "gpu_actions.serving.reference",
+    "demo.engine",
     "--model-name",
     "m",
     "--shutdown-timeout",

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from gpu_actions.action import StepContext
-from gpu_actions.fallback import run_notes
 from gpu_actions.plan import Plan
 from gpu_actions.restore.plan import SPEC as RESTORE
+from gpu_actions.tier import run_notes
 from gpu_actions.walk import Ended, Outcome, RunStep, next_move, outputs_of, run_step
-from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import Site
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.site import Site
 
 
 async def walk_with_repeats(site: Site, plan: Plan, *, run_id: str, cut_after_s: float) -> list[Outcome]:

@@ -6,10 +6,8 @@ import tarfile
 from pathlib import Path
 
 from gpu_actions.forensics.action import SPEC as FORENSICS
-from tests.gpu_actions.fallback.conftest import MakeSite, site_with
-from tests.gpu_actions.fallback.site import data_of, statuses
-
-__all__ = ["site_with"]
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.site import data_of, statuses
 
 
 async def test_a_bundle_of_a_frozen_tier_holds_the_evidence_and_leaves_it_as_it_is(

@@ -9,7 +9,7 @@ import pytest
 from gpu_actions.action import PlanRefused, Signal
 from gpu_actions.loadtest.action import SPEC
 from gpu_actions.loadtest.baseline import Baseline, BaselineStore
-from tests.gpu_actions.fallback.site import Site, data_of, make_site, statuses, summary_of
+from tests.gpu_actions.site import Site, data_of, make_site, statuses, summary_of
 
 
 @pytest.fixture

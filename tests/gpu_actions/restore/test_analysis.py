@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actions.config import RestorePolicy, TierConfig
-from gpu_actions.fallback.gpu_memory import GpuMemories, GpuMemory
+from gpu_actions.config.host import RestorePolicy, TierConfig
 from gpu_actions.fallback.settle import Found, ServingState
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.restore.analysis import (
@@ -28,9 +27,10 @@ from gpu_actions.restore.check import blocks, deep_unread, leftovers_of, too_few
 from gpu_actions.restore.plan_steps import Way, fits_beside, order_of
 from gpu_actions.restore.stepback import decide_back
 from gpu_actions.restore.watch import _new, name_of
+from gpu_actions.snapshot.host_model import KernelLogReading, XidEvent
+from gpu_actions.snapshot.model import CollectorOutcome, Expectation, Snapshot
+from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import CollectorOutcome, Expectation, Snapshot
-from gpu_actions.triage.snapshot_host import KernelLogReading, XidEvent
 
 POLICY = RestorePolicy(
     max_error_percent=1, max_ttft_p99_ms=500, max_e2e_p99_ms=2000, max_queue=8, min_requests_per_stage=20

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import Site, data_of, summary_of
+from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.fallback.test_chaos import AtStep, ends_in_one_state, router_pid
 from tests.gpu_actions.restore.test_restore import on_fallback, restore_plan
+from tests.gpu_actions.site import Site, data_of, summary_of
 
 STEPS = ("check", "prepare", "start", "warm", "shift-50", "shift-100", "keep-warm", "drain", "stop", "finish")
 

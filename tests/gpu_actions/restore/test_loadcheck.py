@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actions.action import Signal
-from gpu_actions.fallback.preflight import gather_facts
 from gpu_actions.loadtest.baseline import BaselineStore, make_baseline
 from gpu_actions.loadtest.result import LoadTestResult
 from gpu_actions.loadtest.run import read_result
@@ -13,9 +12,10 @@ from gpu_actions.plan import Plan, Step
 from gpu_actions.restore.loadcheck import FOLDER, likely_baseline
 from gpu_actions.restore.plan import SPEC as RESTORE
 from gpu_actions.restore.plan_steps import Way, restore_steps
+from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.walk import WalkEnd
-from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import Site, data_of, statuses, summary_of
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.site import Site, data_of, statuses, summary_of
 
 
 def baseline_from(result: LoadTestResult, folder: Path, name: str, *, times_faster: float = 1.0) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from gpu_actions.action import Signal
-from gpu_actions.clock import boot_clock_s
 from gpu_actions.plan import Plan
 from gpu_actions.restore.plan import SPEC as RESTORE
+from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.walk import RunStep, WalkReport
-from tests.gpu_actions.fallback.conftest import MakeSite
-from tests.gpu_actions.fallback.site import Site, StopAt, data_of, statuses, summary_of
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.site import Site, StopAt, data_of, statuses, summary_of
 
 QUICK = {"stages_percent": [50, 100], "hold_s": 1, "keep_fallback_warm_s": 0}
 

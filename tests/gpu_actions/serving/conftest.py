@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from gpu_actions.config import HostConfig
-from gpu_actions.serving.router_managed import ManagedRouter
+from gpu_actions.config.host import HostConfig
+from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from tests.ports import free_port
 
 

@@ -3,8 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from gpu_actions.triage.snapshot import CollectorOutcome, Expectation, Snapshot
-from gpu_actions.triage.snapshot_gpu import (
+from gpu_actions.snapshot.gpu_model import (
     FabricReading,
     GpuReading,
     GpuSample,
@@ -12,7 +11,7 @@ from gpu_actions.triage.snapshot_gpu import (
     NvmlReading,
     PairReading,
 )
-from gpu_actions.triage.snapshot_host import (
+from gpu_actions.snapshot.host_model import (
     CompletionReading,
     EngineReading,
     EngineSample,
@@ -28,6 +27,7 @@ from gpu_actions.triage.snapshot_host import (
     RouterReading,
     RouterServer,
 )
+from gpu_actions.snapshot.model import CollectorOutcome, Expectation, Snapshot
 
 TAKEN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 OK = CollectorOutcome(status="ok")

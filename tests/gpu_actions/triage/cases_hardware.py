@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from gpu_actions.triage.snapshot import Snapshot
-from gpu_actions.triage.snapshot_gpu import GpuProcess
-from gpu_actions.triage.snapshot_host import (
+from gpu_actions.snapshot.gpu_model import GpuProcess
+from gpu_actions.snapshot.host_model import (
     DeepGpu,
     DeepPair,
     DeepReading,
@@ -15,6 +14,7 @@ from gpu_actions.triage.snapshot_host import (
     RouterReading,
     XidEvent,
 )
+from gpu_actions.snapshot.model import Snapshot
 from tests.gpu_actions.triage import builders as make
 
 FLAT = make.engine(tokens=(1000, 1000))

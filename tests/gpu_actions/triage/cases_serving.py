@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from gpu_actions.triage.snapshot import Snapshot
-from gpu_actions.triage.snapshot_host import (
+from gpu_actions.snapshot.host_model import (
     EngineReading,
     EngineSample,
     EnvironmentReading,
@@ -17,6 +16,7 @@ from gpu_actions.triage.snapshot_host import (
     StacksReading,
     XidEvent,
 )
+from gpu_actions.snapshot.model import Snapshot
 from tests.gpu_actions.triage import builders as make
 
 FLAT = make.engine(tokens=(1000, 1000))

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from gpu_actions.action import PlanRequest, StepContext
-from gpu_actions.config import HostConfig
+from gpu_actions.config.host import HostConfig
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host, build_host
 from gpu_actions.serving.interfaces import EngineError
+from gpu_actions.snapshot.collectors.ranks import process_table
+from gpu_actions.snapshot.model import load_snapshot
 from gpu_actions.triage.action import SPEC, TriageArguments, look, plan_triage
-from gpu_actions.triage.collectors.ranks import process_table
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import load_snapshot
-from gpu_actions.triage.thresholds import TriageThresholds
-from tests.gpu_actions.triage.conftest import process_state
+from tests.gpu_actions.fakes import process_state
 from tests.ports import free_port
 
 ENGINE = """

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from gpu_actions.models import Verdict
+from gpu_actions.snapshot.host_model import FabricManagerReading
+from gpu_actions.snapshot.model import load_snapshot, save_snapshot
 from gpu_actions.triage.cli import main, parse_duration
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import load_snapshot, save_snapshot
-from gpu_actions.triage.snapshot_host import FabricManagerReading
 from tests.gpu_actions.triage import builders as make
 
 DOWN = FabricManagerReading(unit="fm", load_state="loaded", active_state="failed")

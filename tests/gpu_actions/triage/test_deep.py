@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from gpu_actions.triage.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.triage.collectors.ranks import process_table
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.ranks import process_table
 from gpu_actions.triage.deep.probe import check_headroom, collect_deep, record_of, run_probe
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.thresholds import TriageThresholds
+from tests.gpu_actions.fakes import end
 from tests.gpu_actions.triage import builders as make
-from tests.gpu_actions.triage.conftest import end
 
 
 def probe_processes() -> set[int]:

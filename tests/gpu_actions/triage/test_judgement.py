@@ -2,15 +2,15 @@
 
 import pytest
 
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Severity, VerdictKind
-from gpu_actions.triage.baselines import TriageBaseline
-from gpu_actions.triage.judge import judge
-from gpu_actions.triage.snapshot import Snapshot
-from gpu_actions.triage.snapshot_gpu import GpuProcess
-from gpu_actions.triage.snapshot_host import (
+from gpu_actions.snapshot.gpu_model import GpuProcess
+from gpu_actions.snapshot.host_model import (
     DeepReading,
 )
-from gpu_actions.triage.thresholds import TriageThresholds
+from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.triage.baselines import TriageBaseline
+from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage import cases_hardware, cases_serving
 

@@ -5,11 +5,9 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpu_actions.triage.judge import judge
-from gpu_actions.triage.rules import RULES, rank_of_verdict
-from gpu_actions.triage.snapshot import Snapshot
-from gpu_actions.triage.snapshot_gpu import GpuSample, LinkReading, NvmlReading
-from gpu_actions.triage.snapshot_host import (
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.gpu_model import GpuSample, LinkReading, NvmlReading
+from gpu_actions.snapshot.host_model import (
     CompletionReading,
     EngineReading,
     EngineSample,
@@ -21,7 +19,9 @@ from gpu_actions.triage.snapshot_host import (
     StacksReading,
     XidEvent,
 )
-from gpu_actions.triage.thresholds import TriageThresholds
+from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.triage.judge import judge
+from gpu_actions.triage.rules import RULES, rank_of_verdict
 from tests.gpu_actions.triage import builders as make
 
 Fault = Callable[[Snapshot], Snapshot]

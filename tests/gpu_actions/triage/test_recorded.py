@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from gpu_actions.snapshot.model import load_snapshot
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.matrix import matrix_of
-from gpu_actions.triage.snapshot import load_snapshot
 
 RECORDED = Path(__file__).parents[2] / "data" / "snapshots"
 VERDICTS = {

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Severity, VerdictKind
 from gpu_actions.triage.rules import CAUSES, RULES
 from gpu_actions.triage.rules.document import TITLES, rules_markdown
 from gpu_actions.triage.rules.kernel import APPLICATION_XIDS
-from gpu_actions.triage.thresholds import TriageThresholds
 
 ROOT = Path(__file__).resolve().parents[3]
 CODE = ROOT / "gpu_actions" / "triage"

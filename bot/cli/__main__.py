@@ -1,0 +1,5 @@
+"""Run the command line: `python -m bot.cli` is `gpu-oncall`."""
+
+from bot.cli.main import main
+
+main()

@@ -1,0 +1,31 @@
+"""Write the generated documents again: `make docs`. The tests compare them with what stands in the tree."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def documents() -> dict[str, Callable[[], str]]:
+    """Path in the repository -> the function that makes the text."""
+    from bot.settings.model import SlackSettings
+    from bot.settings.reference import settings_markdown
+    from bot.slack.manifest import render
+    from gpu_actions.loadtest.schema import schema_text
+    from gpu_actions.triage.rules.document import rules_markdown
+
+    return {
+        "docs/settings.md": settings_markdown,
+        "docs/triage-rules.md": rules_markdown,
+        "docs/loadtest.schema.json": schema_text,
+        "manifest.yaml": lambda: render(SlackSettings()),
+    }
+
+
+def main() -> None:
+    for path, make in documents().items():
+        (ROOT / path).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Break-glass: plan and run an action on this host from a shell, when Slack or the database is away.
+
+The same plan and the same steps as from Slack, walked without the database. It takes the bot's own lock, so it never acts
+beside a running bot, and it asks for no approval: whoever has a root shell on the host has the right already. Every start is
+written to `local.jsonl` in the state folder.
+"""
+
+import asyncio
+import getpass
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import structlog
+import typer
+
+from bot.hosts import built_host
+from bot.runs.planning import Planner
+from bot.runs.process_lock import AlreadyRunning, ProcessLock
+from bot.settings.model import Settings
+from bot.store.records import Person, UserError
+from bot.store.store import new_id
+from gpu_actions.action import ActionSpec, PlanRefused
+from gpu_actions.host import Host
+from gpu_actions.plan import Plan
+from gpu_actions.registry import actions
+from gpu_actions.walk import RunStep, StepEnd, WalkEnd, WalkReport, walk
+
+log = structlog.get_logger()
+
+USAGE_ERROR = 2
+VERBS = ("plan", "start")
+
+
+async def run_local(
+    settings: Settings,
+    *,
+    action: str,
+    verb: str,
+    options: list[str],
+    host: str | None,
+    local: bool,
+    as_json: bool,
+) -> int:
+    """Plan or run an action here. Exit 0 done or planned, 1 failed or refused, 2 wrong words."""
+    try:
+        if verb not in VERBS:
+            raise UserError(f"{verb!r} is not understood; there are: {', '.join(VERBS)}")
+        pairs = _pairs(options)
+        spec = actions()[action]
+        if verb == "start" and spec.changes_host and not local:
+            raise UserError(
+                f"{action} changes the host. In Slack it is approved and recorded: use it there. "
+                "Only when Slack or the database is away: add --local."
+            )
+        return await _run(settings, spec, verb, pairs, host, as_json)
+    except UserError as error:
+        typer.echo(f"{action}: {error}", err=True)
+        return USAGE_ERROR
+
+
+def _pairs(options: list[str]) -> dict[str, str]:
+    pairs = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise UserError(f"{option!r} is no option: write name=value")
+        pairs[name] = value
+    return pairs
+
+
+async def _run(
+    settings: Settings, spec: ActionSpec, verb: str, pairs: dict[str, str], name: str | None, as_json: bool
+) -> int:
+    built: dict[str, Host] = {}
+
+    def host_of(wanted: str) -> Host:
+        config = settings.host(wanted)
+        if config is None:
+            raise UserError(f"the settings have no host {wanted!r}")
+        return built.setdefault(wanted, built_host(settings, config))
+
+    planner = Planner(settings, actions=actions(), hosts=host_of, verdict=lambda _: None, clock=time.time)
+    config = planner.host(name)
+    person = Person(id="shell", name=getpass.getuser())
+    lock = ProcessLock(settings.state_dir)
+    held = verb == "start" and spec.changes_host
+    try:
+        if held:
+            lock.take()
+        plan = await planner.plan(spec, config.name, pairs, person)
+        if verb == "plan":
+            typer.echo(plan.model_dump_json(indent=1) if as_json else render_plan(plan))
+            return 0
+        return await _walk(settings, spec, plan, host_of(config.name), as_json)
+    except AlreadyRunning as error:
+        raise UserError(f"{error} (or use it: the bot is there, ask it in Slack)") from None
+    except PlanRefused as refusal:
+        for problem in refusal.problems:
+            typer.echo(f"refused: {problem}", err=True)
+        return 1
+    finally:
+        if held:
+            lock.release()
+
+
+async def _walk(settings: Settings, spec: ActionSpec, plan: Plan, host: Host, as_json: bool) -> int:
+    run_id = new_id(spec.prefix)
+    _record(settings.state_dir, {"run": run_id, "event": "start", "plan": plan.hash, "action": plan.action})
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    said = sys.stderr if as_json else sys.stdout
+
+    def began(move: RunStep) -> None:
+        print(f"  ... {move.step.title}", file=said, flush=True)
+
+    def ended(move: RunStep, end: StepEnd) -> None:
+        outcome = end.outcome
+        print(
+            f"  {outcome.status:>9}  {move.step.id}: {outcome.summary} ({end.seconds:.1f} s)",
+            file=said,
+            flush=True,
+        )
+        for artifact in end.artifacts:
+            print(f"             {artifact.path}", file=said, flush=True)
+
+    print(f"{plan.title} ({run_id}, plan {plan.hash})", file=said, flush=True)
+    end = await walk(
+        plan,
+        host,
+        run_id=run_id,
+        workdir=settings.host_dir(host.name) / "runs" / run_id,
+        report=WalkReport(began=began, ended=ended),
+        stop=stop,
+    )
+    _record(settings.state_dir, {"run": run_id, "event": "end", "status": end.ended.status})
+    typer.echo(end.model_dump_json(indent=1) if as_json else _outcome(end))
+    return 0 if end.ended.status == "succeeded" else 1
+
+
+def _outcome(end: WalkEnd) -> str:
+    last = end.last
+    line = f"{end.ended.status.upper()}" + (f": {last.outcome.summary}" if last else "")
+    return line + (f"\nNext: {last.outcome.next_action}" if last and last.outcome.next_action else "")
+
+
+def render_plan(plan: Plan) -> str:
+    """The plan for a terminal: what it is, what is lost, then every step with its details."""
+    lines = [f"{plan.title} (plan {plan.hash}, about {plan.expected_s:.0f} s)"]
+    if plan.losses:
+        lines.append(f"What is lost: {plan.losses}")
+    lines += [f"Warning: {warning}" for warning in plan.warnings]
+    for number, step in enumerate(plan.steps, 1):
+        lines.append(f"{number:>3}. {step.title}")
+        lines += [f"       {detail}" for detail in step.details]
+    return "\n".join(lines)
+
+
+def _record(state_dir: Path, line: dict[str, str]) -> None:
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    entry = {"at": time.time(), "user": getpass.getuser(), **line}
+    with (state_dir / "local.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,268 @@
+"""The `gpu-oncall` command: start the bot, play the demonstration, check the settings, and run actions from a shell.
+
+Every command imports what it needs when it runs, so that `--help` is quick and `triage` does not load Slack.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="gpu-oncall",
+    help="An on-call teammate in Slack for multi-GPU serving hosts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+demo_app = typer.Typer(
+    help="A whole incident on this machine: workspace, demonstration host and bot.", no_args_is_help=False
+)
+workspace_app = typer.Typer(
+    help="Drive the local workspace from a terminal, as a chosen user.", no_args_is_help=True
+)
+app.add_typer(demo_app, name="demo")
+app.add_typer(workspace_app, name="workspace")
+
+USAGE_ERROR = 2
+PASS_THROUGH: dict[str, Any] = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="settings file; else GPU_ONCALL_CONFIG, ./gpu-oncall.toml, /etc/gpu-oncall/"
+    ),
+]
+StateOption = Annotated[Path, typer.Option("--state", help="folder of the demonstration")]
+DEFAULT_DEMO_STATE = Path("var/demo")
+
+
+def _settings(config: Path | None) -> Any:
+    from bot.settings.model import SettingsError, load_settings
+
+    try:
+        return load_settings(config)
+    except SettingsError as error:
+        for problem in error.problems:
+            typer.echo(f"settings: {problem}", err=True)
+        raise typer.Exit(USAGE_ERROR) from None
+
+
+@app.command()
+def up(config: ConfigOption = None) -> None:
+    """Run the bot and the worker of this host in one process."""
+    from bot.app import serve
+
+    raise typer.Exit(asyncio.run(serve(_settings(config))))
+
+
+@app.command()
+def bot(config: ConfigOption = None) -> None:
+    """Run the bot alone: Slack, web and monitors. The runs are the worker's, which runs beside it on the same state folder."""
+    from bot.app import serve
+
+    raise typer.Exit(asyncio.run(serve(_settings(config), role="face")))
+
+
+@app.command()
+def worker(config: ConfigOption = None) -> None:
+    """Run the worker alone: it carries the runs of this host, and needs no Slack."""
+    from bot.app import serve_worker
+
+    raise typer.Exit(asyncio.run(serve_worker(_settings(config))))
+
+
+@app.command()
+def doctor(config: ConfigOption = None, json_output: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Check everything that a plan would touch, before an incident needs it. Exit 1 when something is wrong."""
+    from bot.cli.doctor import examine, render
+
+    report = asyncio.run(examine(_settings(config)))
+    typer.echo(report.model_dump_json(indent=1) if json_output else render(report))
+    raise typer.Exit(0 if report.good else 1)
+
+
+@app.command()
+def manifest(config: ConfigOption = None) -> None:
+    """Print the Slack app manifest for these settings."""
+    from bot.slack.manifest import render
+
+    typer.echo(render(_settings(config).slack), nl=False)
+
+
+def _pass_through(name: str) -> None:
+    """Register an action whose own command line (`python -m gpu_actions.NAME`) takes the arguments."""
+    summaries = {
+        "triage": "Look at this host and say what is wrong. Exit 0 healthy, 1 watch, 3 fall back, 4 unknown.",
+        "loadtest": "Load an endpoint and judge the figures. Exit 0 passed, 1 failed its limits, 3 void.",
+    }
+
+    @app.command(name, context_settings=PASS_THROUGH, help=summaries[name], add_help_option=False)
+    def command(context: typer.Context) -> None:
+        import importlib
+
+        raise typer.Exit(importlib.import_module(f"gpu_actions.{name}.cli").main(list(context.args)))
+
+
+for _name in ("triage", "loadtest"):
+    _pass_through(_name)
+
+
+def _local_action(name: str, summary: str) -> None:
+    @app.command(name, help=summary)
+    def command(
+        verb: Annotated[str, typer.Argument(help="plan or start")] = "plan",
+        options: Annotated[
+            list[str] | None, typer.Argument(help="options of the action as key=value")
+        ] = None,
+        config: ConfigOption = None,
+        host: Annotated[
+            str | None, typer.Option(help="host name; default: the first of the settings")
+        ] = None,
+        local: Annotated[
+            bool, typer.Option("--local", help="act here and now, without Slack and its approvals")
+        ] = False,
+        json_output: Annotated[
+            bool, typer.Option("--json", help="print the plan or the outcome as JSON")
+        ] = False,
+    ) -> None:
+        from bot.cli.local import run_local
+
+        settings = _settings(config)
+        raise typer.Exit(
+            asyncio.run(
+                run_local(
+                    settings,
+                    action=name,
+                    verb=verb,
+                    options=options or [],
+                    host=host,
+                    local=local,
+                    as_json=json_output,
+                )
+            )
+        )
+
+
+for _name, _summary in {
+    "fallback": "Plan or start the fallback to one GPU (start needs --local).",
+    "restore": "Plan or start the return of the full tier (start needs --local).",
+    "trace": "Profile the live engine and tabulate its kernels.",
+    "forensics": "Save the evidence of this host.",
+}.items():
+    _local_action(_name, _summary)
+
+
+@demo_app.callback(invoke_without_command=True)
+def demo(
+    context: typer.Context,
+    state: StateOption = DEFAULT_DEMO_STATE,
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="take free ports instead of 8000, 8800, ...")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="shorter load tests and traffic stages")] = False,
+    monitors: Annotated[
+        bool, typer.Option(help="let the bot look by itself, and alert within seconds of a fault")
+    ] = True,
+) -> None:
+    """Start the demonstration; Ctrl-C stops it and leaves no process behind."""
+    if context.invoked_subcommand is None:
+        from demo.host.run import demonstrate
+
+        raise typer.Exit(
+            asyncio.run(demonstrate(state, free_ports=free_ports, quick=quick, monitors=monitors))
+        )
+
+
+@demo_app.command("break")
+def demo_break(
+    fault: Annotated[str, typer.Argument(help="frozen-rank or dead-rank")] = "frozen-rank",
+    state: StateOption = DEFAULT_DEMO_STATE,
+) -> None:
+    """Put a real fault into the running demonstration."""
+    _panel(state, fault)
+
+
+@demo_app.command("mend")
+def demo_mend(state: StateOption = DEFAULT_DEMO_STATE) -> None:
+    """Take the fault out again."""
+    _panel(state, "mend")
+
+
+def _panel(state: Path, button: str) -> None:
+    from demo.host.panel import press
+
+    try:
+        typer.echo(asyncio.run(press(state, button)))
+    except (OSError, ValueError) as error:
+        typer.echo(f"demo: {error}", err=True)
+        raise typer.Exit(USAGE_ERROR) from None
+
+
+UrlOption = Annotated[str, typer.Option("--url", help="address of the workspace")]
+UserOption = Annotated[str, typer.Option("--user", help="who does it: oncall, lead or viewer")]
+ChannelOption = Annotated[str, typer.Option("--channel", help="channel name")]
+DEFAULT_WORKSPACE = "http://127.0.0.1:8800"
+
+
+@workspace_app.command("say")
+def workspace_say(
+    text: Annotated[str, typer.Argument(help="a message, or a slash command")],
+    user: UserOption = "oncall",
+    channel: ChannelOption = "incidents",
+    thread: Annotated[str | None, typer.Option(help="ts of a message: answer in its thread")] = None,
+    url: UrlOption = DEFAULT_WORKSPACE,
+) -> None:
+    """Write a message or run a slash command."""
+    from demo.workspace.terminal import say
+
+    raise typer.Exit(asyncio.run(say(url, user=user, channel=channel, text=text, thread=thread)))
+
+
+@workspace_app.command("press")
+def workspace_press(
+    button: Annotated[str, typer.Argument(help="the button's text, or the last part of its action id")],
+    user: UserOption = "oncall",
+    run: Annotated[str | None, typer.Option(help="run id that the button belongs to")] = None,
+    ts: Annotated[str | None, typer.Option(help="ts of the message with the button")] = None,
+    channel: Annotated[str | None, typer.Option(help="look only in this channel")] = None,
+    url: UrlOption = DEFAULT_WORKSPACE,
+) -> None:
+    """Press a button."""
+    from demo.workspace.terminal import press
+
+    raise typer.Exit(asyncio.run(press(url, user=user, button=button, run=run, ts=ts, channel=channel)))
+
+
+@workspace_app.command("read")
+def workspace_read(
+    channel: ChannelOption = "incidents",
+    user: Annotated[str | None, typer.Option("--user", help="only what this user sees")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="messages as JSON")] = False,
+    url: UrlOption = DEFAULT_WORKSPACE,
+) -> None:
+    """Show the messages of a channel with their threads, buttons and files."""
+    from demo.workspace.terminal import read
+
+    raise typer.Exit(asyncio.run(read(url, channel=channel, user=user, as_json=json_output)))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

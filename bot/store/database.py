@@ -1,0 +1,88 @@
+"""Opening the database and its transactions: SQLite in WAL mode on one host, PostgreSQL for a fleet.
+
+SQLite transactions that write begin IMMEDIATE, so that a read-then-write never fails half way with "database is locked"
+(engine.md, trap 10: WAL is set by us; one host, never on NFS).
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from bot.store.schema import metadata
+
+BUSY_TIMEOUT_MS = 10_000
+POOL_SIZE = 4
+
+
+class Database:
+    """One engine with explicit transactions: `read()` sees one moment, `write()` holds the write lock."""
+
+    def __init__(self, url: str) -> None:
+        self.url = _with_driver(url)
+        self.engine = sa.create_engine(
+            self.url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, pool_pre_ping=not self.is_sqlite
+        )
+        if self.is_sqlite:
+            sa.event.listen(self.engine, "connect", _on_connect)
+            sa.event.listen(self.engine, "begin", _on_begin)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.startswith("sqlite")
+
+    def create(self) -> None:
+        """Make the folder, the file (mode 0600, WAL) and the tables that are missing."""
+        if self.is_sqlite:
+            create_sqlite_file(self.url)
+        metadata.create_all(self.engine)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads: one consistent moment."""
+        with self.engine.connect().execution_options(reads=True) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that writes; committed at the end, rolled back when it raises."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def create_sqlite_file(url: str) -> None:
+    """Make a SQLite file private and switch it to WAL, which stays in the file."""
+    path = Path(str(sa.make_url(url).database))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000)
+    try:
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    finally:
+        connection.close()
+    if mode != "wal":
+        raise OSError(
+            f"{path}: SQLite gave journal mode {mode!r} instead of WAL; the file system does not support it "
+            "(a network file system?): set state_dir to a local disk"
+        )
+
+
+def _with_driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _on_connect(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # we begin transactions ourselves
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _on_begin(connection: sa.Connection) -> None:
+    reads = connection.get_execution_options().get("reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -1,0 +1,121 @@
+"""The bot's own web: health and metrics for machines, signed artifact links for people.
+
+`/health` answers 200 while the process works and its Slack connection is alive (by the age of the last ping or message, since
+`is_connected` can lie for hours); `/metrics` is Prometheus text; `/artifacts/run/step/name?sig=...` gives a stored file.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import IO
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from bot.incidents.artifacts import ArtifactStore
+from bot.store.records import RunStatus, UserError
+from bot.store.store import Store
+
+BLOCK_BYTES = 256 * 1024
+SHOWN_INLINE = frozenset({"image/png", "text/plain", "application/json"})
+STALE_S = 120.0
+"""A Slack connection that has been silent this long counts as lost; Socket Mode pings every few seconds."""
+
+
+class _Runs(Collector):
+    """Prometheus collector of the runs in the store."""
+
+    def __init__(self, store: Store, slack_age_s: Callable[[], float | None]) -> None:
+        self._store = store
+        self._slack_age_s = slack_age_s
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Give the metric families of this moment."""
+        active = GaugeMetricFamily("gpu_oncall_runs_active", "Runs that have not ended", labels=["status"])
+        counts = dict.fromkeys((s.value for s in RunStatus if not s.final), 0)
+        for row in self._store.active():
+            counts[row.status] += 1
+        for status, count in counts.items():
+            active.add_metric([status], count)
+        families = [active]
+        age_s = self._slack_age_s()
+        if age_s is not None:
+            families.append(
+                GaugeMetricFamily(
+                    "gpu_oncall_slack_silence_seconds",
+                    "Since the last sign of life of the Slack connection",
+                    age_s,
+                )
+            )
+        return families
+
+
+def web_app(
+    *,
+    store: Store,
+    artifacts: ArtifactStore,
+    slack_age_s: Callable[[], float | None],
+    receive_alerts: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
+    collectors: Iterable[Collector] = (),
+) -> web.Application:
+    """Build the web application. `slack_age_s` gives seconds since Slack's last sign of life; None where it is not known."""
+    registry = CollectorRegistry()
+    for collector in (_Runs(store, slack_age_s), *collectors):
+        registry.register(collector)
+
+    async def health(_: web.Request) -> web.Response:
+        age_s = slack_age_s()
+        good = age_s is not None and age_s < STALE_S
+        body = {
+            "status": "ok" if good else "slack_silent",
+            "slack_silence_s": None if age_s is None else round(age_s, 1),
+        }
+        return web.json_response(body, status=200 if good else 503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        text = await asyncio.to_thread(generate_latest, registry)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def artifact(request: web.Request) -> web.StreamResponse:
+        path, signature = request.match_info["path"], request.query.get("sig", "")
+        try:
+            record, file = await asyncio.to_thread(artifacts.open, path, signature)
+        except (UserError, ValueError) as error:
+            return web.Response(status=404, text=str(error))
+        media_type = record.artifact.media_type
+        shown = "inline" if media_type in SHOWN_INLINE else "attachment"
+        if media_type == "text/html":
+            shown = "inline"
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": media_type,
+                "Content-Length": str(record.artifact.size_bytes),
+                "Content-Disposition": f'{shown}; filename="{record.artifact.name}"',
+                # A report is a page of ours made from a host's data: it may style and script itself, and reach nothing.
+                "Content-Security-Policy": "sandbox allow-scripts; default-src 'none'; img-src data:; "
+                "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+                "X-Content-Type-Options": "nosniff",
+                "Referrer-Policy": "no-referrer",
+            }
+        )
+        await response.prepare(request)
+        with contextlib.closing(file):
+            async for block in _blocks(file):
+                await response.write(block)
+        await response.write_eof()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/health", health)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/artifacts/{path:.+}", artifact)
+    if receive_alerts is not None:
+        app.router.add_post("/alerts", receive_alerts)
+    return app
+
+
+async def _blocks(file: IO[bytes]) -> AsyncIterator[bytes]:
+    while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
+        yield block

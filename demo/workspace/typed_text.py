@@ -1,0 +1,53 @@
+"""From what a person types to what Slack stores: escaped text in which names have become mentions."""
+
+import re
+
+from demo.workspace.state import State
+
+_MENTION = re.compile(r"(?<![\w<@#])([@#])([a-z0-9][a-z0-9._-]*)")
+_BARE_LINK = re.compile(r"(?<![<|\w])(https?://[^\s<>]+[^\s<>.,;:!?)\]])")
+_COMMAND = re.compile(r"^/[a-z][\w-]*(?=\s|$)", re.IGNORECASE)
+
+
+def slash_command_of(text: str) -> tuple[str, str] | None:
+    """`("/triage", "deep")` of a typed slash command, None where the text is a message."""
+    found = _COMMAND.match(text)
+    return (found.group(0).lower(), text[found.end() :].strip()) if found else None
+
+
+def escaped(text: str) -> str:
+    """The text with `&`, `<` and `>` as Slack writes them."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def stored_text(state: State, typed: str) -> str:
+    """What a typed message is stored as: escaped, `@name` and `#channel` resolved where they exist, links marked.
+
+    Mentions already in Slack's form (`<@U0LEAD>`, `<#C0INCIDENTS>`) are kept, so a program can write them too.
+    """
+    parts = re.split(r"(<[@#][A-Za-z0-9|._-]+>)", typed)
+    return "".join(part if index % 2 else _marked(state, part) for index, part in enumerate(parts))
+
+
+def _marked(state: State, text: str) -> str:
+    def mention(found: re.Match[str]) -> str:
+        sign, name = found.groups()
+        trail = name[len(name.rstrip(".-_")) :]
+        word = name[: len(name) - len(trail)]
+        if sign == "#":
+            channel = state.channel_by_name(word)
+            return f"<#{channel.id}|{channel.name}>{trail}" if channel else found.group(0)
+        if word == state.seed.app.name:
+            return f"<@{state.bot_user}>{trail}"
+        if word in ("here", "channel", "everyone"):
+            return f"<!{word}>{trail}"
+        group = next((entry for entry in state.seed.groups if entry.handle == word), None)
+        if group:
+            return f"<!subteam^{group.id}|@{group.handle}>{trail}"
+        person = state.user_by_name(word)
+        return f"<@{person.id}>{trail}" if person else found.group(0)
+
+    pieces = _BARE_LINK.split(escaped(text))
+    return "".join(
+        f"<{piece}>" if index % 2 else _MENTION.sub(mention, piece) for index, piece in enumerate(pieces)
+    )

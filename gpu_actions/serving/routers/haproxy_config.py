@@ -1,0 +1,218 @@
+"""The managed router's configuration: rendered from the host's settings, with the limits that are in force now.
+
+Every rule of the template was tried on HAProxy 2.6 (docs/serving.md gives the measurements). Limits are written here too
+and not only set over the admin socket, so that a router that is killed and started again comes back with them.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jinja2 import Environment, StrictUndefined
+
+from gpu_actions.config.host import BackPressure, HostConfig
+from gpu_actions.models import Frozen
+from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.system.urls import port_of
+
+CONFIG_NAME = "haproxy.cfg"
+MAP_NAME = "back_pressure.map"
+STATE_NAME = "servers.state"
+SOCKET_NAME = "admin.sock"
+
+EMPTY_STATE = (
+    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight "
+    "srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state "
+    "bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr "
+    "srv_agent_addr srv_agent_port\n"
+)
+"""A server-state file without servers: HAProxy 2.6 warns about an empty or missing one."""
+
+DEFAULT_BUFFER_BYTES = 16_384
+HEADER_ROOM_BYTES = 4_096
+LARGEST_BUFFER_BYTES = 65_536
+"""Buffers are held twice a request, so a body without a length is judged long from at most this size, less headers."""
+
+LARGEST_BIND_PATH = 90
+"""HAProxy binds PATH.PID.tmp first and sun_path holds 108 bytes."""
+
+PROXY_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
+
+ERRORS: tuple[tuple[int, bool, str, str, str], ...] = (
+    (400, False, "invalid_request_error", "bad_request", "The request is not valid HTTP."),
+    (403, False, "permission_error", "forbidden", "This path answers to the serving host only."),
+    (408, False, "timeout_error", "request_timeout", "The request did not arrive in time."),
+    (413, False, "invalid_request_error", "too_large", "The request is too large."),
+    (429, True, "rate_limit_error", "queue_full", "Too many requests are waiting. Try again later."),
+    (500, False, "server_error", "internal_error", "The router failed."),
+    (502, True, "server_error", "bad_gateway", "The model server broke the connection."),
+    (
+        503,
+        True,
+        "server_error",
+        "overloaded",
+        "No model server could take the request in time. Try again later.",
+    ),
+    (504, True, "server_error", "gateway_timeout", "The model server did not answer in time."),
+)
+"""Status, whether Retry-After goes along, and the error's type, code and message in OpenAI's shape."""
+
+
+class Limits(Frozen):
+    """What back-pressure sets for one server: requests at once in each backend."""
+
+    short_concurrent: int
+    long_concurrent: int
+
+    @classmethod
+    def of(cls, pressure: BackPressure) -> "Limits":
+        """Split `max_concurrent` into short and long requests: both lines lead to one engine and count separately.
+
+        Raises RouterError for a share of 0, which HAProxy reads as "no limit".
+        """
+        if pressure.long_share == 0:
+            raise RouterError(
+                "router.back_pressure.long_share is 0, which HAProxy reads as no limit: give long contexts at least 1"
+            )
+        return cls(
+            short_concurrent=pressure.max_concurrent - pressure.long_share,
+            long_concurrent=pressure.long_share,
+        )
+
+
+def render_config(host: HostConfig, *, lua: Path, limited: frozenset[str], socket: Path | None = None) -> str:
+    """Give the text of haproxy.cfg. `limited` names the servers under back-pressure.
+
+    Raises RouterError for what a managed router cannot do: TLS towards clients, an engine below a path, names that
+    HAProxy does not take, a share of 0 for long contexts.
+    """
+    router, pressure = host.router, host.router.back_pressure
+    for name in (router.backend, router.long_backend):
+        if not PROXY_NAME.fullmatch(name):
+            raise RouterError(f"{name!r} cannot be a backend's name: use letters, digits and _ . : -")
+    if router.backend == router.long_backend:
+        raise RouterError(
+            f"router.backend and router.long_backend are both {router.backend!r}: they must differ"
+        )
+    limits = Limits.of(pressure)
+    judged = min(pressure.long_body_bytes, LARGEST_BUFFER_BYTES - HEADER_ROOM_BYTES)
+    values: dict[str, Any] = {
+        "host": host.name,
+        "socket": _socket_word(socket),
+        "lua": _word(lua),
+        "map": MAP_NAME,
+        "bufsize": max(DEFAULT_BUFFER_BYTES, judged + HEADER_ROOM_BYTES),
+        "judged_bytes": judged,
+        "queue_timeout_ms": round(pressure.queue_timeout_s * 1000),
+        "client_timeout_ms": round(router.client_timeout_s * 1000),
+        "pressure": pressure,
+        "errors": [
+            {"status": status, "retry": retry, "body": _error_body(kind, code, message)}
+            for status, retry, kind, code, message in ERRORS
+        ],
+        "bind": _bind(router.url),
+        "backend": router.backend,
+        "long_backend": router.long_backend,
+        "servers": [
+            {
+                "name": tier.server,
+                "weight": tier.weight if name == "tp" else 0,
+                "address": _address(tier.engine.url),
+                "tls": " ssl verify required ca-file @system-ca"
+                if tier.engine.url.startswith("https:")
+                else "",
+            }
+            for name, tier in host.tiers.items()
+        ],
+        "pools": [
+            {"name": router.backend, "limits": dict.fromkeys(limited, limits.short_concurrent)},
+            {"name": router.long_backend, "limits": dict.fromkeys(limited, limits.long_concurrent)},
+        ],
+    }
+    template = _environment().from_string(Path(__file__).with_name("haproxy.cfg.j2").read_text())
+    return template.render(values, fingerprint=configuration_fingerprint(host))
+
+
+def configuration_fingerprint(host: HostConfig) -> str:
+    """Give a short hash of all settings that the file is made of; limits in force are not part of it."""
+    parts = {
+        "router": host.router.model_dump(mode="json"),
+        "tiers": {name: [tier.server, tier.weight, tier.engine.url] for name, tier in host.tiers.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def render_map(host: HostConfig, limited: frozenset[str]) -> str:
+    """Give the text of the back-pressure map: two keys a server, 0 where no limit is in force."""
+    lines = [
+        f"{key} {value}"
+        for tier in host.tiers.values()
+        for key, value in map_entries(
+            tier.server, host.router.back_pressure if tier.server in limited else None
+        ).items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def map_entries(server: str, pressure: BackPressure | None) -> dict[str, int]:
+    """Give a server's entries in the map; None lifts its limits."""
+    return {
+        f"{server}.window_ms": 0 if pressure is None else round(pressure.long_window_s * 1000),
+        f"{server}.max_queue": 0 if pressure is None else pressure.max_queue,
+    }
+
+
+def _environment() -> Environment:
+    return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
+
+
+def _error_body(kind: str, code: str, message: str) -> str:
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def _bind(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "http":
+        raise RouterError(
+            f"router.url is {url}: the managed router serves plain http; put TLS in front of it or use an existing router"
+        )
+    if parts.path not in ("", "/"):
+        raise RouterError(f"router.url {url} has a path: give only scheme, host and port")
+    return _host_port(url)
+
+
+def _address(url: str) -> str:
+    if urlsplit(url).path not in ("", "/"):
+        raise RouterError(
+            f"the engine {url} lies below a path: the managed router needs scheme, host and port only"
+        )
+    return _host_port(url)
+
+
+def _host_port(url: str) -> str:
+    host = urlsplit(url).hostname or ""
+    port = port_of(url)
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", host):
+        raise RouterError(f"{url} names no usable host")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _socket_word(socket: Path | None) -> str:
+    if socket is None:
+        return f"unix@{SOCKET_NAME}"
+    if len(str(socket)) > LARGEST_BIND_PATH:
+        raise RouterError(
+            f"router.socket is {len(str(socket))} characters long and HAProxy can bind {LARGEST_BIND_PATH}: "
+            "use a shorter path, or leave it out"
+        )
+    return _word(socket)
+
+
+def _word(path: Path) -> str:
+    """Quote a path as one word of the configuration."""
+    if re.search(r"['\x00-\x1f]", str(path)):
+        raise RouterError(f"the path {path} holds a quote or a control character, which HAProxy cannot take")
+    return f"'{path}'"

@@ -1,0 +1,249 @@
+"""The commands unit: a tier behind anything else (a container, a scheduler, a script), by fixed commands of the settings.
+
+No shell is involved and nothing that a person types in Slack reaches a command line. What a site has no command for is
+kept here: without a `freeze` command the freeze is ours alone, which stops our starts but not somebody else's. A command
+must hand the tier over to something in a session of its own (a container engine, a daemon): what stays in the command's own
+process group is ended with it.
+"""
+
+import asyncio
+import json
+import logging
+import shlex
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gpu_actions.config.host import CommandsUnit
+from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
+from gpu_actions.system.folder_lock import locked_folder, make_private_folder
+from gpu_actions.system.processes import ProcessResult, child_environment, run_process
+from gpu_actions.system.supervisor import ProcessRow, family, process_table, send, write_json
+
+logger = logging.getLogger(__name__)
+
+QUICK_TIMEOUT_S = 20.0
+"""For commands that only look."""
+
+START_TIMEOUT_S = 120.0
+"""A start command hands over to something that runs in the background; readiness is the engine's matter."""
+
+SETTLE_S = 0.5
+"""What processes get after a stop command that used up the whole grace."""
+
+GONE_TIMEOUT_S = 10.0
+"""How long processes may take to vanish after SIGKILL."""
+
+
+class CommandUnit:
+    """A unit driven by configured commands. Satisfies the `Unit` interface."""
+
+    def __init__(self, name: str, config: CommandsUnit, *, state_dir: Path) -> None:
+        self.name = name
+        self.config = config
+        self.folder = state_dir / name
+
+    async def start(self) -> None:
+        """Run the start command and ask whether it is active. Raises UnitError when frozen, or when it is not."""
+        async with AsyncExitStack() as stack:
+            await self._fence(stack)
+            if (reason := self._frozen_reason()) is not None:
+                raise UnitError(
+                    f"unit {self.name!r} is frozen ({reason}): nothing may start it until it is unfrozen"
+                )
+            if await self._is_active():
+                return
+            await self._expect(self.config.start, "start", timeout_s=START_TIMEOUT_S)
+            if not await self._is_active():
+                raise UnitError(
+                    f"the start command of unit {self.name!r} succeeded, but {shlex.join(self.config.is_active)} "
+                    "says that it is not active"
+                )
+
+    async def stop(self, *, grace_s: float | None = None) -> StopReport:
+        """Run the stop command; processes known from `main_pid` that outlive it and the grace get SIGKILL."""
+        grace = self.config.stop_grace_s if grace_s is None else grace_s
+        async with AsyncExitStack() as stack:
+            await self._fence(stack)
+            begun = time.monotonic()
+            was_active = await self._is_active()
+            before = self._tree(await self._main_pid()) if was_active else {}
+            result = await self._run(self.config.stop, timeout_s=grace + QUICK_TIMEOUT_S)
+            deadline = max(begun + grace, time.monotonic() + SETTLE_S)
+            left = await self._gone_by(deadline, before)
+            for row in left:
+                send(row, signal.SIGKILL)
+            if stuck := await self._gone_by(time.monotonic() + GONE_TIMEOUT_S, before):
+                raise UnitError(
+                    f"processes {[row.pid for row in stuck]} of unit {self.name!r} outlived SIGKILL: "
+                    "they hang in the kernel"
+                )
+            if await self._is_active():
+                raise UnitError(
+                    f"unit {self.name!r} is still active after its stop command: {_words(result)}"
+                )
+            return StopReport(
+                was_active=was_active,
+                killed=bool(left),
+                pids=tuple(sorted(before)),
+                seconds=time.monotonic() - begun,
+            )
+
+    async def state(self) -> UnitState:
+        """Ask whether it is active; processes are known only with a `main_pid` command."""
+        active = await self._is_active()
+        main_pid = await self._main_pid() if active else None
+        rows = self._tree(main_pid)
+        started = None
+        if main_pid is not None and psutil.pid_exists(main_pid):
+            started = psutil.Process(main_pid).create_time()
+        reason = self._frozen_reason()
+        return UnitState(
+            active=active,
+            frozen=reason is not None,
+            main_pid=main_pid,
+            pids=tuple(sorted(rows)),
+            started_at_s=started,
+            frozen_reason=reason or "",
+        )
+
+    async def freeze(self, reason: str) -> None:
+        """Refuse our own starts, and run the `freeze` command where there is one, which must stop everybody else's."""
+        if not reason.strip():
+            raise ValueError("a freeze needs a reason: it is what the next person reads")
+        make_private_folder(self.folder)
+        write_json(self.folder / "frozen", {"reason": reason.strip(), "at_s": time.time()})
+        if self.config.freeze:
+            await self._expect(self.config.freeze, "freeze")
+        else:
+            logger.warning(
+                "unit %r has no freeze command: only gpu-oncall is kept from starting it", self.name
+            )
+
+    async def unfreeze(self) -> None:
+        """Run the `unfreeze` command where there is one and allow our starts again."""
+        if self.config.unfreeze:
+            await self._expect(self.config.unfreeze, "unfreeze")
+        (self.folder / "frozen").unlink(missing_ok=True)
+
+    async def set_scope(self, variables: Mapping[str, str], *, unset: Sequence[str] = ()) -> None:
+        """Hand an env file (NAME='value' lines, `unset NAME` as `NAME=`) to the `set_environment` command.
+
+        Raises UnitError where the settings have no such command: a scope that nobody applies would be a lie.
+        """
+        if not self.config.set_environment:
+            if not variables and not unset:
+                return
+            raise UnitError(
+                f"unit {self.name!r} has no set_environment command, so its environment cannot be changed: set "
+                "unit.set_environment in the settings"
+            )
+        make_private_folder(self.folder)
+        file = self.folder / "scope.env"
+        lines = [f"{name}=" for name in unset] + [
+            f"{name}={shlex.quote(value)}" for name, value in variables.items()
+        ]
+        write_json(self.folder / "scope.json", {"variables": dict(variables), "unset": list(unset)})
+        draft = file.with_suffix(".new")
+        draft.touch(mode=0o600)
+        draft.write_text("".join(f"{line}\n" for line in lines))
+        draft.replace(file)
+        await self._expect((*self.config.set_environment, str(file)), "set_environment")
+
+    async def scope(self) -> dict[str, str]:
+        """Give the variables of the scope that was handed over last."""
+        return dict(self._read("scope.json").get("variables", {}))
+
+    async def log_tail(self, max_bytes: int = 65536) -> str:
+        """Give the end of what the `log` command prints, empty without one."""
+        if not self.config.log:
+            return ""
+        result = await self._run(self.config.log, timeout_s=QUICK_TIMEOUT_S)
+        return (result.stdout or result.stderr).encode()[-max_bytes:].decode(errors="replace")
+
+    def describe_start(self) -> str:
+        """The start command as it stands in the settings."""
+        return shlex.join(self.config.start)
+
+    # -- details -------------------------------------------------------------------------------------------------
+
+    async def _fence(self, stack: AsyncExitStack) -> None:
+        timeout_s = self.config.stop_grace_s + START_TIMEOUT_S
+        try:
+            await stack.enter_async_context(locked_folder(self.folder, timeout_s=timeout_s))
+        except TimeoutError as error:
+            raise UnitError(f"another start or stop of unit {self.name!r} is under way ({error})") from None
+
+    async def _run(self, argv: Sequence[str], *, timeout_s: float) -> ProcessResult:
+        try:
+            return await run_process(argv, timeout_s=timeout_s, env=child_environment(self.config.env))
+        except (FileNotFoundError, PermissionError) as error:
+            raise UnitError(f"unit {self.name!r}: cannot run {argv[0]!r}: {error.strerror}") from error
+
+    async def _expect(self, argv: Sequence[str], what: str, *, timeout_s: float = QUICK_TIMEOUT_S) -> None:
+        result = await self._run(argv, timeout_s=timeout_s)
+        if result.exit_code != 0 or result.timed_out:
+            raise UnitError(f"the {what} command of unit {self.name!r} failed: {_words(result)}")
+
+    async def _is_active(self) -> bool:
+        result = await self._run(self.config.is_active, timeout_s=QUICK_TIMEOUT_S)
+        if result.timed_out:
+            raise UnitError(f"the is_active command of unit {self.name!r} did not answer: {_words(result)}")
+        return result.exit_code == 0
+
+    async def _main_pid(self) -> int | None:
+        if not self.config.main_pid:
+            return None
+        result = await self._run(self.config.main_pid, timeout_s=QUICK_TIMEOUT_S)
+        word = result.stdout.strip()
+        if result.exit_code != 0 or not word:
+            return None
+        if not word.isdigit() or not 0 < int(word) < 1 << 31:
+            raise UnitError(
+                f"the main_pid command of unit {self.name!r} printed {word[:80]!r}, which is no process id"
+            )
+        return int(word)
+
+    async def _gone_by(self, deadline: float, before: Mapping[int, ProcessRow]) -> list[ProcessRow]:
+        """Wait until the processes are gone or the deadline (monotonic) has passed; gives what is left."""
+        left = self._still(before)
+        while left and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+            left = self._still(before)
+        return left
+
+    @staticmethod
+    def _tree(main_pid: int | None) -> dict[int, ProcessRow]:
+        return {} if main_pid is None else family(process_table(), {main_pid}, None)
+
+    @staticmethod
+    def _still(before: Mapping[int, ProcessRow]) -> list[ProcessRow]:
+        if not before:
+            return []
+        table = process_table()
+        return [
+            row
+            for pid, row in before.items()
+            if pid in table and table[pid].started == row.started and not table[pid].zombie
+        ]
+
+    def _frozen_reason(self) -> str | None:
+        if not (self.folder / "frozen").exists():
+            return None
+        return str(self._read("frozen").get("reason", "no reason given"))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        file = self.folder / name
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def _words(result: ProcessResult) -> str:
+    """One line on how a command ended, with its own last words."""
+    said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    how = f"no end within {result.seconds:.0f} s" if result.timed_out else f"exit code {result.exit_code}"
+    return f"{shlex.join(result.argv)}: {how}{': ' + said[-1][:300] if said else ''}"

@@ -1,0 +1,354 @@
+"""The process unit: a tier as a supervised process in a session of its own, which keeps serving when the bot is killed.
+
+All it knows lies in its folder (mode 0700): what runs (`state.json`), the scope of the next start (`scope.json`), the freeze
+(`frozen`), a stop under way (`stopping`), the log. Two starts at once are fenced by a lock on the folder.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from gpu_actions.config.host import ProcessUnit
+from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
+from gpu_actions.system import supervisor
+from gpu_actions.system.folder_lock import locked_folder, make_private_folder
+from gpu_actions.system.supervisor import ProcessRow
+
+logger = logging.getLogger(__name__)
+
+BASE_VARIABLES = ("PATH", "HOME", "LANG")
+"""What every tier gets from the bot's own environment; all else is named in the settings or in the scope."""
+
+LOG_CAP_BYTES = 16 * 1024 * 1024
+LEFTOVER_GRACE_S = 5.0
+"""What a dead program left behind gets this long between SIGTERM and SIGKILL before the program is started again."""
+
+ANSWER_TIMEOUT_S = 15.0
+"""The supervisor answers within 50 ms on an idle machine; a host in trouble may take seconds."""
+
+KILL_WAIT_S = 10.0
+"""How long processes may take to vanish after SIGKILL; a process stuck in the driver (state D) takes longer."""
+
+DRAIN_GRACE_S = 5.0
+"""A grace longer than this is time to finish requests in, so only the main process is told to end, and it ends its own. vLLM
+loses its streams when its engine processes get a SIGTERM as well (measured with 0.32: `make test-vllm`)."""
+
+SECRET_WORDS = ("key", "token", "secret", "password")
+
+
+class SupervisedProcess:
+    """A unit that runs a program under `supervisor.py`. Satisfies the `Unit` interface."""
+
+    def __init__(self, name: str, config: ProcessUnit, *, state_dir: Path) -> None:
+        self.name = name
+        self.config = config
+        self.folder = state_dir / name
+
+    # -- interface -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start it; does nothing when it runs. Raises UnitError when frozen, or when the program cannot be executed."""
+        async with self._fenced(self.config.stop_grace_s + KILL_WAIT_S + ANSWER_TIMEOUT_S):
+            if (reason := self._frozen_reason()) is not None:
+                raise UnitError(
+                    f"unit {self.name!r} is frozen ({reason}): nothing may start it until it is unfrozen"
+                )
+            (self.folder / "stopping").unlink(missing_ok=True)
+            record = self._record()
+            main, keeper = self._main(record), self._keeper(record)
+            if keeper is not None:
+                if main is None:
+                    await self._hurry(keeper)
+                return
+            await self._launch(adopt=main, record=record)
+
+    async def stop(self, *, grace_s: float | None = None) -> StopReport:
+        """SIGTERM to the main process (SIGCONT to all, for stopped ones), to the others when it is gone, or at once where the
+        grace is no time to drain in (`DRAIN_GRACE_S`); SIGKILL after the grace; verified gone, the supervisor included.
+
+        Covers what left the group or the session, and works when the supervisor itself was killed. Raises UnitError
+        when a process outlives SIGKILL by 10 s.
+        """
+        grace = self.config.stop_grace_s if grace_s is None else grace_s
+        async with self._fenced(grace + KILL_WAIT_S + ANSWER_TIMEOUT_S):
+            begun = time.monotonic()
+            (self.folder / "stopping").write_text(str(begun + grace))
+            record = self._record()
+            keeper = self._keeper(record)
+            if keeper is not None:
+                supervisor.send(keeper, signal.SIGUSR1)
+            was_active = self._main(record) is not None
+            seen: dict[int, ProcessRow] = {}
+            killed = await self._end_all(seen, deadline=begun + grace, main_first=grace > DRAIN_GRACE_S)
+            if record:
+                supervisor.write_json(
+                    self.folder / "state.json",
+                    {**self._record(), "main": None, "session": None, "known": []},
+                )
+            (self.folder / "stopping").unlink(missing_ok=True)
+            return StopReport(
+                was_active=was_active,
+                killed=killed,
+                pids=tuple(sorted(seen)),
+                seconds=time.monotonic() - begun,
+            )
+
+    async def state(self) -> UnitState:
+        """Read what runs. `active` says that the program itself is alive; `pids` are its processes, without the supervisor."""
+        record = self._record()
+        main = self._main(record)
+        reason = self._frozen_reason()
+        return UnitState(
+            active=main is not None,
+            frozen=reason is not None,
+            main_pid=None if main is None else main.pid,
+            pids=tuple(sorted(self._members(record))),
+            started_at_s=record.get("started_at_s") if main is not None else None,
+            restarts=record.get("restarts", 0),
+            frozen_reason=reason or "",
+        )
+
+    async def freeze(self, reason: str) -> None:
+        """Refuse starts from now on, the supervisor's restarts too. What runs goes on. Raises ValueError without a reason."""
+        if not reason.strip():
+            raise ValueError("a freeze needs a reason: it is what the next person reads")
+        make_private_folder(self.folder)
+        supervisor.write_json(
+            self.folder / "frozen", {"reason": reason.strip(), "at_s": time.time(), "pid": os.getpid()}
+        )
+
+    async def unfreeze(self) -> None:
+        """Allow starts again; does not start it."""
+        (self.folder / "frozen").unlink(missing_ok=True)
+
+    async def set_scope(self, variables: Mapping[str, str], *, unset: Sequence[str] = ()) -> None:
+        """Keep the scope for the next start (file of mode 0600); an empty call removes it."""
+        for variable in [*variables, *unset]:
+            if not variable or "=" in variable or "\0" in variable:
+                raise ValueError(f"{variable!r} cannot be the name of an environment variable")
+        make_private_folder(self.folder)
+        if not variables and not unset:
+            (self.folder / "scope.json").unlink(missing_ok=True)
+            return
+        supervisor.write_json(
+            self.folder / "scope.json", {"variables": dict(variables), "unset": list(unset)}
+        )
+
+    async def scope(self) -> dict[str, str]:
+        """Give the variables of the current scope."""
+        return dict(self._read_json("scope.json").get("variables", {}))
+
+    async def log_tail(self, max_bytes: int = 65536) -> str:
+        """Give the end of the log, empty when it never ran."""
+        try:
+            with (self.folder / "log").open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - max_bytes))
+                return file.read(max_bytes).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def describe_start(self) -> str:
+        """The command line with secret-looking arguments and all values of variables left out."""
+        shown: list[str] = []
+        hide = False
+        for part in self._argv():
+            name, has_value, _ = part.partition("=")
+            secret = part.startswith("-") and any(word in name.lower() for word in SECRET_WORDS)
+            shown.append("***" if hide else f"{name}=***" if secret and has_value else shlex.quote(part))
+            hide = secret and not has_value
+        names = sorted({*self.config.env, *self.config.env_from})
+        return f"{' '.join(shown)}  (environment: {', '.join([*BASE_VARIABLES, *names])})"
+
+    # -- what it would run ---------------------------------------------------------------------------------------
+
+    def _argv(self) -> list[str]:
+        return [part.replace("{python}", sys.executable) for part in self.config.argv]
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment of the next start: base, settings, names taken over, then the scope."""
+        environment = {name: os.environ[name] for name in BASE_VARIABLES if name in os.environ}
+        environment.update(self.config.env)
+        environment.update({name: os.environ[name] for name in self.config.env_from if name in os.environ})
+        scope = self._read_json("scope.json")
+        for name in scope.get("unset", ()):
+            environment.pop(name, None)
+        environment.update(scope.get("variables", {}))
+        return environment
+
+    async def _launch(self, *, adopt: ProcessRow | None, record: dict[str, Any]) -> None:
+        """Start the supervisor and wait for its answer. With `adopt` it takes over a program that still runs."""
+        order: dict[str, Any] = {
+            "argv": self._argv(),
+            "environment": self.environment(),
+            "cwd": None if self.config.cwd is None else str(self.config.cwd),
+            "restart": self.config.restart,
+            "leftover_grace_s": min(LEFTOVER_GRACE_S, self.config.stop_grace_s),
+            "log_cap_bytes": LOG_CAP_BYTES,
+        }
+        if adopt is not None:
+            order["adopt"] = {
+                "pid": adopt.pid,
+                "started": adopt.started,
+                "started_at_s": record.get("started_at_s", time.time()),
+                "restarts": record.get("restarts", 0),
+            }
+        else:  # strays of an earlier program whose supervisor was killed would hold its port and its GPU memory
+            await self._end_all({}, deadline=time.monotonic() + order["leftover_grace_s"])
+        supervisor.write_json(
+            self.folder / "unit.json",
+            {"argv": order["argv"], "cwd": order["cwd"], "variables": sorted(order["environment"])},
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", supervisor.__file__, str(self.folder)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            cwd="/",
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                out, err = await process.communicate(json.dumps(order).encode())
+        except TimeoutError:
+            raise UnitError(
+                f"the supervisor of unit {self.name!r} did not answer within {ANSWER_TIMEOUT_S:.0f} s: "
+                f"the machine may be out of memory or processes; look at {self.folder}"
+            ) from None
+        reply = json.loads(out) if out.strip() else {"error": err.decode(errors="replace").strip()}
+        if "error" in reply:
+            raise UnitError(
+                f"unit {self.name!r} could not start: {reply['error'] or 'its supervisor died silently'}; "
+                f"the command is {self.describe_start()}"
+            )
+
+    async def _hurry(self, keeper: ProcessRow) -> None:
+        """Tell a supervisor that waits out its backoff to start now, and wait until the program runs."""
+        supervisor.send(keeper, signal.SIGUSR1)
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while self._main(self._record()) is None:
+            record = self._record()
+            if self._keeper(record) is None:
+                await self._launch(adopt=None, record=record)
+                return
+            if time.monotonic() >= deadline:
+                raise UnitError(
+                    f"unit {self.name!r} keeps dying ({record.get('last_exit')}, {record.get('restarts')} "
+                    f"restarts): read its log {self.folder / 'log'}"
+                )
+            supervisor.send(keeper, signal.SIGUSR1)
+            await asyncio.sleep(0.05)
+
+    # -- what runs -----------------------------------------------------------------------------------------------
+
+    def _record(self) -> dict[str, Any]:
+        """What the supervisor wrote last; empty when it never ran or the machine was booted since."""
+        record = self._read_json("state.json")
+        return record if record.get("boot_id") == supervisor.boot_id() else {}
+
+    @staticmethod
+    def _living(identity: Sequence[int] | None) -> ProcessRow | None:
+        if not identity:
+            return None
+        row = supervisor.read_process(identity[0])
+        return row if row is not None and row.started == identity[1] and not row.zombie else None
+
+    def _main(self, record: dict[str, Any]) -> ProcessRow | None:
+        return self._living(record.get("main"))
+
+    def _keeper(self, record: dict[str, Any]) -> ProcessRow | None:
+        return self._living(record.get("supervisor"))
+
+    def _members(self, record: dict[str, Any]) -> dict[int, ProcessRow]:
+        """The unit's processes without its supervisor: by descent, by session, and strays known from earlier looks."""
+        if not record:
+            return {}
+        table = supervisor.process_table()
+        named = [record.get("supervisor"), record.get("main"), *record.get("known", ())]
+        roots = {row.pid for row in map(self._living, named) if row is not None}
+        keeper_pid, keeper_started = record["supervisor"]
+        session = record.get("session")
+        # The kernel keeps a session's number taken while it has members. A leader of that number with another start
+        # time means that our session emptied and the number went to somebody else.
+        if session in table and table[session].started != keeper_started:
+            session = None
+        members = supervisor.family(table, roots, session)
+        members.pop(keeper_pid, None)
+        return members
+
+    async def _end_all(
+        self, seen: dict[int, ProcessRow], *, deadline: float, main_first: bool = False
+    ) -> bool:
+        """End the unit's processes and its supervisor; gives True when SIGKILL was needed. `seen` collects them."""
+        signalled: set[tuple[int, int]] = set()
+        killed = False
+        pause_s = 0.02
+        while True:
+            record = self._record()
+            members = self._members(record)
+            for row in map(self._living, [(pid, row.started) for pid, row in seen.items()]):
+                if row is not None:
+                    members[row.pid] = row
+            keeper = self._keeper(record)
+            if not members and keeper is None:
+                return killed
+            seen.update(members)
+            now = time.monotonic()
+            main = self._main(record) if main_first else None
+            for row in members.values():
+                if now >= deadline:
+                    killed = True
+                    supervisor.send(row, signal.SIGKILL)
+                elif (row.pid, row.started) not in signalled:
+                    if main is None or row.pid == main.pid:
+                        signalled.add((row.pid, row.started))
+                        supervisor.send(row, signal.SIGTERM)
+                    supervisor.send(row, signal.SIGCONT)
+            if keeper is not None and now >= deadline + KILL_WAIT_S / 2:
+                supervisor.send(keeper, signal.SIGKILL)
+            if now >= deadline + KILL_WAIT_S:
+                raise UnitError(
+                    f"processes {sorted(members)} of unit {self.name!r} outlived SIGKILL by {KILL_WAIT_S:.0f} s: "
+                    "they hang in the kernel (state D), most likely in the GPU driver; the host needs a reset"
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.2, 0.2)  # a look at the process table of a big host costs 40 ms
+
+    # -- its folder ----------------------------------------------------------------------------------------------
+
+    def _frozen_reason(self) -> str | None:
+        if not (self.folder / "frozen").exists():
+            return None
+        return str(self._read_json("frozen").get("reason", "no reason given"))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            data = json.loads((self.folder / name).read_text())
+        except FileNotFoundError:
+            return {}
+        except json.JSONDecodeError:
+            logger.warning("%s is not JSON: taken as empty", self.folder / name)
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    @asynccontextmanager
+    async def _fenced(self, timeout_s: float) -> AsyncIterator[None]:
+        """One start or stop at a time, over processes too."""
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(locked_folder(self.folder, timeout_s=timeout_s))
+            except TimeoutError as error:
+                raise UnitError(
+                    f"another start or stop of unit {self.name!r} is under way ({error}): wait for that run, or end it"
+                ) from None
+            yield

@@ -1,0 +1,71 @@
+"""A child whose lines are read as they come, ended at a deadline, and never waited for: a process that blocks in the driver
+does not die from SIGKILL until the driver lets go.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+from gpu_actions.system.leash import LEASH
+from gpu_actions.system.processes import child_environment
+
+MAX_LINE_BYTES = 1024 * 1024
+REAP_S = 0.5
+
+
+async def lines_of(
+    argv: Sequence[str],
+    *,
+    deadline_s: float,
+    env: dict[str, str] | None = None,
+    errors: list[str] | None = None,
+) -> AsyncGenerator[bytes, None]:
+    """Give a child's output line by line until it ends or `deadline_s` seconds are over; then end its group.
+
+    The end of its standard error (2000 characters) is appended to `errors`. A line over 1 MiB ends the reading.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=child_environment() if env is None else env,
+        start_new_session=True,
+        limit=MAX_LINE_BYTES,
+    )
+    assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
+    assert process.stderr is not None  # noqa: S101
+    complaint = asyncio.create_task(_tail(process.stderr))
+    ends_at = time.monotonic() + deadline_s
+    with LEASH.holding(process.pid):
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(max(0.0, ends_at - time.monotonic())):
+                        line = await process.stdout.readline()
+                except (TimeoutError, ValueError):
+                    break
+                if not line:
+                    break
+                yield line
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REAP_S):
+                    await process.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REAP_S):
+                    tail = await complaint
+                if errors is not None and tail:
+                    errors.append(tail)
+
+
+async def _tail(stream: asyncio.StreamReader) -> str:
+    kept = b""
+    while chunk := await stream.read(65536):
+        kept = (kept + chunk)[-2000:]
+    return kept.decode(errors="replace").strip()

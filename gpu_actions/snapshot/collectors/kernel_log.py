@@ -1,0 +1,206 @@
+"""NVIDIA's messages in the kernel log since a time: Xid, SXid, and GPUs that fell off the bus.
+
+From a file (dmesg, dmesg -T, syslog or ISO times), else from /dev/kmsg, else from journalctl. NVML's own events would give the
+number but not the text, and 74 and 144-150 need the text.
+"""
+
+import asyncio
+import errno
+import json
+import os
+import re
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.host_model import KernelLogReading, XidEvent
+from gpu_actions.system.processes import run_process
+
+MAX_EVENTS = 200
+MAX_LINE = 4096
+KMSG = Path("/dev/kmsg")
+
+_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]{0,64}\)[^:]{0,64}: (\d{1,6})\b,?\s*(.*)")
+_SXID = re.compile(r"nvidia-nvswitch\d+: SXid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d{1,6})\b,?\s*(.*)")
+_OFF_BUS = re.compile(r"fallen off the bus", re.IGNORECASE)
+_BUS_ID = re.compile(r"\b([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})")
+_SINCE_BOOT = re.compile(r"^(?:<\d+>)?\[\s*(\d{1,10}\.\d{1,9})\]")
+_KMSG = re.compile(r"^\d+,\d+,(\d{1,16}),[^;]*;")
+_ISO = re.compile(r"^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,]\d+)?\s?(Z|[+-]\d\d:?\d\d)?")
+_CTIME = re.compile(r"^\[\w{3} (\w{3} +\d{1,2} \d\d:\d\d:\d\d \d{4})\]")
+_SYSLOG = re.compile(r"^(\w{3} +\d{1,2} \d\d:\d\d:\d\d) ")
+
+
+def boot_time() -> datetime:
+    """When this machine was booted."""
+    return datetime.now(UTC) - timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def normal_pci(text: str) -> str:
+    """A bus id without its function and with a four-digit domain: `0000:3b:00`."""
+    parts = text.lower().split(".")[0].split(":")
+    if len(parts) == 2:
+        parts = ["0000", *parts]
+    return ":".join([parts[0][-4:].rjust(4, "0"), *parts[1:]]) if len(parts) == 3 else text.lower()
+
+
+def time_of(line: str, *, booted: datetime, now: datetime) -> datetime | None:
+    """The time at a line's beginning, in any of the common forms; None where there is none."""
+    try:
+        if found := _KMSG.match(line):
+            return booted + timedelta(microseconds=int(found.group(1)))
+        if found := _SINCE_BOOT.match(line):
+            return booted + timedelta(seconds=float(found.group(1)))
+        if found := _ISO.match(line):
+            zone = (found.group(3) or "").replace("Z", "+00:00")
+            return datetime.fromisoformat(f"{found.group(1)}T{found.group(2)}{zone}").astimezone(UTC)
+        if found := _CTIME.match(line):
+            return datetime.strptime(found.group(1), "%b %d %H:%M:%S %Y").astimezone(UTC)
+        if found := _SYSLOG.match(line):
+            stamp = datetime.strptime(f"{now.year} {found.group(1)}", "%Y %b %d %H:%M:%S").astimezone(UTC)
+            return stamp if stamp <= now + timedelta(days=1) else stamp.replace(year=stamp.year - 1)
+    except (ValueError, OverflowError):
+        return None
+    return None
+
+
+def event_of(line: str) -> XidEvent | None:
+    """The NVIDIA error in a line, without its time; None where there is none."""
+    text = line[:MAX_LINE].replace("\0", " ")
+    small = text.lower()
+    if "nvrm" not in small and "nvidia" not in small:
+        return None  # nearly every line; a look at the log every few seconds must cost next to nothing
+    if found := _XID.search(text):
+        pci, code, words = found.groups()
+        return XidEvent(kind="xid", code=int(code), pci=normal_pci(pci), text=words[:300])
+    if found := _SXID.search(text):
+        pci, code, words = found.groups()
+        return XidEvent(kind="sxid", code=int(code), pci=normal_pci(pci), text=words[:300])
+    if _OFF_BUS.search(text) and ("NVRM" in text or "nvidia" in small):
+        bus = _BUS_ID.search(text)
+        return XidEvent(kind="off_bus", pci=normal_pci(bus.group(1)) if bus else "", text=text[-300:])
+    return None
+
+
+def read_lines(
+    lines: Iterable[str],
+    *,
+    source: str,
+    since: datetime | None,
+    now: datetime,
+    booted: datetime,
+    truncated: bool = False,
+) -> KernelLogReading:
+    """Find the events of a log. A line without a time counts: missing evidence must not make it healthier."""
+    events: list[XidEvent] = []
+    read = dropped = 0
+    for line in lines:
+        read += 1
+        event = event_of(line)
+        if event is None:
+            continue
+        at = time_of(line, booted=booted, now=now)
+        if at is not None and since is not None and at < since:
+            continue
+        if len(events) < MAX_EVENTS:
+            events.append(event.model_copy(update={"at": at}))
+        else:
+            dropped += 1
+    return KernelLogReading(
+        source=source,
+        since=since,
+        lines_read=read,
+        truncated=truncated,
+        events=tuple(events),
+        dropped_events=dropped,
+    )
+
+
+async def collect_kernel_log(
+    path: Path | None, *, since: datetime | None, since_s: float, max_bytes: int, expect_gpus: int | None
+) -> KernelLogReading:
+    """Read the log. A file counts whole unless `since` is given; the kernel's own log counts for `since_s` seconds.
+
+    Raises CollectorSkipped on a CPU host without a file, CollectorFailed where nothing may be read.
+    """
+    now = datetime.now(UTC)
+    if path is not None:
+        lines, truncated = await asyncio.to_thread(tail_of, path, max_bytes)
+        return read_lines(
+            lines, source=str(path), since=since, now=now, booted=boot_time(), truncated=truncated
+        )
+    if expect_gpus == 0:
+        raise CollectorSkipped("this host declares no GPUs, and no log file was named")
+    since = since or now - timedelta(seconds=since_s)
+    try:
+        records = await asyncio.to_thread(read_kmsg)
+    except OSError as error:
+        return await _journal(since, now=now, max_bytes=max_bytes, why=f"{KMSG}: {error.strerror}")
+    return read_lines(records, source=str(KMSG), since=since, now=now, booted=boot_time())
+
+
+def tail_of(path: Path, max_bytes: int) -> tuple[list[str], bool]:
+    """The last `max_bytes` bytes of a file as lines, and whether something was left out. Raises CollectorFailed."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - max_bytes))
+            raw = file.read(max_bytes)
+    except OSError as error:
+        raise CollectorFailed(f"{path}: {error.strerror or error}") from error
+    return raw.decode(errors="replace").splitlines(), size > max_bytes
+
+
+def read_kmsg(path: Path = KMSG) -> list[str]:
+    """All records of the kernel's ring buffer. Raises OSError where it may not be read."""
+    records: list[str] = []
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        while len(records) < 1_000_000:
+            try:
+                record = os.read(descriptor, 16384)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # overwritten while we read: go on with the next
+                    continue
+                raise
+            if not record:
+                break
+            records.append(record.split(b"\n", 1)[0].decode(errors="replace"))
+    finally:
+        os.close(descriptor)
+    return records
+
+
+async def _journal(since: datetime, *, now: datetime, max_bytes: int, why: str) -> KernelLogReading:
+    argv = ["journalctl", "-k", "-o", "json", "--no-pager", "-q", "--since", f"@{since.timestamp():.0f}"]
+    try:
+        result = await run_process(argv, timeout_s=5, max_output_bytes=max_bytes)
+    except FileNotFoundError:
+        raise CollectorFailed(f"{why}; and there is no journalctl") from None
+    if result.exit_code != 0 or result.timed_out or "not seeing messages" in result.stderr:
+        raise CollectorFailed(f"{why}; journalctl: {(result.stderr.strip() or 'failed')[:160]}")
+    return read_lines(
+        journal_lines(result.stdout),
+        source="journalctl -k",
+        since=since,
+        now=now,
+        booted=boot_time(),
+        truncated=result.truncated,
+    )
+
+
+def journal_lines(text: str) -> list[str]:
+    """The messages of `journalctl -o json`, each with an ISO time in front; what is no JSON is left out."""
+    lines: list[str] = []
+    for row in text.splitlines():
+        try:
+            record = json.loads(row)
+            at = datetime.fromtimestamp(int(record["__REALTIME_TIMESTAMP"]) / 1e6, UTC)
+            lines.append(f"{at.isoformat()} {record['MESSAGE']}")
+        except (ValueError, KeyError, TypeError, OverflowError, OSError):
+            continue
+    return lines

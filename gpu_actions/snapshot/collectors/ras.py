@@ -1,0 +1,214 @@
+"""NCCL's RAS over TCP, asked twice: operation counts by rank, and ranks that do not answer.
+
+The protocol is line commands and an answer without a length, so it is read to its end with a deadline and a cap. JSON exists
+since NCCL 2.28.7; an older server answers the text report, which names only what differs.
+"""
+
+import asyncio
+import json
+import re
+import time
+from typing import Any
+
+from pydantic import ValidationError
+
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.host_model import RasCommunicator, RasMissingRank, RasPoll, RasRank, RasReading
+
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+SERVER_WAIT_S = 1
+"""How long RAS itself waits for silent ranks (its default is 5 s, longer than our window)."""
+
+MAX_RANKS = 4096
+_COMMUNICATOR = re.compile(r"^#\d+-\d+ \(([0-9a-fA-F]{1,32})\) (MISMATCH|INCOMPLETE|ERROR)")
+_OPERATION = re.compile(r"Rank (\d{1,6}) has launched up to operation (\d{1,20})(?:.*?process (\d{1,10}))?")
+_OPERATIONS = re.compile(r"(\d{1,6}) ranks have launched up to operation (\d{1,20})")
+_RANK = re.compile(r"Rank (\d{1,6}) -- (?:GPU .*?process (\d{1,10}))?")
+_MISSING = re.compile(r"Missing communicator data from (\d{1,6}) rank")
+_DIFFERENT = re.compile(r"different (\w+)(?: operation)? counts|different (\w+) operation")
+_TIMEOUTS = re.compile(r"Encountered (\d{1,6}) communication timeout")
+_VERSION = re.compile(r"NCCL version (\S{1,40})")
+
+
+async def collect_ras(address: str | None, *, window_s: float, timeout_s: float, began: float) -> RasReading:
+    """Ask RAS now and at the end of the window. Raises CollectorSkipped without an address, CollectorFailed for a bad one."""
+    if address is None:
+        raise CollectorSkipped("no RAS address was named")
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536 or not host:
+        raise CollectorFailed(f"{address!r} is not HOST:PORT")
+    host = host.strip("[]")
+    first = await poll_ras(host, int(port), timeout_s=timeout_s, began=began)
+    await asyncio.sleep(max(0.0, first.at_s + window_s - (time.monotonic() - began)))
+    return RasReading(
+        address=address, polls=(first, await poll_ras(host, int(port), timeout_s=timeout_s, began=began))
+    )
+
+
+async def poll_ras(host: str, port: int, *, timeout_s: float, began: float) -> RasPoll:
+    """Ask once. What does not come is the outcome: refused, silent or garbage."""
+    at_s = time.monotonic() - began
+    got = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                as_json = await _greet(reader, writer)
+                writer.write(b"VERBOSE STATUS\n")
+                await writer.drain()
+                while chunk := await reader.read(65536):
+                    got += chunk
+                    if len(got) > MAX_ANSWER_BYTES:
+                        return RasPoll(
+                            at_s=at_s, outcome="garbage", detail=f"more than {MAX_ANSWER_BYTES} bytes"
+                        )
+            finally:
+                writer.close()
+    except TimeoutError:
+        if not got:
+            return RasPoll(at_s=at_s, outcome="silent", detail=f"no answer within {timeout_s:g} s")
+        return RasPoll(at_s=at_s, outcome="garbage", detail=f"the answer broke off after {len(got)} bytes")
+    except _NotRasError as error:
+        return RasPoll(at_s=at_s, outcome="garbage", detail=str(error))
+    except (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError) as error:
+        return RasPoll(at_s=at_s, outcome="silent", detail=f"it hung up: {type(error).__name__}")
+    except OSError as error:
+        return RasPoll(at_s=at_s, outcome="refused", detail=error.strerror or str(error))
+    text = got.decode(errors="replace")
+    return parse_json_answer(text, at_s=at_s) if as_json else parse_text_answer(text, at_s=at_s)
+
+
+class _NotRasError(Exception):
+    """Something else listens there."""
+
+
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Agree on protocol, time-out and format; gives whether the answer will be JSON."""
+    writer.write(b"CLIENT PROTOCOL 2\n")
+    answer = await _line(reader)
+    if not answer.upper().startswith("SERVER PROTOCOL"):
+        raise _NotRasError(f"it greets with {answer[:60]!r}, not with SERVER PROTOCOL")
+    writer.write(f"TIMEOUT {SERVER_WAIT_S}\n".encode())
+    await _line(reader)
+    writer.write(b"SET FORMAT json\n")
+    return (await _line(reader)).strip().upper() == "OK"
+
+
+async def _line(reader: asyncio.StreamReader) -> str:
+    try:
+        raw = await reader.readuntil(b"\n")
+    except asyncio.LimitOverrunError:
+        raise _NotRasError("it sends a line without an end") from None
+    return raw.decode(errors="replace").strip()
+
+
+def parse_json_answer(text: str, *, at_s: float) -> RasPoll:
+    """Parse the JSON report; anything else is garbage."""
+    try:
+        document: Any = json.loads(text)
+        communicators = tuple(_communicator(row) for row in document["communicators"])
+        return RasPoll(
+            at_s=at_s,
+            outcome="ok",
+            protocol="json",
+            nccl_version=str(document.get("nccl_version", ""))[:40],
+            communicators=communicators,
+            timeouts=int((document.get("ras") or {}).get("timeouts_count", 0)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
+        return RasPoll(
+            at_s=at_s,
+            outcome="garbage",
+            detail=f"not a RAS report: {type(error).__name__}: {str(error)[:120]}",
+        )
+
+
+def _communicator(row: dict[str, Any]) -> RasCommunicator:
+    ranks = tuple(
+        RasRank(
+            rank=rank["rank"],
+            pid=rank.get("pid"),
+            counts={str(name): int(value) for name, value in rank["collective_counts"].items()},
+            async_error=int((rank.get("status") or {}).get("async_error", 0)),
+        )
+        for rank in row["ranks"][:MAX_RANKS]
+    )
+    missing = tuple(
+        RasMissingRank(
+            rank=rank["rank"],
+            pid=rank.get("pid"),
+            unresponsive=bool((rank.get("status") or {}).get("unresponsive", True)),
+            dead=bool((rank.get("status") or {}).get("considered_dead", False)),
+        )
+        for rank in row.get("missing_ranks", ())[:MAX_RANKS]
+    )
+    return RasCommunicator(
+        id=str(row["hash"])[:64],
+        size=row.get("size"),
+        ranks=ranks,
+        missing=missing,
+        missing_count=max(len(missing), int(row.get("missing_ranks_count", 0))),
+        mismatch=counts_differ(ranks),
+    )
+
+
+def counts_differ(ranks: tuple[RasRank, ...]) -> bool:
+    """Whether some operation was launched more often by one rank than by another."""
+    names = {name for rank in ranks for name in rank.counts}
+    return any(len({rank.counts.get(name, 0) for rank in ranks}) > 1 for name in names)
+
+
+def parse_text_answer(text: str, *, at_s: float) -> RasPoll:
+    """Parse the text report of NCCL 2.24 to 2.28.6. Ranks that it groups stand as rank -1, -2, ..."""
+    version = _VERSION.search(text)
+    if version is None:
+        return RasPoll(at_s=at_s, outcome="garbage", detail=f"not a RAS report: {text[:60]!r}")
+    found: dict[str, dict[str, Any]] = {}
+    current: dict[str, Any] | None = None
+    operation = "operation"
+    for line in text.splitlines():
+        if match := _COMMUNICATOR.match(line):
+            current = found.setdefault(
+                match.group(1),
+                {"id": match.group(1), "ranks": [], "missing": [], "missing_count": 0, "kinds": set()},
+            )
+            current["kinds"].add(match.group(2))
+        elif not line.strip():
+            current = None
+        elif current is not None:
+            if match := _DIFFERENT.search(line):
+                operation = match.group(1) or match.group(2) or operation
+            _text_line(line, current, operation)
+    timeouts = _TIMEOUTS.search(text)
+    return RasPoll(
+        at_s=at_s,
+        outcome="ok",
+        protocol="text",
+        nccl_version=version.group(1),
+        communicators=tuple(
+            RasCommunicator(
+                id=row["id"],
+                ranks=tuple(row["ranks"]),
+                missing=tuple(row["missing"]),
+                missing_count=max(row["missing_count"], len(row["missing"])),
+                mismatch="MISMATCH" in row["kinds"] and bool(row["ranks"]),
+            )
+            for row in found.values()
+        ),
+        timeouts=int(timeouts.group(1)) if timeouts else 0,
+    )
+
+
+def _text_line(line: str, into: dict[str, Any], operation: str) -> None:
+    if match := _OPERATION.search(line):
+        pid = int(match.group(3)) if match.group(3) else None
+        into["ranks"].append(
+            RasRank(rank=int(match.group(1)), pid=pid, counts={operation: int(match.group(2))})
+        )
+    elif match := _OPERATIONS.search(line):
+        into["ranks"].append(RasRank(rank=-1 - len(into["ranks"]), counts={operation: int(match.group(2))}))
+    elif match := _MISSING.search(line):
+        into["missing_count"] = int(match.group(1))
+    elif (match := _RANK.search(line)) and "INCOMPLETE" in into["kinds"] and "MISMATCH" not in into["kinds"]:
+        pid = int(match.group(2)) if match.group(2) else None
+        into["missing"].append(RasMissingRank(rank=int(match.group(1)), pid=pid))

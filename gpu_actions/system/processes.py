@@ -1,0 +1,142 @@
+"""Child processes done properly: an explicit environment, a session of their own, a deadline, and no orphans.
+
+Every child of the product starts through here or through a unit. Nothing inherits the caller's environment: `PASSED_ON`
+names the few variables that a program needs to run at all.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from gpu_actions.models import Frozen
+from gpu_actions.system.leash import LEASH
+
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
+"""Variables that children get from us; everything else must be named by the caller."""
+
+REAP_S = 5.0
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Give an environment for a child: the variables of `PASSED_ON` that are set, then `extra` over them."""
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment.update(extra or {})
+    return environment
+
+
+class ProcessResult(Frozen):
+    """How a child ended. `exit_code` is negative for a signal, as in subprocess; output is cut at the caller's cap."""
+
+    argv: tuple[str, ...]
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    timed_out: bool = False
+    truncated: bool = False
+
+
+async def run_process(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    max_output_bytes: int = 4 * 1024 * 1024,
+    kill_grace_s: float = 1.0,
+) -> ProcessResult:
+    """Run a program to its end or its deadline, in its own session, and leave nothing of it behind.
+
+    `env` is the whole environment (default: `child_environment()`). On the deadline, and when the caller is cancelled, the
+    process group gets SIGTERM, then SIGKILL after `kill_grace_s`; when this process is killed, it gets SIGKILL.
+    Raises FileNotFoundError where the program is missing.
+    """
+    started = time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(child_environment() if env is None else env),
+        cwd=cwd,
+        start_new_session=True,
+    )
+    assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
+    assert process.stderr is not None  # noqa: S101
+    readers = asyncio.gather(
+        _read_capped(process.stdout, max_output_bytes), _read_capped(process.stderr, max_output_bytes)
+    )
+    timed_out = False
+    with LEASH.holding(process.pid):
+        try:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.gather(asyncio.shield(readers), process.wait())
+            except TimeoutError:
+                timed_out = True
+        finally:
+            await end_group(process.pid, grace_s=kill_grace_s)
+            with contextlib.suppress(
+                TimeoutError
+            ):  # one that blocks in the driver ends when the driver lets go
+                async with asyncio.timeout(REAP_S):
+                    await process.wait()
+    try:
+        async with asyncio.timeout(2):
+            (out, out_cut), (err, err_cut) = await readers
+    except TimeoutError:  # a grandchild in a session of its own still holds the pipe
+        (out, out_cut), (err, err_cut) = (b"", True), (b"", True)
+    return ProcessResult(
+        argv=tuple(str(part) for part in argv),
+        exit_code=process.returncode if process.returncode is not None else -signal.SIGKILL,
+        stdout=out.decode(errors="replace"),
+        stderr=err.decode(errors="replace"),
+        seconds=time.monotonic() - started,
+        timed_out=timed_out,
+        truncated=out_cut or err_cut,
+    )
+
+
+async def _read_capped(stream: asyncio.StreamReader, cap: int) -> tuple[bytes, bool]:
+    kept = bytearray()
+    cut = False
+    while chunk := await stream.read(65536):
+        room = cap - len(kept)
+        kept += chunk[:room]
+        cut = cut or len(chunk) > room
+    return bytes(kept), cut
+
+
+def group_is_alive(pgid: int) -> bool:
+    """Say whether any process that is not a zombie is left in the group."""
+    for process in psutil.process_iter(["pid", "status"]):
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == pgid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+async def end_group(pgid: int, *, grace_s: float) -> bool:
+    """End a process group: SIGTERM (with SIGCONT, for a frozen one), then SIGKILL after `grace_s` seconds.
+
+    Gives True when SIGKILL was needed. A group that is already gone is fine.
+    """
+    for signum in (signal.SIGTERM, signal.SIGCONT):
+        try:
+            os.killpg(pgid, signum)
+        except ProcessLookupError:
+            return False
+    deadline = time.monotonic() + grace_s
+    while group_is_alive(pgid):
+        if time.monotonic() >= deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pgid, signal.SIGKILL)
+            return True
+        await asyncio.sleep(0.02)
+    return False

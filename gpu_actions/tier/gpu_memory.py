@@ -1,0 +1,54 @@
+"""GPU memory and who holds it, read by a child process (`gpu_memory_child.py`) so that a sick driver can hang it and nothing
+else. Figures are NVML's.
+"""
+
+import sys
+
+from pydantic import Field, ValidationError
+
+from gpu_actions.models import Frozen
+from gpu_actions.system.processes import child_environment, run_process
+
+READ_TIMEOUT_S = 10.0
+"""A sweep of 8 GPUs takes 0.3 s on a healthy host (30 ms a GPU were measured); a call can hang for minutes on a sick one."""
+
+
+class GpuMemory(Frozen):
+    """One GPU at one moment. `pids` hold memory of it; None where NVML would not say."""
+
+    index: int
+    uuid: str
+    name: str = ""
+    total_mib: float
+    free_mib: float
+    pids: tuple[int, ...] | None = None
+
+    @property
+    def used_percent(self) -> float:
+        return 100 * (1 - self.free_mib / self.total_mib) if self.total_mib else 0.0
+
+
+class GpuMemories(Frozen):
+    """All GPUs that could be read. `error` says why there is nothing, or what is missing."""
+
+    gpus: tuple[GpuMemory, ...] = ()
+    error: str = Field(default="", description="empty when everything was read")
+
+    def by_uuid(self, uuid: str) -> GpuMemory | None:
+        return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
+
+
+async def read_gpus(*, timeout_s: float = READ_TIMEOUT_S) -> GpuMemories:
+    """Read all GPUs of this machine. Never raises for a missing or sick driver: `error` says what is wrong."""
+    result = await run_process(
+        [sys.executable, "-m", "gpu_actions.tier.gpu_memory_child"],
+        timeout_s=timeout_s,
+        env=child_environment(),
+    )
+    if result.timed_out:
+        return GpuMemories(error=f"NVML did not answer within {timeout_s:g} s: the driver may be sick")
+    try:
+        return GpuMemories.model_validate_json(result.stdout)
+    except ValidationError:
+        said = " ".join(result.stderr.split())[-200:]
+        return GpuMemories(error=f"NVML could not be read: exit code {result.exit_code}: {said}")

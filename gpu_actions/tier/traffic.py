@@ -1,0 +1,122 @@
+"""The steps that move traffic: `fallback.route`, `fallback.backpressure`, and proof by a token through the router itself.
+
+Traffic never goes to a tier that has not generated a token a moment ago, and the total usable weight never becomes 0 here.
+"""
+
+from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.host import Host, Tier
+from gpu_actions.models import Frozen
+from gpu_actions.serving.interfaces import EngineError, RouterError
+from gpu_actions.serving.registry import build_engine
+from gpu_actions.system.clock import boot_clock_s
+from gpu_actions.tier import run_notes
+from gpu_actions.tier.condition import generates
+from gpu_actions.tier.router_ready import ready_router
+
+PROOF_PROMPT = "gpu-oncall proves the route"
+PROOF_TOKENS = 2
+DIRECT_PROBE_S = 10.0
+
+
+class RouteProof(Frozen):
+    """A completion that went through the router and was served by the named tier."""
+
+    tier: str
+    tokens: int
+    ttft_ms: float
+    first_token_ago_s: float
+    tier_requests: int
+
+
+async def prove_route(host: Host, tier: Tier) -> RouteProof:
+    """Generate through the router and see by the router's count that this tier served it. Raises EngineError or RouterError."""
+    before = (await host.router.server(tier.config.server)).requests_total
+    through = build_engine(tier.config.engine.model_copy(update={"url": host.router.url}))
+    asked_s = boot_clock_s()
+    answer = await through.complete(
+        PROOF_PROMPT, max_tokens=PROOF_TOKENS, timeout_s=tier.config.engine.request_timeout_s
+    )
+    served = (await host.router.server(tier.config.server)).requests_total - before
+    if served < 1:
+        raise RouterError(
+            f"a completion through {host.router.url} was answered, but not by {tier.name}: "
+            f"its server {tier.config.server!r} counts no new request"
+        )
+    return RouteProof(
+        tier=tier.name,
+        tokens=answer.completion_tokens,
+        ttft_ms=answer.ttft_ms,
+        first_token_ago_s=max(0.0, boot_clock_s() - asked_s - answer.ttft_ms / 1000),
+        tier_requests=served,
+    )
+
+
+async def route_to(host: Host, tier: Tier, other: Tier) -> None:
+    """Give `tier` all the traffic: ready, its full weight, the other one 0. Safe to repeat.
+
+    A tier that cannot get all requests because the weight of the other is not yet gone shares them meanwhile.
+    """
+    await host.router.undrain(tier.config.server)
+    await host.router.shift({tier.config.server: tier.config.weight, other.config.server: 0})
+
+
+@step("fallback.route")
+async def route(context: StepContext) -> StepResult:
+    """Effect: all requests go to the fallback tier. Verified by a completion through the router that its server counted."""
+    host, tier, other = context.host, context.host.fallback, context.host.tp
+    await ready_router(host.router)
+    if not await generates(tier, timeout_s=DIRECT_PROBE_S, tokens=1):  # it generated more a moment ago
+        raise StepFailed(
+            "the fallback tier does not generate, so it gets no traffic",
+            next_action="see its log; the clean-up says what serves now",
+        )
+    try:
+        await route_to(host, tier, other)
+        proof = await prove_route(host, tier)
+    except (EngineError, RouterError) as error:
+        raise StepFailed(
+            f"no token came through the router: {error}", next_action="see `show stat` of the router"
+        ) from error
+    elapsed_s = round(run_notes.began(context.workdir).seconds_ago() - proof.first_token_ago_s, 3)
+    note = run_notes.recall(context.workdir, "first_token_through_router") or run_notes.keep(
+        context.workdir, "first_token_through_router", {"after_s": elapsed_s}
+    )
+    elapsed_s = float(note["after_s"])
+    return StepResult(
+        summary=f"all requests go to {tier.name} (weight {tier.config.weight}, {other.name} 0); "
+        f"first token through the router {elapsed_s:.1f} s after the start",
+        data={
+            "first_token_through_router_s": elapsed_s,
+            "weights": {tier.config.server: tier.config.weight, other.config.server: 0},
+            "proof": proof.model_dump(mode="json"),
+        },
+    )
+
+
+UNITS = {"queue_timeout_s": " s", "long_window_s": " s", "retry_after_s": " s", "long_body_bytes": " bytes"}
+
+
+@step("fallback.backpressure")
+async def backpressure(context: StepContext) -> StepResult:
+    """Effect: the playbook's limits hold for the fallback tier. Verified: the values shown are read back from the router."""
+    router = context.host.router
+    await ready_router(router)
+    in_force = await router.apply_back_pressure(context.host.fallback.config.server)
+    shown = ", ".join(
+        f"{name.removesuffix('_s').removesuffix('_bytes').replace('_', ' ')} {value:g}{UNITS.get(name, '')}"
+        for name, value in in_force.items()
+    )
+    wanted = {str(name): float(value) for name, value in context.args["wanted"].items()}
+    missing = sorted(set(wanted) - set(in_force))
+    wrong = {name: in_force[name] for name in wanted if name in in_force and in_force[name] != wanted[name]}
+    if wrong:
+        raise StepFailed(
+            f"the router reports other limits than asked: {wrong}, asked for {wanted}",
+            next_action="see the router's configuration",
+        )
+    note = (
+        f"; not in force here: {', '.join(missing)} (an existing router's own configuration)"
+        if missing
+        else ""
+    )
+    return StepResult(summary=f"in force: {shown}{note}", data={"in_force": in_force, "missing": missing})

@@ -1,0 +1,78 @@
+"""The doctor in a workspace: scopes, the incident channel, and what systemd says of a unit."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bot.cli.doctor import Check, examine, systemd_checks
+from demo.workspace import Workspace
+from demo.workspace.webapi import ApiCall, Handler
+from gpu_actions.config.host import EngineConfig, SystemdUnit, TierConfig
+from gpu_actions.models import JsonObject
+from tests.bot.desk import desk_settings
+
+
+async def no_member(call: ApiCall, handler: Handler) -> JsonObject:
+    answer = await handler(call)
+    if call.method == "conversations.info":
+        answer["channel"] = {**answer["channel"], "is_member": False}
+    return answer
+
+
+@pytest.fixture
+async def workspace(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Workspace]:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with Workspace(port=0) as running:
+        yield running
+
+
+async def checks_of(workspace: Workspace, folder: Path, **slack: object) -> dict[str, Check]:
+    report = await examine(desk_settings(folder, workspace, slack_changes=slack))
+    return {check.name: check for check in report.checks}
+
+
+async def test_scopes_and_the_incident_channel_are_found_good(workspace: Workspace, tmp_path: Path) -> None:
+    checks = await checks_of(workspace, tmp_path)
+    assert checks["slack"].status == "ok"
+    assert checks["slack.scopes"].status == "ok", checks["slack.scopes"]
+    assert checks["slack.incident_channel"].status == "ok"
+
+
+async def test_a_channel_that_is_not_there_and_one_without_the_bot_are_named(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    checks = await checks_of(workspace, tmp_path, incident_channel="fires")
+    assert checks["slack.incident_channel"].status == "failed"
+    assert "#fires" in checks["slack.incident_channel"].detail
+    workspace.web_api.middlewares.append(no_member)
+    checks = await checks_of(workspace, tmp_path)
+    assert "/invite" in checks["slack.incident_channel"].fix
+
+
+async def test_a_wrong_token_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    checks = await checks_of(workspace, tmp_path, bot_token="xoxb-wrong")
+    assert (checks["slack"].status, "invalid_auth" in checks["slack"].detail) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "statuses"),
+    [
+        ("vllm", "LoadState=loaded\nKillMode=control-group\n", ["ok", "warning"]),
+        ("vllm", "LoadState=loaded\nKillMode=mixed\n", ["ok"]),
+        ("reference", "LoadState=loaded\nKillMode=control-group\n", ["ok"]),
+        ("vllm", "LoadState=not-found\nKillMode=control-group\n", ["failed"]),
+        ("vllm", "", ["failed"]),
+    ],
+)
+def test_a_systemd_unit_must_be_there_and_let_vllm_finish_its_streams(
+    kind: str, shown: str, statuses: list[str]
+) -> None:
+    tier = TierConfig(
+        engine=EngineConfig(kind=kind, url="http://127.0.0.1:9", model="m"),  # type: ignore[arg-type]
+        unit=SystemdUnit(name="vllm.service"),
+        server="tp",
+    )
+    checks = systemd_checks("h.tp", tier, "vllm.service", shown, "no such unit")
+    assert [check.status for check in checks] == statuses

@@ -1,0 +1,143 @@
+"""The artifact store: what is copied is what was described, links cannot be made up, old files go."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bot.incidents.artifacts import ArtifactStore, attempt_folder
+from bot.settings.model import ArtifactSettings
+from bot.store.records import Person, Place, RunRecord, RunStatus, UserError
+from bot.store.store import Store
+from gpu_actions.models import Artifact
+from gpu_actions.system.files import artifact_of
+from tests.bot.toys import toy_settings
+
+RUN = "toy-2345"
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Shelf:
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.folder = folder
+        self.clock = Clock()
+        settings = toy_settings(folder / "state").model_copy(
+            update={"artifacts": ArtifactSettings(url=url, max_mib=1)}
+        )
+        self.store = Store(settings.own_database_url, clock=self.clock)
+        self.store.create()
+        self.store.insert_run(
+            RunRecord(
+                id=RUN,
+                action="toy",
+                host="toy",
+                status=RunStatus.RUNNING,
+                requester=Person(id="U"),
+                place=Place(channel="C"),
+                created_at=self.clock(),
+            ),
+            dedupe_key="k",
+            changes_host=False,
+        )
+        self.artifacts = ArtifactStore(settings, self.store)
+
+    def file(self, content: bytes = b"evidence", name: str = "report.txt") -> Artifact:
+        path = self.folder / name
+        path.write_bytes(content)
+        return artifact_of(path, source="test")
+
+
+@pytest.fixture(params=["folder", "fsspec"])
+def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shelf]:
+    made = Shelf(tmp_path, "" if request.param == "folder" else f"memory://{tmp_path.name}")
+    yield made
+    made.store.close()
+
+
+def parts(url: str) -> tuple[str, str]:
+    path, _, signature = url.split("/artifacts/")[1].partition("?sig=")
+    return path, signature
+
+
+async def test_a_stored_file_is_reached_by_its_link_and_by_no_other(shelf: Shelf) -> None:
+    record = await shelf.artifacts.store(RUN, "capture", shelf.file())
+    path, signature = parts(record.url)
+    assert path == f"{RUN}/capture/report.txt"
+    found, content = shelf.artifacts.open(path, signature)
+    with content:
+        assert content.read() == b"evidence"
+    assert found.id == record.id
+    for wrong in (signature[:-1], "0" * 32, "", "é"):
+        with pytest.raises(UserError, match="not one of mine"):
+            shelf.artifacts.open(path, wrong)
+    with pytest.raises(UserError, match="not one of mine"):
+        shelf.artifacts.open(f"{RUN}/capture/../../../secret", signature)
+
+
+async def test_a_file_that_changed_after_it_was_described_gets_no_link(shelf: Shelf) -> None:
+    described = shelf.file()
+    described.path.write_bytes(b"replaced")
+    record = await shelf.artifacts.store(RUN, "capture", described)
+    assert record.url == ""
+    assert [entry.kind for entry in shelf.store.audit.of_run(RUN)][-1] == "artifact.refused"
+    with pytest.raises(UserError, match="missing"):
+        shelf.artifacts.open(
+            f"{RUN}/capture/report.txt", shelf.artifacts.signature(f"{RUN}/capture/report.txt")
+        )
+
+
+async def test_a_file_over_the_limit_is_listed_and_not_copied(shelf: Shelf) -> None:
+    record = await shelf.artifacts.store(RUN, "capture", shelf.file(b"x" * (2**20 + 1)))
+    assert record.url == ""
+    assert "over artifacts.max_mib" in shelf.store.audit.of_run(RUN)[-1].text
+
+
+async def test_a_name_that_would_leave_the_folder_is_refused(shelf: Shelf, tmp_path: Path) -> None:
+    honest = shelf.file()
+    for name in ("../escaped.txt", "/etc/passwd", ".hidden", "a/b", ""):
+        record = await shelf.artifacts.store(RUN, "capture", honest.model_copy(update={"name": name}))
+        assert record.url == ""
+    assert list(tmp_path.rglob("escaped*")) == []
+
+
+async def test_the_same_name_again_replaces_and_another_attempt_does_not(shelf: Shelf) -> None:
+    first = await shelf.artifacts.store(RUN, "capture", shelf.file(b"one"))
+    again = await shelf.artifacts.store(RUN, "capture", shelf.file(b"two"))
+    other = await shelf.artifacts.store(RUN, attempt_folder("capture", 2), shelf.file(b"three"))
+    assert first.id == again.id != other.id
+    assert again.artifact.sha256 == hashlib.sha256(b"two").hexdigest()
+    run = shelf.store.get(RUN)
+    assert run is not None
+    assert len(run.artifacts) == 2
+    shelf.store.set_file_id(again.id, "F123")
+    run = shelf.store.get(RUN)
+    assert run is not None
+    assert run.artifacts[0].slack_file_id == "F123"
+
+
+async def test_old_files_are_swept_and_their_links_say_so(shelf: Shelf) -> None:
+    old = await shelf.artifacts.store(RUN, "capture", shelf.file(name="old.txt"))
+    shelf.clock.now += 20 * 86_400
+    young = await shelf.artifacts.store(RUN, "capture", shelf.file(name="young.txt"))
+    shelf.clock.now += 11 * 86_400
+    assert shelf.artifacts.sweep() == 1
+    assert shelf.artifacts.sweep() == 0
+    with pytest.raises(UserError, match="retention_days"):
+        shelf.artifacts.open(*parts(old.url))
+    shelf.artifacts.open(*parts(young.url))[1].close()
+
+
+async def test_links_stay_good_over_a_restart_and_their_secret_is_private(tmp_path: Path) -> None:
+    first = Shelf(tmp_path)
+    record = await first.artifacts.store(RUN, "capture", first.file())
+    again = ArtifactStore(toy_settings(tmp_path / "state"), first.store)
+    again.open(*parts(record.url))[1].close()
+    assert (tmp_path / "state" / "link-secret").stat().st_mode & 0o777 == 0o600
+    first.store.close()

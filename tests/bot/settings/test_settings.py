@@ -1,0 +1,126 @@
+"""The settings: what is right loads, what is wrong is named with its field, value, source and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from bot.settings.model import SettingsError, load_settings
+
+EXAMPLE = Path(__file__).parents[3] / "deploy" / "gpu-oncall.example.toml"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Writer":
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPU_ONCALL_CONFIG", raising=False)
+    return Writer(tmp_path)
+
+
+class Writer:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *changes: tuple[str, str]) -> Path:
+        text = EXAMPLE.read_text()
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        path = self.folder / "settings.toml"
+        path.write_text(text)
+        return path
+
+
+def problems(path: Path) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path)
+    return caught.value.problems
+
+
+def test_the_example_loads(write: Writer) -> None:
+    settings = load_settings(write())
+    assert settings.default_host.name == "serve1"
+    assert settings.slack.command("triage") == "/triage"
+    assert settings.default_host.tiers["tp"].engine.kind == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "gpus = 8\nnvlinks",
+            "gpus = 800\nnvlinks",
+            ["hosts.0.gpus = 800", "less than or equal to 64", "settings.toml"],
+        ),
+        (
+            'mode = "socket"',
+            'mode = "carrier-pigeon"',
+            ["slack.mode = 'carrier-pigeon'", "'socket' or 'http'"],
+        ),
+        (
+            "stages_percent = [5, 25, 50, 100]",
+            "stages_percent = [50, 25]",
+            ["stages_percent", "end with 100"],
+        ),
+        ('server = "fallback"', 'server = "tp"', ["tiers", "must differ"]),
+        ('socket = "/run/haproxy/admin.sock"\n', "", ["router", "admin socket", "set socket"]),
+        (
+            "hold_s = 120",
+            "hold_seconds = 120",
+            ["hosts.0.restore.hold_seconds", "no setting of ours", "spelling"],
+        ),
+        ("[access.approvals.restore]", "[access.approvals.restart]", ["approvals", "restart", "no action"]),
+        ('name = "vllm-tp.service"', 'name = "vllm-tp; rm -rf /"', ["unit", "name", "vllm-tp; rm -rf /"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_source(
+    write: Writer, old: str, new: str, expected: list[str]
+) -> None:
+    text = " ".join(problems(write((old, new))))
+    for part in expected:
+        assert part in text, text
+
+
+def test_the_environment_wins_over_the_file_and_is_blamed_when_wrong(
+    write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPU_ONCALL_SLACK__INCIDENT_CHANNEL", "fires")
+    assert load_settings(write()).slack.incident_channel == "fires"
+    monkeypatch.setenv("GPU_ONCALL_SLACK__EDIT_INTERVAL_S", "soon")
+    (problem,) = problems(write())
+    assert "slack.edit_interval_s = 'soon'" in problem
+    assert "the environment variable GPU_ONCALL_SLACK__EDIT_INTERVAL_S" in problem
+
+
+def test_a_dotenv_file_is_read_and_blamed(write: Writer) -> None:
+    (write.folder / ".env").write_text("GPU_ONCALL_LOG_LEVEL=loud\n")
+    (problem,) = problems(write())
+    assert "log_level = 'loud'" in problem
+    assert ".env" in problem
+
+
+def test_no_secret_is_ever_printed(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU_ONCALL_SLACK__BOT_TOKEN", "xoxb-very-secret")
+    settings = load_settings(write())
+    assert "very-secret" not in repr(settings)
+    assert "very-secret" not in settings.model_dump_json()
+    monkeypatch.setenv("GPU_ONCALL_SLACK__BOT_TOKEN__X", "xoxb-very-secret")
+    monkeypatch.delenv("GPU_ONCALL_SLACK__BOT_TOKEN")
+    assert "very-secret" not in " ".join(problems(write()))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(None, "cannot be read"), ("hosts = [", "is not TOML"), ("", "hosts: is missing")],
+)
+def test_a_file_that_cannot_be_used_says_so(tmp_path: Path, content: str | None, expected: str) -> None:
+    path = tmp_path / "settings.toml"
+    if content is not None:
+        path.write_text(content)
+    assert expected in " ".join(problems(path))
+
+
+def test_a_command_can_be_renamed_and_a_bad_name_is_refused(write: Writer) -> None:
+    renamed = write(("# commands = { triage", "commands = { triage"))
+    assert load_settings(renamed).slack.command("triage") == "/gpu-triage"
+    bad = write(("# commands = { triage = ", "commands = { traige = "))
+    assert "'traige' is no command of ours" in " ".join(problems(bad))

@@ -1,0 +1,51 @@
+"""The edit budget on a clock of the test's own."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.slack.edit_budget import BURST, EditBudget
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=200), st.integers(1, 120))
+def test_no_minute_ever_holds_more_than_the_burst_and_the_rate(pauses: list[float], per_minute: int) -> None:
+    clock = Clock()
+    budget = EditBudget(per_minute, clock=clock)
+    edits: list[float] = []
+    for pause in pauses:
+        clock.now += pause
+        if budget.wait_s() <= 0:
+            budget.spend()
+            edits.append(clock.now)
+    for start in edits:
+        within = sum(start <= at <= start + 60 for at in edits)
+        assert within <= per_minute + min(BURST, per_minute) + 1
+
+
+def test_after_the_time_that_it_names_an_edit_may_go_out() -> None:
+    clock = Clock()
+    budget = EditBudget(30, clock=clock)
+    while budget.wait_s() <= 0:
+        budget.spend()
+    wait_s = budget.wait_s()
+    clock.now += wait_s - 0.01
+    assert budget.wait_s() > 0
+    clock.now += 0.02
+    assert budget.wait_s() == 0
+
+
+def test_retry_after_closes_it_whatever_is_left() -> None:
+    clock = Clock()
+    budget = EditBudget(60, clock=clock)
+    budget.close_for(7)
+    clock.now += 6.9
+    assert 0 < budget.wait_s() <= 0.1001
+    clock.now += 0.2
+    assert budget.wait_s() == 0

@@ -1,0 +1,154 @@
+"""The live messages against a workspace that refuses, forgets and goes away: one message a run, and never behind at its end."""
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from pathlib import Path
+
+from bot.store.records import RunStatus
+from demo.workspace import Workspace
+from demo.workspace.webapi import ApiCall, ApiError, Handler
+from gpu_actions.models import JsonObject
+from tests.bot.desk import desk, sitting_down
+from tests.bot.toys import hurry, store_of
+
+
+class Slack:
+    """Stands around every Web API method: counts calls, and refuses those that a test wants refused."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.at: dict[str, list[float]] = {}
+        self.refuse: dict[str, ApiError] = {}
+        self.after: dict[str, asyncio.Event] = {}
+
+    async def __call__(self, call: ApiCall, handler: Handler) -> JsonObject:
+        self.calls[call.method] += 1
+        self.at.setdefault(call.method, []).append(time.monotonic())
+        if (error := self.refuse.get(call.method)) is not None:
+            raise error
+        return await handler(call)
+
+
+async def test_a_run_has_one_message_through_all_its_edits_and_each_note_and_file_once(
+    tmp_path: Path,
+) -> None:
+    slack = Slack()
+    async with desk(
+        tmp_path, scripts={"fallback": "count:a hold:b file:c count:d"}, middlewares=[slack]
+    ) as it:
+        await it.say("/fallback start")
+        run = await it.run("fallback", until=lambda run: len(run.steps) == 2)
+        await it.hears("hold b")
+        it.release()
+        done = await it.run("fallback")
+        await it.hears("Fallback on toy: done")
+        (message,) = await it.message_of(run.id)
+        assert message.ts == (await asyncio.to_thread(it.bot.store.row, run.id)).message_ts
+        assert done.status is RunStatus.SUCCEEDED
+        assert slack.calls["chat.postMessage"] == 1
+        assert 1 <= slack.calls["chat.update"] <= 12
+
+
+async def test_a_busy_run_keeps_to_its_edit_interval_and_still_shows_its_end(tmp_path: Path) -> None:
+    slack = Slack()
+    script = " ".join(f"count:s{n}" for n in range(40))
+    settings = {"edit_interval_s": 1.0, "edits_per_minute": 30}
+    async with desk(
+        tmp_path, scripts={"fallback": script}, middlewares=[slack], slack_changes=settings
+    ) as it:
+        began = time.monotonic()
+        await it.say("/fallback start")
+        await it.run("fallback")
+        await it.hears("Fallback on toy: done")
+        took_s = time.monotonic() - began
+        edits = slack.at["chat.update"]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(edits)]
+        assert len(edits) <= 2 + took_s / 1.0
+        assert all(gap > 0.9 for gap in gaps[:-1]), gaps  # the final state may follow at once
+    assert slack.calls["chat.postMessage"] == 1
+
+
+async def test_a_429_is_waited_out_and_the_final_state_comes_afterwards(tmp_path: Path) -> None:
+    slack = Slack()
+    async with desk(tmp_path, scripts={"fallback": "hold:a"}, middlewares=[slack]) as it:
+        await it.say("/fallback start")
+        await it.hears("hold a")
+        slack.refuse["chat.update"] = ApiError("ratelimited", status=429, headers={"Retry-After": "2"})
+        it.release()
+        await it.run("fallback")
+        while not slack.calls["chat.update"]:
+            await asyncio.sleep(0.02)
+        refused_at = time.monotonic()
+        asked = slack.calls["chat.update"]
+        await asyncio.sleep(1.5)
+        assert slack.calls["chat.update"] - asked <= 1, "no edit before Retry-After is over"
+        del slack.refuse["chat.update"]
+        await it.hears("Fallback on toy: done")
+        assert time.monotonic() - refused_at > 1.9
+        assert slack.calls["chat.postMessage"] == 1
+
+
+async def test_blocks_that_slack_refuses_leave_the_text_standing(tmp_path: Path) -> None:
+    """An unknown limit of Slack's must cost the picture, not the message."""
+    slack = Slack()
+
+    async def picky(call: ApiCall, handler: Handler) -> JsonObject:
+        if call.method == "chat.update" and call.arguments.get("blocks") not in (None, [], "[]"):
+            raise ApiError("invalid_blocks", "[ERROR] no reason given")
+        return await handler(call)
+
+    async with desk(tmp_path, scripts={"fallback": "hold:a"}, middlewares=[slack, picky]) as it:
+        await it.say("/fallback start")
+        await it.hears("hold a")
+        it.release()
+        await it.run("fallback")
+        message = await it.hears("Fallback on toy: done")
+        assert message.blocks == ()
+
+
+async def test_a_workspace_that_was_away_is_brought_up_to_date_when_it_is_back(tmp_path: Path) -> None:
+    slack = Slack()
+    away = ApiError("service_unavailable", status=503)
+    async with desk(tmp_path, scripts={"fallback": "count:a count:b"}, middlewares=[slack]) as it:
+        slack.refuse = {"chat.postMessage": away, "chat.update": away}
+        await it.say("/fallback start")
+        done = await it.run("fallback")
+        assert done.status is RunStatus.SUCCEEDED, "a run does not wait for Slack"
+        assert done.message_ts is None
+        slack.refuse = {}
+        await it.hears("Fallback on toy: done", timeout_s=15)
+        assert len(await it.message_of(done.id)) == 1
+
+
+async def test_killed_between_a_post_and_its_record_the_message_is_found_again(tmp_path: Path) -> None:
+    """The bot ends with the message posted and its ts unknown: the next one edits that message and posts no other."""
+    hurry()
+    scripts = {"fallback": "hold:a"}
+    async with Workspace(port=0) as workspace:
+        async with sitting_down(tmp_path, workspace, scripts=scripts) as it:
+            await it.say("/fallback start")
+            run = await it.run("fallback", until=lambda run: run.message_ts is not None)
+            first = await it.hears("hold a")
+        store_of(tmp_path).update_run(run.id, message_ts=None)
+        async with sitting_down(tmp_path, workspace, scripts=scripts) as it:
+            it.release()
+            await it.run("fallback")
+            await it.hears("Fallback on toy: done")
+            assert [message.ts for message in await it.message_of(run.id)] == [first.ts]
+
+
+async def test_a_deleted_message_is_posted_again_because_the_state_must_stand_somewhere(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path, scripts={"fallback": "hold:a"}) as it:
+        await it.say("/fallback start")
+        run = await it.run("fallback", until=lambda run: run.message_ts is not None)
+        await it.hears("hold a")
+        await it.bot.client.chat_delete(channel="C0INCIDENTS", ts=str(run.message_ts))
+        it.release()
+        await it.run("fallback")
+        await it.hears("Fallback on toy: done")
+        (message,) = await it.message_of(run.id)
+        assert message.ts != run.message_ts

@@ -1,0 +1,179 @@
+"""Which blocks are taken and which are refused, with which word and which place."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo.workspace.blocks import BlocksError, checked_blocks
+from demo.workspace.plain_text import message_lines
+
+Block = dict[str, Any]
+
+
+def text(words: str, kind: str = "mrkdwn") -> Block:
+    return {"type": kind, "text": words}
+
+
+def button(**changes: Any) -> Block:
+    return {"type": "button", "text": text("Go", "plain_text"), "action_id": "go", "value": "r-1", **changes}
+
+
+def actions(*elements: Block) -> Block:
+    return {"type": "actions", "elements": list(elements)}
+
+
+def task(**changes: Any) -> Block:
+    return {"type": "task_card", "task_id": "t", "title": "Warm", "status": "pending", **changes}
+
+
+RICH = {
+    "type": "rich_text",
+    "elements": [{"type": "rich_text_section", "elements": [{"type": "text", "text": "x"}]}],
+}
+GOOD: list[Block] = [
+    {"type": "divider"},
+    {"type": "header", "text": text("x" * 150, "plain_text")},
+    {"type": "section", "text": text("x" * 3000)},
+    {"type": "section", "fields": [text("x")] * 10},
+    {"type": "section", "text": text("x"), "accessory": button(value="v" * 2000)},
+    {
+        "type": "context",
+        "elements": [text("x"), {"type": "image", "image_url": "http://127.0.0.1/x", "alt_text": "x"}],
+    },
+    actions(button(), button(action_id="b", style="danger", text=text("x" * 75, "plain_text"))),
+    {"type": "image", "slack_file": {"id": "F1"}, "alt_text": "x"},
+    {"type": "markdown", "text": "**x**"},
+    {"type": "table", "rows": [[{"type": "raw_text", "text": "x"}, RICH]]},
+    {
+        "type": "plan",
+        "title": "Fallback",
+        "tasks": [task(status=s) for s in ("complete", "in_progress", "error")],
+    },
+    task(details=RICH, output=RICH),
+    {"type": "alert", "text": text("x"), "level": "warning"},
+    RICH,
+]
+BAD: list[tuple[Block, str, str]] = [
+    ({"type": "shout"}, "unsupported type: shout", "/blocks/0/type"),
+    ({}, "unsupported type: None", "/blocks/0/type"),
+    ({"type": "section", "text": text("x" * 3001)}, "less than 3001", "/blocks/0/text/text"),
+    ({"type": "section", "text": text("")}, "more than 0", "/blocks/0/text/text"),
+    ({"type": "section", "text": "x"}, "missing required field", "/blocks/0/text"),
+    ({"type": "section"}, "text or fields", "/blocks/0"),
+    ({"type": "section", "fields": [text("x")] * 11}, "no more than 10", "/blocks/0/fields"),
+    ({"type": "header", "text": text("x" * 151, "plain_text")}, "less than 151", "/blocks/0/text/text"),
+    ({"type": "header", "text": text("x")}, "must be one of plain_text", "/blocks/0/text/type"),
+    (actions(), "no less than 1", "/blocks/0/elements"),
+    (actions(button(text=text("x" * 76, "plain_text"))), "less than 76", "/blocks/0/elements/0/text/text"),
+    (actions(button(value="x" * 2001)), "less than 2001", "/blocks/0/elements/0/value"),
+    (actions(button(style="loud")), "must be one of primary, danger", "/blocks/0/elements/0/style"),
+    (actions(button(), button()), "already exists", "/blocks/0/elements/1/action_id"),
+    (actions(button(confirm={"title": text("x")})), "must be one of plain_text", "confirm/title/type"),
+    (actions({"type": "lever"}), "unsupported type: lever", "/blocks/0/elements/0/type"),
+    ({"type": "image", "alt_text": "x"}, "image_url or slack_file", "/blocks/0"),
+    ({"type": "image", "image_url": "http://x/"}, "alt_text", "/blocks/0"),
+    (task(status="done"), "must be one of complete", "/blocks/0/status"),
+    ({"type": "plan", "title": "x", "tasks": [task()] * 51}, "no more than 50", "/blocks/0/tasks"),
+    (
+        {"type": "table", "rows": [[{"type": "raw_text", "text": "x"}]] * 101},
+        "no more than 100",
+        "/blocks/0/rows",
+    ),
+    (
+        {"type": "table", "rows": [[{"type": "raw_text", "text": "x"}] * 21]},
+        "no more than 20",
+        "/blocks/0/rows/0",
+    ),
+    ({"type": "divider", "block_id": "x" * 256}, "less than 256", "/blocks/0/block_id"),
+]
+
+
+@pytest.mark.parametrize("block", GOOD, ids=lambda block: block["type"])
+def test_good_blocks_are_taken_and_get_ids(block: Block) -> None:
+    (taken,) = checked_blocks([block])
+    assert taken["block_id"]
+    assert {**block, "block_id": taken["block_id"]} == {**taken, **{k: block[k] for k in block}}
+
+
+@pytest.mark.parametrize(("block", "what", "where"), BAD, ids=[what for _, what, _ in BAD])
+def test_bad_blocks_are_refused_with_what_and_where(block: Block, what: str, where: str) -> None:
+    with pytest.raises(BlocksError) as refused:
+        checked_blocks([block])
+    assert refused.value.code == "invalid_blocks"
+    assert any(what in message and f"{where}]" in message for message in refused.value.messages), (
+        refused.value.messages
+    )
+
+
+def test_fifty_blocks_are_taken_and_fifty_one_are_not() -> None:
+    assert len(checked_blocks([{"type": "divider"}] * 50)) == 50
+    with pytest.raises(BlocksError, match="no more than 50 items"):
+        checked_blocks([{"type": "divider"}] * 51)
+
+
+def test_blocks_that_are_too_long_together_are_refused_by_their_own_word() -> None:
+    section = {"type": "section", "text": text("x" * 2900)}
+    assert checked_blocks([section] * 4)
+    with pytest.raises(BlocksError) as refused:
+        checked_blocks([section] * 5)
+    assert refused.value.code == "msg_blocks_too_long"
+
+
+def test_a_block_id_may_stand_once_only() -> None:
+    with pytest.raises(BlocksError, match="already exists"):
+        checked_blocks([{"type": "divider", "block_id": "a"}, {"type": "divider", "block_id": "a"}])
+
+
+@pytest.mark.parametrize("blocks", ["[]", {"type": "divider"}, [1], [[]]])
+def test_what_is_not_a_list_of_objects_has_its_own_word(blocks: object) -> None:
+    with pytest.raises(BlocksError) as refused:
+        checked_blocks(blocks)
+    assert refused.value.code == "invalid_blocks_format"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "type",
+                    "text",
+                    "elements",
+                    "fields",
+                    "accessory",
+                    "rows",
+                    "tasks",
+                    "status",
+                    "title",
+                    "options",
+                    "details",
+                ]
+            )
+            | st.text(max_size=4),
+            inner
+            | st.sampled_from(
+                [block["type"] for block in GOOD] + ["button", "mrkdwn", "plain_text", "image"]
+            ),
+            max_size=5,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["type", "text", "elements", "rows", "tasks", "accessory"]), JSON)
+    )
+)
+def test_no_input_breaks_the_check_and_what_it_takes_can_be_shown(blocks: list[Block]) -> None:
+    try:
+        taken = checked_blocks(blocks)
+    except BlocksError as error:
+        assert error.messages
+    else:
+        message_lines({"blocks": taken}, {})

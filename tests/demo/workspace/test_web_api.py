@@ -1,0 +1,322 @@
+"""The Web API at its edges: tokens, bodies, threads, edits, pages, metadata, marks, channels, modals, the hook for faults."""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+from slack_bolt.app.async_app import AsyncApp
+from slack_sdk.errors import SlackApiError
+from slack_sdk.http_retry.builtin_async_handlers import AsyncRateLimitErrorRetryHandler
+from slack_sdk.web.async_client import AsyncWebClient
+
+from demo.workspace import Workspace, WorkspaceClient, grants
+from demo.workspace.webapi import ApiCall, ApiError, Handler
+from tests.demo.workspace.conftest import BoltStarter, until
+
+HERE = "C0INCIDENTS"
+DIVIDER = [{"type": "divider"}]
+
+
+async def refused(call: Any) -> str:
+    """The error word of a call that must fail."""
+    with pytest.raises(SlackApiError) as error:
+        await call
+    return str(error.value.response["error"])
+
+
+async def test_auth_test_names_the_bot_and_its_scopes(api: AsyncWebClient, workspace: Workspace) -> None:
+    answer = await api.auth_test()
+    assert (answer["user_id"], answer["bot_id"]) == ("U0GPUONCALL", "B0GPUONCALL")
+    assert answer["url"] == workspace.url + "/"
+    assert "chat:write" in answer.headers["x-oauth-scopes"]
+
+
+@pytest.mark.parametrize(
+    ("method", "token", "error"),
+    [
+        ("auth.test", "", "not_authed"),
+        ("auth.test", "xoxb-wrong", "invalid_auth"),
+        ("auth.test", "APP", "not_allowed_token_type"),
+        ("apps.connections.open", "BOT", "not_allowed_token_type"),
+        ("chat.nothing", "BOT", "unknown_method"),
+    ],
+)
+async def test_tokens_are_checked(workspace: Workspace, method: str, token: str, error: str) -> None:
+    token = {"BOT": workspace.bot_token, "APP": workspace.app_token}.get(token, token)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{workspace.url}/api/{method}") as answer,
+    ):
+        assert answer.status == 200
+        body = await answer.json()
+        assert (body["ok"], body["error"]) == (False, error)
+
+
+@pytest.mark.parametrize("kind", ["json", "data", "params"])
+async def test_json_form_and_query_say_the_same(workspace: Workspace, kind: str) -> None:
+    blocks: Any = DIVIDER if kind == "json" else '[{"type": "divider"}]'
+    arguments: Any = {"channel": "#incidents", "text": "x", "blocks": blocks}
+    headers = {"Authorization": f"Bearer {workspace.bot_token}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{workspace.url}/api/chat.postMessage", **{kind: arguments}) as answer,
+    ):
+        body = await answer.json()
+    assert body["ok"], body
+    assert body["message"]["blocks"][0]["type"] == "divider"
+
+
+async def test_a_body_that_is_not_json_is_refused(workspace: Workspace) -> None:
+    headers = {"Authorization": f"Bearer {workspace.bot_token}", "Content-Type": "application/json"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        for data, error in (("{", "invalid_json"), ("[]", "json_not_object")):
+            async with session.post(f"{workspace.url}/api/chat.postMessage", data=data) as answer:
+                assert (await answer.json())["error"] == error
+
+
+async def test_refused_blocks_say_where_they_are_wrong(api: AsyncWebClient) -> None:
+    with pytest.raises(SlackApiError) as error:
+        await api.chat_postMessage(
+            channel=HERE,
+            text="x",
+            blocks=[{"type": "header", "text": {"type": "plain_text", "text": "x" * 151}}],
+        )
+    response = error.value.response
+    assert response["error"] == "invalid_blocks"
+    assert response["errors"] == ["must be less than 151 characters [json-pointer:/blocks/0/text/text]"]
+    assert response["response_metadata"]["messages"][0].startswith("[ERROR] must be less than 151")
+
+
+async def test_an_edit_with_text_alone_takes_the_blocks_away_and_leaves_a_mark(api: AsyncWebClient) -> None:
+    posted = await api.chat_postMessage(channel=HERE, text="x", blocks=DIVIDER)
+    edited = await api.chat_update(channel=HERE, ts=posted["ts"], text="y", blocks=DIVIDER)
+    assert "edited" not in edited["message"]
+    edited = await api.chat_update(channel=HERE, ts=posted["ts"], text="z")
+    assert "blocks" not in edited["message"]
+    assert edited["message"]["edited"]["user"] == "U0GPUONCALL"
+    assert await refused(api.chat_update(channel=HERE, ts=posted["ts"], text="x" * 4001)) == "msg_too_long"
+
+
+async def test_a_persons_message_cannot_be_edited_or_deleted_by_the_app(
+    api: AsyncWebClient, people: WorkspaceClient
+) -> None:
+    said = await people.say("lead", "incidents", "mine")
+    assert said.ts
+    assert await refused(api.chat_update(channel=HERE, ts=said.ts, text="x")) == "cant_update_message"
+    assert await refused(api.chat_delete(channel=HERE, ts=said.ts)) == "cant_delete_message"
+    posted = await api.chat_postMessage(channel=HERE, text="x")
+    await api.chat_delete(channel=HERE, ts=posted["ts"])
+    assert await refused(api.chat_delete(channel=HERE, ts=posted["ts"])) == "message_not_found"
+
+
+async def test_a_thread_has_its_figures_on_its_first_message(
+    api: AsyncWebClient, people: WorkspaceClient
+) -> None:
+    root = (await api.chat_postMessage(channel=HERE, text="root"))["ts"]
+    reply = await api.chat_postMessage(channel=HERE, text="1", thread_ts=root)
+    await people.say("lead", "incidents", "2", thread=root)
+    shared = await api.chat_postMessage(channel=HERE, text="3", thread_ts=root, reply_broadcast=True)
+    answer = await api.conversations_replies(channel=HERE, ts=root)
+    assert [entry["text"] for entry in answer["messages"]] == ["root", "1", "2", "3"]
+    assert (answer["messages"][0]["reply_count"], answer["messages"][0]["latest_reply"]) == (3, shared["ts"])
+    history = await api.conversations_history(channel=HERE)
+    assert [entry["text"] for entry in history["messages"]] == ["3", "root"]
+    wrong = api.chat_postMessage(channel=HERE, text="x", thread_ts=reply["ts"])
+    assert await refused(wrong) == "thread_not_found"
+    assert await refused(api.conversations_replies(channel=HERE, ts="1.0")) == "thread_not_found"
+
+
+async def test_history_comes_newest_first_in_pages_and_ranges(api: AsyncWebClient) -> None:
+    times = [(await api.chat_postMessage(channel=HERE, text=str(i)))["ts"] for i in range(7)]
+    texts: list[str] = []
+    async for page in await api.conversations_history(channel=HERE, limit=3):
+        texts += [entry["text"] for entry in page["messages"]]
+    assert texts == ["6", "5", "4", "3", "2", "1", "0"]
+    ranged = await api.conversations_history(channel=HERE, oldest=times[2], latest=times[5])
+    assert [entry["text"] for entry in ranged["messages"]] == ["4", "3"]
+    inclusive = await api.conversations_history(
+        channel=HERE, oldest=times[2], latest=times[5], inclusive=True
+    )
+    assert [entry["text"] for entry in inclusive["messages"]] == ["5", "4", "3", "2"]
+
+
+async def test_metadata_comes_back_only_when_asked_for(api: AsyncWebClient) -> None:
+    metadata = {"event_type": "run", "event_payload": {"id": "fb-1"}}
+    await api.chat_postMessage(channel=HERE, text="x", metadata=metadata)
+    plain = await api.conversations_history(channel=HERE)
+    assert "metadata" not in plain["messages"][0]
+    full = await api.conversations_history(channel=HERE, include_all_metadata=True)
+    assert full["messages"][0]["metadata"] == metadata
+    wrong = api.chat_postMessage(channel=HERE, text="x", metadata={"event_type": "run"})
+    assert await refused(wrong) == "invalid_metadata_format"
+
+
+async def test_channels_can_be_made_left_joined_and_closed(api: AsyncWebClient) -> None:
+    made = (await api.conversations_create(name="inc-2026-001"))["channel"]
+    assert await refused(api.conversations_create(name="inc-2026-001")) == "name_taken"
+    assert await refused(api.conversations_create(name="Inc!")) == "invalid_name_specials"
+    await api.conversations_setTopic(channel=made["id"], topic="NVLink")
+    info = await api.conversations_info(channel=made["id"])
+    assert (info["channel"]["topic"]["value"], info["channel"]["is_member"]) == ("NVLink", True)
+    await api.conversations_leave(channel=made["id"])
+    assert await refused(api.chat_postMessage(channel=made["id"], text="x")) == "not_in_channel"
+    await api.conversations_join(channel=made["id"])
+    await api.chat_postMessage(channel="#inc-2026-001", text="x")
+    await api.conversations_archive(channel=made["id"])
+    assert await refused(api.chat_postMessage(channel=made["id"], text="x")) == "is_archived"
+    names = [entry["name"] for entry in (await api.conversations_list(exclude_archived=True))["channels"]]
+    assert names == ["incidents", "general"]
+    members = (await api.conversations_members(channel=HERE))["members"]
+    assert members == ["U0ONCALL", "U0LEAD", "U0VIEWER", "U0GPUONCALL"]
+
+
+async def test_a_direct_message_is_seen_by_its_person_only(
+    api: AsyncWebClient, people: WorkspaceClient
+) -> None:
+    opened = await api.conversations_open(users="U0LEAD")
+    await api.chat_postMessage(channel=opened["channel"]["id"], text="wake up")
+    await api.chat_postMessage(channel="U0LEAD", text="really")
+    state = await people.state("lead")
+    texts = [entry["text"] for entry in state["messages"][opened["channel"]["id"]]]
+    assert texts == ["wake up", "really"]
+    assert opened["channel"]["id"] not in (await people.state("viewer"))["messages"]
+
+
+async def test_people_and_groups_are_listed(api: AsyncWebClient) -> None:
+    groups = {entry["handle"]: entry["id"] for entry in (await api.usergroups_list())["usergroups"]}
+    members = await api.usergroups_users_list(usergroup=groups["oncall-engineers"])
+    assert members["users"] == ["U0ONCALL", "U0LEAD"]
+    leads = await api.usergroups_users_list(usergroup=groups["incident-leads"])
+    assert leads["users"] == ["U0LEAD"]
+    assert await refused(api.usergroups_users_list(usergroup="S0NONE")) == "no_such_subteam"
+    assert (await api.users_info(user="U0LEAD"))["user"]["name"] == "lead"
+    assert (await api.users_info(user="U0GPUONCALL"))["user"]["is_bot"]
+    assert await refused(api.users_info(user="U0NOBODY")) == "user_not_found"
+    assert len((await api.users_list())["members"]) == 4
+    assert (await api.users_profile_get(user="U0LEAD"))["profile"]["title"] == "incident lead"
+
+
+async def test_marks_are_set_once_and_taken_away_once(api: AsyncWebClient) -> None:
+    ts = (await api.chat_postMessage(channel=HERE, text="x"))["ts"]
+    await api.reactions_add(channel=HERE, timestamp=ts, name="eyes")
+    assert await refused(api.reactions_add(channel=HERE, timestamp=ts, name="eyes")) == "already_reacted"
+    await api.reactions_remove(channel=HERE, timestamp=ts, name="eyes")
+    assert await refused(api.reactions_remove(channel=HERE, timestamp=ts, name="eyes")) == "no_reaction"
+    await api.pins_add(channel=HERE, timestamp=ts)
+    assert await refused(api.pins_add(channel=HERE, timestamp=ts)) == "already_pinned"
+    assert (await api.pins_list(channel=HERE))["items"][0]["message"]["ts"] == ts
+    await api.pins_remove(channel=HERE, timestamp=ts)
+    assert await refused(api.pins_remove(channel=HERE, timestamp=ts)) == "no_pin"
+    link = await api.bookmarks_add(channel_id=HERE, title="Runbook", type="link", link="http://127.0.0.1/r")
+    assert link["bookmark"]["title"] == "Runbook"
+    bad = api.bookmarks_add(channel_id=HERE, title="x", type="link", link="javascript:alert(1)")
+    assert await refused(bad) == "invalid_link"
+
+
+async def test_a_file_needs_its_announced_size_and_its_bytes(
+    api: AsyncWebClient, workspace: Workspace
+) -> None:
+    announced = await api.files_getUploadURLExternal(filename="a.txt", length=5)
+    complete = {"files": [{"id": announced["file_id"]}], "channel_id": HERE}
+    assert await refused(api.files_completeUploadExternal(**complete)) == "file_not_found"
+    async with aiohttp.ClientSession() as session:
+        async with session.post(announced["upload_url"], data=b"four") as answer:
+            assert answer.status == 400
+        async with session.post(announced["upload_url"], data=b"fives") as answer:
+            assert answer.status == 200
+        async with session.post(announced["upload_url"], data=b"again") as answer:
+            assert answer.status == 404
+    wrong = {**complete, "channel_id": "C0NOWHERE"}
+    assert await refused(api.files_completeUploadExternal(**wrong)) == "channel_not_found"
+    await api.files_completeUploadExternal(**complete)
+    assert await refused(api.files_completeUploadExternal(**complete)) == "file_not_found"
+
+
+VIEW = {
+    "type": "modal",
+    "callback_id": "note",
+    "title": {"type": "plain_text", "text": "Add a note"},
+    "blocks": [
+        {
+            "type": "input",
+            "block_id": "note",
+            "label": {"type": "plain_text", "text": "Note"},
+            "element": {"type": "plain_text_input", "action_id": "text"},
+        }
+    ],
+}
+
+
+async def test_a_modal_is_opened_by_a_fresh_trigger_once_and_its_submission_is_answered(
+    workspace: Workspace,
+    bolt_app: AsyncApp,
+    start_bolt: BoltStarter,
+    people: WorkspaceClient,
+) -> None:
+    opened: list[dict[str, Any]] = []
+    errors: list[str] = []
+
+    @bolt_app.command("/incident")
+    async def incident(ack: Any, body: dict[str, Any], client: AsyncWebClient) -> None:
+        await ack()
+        answer = await client.views_open(trigger_id=body["trigger_id"], view=VIEW)
+        opened.append(answer["view"])
+        errors.append(await refused(client.views_open(trigger_id=body["trigger_id"], view=VIEW)))
+
+    @bolt_app.view("note")
+    async def note(ack: Any, view: dict[str, Any]) -> None:
+        text = view["state"]["values"]["note"]["text"]["value"]
+        if text:
+            await ack()
+        else:
+            await ack(response_action="errors", errors={"note": "write something"})
+
+    await start_bolt(bolt_app)
+    await people.say("oncall", "incidents", "/incident note")
+    await until(lambda: errors)
+    assert errors == ["exchanged_trigger_id"]
+    view_id = opened[0]["id"]
+
+    async def submit(value: str) -> dict[str, Any]:
+        values = {"note": {"text": {"type": "plain_text_input", "value": value}}}
+        return await workspace.interactions.submit_view(user="oncall", view_id=view_id, values=values)
+
+    assert await submit("") == {"response_action": "errors", "errors": {"note": "write something"}}
+    assert view_id in workspace.state.views
+    await submit("rank 1 was frozen")
+    assert view_id not in workspace.state.views
+
+
+async def test_an_old_trigger_opens_nothing(
+    api: AsyncWebClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await refused(api.views_open(trigger_id="1.2.x", view=VIEW)) == "invalid_trigger_id"
+    monkeypatch.setattr(grants, "TRIGGER_LIFE_S", -1.0)
+    trigger = workspace.interactions._grants.new_trigger("U0LEAD")
+    assert await refused(api.views_open(trigger_id=trigger, view=VIEW)) == "expired_trigger_id"
+    long = {**VIEW, "title": {"type": "plain_text", "text": "x" * 25}}
+    assert await refused(api.views_open(trigger_id="1", view=long)) == "invalid_arguments"
+
+
+async def test_the_hook_around_methods_can_limit_rates_and_make_faults(
+    workspace: Workspace, api: AsyncWebClient
+) -> None:
+    calls: list[str] = []
+
+    async def limit(call: ApiCall, run: Handler) -> dict[str, Any]:
+        calls.append(call.method)
+        if len(calls) == 1:
+            raise ApiError("ratelimited", status=429, headers={"Retry-After": "1"})
+        return await run(call)
+
+    workspace.web_api.middlewares.append(limit)
+    with pytest.raises(SlackApiError) as error:
+        await api.chat_postMessage(channel=HERE, text="x")
+    assert error.value.response.status_code == 429
+    calls.clear()
+    api.retry_handlers.append(AsyncRateLimitErrorRetryHandler(max_retry_count=1))
+    async with asyncio.timeout(10):
+        assert (await api.chat_postMessage(channel=HERE, text="x"))["ok"]
+    assert calls == ["chat.postMessage"] * 2

@@ -1,0 +1,112 @@
+"""Engines that stall, slow down and lie, over real HTTP: what is read, and what is concluded."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.models import Verdict
+from gpu_actions.snapshot.collectors.engine import sample_of_page
+from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.triage.collect import collect
+from gpu_actions.triage.judge import judge
+from tests.gpu_actions.fakes import FakeEngine
+
+StartEngine = Callable[..., Awaitable[FakeEngine]]
+LIMITS = TriageThresholds(
+    window_s=0.3, completion_deadline_s=0.5, metrics_timeout_s=0.3, completion_slow_ms=250
+)
+
+
+async def look(url: str, **target: object) -> tuple[Snapshot, Verdict]:
+    wanted = TriageTarget.model_validate({"host": "h", "expect_gpus": 0, "engine_url": url, **target})
+    snapshot = await collect(wanted, LIMITS)
+    return snapshot, judge(snapshot, LIMITS)
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+async def test_an_engine_that_generates_is_healthy_in_either_dialect(
+    start_engine: StartEngine, dialect: str
+) -> None:
+    engine = await start_engine(running=3, tokens_per_s=500, dialect=dialect)
+    snapshot, verdict = await look(engine.url)
+    assert verdict.verdict == "healthy", verdict.findings
+    assert snapshot.engine is not None and snapshot.engine.samples[0].dialect == dialect
+    assert snapshot.completion is not None and snapshot.completion.tokens == 2
+    assert snapshot.completion.model == "m", "the model was asked from the engine"
+
+
+CASES = {
+    "stalls": ({"running": 2, "completion": "hang"}, "unknown", ("serving.stalled", "collective.unread")),
+    "stalls for us alone": ({"running": 2, "tokens_per_s": 300, "completion": "hang"}, "watch", ("serving.completion_late",)),
+    "is slow": ({"tokens_per_s": 300, "running": 1, "completion_s": 0.35}, "watch", ("serving.completion_slow",)),
+    "answers nothing at all": ({"metrics": "silent", "completion": "hang"}, "unknown", ("serving.stalled",)),
+    "sheds load": ({"completion": "503"}, "watch", ("serving.overload",)),
+    "answers 500": ({"completion": "500"}, "unknown", ("serving.completion_error",)),
+    "does not know our model": ({"completion": "404"}, "unknown", ("serving.completion_rejected",)),
+    "sends an error event in a stream of status 200": ({"completion": "error_event"}, "unknown", ("serving.completion_error",)),
+    "cuts its stream": ({"completion": "cut"}, "unknown", ("serving.completion_error",)),
+    "counts 13 tokens and sends none": ({"completion": "empty"}, "unknown", ("serving.completion_error",)),
+    "streams garbage": ({"completion": "garbage"}, "unknown", ("serving.completion_error",)),
+    "shows a web page as metrics": ({"metrics": "html"}, "watch", ("serving.metrics_unread",)),
+    "shows broken metrics": ({"metrics": "broken"}, "watch", ("serving.metrics_unread",)),
+    "shows NaN and negative counters": ({"metrics": "nan"}, "watch", ("serving.metrics_unread",)),
+    "answers 500 for metrics": ({"metrics": "error"}, "watch", ("serving.metrics_unread",)),
+    "shows broken metrics and generates nothing": ({"metrics": "broken", "completion": "hang"}, "unknown", ("serving.unread",)),
+    "restarts within the window": ({"metrics": "restarts", "running": 1}, "watch", ("serving.restarted",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_an_engine_that_misbehaves_is_found_out_and_never_falls_back_alone(
+    start_engine: StartEngine, name: str
+) -> None:
+    fields, verdict, rules = CASES[name]
+    engine = await start_engine(**fields)
+    began = time.monotonic()
+    _, judged = await look(engine.url)
+    assert time.monotonic() - began < 3
+    assert judged.verdict == verdict, [f"{row.id}: {row.summary}" for row in judged.findings]
+    assert set(rules) <= {finding.id for finding in judged.findings}
+
+
+async def test_a_port_where_nothing_listens_is_an_engine_that_is_down(free_url: str) -> None:
+    _, verdict = await look(free_url)
+    assert (verdict.verdict, verdict.cause) == ("fall_back", "engine_down")
+
+
+async def test_the_same_port_of_the_fallback_tier_calls_for_no_fallback(free_url: str) -> None:
+    _, verdict = await look(free_url, tier="fallback")
+    assert (verdict.verdict, verdict.cause) == ("watch", "engine_down")
+
+
+async def test_a_tier_that_is_meant_to_be_stopped_is_not_asked(free_url: str) -> None:
+    snapshot, verdict = await look(free_url, tier_expected=False)
+    assert verdict.verdict == "healthy"
+    assert snapshot.collectors["engine"].status == "skipped"
+
+
+@pytest.fixture
+async def free_url() -> str:
+    server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    return f"http://127.0.0.1:{port}"
+
+
+def test_figures_that_no_counter_can_have_count_as_missing() -> None:
+    page = "vllm:num_requests_running -1\nvllm:num_requests_waiting 2\nvllm:generation_tokens_total +Inf\n"
+    sample = sample_of_page(page, model=None, at_s=0)
+    assert (sample.running, sample.waiting, sample.generation_tokens) == (None, 2, None)
+    assert {"running", "generation_tokens"} <= set(sample.missing)
+
+
+async def test_progress_is_reported_by_collector(start_engine: StartEngine) -> None:
+    engine = await start_engine(tokens_per_s=10)
+    lines: list[str] = []
+    await collect(TriageTarget(expect_gpus=0, engine_url=engine.url), LIMITS, report=lines.append)
+    assert [line for line in lines if line.startswith("engine: ok")]

@@ -1,0 +1,149 @@
+"""Kernel logs as files, in the forms that hosts write them, and this machine's own."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.kernel_log import (
+    KMSG,
+    boot_time,
+    collect_kernel_log,
+    event_of,
+    journal_lines,
+    normal_pci,
+    read_lines,
+    time_of,
+)
+from gpu_actions.snapshot.host_model import KernelLogReading
+from gpu_actions.triage.judge import judge
+from tests.gpu_actions.triage import builders as make
+
+LOGS = Path(__file__).resolve().parents[2] / "data" / "kernel_logs"
+NOW = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
+
+
+async def read(path: Path, *, since: datetime | None = None, max_bytes: int = 4 << 20) -> KernelLogReading:
+    return await collect_kernel_log(path, since=since, since_s=900, max_bytes=max_bytes, expect_gpus=8)
+
+
+async def test_a_gpu_off_the_bus_is_found_in_dmesg_with_and_without_its_xid() -> None:
+    events = (await read(LOGS / "xid79_dmesg.log")).events
+    assert [(event.kind, event.code, event.pci) for event in events] == [
+        ("xid", 79, "0000:3b:00"),
+        ("off_bus", None, "0000:3b:00"),
+        ("xid", 154, "0000:3b:00"),
+    ]
+
+
+async def test_links_and_switches_are_told_apart_by_their_text() -> None:
+    log = await read(LOGS / "nvlink_syslog.log")
+    assert [(event.kind, event.code) for event in log.events] == [
+        ("xid", 145),
+        ("sxid", 20034),
+        ("sxid", 11012),
+    ]
+    ids = {finding.id for finding in judge(make.healthy(kernel_log=log)).findings}
+    assert {"kernel_log.nvlink", "kernel_log.nvlink_fatal"} <= ids
+
+
+async def test_application_faults_never_call_for_a_fallback() -> None:
+    log = await read(LOGS / "application_iso.log")
+    assert [event.code for event in log.events] == [31, 13, 43, 45]
+    verdict = judge(make.healthy(kernel_log=log))
+    assert (verdict.verdict, verdict.cause) == ("watch", "application_fault")
+
+
+async def test_what_is_older_than_since_does_not_count() -> None:
+    log = await read(LOGS / "application_iso.log", since=datetime(2026, 11, 23, 9, 59, 2, tzinfo=UTC))
+    assert [event.code for event in log.events] == [43, 45]
+
+
+async def test_a_line_without_a_time_counts_whatever_since_says(tmp_path: Path) -> None:
+    path = tmp_path / "k.log"
+    path.write_text("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.\n")
+    assert len((await read(path, since=NOW + timedelta(days=365))).events) == 1
+
+
+async def test_only_the_end_of_a_long_log_is_read_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "k.log"
+    path.write_text(
+        "NVRM: Xid (PCI:0000:3b:00): 79, x\n" + "noise\n" * 5000 + "NVRM: Xid (PCI:0000:3b:00): 31, y\n"
+    )
+    log = await read(path, max_bytes=4096)
+    assert log.truncated and [event.code for event in log.events] == [31]
+
+
+async def test_a_flood_of_events_is_capped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "k.log"
+    path.write_text("NVRM: Xid (PCI:0000:3b:00): 31, y\n" * 1000)
+    log = await read(path)
+    assert (len(log.events), log.dropped_events) == (200, 800)
+
+
+async def test_a_file_that_is_not_there_fails_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(CollectorFailed, match=r"gone\.log"):
+        await read(tmp_path / "gone.log")
+
+
+async def test_a_cpu_host_is_not_asked_unless_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CollectorSkipped):
+        await collect_kernel_log(None, since=None, since_s=900, max_bytes=4096, expect_gpus=0)
+    (tmp_path / "k").touch()
+    log = await collect_kernel_log(tmp_path / "k", since=None, since_s=900, max_bytes=4096, expect_gpus=0)
+    assert log.lines_read == 0
+
+
+@pytest.mark.skipif(not os.access(KMSG, os.R_OK), reason="this user may not read /dev/kmsg")
+async def test_the_kernels_own_ring_buffer_is_read_without_waiting_for_more() -> None:
+    log = await collect_kernel_log(
+        None, since=boot_time() - timedelta(days=1), since_s=900, max_bytes=4096, expect_gpus=8
+    )
+    assert log.source == str(KMSG) and log.lines_read > 10
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("[  100.500000] x", NOW - timedelta(hours=1) + timedelta(seconds=100.5)),
+        ("6,1234,100500000,-;x", NOW - timedelta(hours=1) + timedelta(seconds=100.5)),
+        ("2026-11-23T09:59:01.12+00:00 h kernel: x", datetime(2026, 11, 23, 9, 59, 1, tzinfo=UTC)),
+        ("2026-11-23T10:59:01+0100 h kernel: x", datetime(2026, 11, 23, 9, 59, 1, tzinfo=UTC)),
+        ("no time at all", None),
+        ("Feb 30 10:00:00 h kernel: x", None),
+    ],
+)
+def test_times_are_understood_in_every_form(line: str, expected: datetime | None) -> None:
+    assert time_of(line, booted=NOW - timedelta(hours=1), now=NOW) == expected
+
+
+def test_a_syslog_time_in_the_future_is_last_years() -> None:
+    at = time_of("Dec 31 23:59:00 h kernel: x", booted=NOW, now=NOW)
+    assert at is not None and at.year == 2025
+
+
+def test_journal_records_become_lines_and_broken_ones_are_left_out() -> None:
+    text = '{"__REALTIME_TIMESTAMP":"1763892000000000","MESSAGE":"NVRM: Xid (PCI:0000:3b:00): 79, x"}\n{"MESSAGE":1}\nnoise\n'
+    lines = journal_lines(text)
+    assert len(lines) == 1 and "Xid" in lines[0]
+    log = read_lines(lines, source="j", since=None, now=NOW, booted=NOW)
+    assert log.events[0].code == 79 and log.events[0].at is not None
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"), [("PCI", "pci"), ("00000000:3B:00.0", "0000:3b:00"), ("3b:00", "0000:3b:00")]
+)
+def test_bus_ids_are_compared_in_one_form(raw: str, normal: str) -> None:
+    assert normal_pci(raw) == normal
+
+
+@given(st.text(max_size=300), st.text(max_size=100))
+def test_no_line_breaks_the_parser(before: str, after: str) -> None:
+    line = f"{before}NVRM: Xid (PCI:0000:3b:00): {after}"
+    event_of(line)
+    time_of(before, booted=NOW, now=NOW)
+    read_lines([line, before, after], source="s", since=NOW, now=NOW, booted=NOW)

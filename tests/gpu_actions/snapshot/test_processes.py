@@ -1,0 +1,239 @@
+"""Real process trees: a stopped rank, a dead one, a leftover variable, and a look into a rank's stack."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.environment import collect_environment
+from gpu_actions.snapshot.collectors.ranks import collect_ranks, parse_stat, process_table, rank_of, roots_of
+from gpu_actions.snapshot.collectors.stacks import collect_stacks, parse_dump
+from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.triage.collect import collect
+from gpu_actions.triage.judge import judge
+from tests.gpu_actions.fakes import FakeEngine, end, process_state, spawn
+
+LIMITS = TriageThresholds(window_s=0.4, completion_deadline_s=0.5, stacks_timeout_s=5)
+PARENT = """
+import subprocess, sys, time
+rank_1 = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "--rank", "1"])
+print(rank_1.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def tier() -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Rank 0 as the main process, rank 1 as its child; gives the main process and the child's pid."""
+    main = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={
+            "PATH": os.environ["PATH"],
+            "NCCL_P2P_DISABLE": "1",
+            "NCCL_SECRET_TOKEN": "hunter2",
+            "HOME": "/root",
+        },
+    )
+    assert main.stdout is not None
+    child = int(main.stdout.readline())
+    try:
+        yield main, child
+    finally:
+        main.stdout.close()
+        end(main)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < until, "the condition did not come true within 5 s"
+        time.sleep(0.01)
+
+
+async def test_a_stopped_rank_under_a_stalled_engine_is_a_hang_with_its_state_as_evidence(
+    tier: tuple[subprocess.Popen[bytes], int], start_engine: Callable[..., Awaitable[FakeEngine]]
+) -> None:
+    main, child = tier
+    os.kill(child, signal.SIGSTOP)
+    wait_for(lambda: process_state(child) == "T")
+    engine = await start_engine(running=2, completion="hang")
+    target = TriageTarget(expect_gpus=0, engine_url=engine.url, pids=(main.pid,), ranks=2)
+    verdict = judge(await collect(target, LIMITS), LIMITS)
+    assert (verdict.verdict, verdict.cause) == ("fall_back", "nccl_hang")
+    hang = next(finding for finding in verdict.findings if finding.id == "collective.hang")
+    row = hang.evidence["process_states"]["processes"][0]
+    assert (row["pid"], row["rank"], row["state"], hang.subject) == (child, 1, "T", "rank 1")
+    assert hang.evidence["progress"]["running"] == 2
+
+
+async def test_a_killed_rank_under_a_stalled_engine_is_a_hang_that_names_the_rank(
+    tier: tuple[subprocess.Popen[bytes], int], start_engine: Callable[..., Awaitable[FakeEngine]]
+) -> None:
+    main, child = tier
+    os.kill(child, signal.SIGKILL)  # the parent does not wait for it: a zombie stays
+    wait_for(lambda: process_state(child) == "Z")
+    engine = await start_engine(running=2, completion="hang")
+    target = TriageTarget(expect_gpus=0, engine_url=engine.url, pids=(main.pid,), ranks=2)
+    verdict = judge(await collect(target, LIMITS), LIMITS)
+    assert (verdict.verdict, verdict.cause) == ("fall_back", "nccl_hang")
+    assert any("dead_ranks" in finding.evidence for finding in verdict.findings)
+
+
+async def test_ranks_that_run_are_no_evidence_of_a_hang(
+    tier: tuple[subprocess.Popen[bytes], int], start_engine: Callable[..., Awaitable[FakeEngine]]
+) -> None:
+    main, _ = tier
+    engine = await start_engine(running=2, tokens_per_s=50)
+    target = TriageTarget(expect_gpus=0, engine_url=engine.url, pids=(main.pid,), ranks=2)
+    verdict = judge(await collect(target, LIMITS), LIMITS)
+    assert verdict.verdict == "healthy", verdict.findings
+
+
+async def test_a_main_process_that_is_gone_is_an_engine_that_is_down(start_engine: object) -> None:
+    gone = spawn(sys.executable, "-c", "")
+    gone.wait()
+    target = TriageTarget(expect_gpus=0, engine_url="http://127.0.0.1:9", pids=(gone.pid,), ranks=2)
+    verdict = judge(await collect(target, LIMITS), LIMITS)
+    assert (verdict.verdict, verdict.cause) == ("fall_back", "engine_down")
+    assert "main process is gone" in verdict.summary
+
+
+async def test_cpu_time_and_states_are_taken_over_the_window(
+    tier: tuple[subprocess.Popen[bytes], int],
+) -> None:
+    main, child = tier
+    reading = await collect_ranks((main.pid,), unit_active=True, window_s=0.1, began=time.monotonic())
+    rows = {row.pid: row for row in reading.processes}
+    assert rows[main.pid].root and rows[child].parent == main.pid
+    assert rows[child].state_last in ("S", "R") and 0 <= (rows[child].cpu_s or 0) < 0.5
+    assert rows[child].age_s is not None and rows[child].age_s < 60
+
+
+async def test_values_of_unknown_variables_are_never_kept(tier: tuple[subprocess.Popen[bytes], int]) -> None:
+    main, child = tier
+    async with asyncio.timeout(
+        10
+    ):  # a child that is only forked has its parent's command line and no environment yet
+        while child not in (await collect_environment((main.pid,))).values.get("NCCL_P2P_DISABLE", {}).get(
+            "1", ()
+        ):
+            await asyncio.sleep(0.02)
+    reading = await collect_environment((main.pid,))
+    assert reading.values == {"NCCL_P2P_DISABLE": {"1": (main.pid, child)}}
+    assert reading.names_only == ("NCCL_SECRET_TOKEN",)
+    assert "hunter2" not in reading.model_dump_json()
+
+
+async def test_stacks_are_taken_only_while_tokens_stand_still(
+    tier: tuple[subprocess.Popen[bytes], int],
+) -> None:
+    main, _ = tier
+    ranks = await collect_ranks((main.pid,), unit_active=None, window_s=0, began=time.monotonic())
+    with pytest.raises(CollectorSkipped):
+        await collect_stacks(ranks, stuck=False, timeout_s=1)
+
+
+async def test_a_rank_that_waits_in_an_all_reduce_is_seen_there_by_its_stack(tmp_path: Path) -> None:
+    package = tmp_path / "torch" / "distributed"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (package / "distributed_c10d.py").write_text(
+        "import time\ndef all_reduce(secret):\n    print('in', flush=True)\n    time.sleep(300)\n"
+    )
+    code = "from torch.distributed.distributed_c10d import all_reduce\nall_reduce('hunter2')\n"
+    ranks = [spawn(sys.executable, "-c", code, "--rank", str(rank), cwd=tmp_path) for rank in range(2)]
+    try:
+        for process in ranks:
+            assert process.stdout is not None and process.stdout.readline()
+        os.kill(ranks[1].pid, signal.SIGSTOP)  # a stopped process can be looked into as well
+        roots = tuple(process.pid for process in ranks)
+        reading = await collect_ranks(roots, unit_active=None, window_s=0, began=time.monotonic())
+        stacks = (await collect_stacks(reading, stuck=True, timeout_s=10)).stacks
+        assert [(row.rank, row.collective, row.outcome) for row in stacks] == [
+            (0, "all_reduce", "ok"),
+            (1, "all_reduce", "ok"),
+        ]
+        assert "hunter2" not in str(stacks)
+    finally:
+        for process in ranks:
+            assert process.stdout is not None
+            process.stdout.close()
+        end(*ranks)
+
+
+async def test_a_process_that_is_no_python_fails_with_py_spys_words() -> None:
+    sleeper = spawn("sleep", "300")
+    try:
+        reading = await collect_ranks((sleeper.pid,), unit_active=None, window_s=0, began=time.monotonic())
+        ranked = reading.model_copy(
+            update={"processes": tuple(row.model_copy(update={"rank": 0}) for row in reading.processes)}
+        )
+        with pytest.raises(CollectorFailed, match="py-spy"):
+            await collect_stacks(ranked, stuck=True, timeout_s=5)
+    finally:
+        end(sleeper)
+
+
+def test_a_pid_file_that_is_missing_or_holds_words_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CollectorFailed, match="does not exist"):
+        roots_of((), tmp_path / "unit.pid")
+    (tmp_path / "unit.pid").write_text("none")
+    with pytest.raises(CollectorFailed, match="holds no process ids"):
+        roots_of((), tmp_path / "unit.pid")
+    (tmp_path / "unit.pid").write_text("12\n")
+    assert roots_of((7,), tmp_path / "unit.pid") == (7, 12)
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "expected"),
+    [
+        (["python", "-m", "engine", "--rank", "3"], {}, 3),
+        (["python", "--rank=2"], {}, 2),
+        (["VLLM::Worker_TP5_DP0"], {}, 5),
+        (["sglang::scheduler_TP7"], {}, 7),
+        (["python", "train.py"], {"RANK": "4", "WORLD_SIZE": "8"}, 4),
+        (["python", "train.py"], {"RANK": "4"}, None),
+        (["HTTP2", "server"], {}, None),
+        (["python", "--rank"], {}, None),
+    ],
+)
+def test_a_rank_is_known_by_its_command_its_title_or_torchrun(
+    command: list[str], environment: dict[str, str], expected: int | None
+) -> None:
+    assert rank_of("python", command, environment) == expected
+
+
+def test_a_process_name_with_parentheses_and_blanks_is_parsed() -> None:
+    row = parse_stat("12 (my (odd) name) T 1 " + " ".join(["0"] * 9) + " 5 6 " + " ".join(["7"] * 20))
+    assert row is not None and (row.name, row.state, row.cpu_ticks) == ("my (odd) name", "T", 11)
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_parsers_of_proc_and_py_spy(text: str) -> None:
+    parse_stat(text)
+    assert parse_dump(text, pid=1, rank=None).outcome in ("ok", "failed")
+
+
+async def test_looking_leaves_no_process_behind(tier: tuple[subprocess.Popen[bytes], int]) -> None:
+    main, _ = tier
+    before = children_of(os.getpid())
+    await collect(TriageTarget(expect_gpus=0, pids=(main.pid,)), LIMITS)
+    await asyncio.sleep(0)
+    assert children_of(os.getpid()) == before
+
+
+def children_of(pid: int) -> set[int]:
+    return {row.pid for row in process_table().values() if row.parent == pid}
