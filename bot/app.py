@@ -26,7 +26,7 @@ from bot.incidents.artifacts import ArtifactStore
 from bot.incidents.incidents import Incidents
 from bot.runs.approvals import Approvals
 from bot.runs.process_lock import AlreadyRunning, ProcessLock
-from bot.runs.runs import Role, Runs
+from bot.runs.runs import ProcessRole, Runs
 from bot.services import Services, make_view
 from bot.settings.model import Settings
 from bot.slack.access import Access
@@ -96,7 +96,7 @@ def build(
     settings: Settings,
     *,
     bot_user_id: str = "",
-    role: Role = "all",
+    role: ProcessRole = "all",
     specs: Mapping[str, ActionSpec] | None = None,
 ) -> Bot:
     """Build all services and the Bolt app. Creates the state folder; starts nothing and asks Slack nothing."""
@@ -159,7 +159,7 @@ def build(
     )
 
 
-async def serve(settings: Settings, *, role: Role = "all") -> int:
+async def serve(settings: Settings, *, role: ProcessRole = "all") -> int:
     """Run the bot until SIGTERM or SIGINT. Exit 0; 1 when it cannot start (said on stderr)."""
     stop = _prepare(settings)
     try:
@@ -207,7 +207,7 @@ async def running(
     settings: Settings,
     *,
     stop: asyncio.Event | None = None,
-    role: Role = "all",
+    role: ProcessRole = "all",
     specs: Mapping[str, ActionSpec] | None = None,
 ) -> AsyncIterator[Bot]:
     """The bot at work for the length of the block, with all actions or `specs`. Raises CannotStart and AlreadyRunning."""

@@ -69,7 +69,7 @@ def bot(config: ConfigOption = None) -> None:
     """Run the bot alone: Slack, web and monitors. The runs are the worker's, which runs beside it on the same state folder."""
     from bot.app import serve
 
-    raise typer.Exit(asyncio.run(serve(_settings(config), role="face")))
+    raise typer.Exit(asyncio.run(serve(_settings(config), role="bot")))
 
 
 @app.command()

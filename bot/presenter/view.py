@@ -42,7 +42,6 @@ ACTION_NAMES = {
     "trace": "Trace",
     "forensics": "Forensics",
     "restore": "Restore",
-    "drill": "Drill",
 }
 
 

@@ -6,7 +6,6 @@ decisions from the rows, so neither a restart nor a long night changes what was 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -27,15 +26,12 @@ LOOK_AGAIN_S = 30.0
 """A waiting run is woken by every change in this process; this only bounds a change made by another one."""
 
 
-class Gate:
-    """The phases of a run before its host works. `remind` is called once, some time before a gate expires."""
+class ApprovalWait:
+    """The phases of a run before its host works: planning, and the wait for approvals."""
 
-    def __init__(
-        self, store: Store, planner: Planner, *, remind: Callable[[RunRecord], Awaitable[None]] | None
-    ) -> None:
+    def __init__(self, store: Store, planner: Planner) -> None:
         self._store = store
         self._planner = planner
-        self._remind = remind
         self._news: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._closing = False
 
@@ -113,7 +109,10 @@ class Gate:
                 row = await asyncio.to_thread(self._store.row, run_id)
                 if row.status != RunStatus.WAITING:
                     return self._phase(RunStatus(row.status))
-                left_s = await self._due(run_id, row.gate_expires_at - self._store.clock(), row.reminded_at)
+                left_s = row.gate_expires_at - self._store.clock()
+                if left_s <= 0:
+                    await self._expire(run_id)
+                    continue
                 try:
                     async with asyncio.timeout(min(left_s, LOOK_AGAIN_S)):
                         await news.wait()
@@ -122,31 +121,16 @@ class Gate:
         finally:
             self._news.pop(run_id, None)
 
-    async def _due(self, run_id: str, left_s: float, reminded_at: float | None) -> float:
-        """Do what is due now (expire, remind); give the seconds until something is due again."""
-        if left_s <= 0:
-            await asyncio.to_thread(
-                self._store.move,
-                run_id,
-                allowed=(RunStatus.WAITING,),
-                to=RunStatus.EXPIRED,
-                actor="bot",
-                text="nobody decided in time",
-                values={"outcome": "Nobody decided in time. Nothing was touched."},
-            )
-            return 0
-        run = await asyncio.to_thread(self._store.get, run_id)
-        gate = run.plan.gate if run is not None and run.plan is not None else None
-        if run is None or gate is None or self._remind is None or reminded_at is not None:
-            return left_s
-        if left_s > gate.remind_before_s:
-            return left_s - gate.remind_before_s
-        await asyncio.to_thread(self._store.update_run, run_id, reminded_at=self._store.clock())
-        try:
-            await self._remind(run)
-        except Exception:
-            log.exception("the reminder of a gate failed", run=run_id)
-        return left_s
+    async def _expire(self, run_id: str) -> None:
+        await asyncio.to_thread(
+            self._store.move,
+            run_id,
+            allowed=(RunStatus.WAITING,),
+            to=RunStatus.EXPIRED,
+            actor="bot",
+            text="nobody decided in time",
+            values={"outcome": "Nobody decided in time. Nothing was touched."},
+        )
 
     @staticmethod
     def _phase(status: RunStatus) -> Phase:
@@ -171,7 +155,6 @@ def exchange_plan(store: Store, run: RunRecord, plan: Plan, by: Person) -> bool:
                 plan=plan.model_dump(mode="json"),
                 plan_hash=plan.hash,
                 gate_expires_at=now + expires_s,
-                reminded_at=None,
             )
         )
         if done.rowcount == 0:

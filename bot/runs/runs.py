@@ -6,7 +6,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ import structlog
 from dbos import DBOS
 
 from bot.incidents.artifacts import ArtifactStore
-from bot.runs.approval_wait import Gate, exchange_plan
+from bot.runs.approval_wait import ApprovalWait, exchange_plan
 from bot.runs.dbos_engine import close_dbos, open_dbos, quieten_recovery
 from bot.runs.host_executor import HostWalker
 from bot.runs.planning import VERDICT_MAX_AGE_S, Planner, typed_options
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-Role = Literal["all", "worker", "face"]
-"""`all` takes requests and carries runs (`gpu-oncall up`); `worker` carries what the rows ask for; `face` takes requests."""
+ProcessRole = Literal["all", "worker", "bot"]
+"""`all` accepts requests and executes runs (`gpu-oncall up`), `bot` only accepts requests, `worker` only executes runs."""
 
 UNTOUCHED = (RunStatus.PLANNING, RunStatus.WAITING, RunStatus.QUEUED)
 WATCH_PERIOD_S = 60.0
@@ -66,8 +66,7 @@ class Runs:
         artifacts: ArtifactStore,
         actions: Mapping[str, ActionSpec],
         hosts: "Mapping[str, Host] | None" = None,
-        remind: Callable[[RunRecord], Awaitable[None]] | None = None,
-        role: Role = "all",
+        role: ProcessRole = "all",
     ) -> None:
         self._settings = settings
         self._role = role
@@ -80,7 +79,7 @@ class Runs:
             verdict=lambda host: store.last_verdict(host, max_age_s=VERDICT_MAX_AGE_S),
             clock=store.clock,
         )
-        self._gate = Gate(store, self._planner, remind=remind)
+        self._approval_wait = ApprovalWait(store, self._planner)
         self._walker = HostWalker(store, artifacts=artifacts, hosts=self.host)
         self._lock = ProcessLock(settings.state_dir)
         self._workflows: Workflows | None = None
@@ -101,7 +100,7 @@ class Runs:
 
     async def launch(self) -> None:
         """Start. Runs that were cut go on by themselves. Raises AlreadyRunning when another process has the state folder."""
-        if self._role == "face":
+        if self._role == "bot":
             await asyncio.to_thread(self._store.create)
             await self._follow()
             self._takes_requests = True
@@ -112,7 +111,7 @@ class Runs:
             if self._role == "worker":
                 await self._follow()
             open_dbos(self.dbos_url)
-            self._workflows = register_workflows(self._gate, self._walker)
+            self._workflows = register_workflows(self._approval_wait, self._walker)
             stream = self.changes()
             self._tasks.append(asyncio.create_task(self._wake(stream)))
             DBOS.launch()  # here, in the loop's thread: DBOS then runs every workflow on this loop
@@ -137,7 +136,7 @@ class Runs:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._tasks.clear()
-        self._gate.close()
+        self._approval_wait.close()
         await self._walker.close()
         if launched:
             await close_dbos()
@@ -155,7 +154,7 @@ class Runs:
 
     async def _wake(self, stream: Changes) -> None:
         async for run_id in stream:
-            self._gate.wake(run_id)
+            self._approval_wait.wake(run_id)
             if self._role == "worker":
                 try:
                     await self._take_up(run_id)
@@ -163,7 +162,7 @@ class Runs:
                     log.exception("a request of the bot was not taken up; the watchdog will", run=run_id)
 
     async def _take_up(self, run_id: str) -> None:
-        """What a face wrote: a run that nobody carries yet is started, a stop that was asked for cuts the step at work."""
+        """Act on a row that the bot process wrote: start a new run, or interrupt the step of a stopped one."""
         row = await asyncio.to_thread(self._store.row, run_id)
         if row.stop_requested is not None:
             self._walker.interrupt(run_id)
@@ -214,7 +213,7 @@ class Runs:
         typed_options(spec, options)
         if not self._takes_requests:
             raise UserError("I am just starting or ending: nothing was started. Try again in a few seconds.")
-        if self._role == "face" and not await asyncio.to_thread(self._lock.held):
+        if self._role == "bot" and not await asyncio.to_thread(self._lock.held):
             raise UserError(
                 "The worker of this host does not run, so nothing was started: start `gpu-oncall worker`, then ask again. "
                 f"From a shell on the host: gpu-oncall {spec.name} --local."

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dbos import DBOS, SetWorkflowID
 from sqlalchemy.exc import OperationalError
 
-from bot.runs.approval_wait import Gate, Phase
+from bot.runs.approval_wait import ApprovalWait, Phase
 from bot.runs.host_executor import HostWalker
 from gpu_actions.models import JsonObject
 
@@ -30,7 +30,7 @@ def _database_is_away(error: BaseException) -> bool:
     return isinstance(error, OperationalError)
 
 
-def register_workflows(gate: Gate, walker: HostWalker) -> Workflows:
+def register_workflows(approval_wait: ApprovalWait, walker: HostWalker) -> Workflows:
     """Register both workflows with the process's DBOS; before its launch, since recovery looks them up by name."""
 
     async def step(
@@ -61,9 +61,9 @@ def register_workflows(gate: Gate, walker: HostWalker) -> Workflows:
 
     @DBOS.workflow(name=RUN_WORKFLOW, max_recovery_attempts=None)
     async def run(run_id: str) -> None:
-        phase = await step("plan", gate.plan, run_id)
+        phase = await step("plan", approval_wait.plan, run_id)
         if phase == "gate":
-            phase = await step("gate", gate.wait, run_id)
+            phase = await step("gate", approval_wait.wait, run_id)
         if phase == "go":
             # started directly, not through a queue: the host is this process's own, and a queue polled often
             # enough not to be felt costs more of a core than an idle bot may use

@@ -23,7 +23,7 @@ ENV_PREFIX = "GPU_ONCALL_"
 CONFIG_VARIABLE = "GPU_ONCALL_CONFIG"
 SEARCH_PATH = (Path("gpu-oncall.toml"), Path("/etc/gpu-oncall/gpu-oncall.toml"))
 
-COMMANDS = ("triage", "fallback", "loadtest", "trace", "forensics", "restore", "incident", "drill", "gpu")
+COMMANDS = ("triage", "fallback", "loadtest", "trace", "forensics", "restore", "incident", "gpu")
 Role = Literal["responder", "approver", "override"]
 
 

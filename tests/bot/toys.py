@@ -6,7 +6,7 @@ Its plan comes from words: `count:a count:b hold:c`. `hold` waits for a file, so
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import Field
 
 import bot.runs.dbos_engine
 from bot.incidents.artifacts import ArtifactStore
-from bot.runs.runs import Role, Runs
+from bot.runs.runs import ProcessRole, Runs
 from bot.settings.model import AccessSettings, ApprovalRule, ArtifactSettings, Settings
 from bot.store.records import Person, Place, RunRecord
 from bot.store.store import Store
@@ -254,8 +254,7 @@ def toy_settings(state_dir: Path, *, expires_s: float = 600, approvals: int = 1)
 def build(
     state_dir: Path,
     *,
-    remind: Callable[[RunRecord], Awaitable[None]] | None = None,
-    role: Role = "all",
+    role: ProcessRole = "all",
     **how: float,
 ) -> tuple[Settings, Store, Runs]:
     """Runs over toy actions, not launched yet."""
@@ -270,7 +269,6 @@ def build(
         artifacts=ArtifactStore(settings, store),
         actions=toy_actions(),
         hosts={"toy": cast("Host", ToyHost("toy", folder))},
-        remind=remind,
         role=role,
     )
     return settings, store, runs
@@ -282,7 +280,7 @@ def hurry() -> None:
 
 
 @asynccontextmanager
-async def launched(state_dir: Path, *, role: Role = "all", **how: float) -> AsyncIterator[Runs]:
+async def launched(state_dir: Path, *, role: ProcessRole = "all", **how: float) -> AsyncIterator[Runs]:
     """Runs over toy actions, launched, and closed at the end."""
     _, store, runs = build(state_dir, role=role, **how)
     await runs.launch()

@@ -46,7 +46,9 @@ class RealHost:
         self.site = Site(built_host(settings, settings.default_host), folder)
         self.store = Store(settings.own_database_url)
         artifacts = ArtifactStore(settings, self.store)
-        self.face = Runs(settings, store=self.store, artifacts=artifacts, actions=actions(), role="face")
+        self.bot_process = Runs(
+            settings, store=self.store, artifacts=artifacts, actions=actions(), role="bot"
+        )
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def worker(self, mode: str) -> subprocess.Popen[bytes]:
@@ -63,12 +65,12 @@ class RealHost:
 
     async def ready(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait until a worker holds the lock."""
-        while not self.face._lock.held():
+        while not self.bot_process._lock.held():
             assert worker.poll() is None, (self.folder / "worker.log").read_text()[-3000:]
             await asyncio.sleep(0.05)
 
     async def start(self, action: str, **options: str) -> RunRecord:
-        started = await self.face.start(
+        started = await self.bot_process.start(
             action=action,
             host=None,
             options=options,
@@ -143,11 +145,11 @@ async def real_host(folder: Path, **changes: object) -> AsyncIterator[RealHost]:
     (folder / "host.json").write_text(host_config(folder, **changes).model_dump_json())
     it = RealHost(folder)
     try:
-        await it.face.launch()
+        await it.bot_process.launch()
         await it.site.up()
         yield it
     finally:
         it.end_workers()
-        await it.face.close()
+        await it.bot_process.close()
         await it.site.down()
         it.store.close()

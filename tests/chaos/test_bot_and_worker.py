@@ -18,8 +18,8 @@ from tests.chaos.test_kill_nine import Bots, fact
 
 
 @pytest.fixture
-async def face(tmp_path: Path) -> AsyncIterator[Runs]:
-    async with launched(tmp_path / "state", role="face") as runs:
+async def bot_process(tmp_path: Path) -> AsyncIterator[Runs]:
+    async with launched(tmp_path / "state", role="bot") as runs:
         yield runs
 
 
@@ -37,46 +37,48 @@ async def worker(bots: Bots) -> "psutil.Process":
 
 
 async def test_the_worker_carries_what_the_bot_was_asked_for_and_the_bot_sees_each_change(
-    face: Runs, bots: Bots
+    bot_process: Runs, bots: Bots
 ) -> None:
     await worker(bots)
-    stream = face.changes()
-    run = await start(face, script="count:a count:b")
-    done = await ended(face, run.id)
+    stream = bot_process.changes()
+    run = await start(bot_process, script="count:a count:b")
+    done = await ended(bot_process, run.id)
     assert done.status is RunStatus.SUCCEEDED
     assert (done.started_at or 0) - done.created_at < 2
     assert effects(bots.state_dir, "a") == [""]
     assert await anext(stream) == run.id
 
 
-async def test_without_a_worker_nothing_is_started_and_the_person_is_told_how_to_go_on(face: Runs) -> None:
+async def test_without_a_worker_nothing_is_started_and_the_person_is_told_how_to_go_on(
+    bot_process: Runs,
+) -> None:
     with pytest.raises(UserError, match="The worker of this host does not run"):
-        await start(face, script="count:a")
-    assert face.list() == []
+        await start(bot_process, script="count:a")
+    assert bot_process.list() == []
 
 
-async def test_a_stop_reaches_the_workers_process_tree(face: Runs, bots: Bots) -> None:
+async def test_a_stop_reaches_the_workers_process_tree(bot_process: Runs, bots: Bots) -> None:
     await worker(bots)
-    run = await start(face, script="tree:t", settle="count:s")
+    run = await start(bot_process, script="tree:t", settle="count:s")
     while len(family(bots.state_dir)) < 2:
         await asyncio.sleep(0.02)
-    await face.stop(run.id, by=ONCALL)
-    done = await ended(face, run.id)
+    await bot_process.stop(run.id, by=ONCALL)
+    done = await ended(bot_process, run.id)
     assert done.status is RunStatus.CANCELLED
     assert effects(bots.state_dir, "s") == [""]
     assert family(bots.state_dir) == []
 
 
-async def test_an_approval_given_at_the_bot_lets_the_worker_go_on(face: Runs, bots: Bots) -> None:
+async def test_an_approval_given_at_the_bot_lets_the_worker_go_on(bot_process: Runs, bots: Bots) -> None:
     await worker(bots)
-    run = await start(face, "gated", script="count:a")
-    waiting = await face.wait(run.id, until=lambda run: run.status is RunStatus.WAITING)
+    run = await start(bot_process, "gated", script="count:a")
+    waiting = await bot_process.wait(run.id, until=lambda run: run.status is RunStatus.WAITING)
     approvals = Approvals(store_of(bots.state_dir))
     answer = await approvals.decide(
         run_id=run.id, user=LEAD, decision="approve", plan_hash=waiting.plan_hash, reason=""
     )
     assert answer.accepted
-    assert (await ended(face, run.id)).status is RunStatus.SUCCEEDED
+    assert (await ended(bot_process, run.id)).status is RunStatus.SUCCEEDED
 
 
 @pytest.mark.chaos(
@@ -85,21 +87,21 @@ async def test_an_approval_given_at_the_bot_lets_the_worker_go_on(face: Runs, bo
     after="goes on where it stood; requests meanwhile are told that no worker runs",
 )
 async def test_a_killed_worker_goes_on_where_it_stood_and_the_bot_never_noticed(
-    face: Runs, bots: Bots
+    bot_process: Runs, bots: Bots
 ) -> None:
     first = await worker(bots)
-    run = await start(face, script="count:a hold:b count:c")
+    run = await start(bot_process, script="count:a hold:b count:c")
     while not effects(bots.state_dir, "b"):
         await asyncio.sleep(0.02)
     os.kill(first.pid, signal.SIGKILL)
     first.wait(10)
     with pytest.raises(UserError, match="worker"):
-        await start(face, "look", script="count:d")
+        await start(bot_process, "look", script="count:d")
     await worker(bots)
     while len(effects(bots.state_dir, "b")) < 2:
         await asyncio.sleep(0.02)
     (effects_dir(bots.state_dir) / "release").touch()
-    done = await ended(face, run.id)
+    done = await ended(bot_process, run.id)
     assert done.status is RunStatus.SUCCEEDED
     assert [(step.step_id, step.executions) for step in done.steps] == [("a", 1), ("b", 2), ("c", 1)]
 
@@ -110,14 +112,14 @@ async def test_a_killed_worker_goes_on_where_it_stood_and_the_bot_never_noticed(
     after="the run is taken up at its next start",
 )
 async def test_a_run_that_was_asked_for_while_the_worker_died_is_taken_up_at_its_next_start(
-    face: Runs, bots: Bots
+    bot_process: Runs, bots: Bots
 ) -> None:
     """The worker is frozen, so it holds its lock and hears nothing; then it is killed with the request unheard."""
     first = await worker(bots)
     first.suspend()
-    run = await start(face, script="count:a")
+    run = await start(bot_process, script="count:a")
     first.kill()
     first.wait(10)
     await worker(bots)
-    assert (await ended(face, run.id)).status is RunStatus.SUCCEEDED
+    assert (await ended(bot_process, run.id)).status is RunStatus.SUCCEEDED
     assert effects(bots.state_dir, "a") == [""]

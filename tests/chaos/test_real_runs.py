@@ -140,7 +140,7 @@ async def test_a_stop_among_kills_leaves_one_defined_state(tmp_path: Path) -> No
                 break
             if it.workers[-1].poll() is not None:
                 it.worker("inside")
-        await it.face.stop(run.id, by=ONCALL)
+        await it.bot_process.stop(run.id, by=ONCALL)
         run, _ = await it.ended_among_kills(run.id, "inside")
         assert run.status is RunStatus.CANCELLED
         assert "fallback_serving" in run.outcome or any(

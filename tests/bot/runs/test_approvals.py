@@ -20,7 +20,6 @@ class Gated:
         self.runs = runs
         self.store = store
         self.approvals = Approvals(store)
-        self.reminded: list[str] = []
 
     async def waiting(self, **options: str) -> RunRecord:
         run = await start(self.runs, "gated", **options)
@@ -40,15 +39,9 @@ class Gated:
 
 
 async def gated(state_dir: Path, **how: float) -> AsyncIterator[Gated]:
-    reminded: list[str] = []
-
-    async def remind(run: RunRecord) -> None:
-        reminded.append(run.id)
-
-    _, store, runs = build(state_dir, remind=remind, **how)
+    _, store, runs = build(state_dir, **how)
     await runs.launch()
     made = Gated(runs, store)
-    made.reminded = reminded
     yield made
     await runs.close()
     store.close()
@@ -166,11 +159,10 @@ async def test_a_changed_plan_voids_the_approvals_given_on_the_old_one(
     assert (await ended(gate_of_two.runs, run.id)).status is RunStatus.SUCCEEDED
 
 
-async def test_a_gate_reminds_once_and_then_expires(short_gate: Gated) -> None:
+async def test_an_approval_request_expires_and_frees_its_host(short_gate: Gated) -> None:
     run = await short_gate.waiting()
     run = await ended(short_gate.runs, run.id)
     assert run.status is RunStatus.EXPIRED
-    assert short_gate.reminded == [run.id]
     answer = await short_gate.decide(run)
     assert not answer.accepted
     assert "time to decide" in answer.message
