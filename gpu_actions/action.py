@@ -141,7 +141,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSpec:
-    """One action: its name in commands, the prefix of its run ids, its typed arguments, and how it plans.
+    """Everything that the rest of the program knows about one action.
 
     `arguments` is a frozen pydantic model: its field names are the `key=value` options of the Slack command and its
     descriptions are the help. `plan` may probe the host, and raises PlanRefused when the plan cannot work.
@@ -149,7 +149,37 @@ class ActionSpec:
 
     name: str
     prefix: str
+    """Prefix of its run ids (`fb-7k2m`)."""
     summary: str
+    """One line for help and for Slack's list of commands."""
     arguments: type[Frozen]
     plan: Callable[[PlanRequest], Awaitable[Plan]]
     changes_host: bool
+    title: str = ""
+    """Its name in a sentence (`Load test`); empty: the name, capitalized."""
+    usages: tuple[tuple[str, str], ...] = ()
+    """Help of its slash command: what to type behind its name, and what that does."""
+    usage_hint: str = "plan|start|status|stop [host]"
+    """Hint that Slack shows while somebody types its slash command."""
+    subcommands: tuple[str, ...] = ("plan", "start", "status", "stop")
+    flags: tuple[str, ...] = ()
+    """Arguments of type bool that may be given as a bare word (`deep`)."""
+    starts_by_name: bool = False
+    """The bare command starts it (`/triage HOST`); the others need the word `start`."""
+    diagnoses: bool = False
+    """It ends with a verdict on the host, which is shown as a card and may open an incident."""
+    keeps_partial_results: bool = False
+    """A stop ends it early and keeps what it measured; without this, a stop cancels it and cleans up."""
+    needs_approval: bool = False
+    """Approvals are required unless the settings say otherwise."""
+    pauses_monitors: frozenset[str] = frozenset()
+    """Monitors whose readings it would spoil; they pause while it runs."""
+
+    @property
+    def label(self) -> str:
+        """Return its name as the start of a sentence."""
+        return self.title or self.name.replace("_", " ").capitalize()
+
+    def start_words(self, host: str) -> str:
+        """Return what to type behind its command to start it on a host."""
+        return host if self.starts_by_name else f"start {host}"

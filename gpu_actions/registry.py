@@ -1,15 +1,25 @@
-"""All actions by name. Importing them registers their step functions, so whoever walks a plan calls `actions()` first."""
+"""All actions, one line each. An action is a folder whose `action.py` declares its `SPEC`; nothing else names it."""
 
-from gpu_actions.action import ActionSpec
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpu_actions.action import ActionSpec
+
+ACTION_NAMES = (
+    "triage",
+    "fallback",
+    "restore",
+    "loadtest",
+    "trace",
+    "forensics",
+)
 
 
-def actions() -> dict[str, ActionSpec]:
-    """Every action of the product, by its name in commands."""
-    from gpu_actions.fallback.plan import SPEC as FALLBACK
-    from gpu_actions.forensics.action import SPEC as FORENSICS
-    from gpu_actions.loadtest.action import SPEC as LOADTEST
-    from gpu_actions.restore.plan import SPEC as RESTORE
-    from gpu_actions.trace.action import SPEC as TRACE
-    from gpu_actions.triage.action import SPEC as TRIAGE
-
-    return {spec.name: spec for spec in (TRIAGE, FALLBACK, LOADTEST, TRACE, FORENSICS, RESTORE)}
+@cache
+def actions() -> "Mapping[str, ActionSpec]":
+    """Return every action by its name in commands. Importing them registers the step functions that plans refer to."""
+    specs = (import_module(f"gpu_actions.{name}.action").SPEC for name in ACTION_NAMES)
+    return {spec.name: spec for spec in specs}

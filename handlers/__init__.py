@@ -14,28 +14,17 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.presenter import answers
 from bot.services import Services
 from bot.store.records import Person, UserError
-from handlers import (
-    buttons,
-    fallback,
-    forensics,
-    gpu,
-    home,
-    incident,
-    loadtest,
-    mentions,
-    restore,
-    trace,
-    triage,
-)
+from gpu_actions.registry import actions
+from handlers import buttons, gpu, home, incident, loadtest, mentions
 from handlers.call import ARRIVED, Call, ephemeral_answer, guarded, respond_answer, stamp_arrival
-from handlers.command import Command
+from handlers.command import Command, action_command
 
 __all__ = ["COMMANDS", "UMBRELLA", "register", "stamp_arrival"]
 
 UMBRELLA = "gpu"
 COMMANDS: Mapping[str, Command] = {
-    module.COMMAND.name: module.COMMAND
-    for module in (triage, fallback, restore, loadtest, trace, forensics, incident)
+    **{spec.name: action_command(spec) for spec in actions().values()},
+    **{module.COMMAND.name: module.COMMAND for module in (loadtest, incident)},
 }
 """Every command of its own, by its name in the settings; the umbrella `gpu` reaches all of them."""
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from bot.presenter import answers
 from bot.presenter.help import CommandHelp, SubcommandHelp, command_help
 from bot.presenter.plan_message import plan_message
-from bot.presenter.view import action_name
+from bot.presenter.view import action_name, diagnoses
 from bot.store.records import Place, RunRecord, UserError
+from gpu_actions.action import ActionSpec
 from handlers.arguments import Grammar, Words, parse
 from handlers.call import Call, permalink
 
@@ -99,7 +100,7 @@ def place_for(call: Call, action: str, host: str) -> Place:
     if call.thread_ts is not None:
         return Place(channel=call.channel, thread_ts=call.thread_ts)
     incident = call.services.incidents.active(host)
-    if action != "triage" and incident is not None and incident.place.channel == call.channel:
+    if not diagnoses(action) and incident is not None and incident.place.channel == call.channel:
         return incident.place
     return Place(channel=call.channel)
 
@@ -134,7 +135,8 @@ async def stop(call: Call, action: str, words: Words) -> None:
 async def stop_run(call: Call, run: RunRecord) -> None:
     """Stop one run. A load test or a trace ends early and keeps what it has; everything else is cancelled and cleaned up."""
     await require_change(call, run.action, f"stop {run.action} on {run.host}")
-    if run.action in ("loadtest", "trace") and run.started_at is not None:
+    spec = call.services.actions.get(run.action)
+    if spec is not None and spec.keeps_partial_results and run.started_at is not None:
         run = await call.services.runs.signal(run.id, "stop", by=call.person)
         await call.answer(answers.accepted(f"{run.id} ends now and keeps what it measured so far."))
         return
@@ -170,8 +172,8 @@ def named_run(call: Call, action: str, words: Words) -> RunRecord:
     return run
 
 
-def run_subcommands(action: str, *names: str) -> dict[str, Subcommand]:
-    """The shared subcommands of one action."""
+def action_command(spec: ActionSpec) -> Command:
+    """Build the command of an action from what the action declares."""
     shared: dict[str, Callable[[Call, str, Words], Awaitable[None]]] = {
         "plan": plan,
         "start": start,
@@ -181,8 +183,19 @@ def run_subcommands(action: str, *names: str) -> dict[str, Subcommand]:
 
     def bound(function: Callable[[Call, str, Words], Awaitable[None]]) -> Subcommand:
         async def run(call: Call, words: Words) -> None:
-            await function(call, action, words)
+            await function(call, spec.name, words)
 
         return run
 
-    return {name: bound(shared[name]) for name in names}
+    return Command(
+        name=spec.name,
+        summary=spec.summary,
+        grammar=Grammar(
+            name=spec.name,
+            subcommands=spec.subcommands,
+            default="start" if spec.starts_by_name else "",
+            flags=spec.flags,
+        ),
+        usages=tuple(SubcommandHelp(usage, text) for usage, text in spec.usages),
+        subcommands={name: bound(shared[name]) for name in spec.subcommands},
+    )

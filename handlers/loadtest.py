@@ -6,9 +6,10 @@ from bot.incidents.load_results import LoadResults
 from bot.presenter import loadtests as texts
 from bot.presenter.help import SubcommandHelp
 from bot.store.records import UserError
-from handlers.arguments import Grammar, nearest, parse, split
+from gpu_actions.loadtest.action import SPEC
+from handlers.arguments import nearest, parse, split
 from handlers.call import Call
-from handlers.command import Command, host_of, run_subcommands, start_run
+from handlers.command import Command, action_command, host_of, start_run
 
 BASELINE_ACTIONS = ("list", "show", "set", "record")
 
@@ -79,27 +80,27 @@ async def _record(call: Call, name: str, options: str) -> None:
     words = parse(f"start {options}", grammar, call.services.hosts)
     if "baseline" in words.options:
         raise UserError(f"The baseline is named twice: {name} and {words.options['baseline']}.")
-    await start_run(call, "loadtest", host_of(call, words), {**words.options, "baseline": name})
+    await start_run(call, SPEC.name, host_of(call, words), {**words.options, "baseline": name})
 
 
 def _results(call: Call) -> LoadResults:
     return LoadResults(call.services.runs, call.services.settings.state_dir / "baselines")
 
 
+_RUNS = action_command(SPEC)
 COMMAND = LoadTestCommand(
-    name="loadtest",
-    summary="loads the service at a fixed rate and reports latency, errors and throughput.",
-    grammar=Grammar(name="loadtest", subcommands=("plan", "start", "status", "stop", "compare", "baseline")),
+    name=SPEC.name,
+    summary=SPEC.summary,
+    grammar=dataclasses.replace(
+        _RUNS.grammar, subcommands=(*_RUNS.grammar.subcommands, "compare", "baseline")
+    ),
     usages=(
-        SubcommandHelp("start [host] qps=3 duration=20", "run one; options may be left out"),
-        SubcommandHelp("plan [host]", "show what it would send"),
-        SubcommandHelp("status [host]", "progress and the figures so far"),
-        SubcommandHelp("stop [host]", "end it early and keep what was measured"),
+        *_RUNS.usages,
         SubcommandHelp("compare [RUN] [BASELINE or RUN]", "is it as good? a verdict with its intervals"),
         SubcommandHelp("baseline list", "the baselines, and which of them judge"),
         SubcommandHelp("baseline show NAME", "what one holds"),
         SubcommandHelp("baseline record NAME [host]", "three runs on a good day, kept as the judge"),
         SubcommandHelp("baseline set NAME", "let another one judge its workload"),
     ),
-    subcommands=run_subcommands("loadtest", "plan", "start", "status", "stop"),
+    subcommands=_RUNS.subcommands,
 )

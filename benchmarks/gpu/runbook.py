@@ -21,10 +21,10 @@ from benchmarks.bare_start import bare_start_s
 from gpu_actions.action import ActionSpec, PlanRequest
 from gpu_actions.config.host import HostConfig
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.fallback.plan import SPEC as FALLBACK
+from gpu_actions.fallback.action import SPEC as FALLBACK
 from gpu_actions.host import Host, build_host
 from gpu_actions.models import Verdict
-from gpu_actions.restore.plan import SPEC as RESTORE
+from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.host_target import target_of_host

@@ -4,12 +4,16 @@ Every command imports what it needs when it runs, so that `--help` is quick and 
 """
 
 import asyncio
+import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from gpu_actions.registry import ACTION_NAMES
 
 app = typer.Typer(
     name="gpu-oncall",
@@ -98,22 +102,12 @@ def manifest(config: ConfigOption = None) -> None:
     typer.echo(render(_settings(config).slack), nl=False)
 
 
-def _pass_through(name: str) -> None:
+def _pass_through(name: str, summary: str) -> None:
     """Register an action whose own command line (`python -m gpu_actions.NAME`) takes the arguments."""
-    summaries = {
-        "triage": "Look at this host and say what is wrong. Exit 0 healthy, 1 watch, 3 fall back, 4 unknown.",
-        "loadtest": "Load an endpoint and judge the figures. Exit 0 passed, 1 failed its limits, 3 void.",
-    }
 
-    @app.command(name, context_settings=PASS_THROUGH, help=summaries[name], add_help_option=False)
+    @app.command(name, context_settings=PASS_THROUGH, help=summary, add_help_option=False)
     def command(context: typer.Context) -> None:
-        import importlib
-
         raise typer.Exit(importlib.import_module(f"gpu_actions.{name}.cli").main(list(context.args)))
-
-
-for _name in ("triage", "loadtest"):
-    _pass_through(_name)
 
 
 def _local_action(name: str, summary: str) -> None:
@@ -152,13 +146,15 @@ def _local_action(name: str, summary: str) -> None:
         )
 
 
-for _name, _summary in {
-    "fallback": "Plan or start the fallback to one GPU (start needs --local).",
-    "restore": "Plan or start the return of the full tier (start needs --local).",
-    "trace": "Profile the live engine and tabulate its kernels.",
-    "forensics": "Save the evidence of this host.",
-}.items():
-    _local_action(_name, _summary)
+def _register_actions() -> None:
+    """Register every action; its package's docstring is its help, and it is not imported further before it runs."""
+    for name in ACTION_NAMES:
+        summary = importlib.import_module(f"gpu_actions.{name}").__doc__ or ""
+        has_command_line = importlib.util.find_spec(f"gpu_actions.{name}.cli") is not None
+        (_pass_through if has_command_line else _local_action)(name, summary)
+
+
+_register_actions()
 
 
 @demo_app.callback(invoke_without_command=True)

@@ -6,7 +6,7 @@ from bot.presenter.message import Lines, Message, Part, compose, context, header
 from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user, words
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
 from bot.presenter.verdict_card import verdict_of, verdict_title
-from bot.presenter.view import VERDICT_SIGNS, View, action_name
+from bot.presenter.view import VERDICT_SIGNS, View, action_name, diagnoses, start_words
 from bot.store.records import RunRecord, RunStatus
 
 
@@ -55,11 +55,11 @@ def working(text: str) -> Message:
 def status_message(run: RunRecord | None, action: str, host: str, view: View, *, url: str = "") -> Message:
     """Where the latest run of an action stands, or that there is none."""
     if run is None:
-        how = {"triage": host, "forensics": host}.get(action, f"start {host}")
+        how = view.command(action, start_words(action, host))
         return plain(
-            f"No {action_name(action).lower()} has run on {one_line(host)} yet. To start one: {view.command(action, how)}."
+            f"No {action_name(action).lower()} has run on {one_line(host)} yet. To start one: {how}."
         )
-    if action == "triage" and run.status.final and (verdict := verdict_of(run)) is not None:
+    if diagnoses(action) and run.status.final and (verdict := verdict_of(run)) is not None:
         first = f"{VERDICT_SIGNS[verdict.verdict]} {one_line(verdict_title(verdict, run.host))}"
         ended = run.ended_at or run.created_at
         second = f"{one_line(verdict.summary, 400)} ({duration(view.now - ended)} ago)"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bot.presenter.message import Message, compose, section
 from bot.presenter.mrkdwn import clock, code, code_block, duration, escape, first_line, one_line, user
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
-from bot.presenter.view import View, action_name
+from bot.presenter.view import View, action_name, diagnoses
 from bot.store.records import RunRecord, RunStatus, StepRecord
 
 LONG_RUN_S = 20.0
@@ -102,7 +102,7 @@ def _step_note(step: StepRecord, run: RunRecord) -> Note:
 
 def _ended(run: RunRecord, view: View) -> Note | None:
     """The end of a run that a person waits for, with a mention; triage cards and quick runs speak for themselves."""
-    if not run.status.final or run.action == "triage" or run.status in (RunStatus.REFUSED, RunStatus.DENIED):
+    if not run.status.final or diagnoses(run.action) or run.status in (RunStatus.REFUSED, RunStatus.DENIED):
         return None
     took = (run.ended_at or run.created_at) - (run.started_at or run.created_at)
     if took < LONG_RUN_S and run.status is RunStatus.SUCCEEDED:

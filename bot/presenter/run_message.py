@@ -21,7 +21,7 @@ from bot.presenter.message import (
 from bot.presenter.mrkdwn import clock, code, duration, first_line, link, one_line, size, user
 from bot.presenter.steps import failed_step, plan_lines, position, running_step, step_lines
 from bot.presenter.verdict_card import verdict_card, verdict_of
-from bot.presenter.view import View, action_name
+from bot.presenter.view import View, action_name, diagnoses, start_words
 from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
 
 STOP = "stop"
@@ -61,7 +61,7 @@ _STATES = {
 
 def run_message(run: RunRecord, view: View) -> Message:
     """The message of a run as it stands now."""
-    verdict = verdict_of(run) if run.action == "triage" else None
+    verdict = verdict_of(run) if diagnoses(run.action) else None
     if verdict is not None and run.status.final:
         return verdict_card(run, verdict, view, links=artifact_links(run), footer=footer(run, view))
     title = run_title(run)
@@ -148,9 +148,7 @@ def _ended(run: RunRecord, view: View) -> str:
     if not outcome.startswith("tp "):  # a step's line begins small, here it is a sentence
         outcome = outcome[:1].upper() + outcome[1:]
     next_action = one_line(run.next_action, 500)
-    again = view.command(
-        run.action, f"start {run.host}" if run.action not in ("triage", "forensics") else run.host
-    )
+    again = view.command(run.action, start_words(run.action, run.host))
     if not next_action and run.status in (RunStatus.EXPIRED, RunStatus.DENIED):
         next_action = f"To ask again: {again}."
     return f"{outcome}\n*Next:* {next_action}" if next_action else outcome
@@ -210,7 +208,7 @@ def run_buttons(run: RunRecord) -> Block | None:
         ]
     question = (
         f"{action_name(run.action)} on {run.host} ends, and the host is put into one defined state."
-        if run.action in ("fallback", "restore")
+        if run.plan is not None and run.plan.compensation
         else f"{action_name(run.action)} on {run.host} ends now."
     )
     return actions(*buttons, button("Stop", STOP, run.id, style="danger", confirm=question))

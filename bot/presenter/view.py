@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from bot.presenter.mrkdwn import code
 from gpu_actions.models import Severity, VerdictKind
+from gpu_actions.registry import actions
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,22 @@ class View:
         )
 
 
-ACTION_NAMES = {
-    "triage": "Triage",
-    "fallback": "Fallback",
-    "loadtest": "Load test",
-    "trace": "Trace",
-    "forensics": "Forensics",
-    "restore": "Restore",
-}
-
-
 def action_name(action: str) -> str:
-    return ACTION_NAMES.get(action, action.replace("_", " ").capitalize())
+    """Return an action's name as the start of a sentence."""
+    spec = actions().get(action)
+    return spec.label if spec else action.replace("_", " ").capitalize()
+
+
+def diagnoses(action: str) -> bool:
+    """Return True if the action ends with a verdict that is shown as a card."""
+    spec = actions().get(action)
+    return spec is not None and spec.diagnoses
+
+
+def start_words(action: str, host: str) -> str:
+    """Return what to type behind an action's command to start it on a host."""
+    spec = actions().get(action)
+    return spec.start_words(host) if spec else f"start {host}"
 
 
 VERDICT_WORDS = {

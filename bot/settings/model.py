@@ -17,13 +17,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from gpu_actions.config.host import HostConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Frozen
+from gpu_actions.registry import ACTION_NAMES, actions
 from gpu_actions.triage.rules import CAUSES
 
 ENV_PREFIX = "GPU_ONCALL_"
 CONFIG_VARIABLE = "GPU_ONCALL_CONFIG"
 SEARCH_PATH = (Path("gpu-oncall.toml"), Path("/etc/gpu-oncall/gpu-oncall.toml"))
 
-COMMANDS = ("triage", "fallback", "loadtest", "trace", "forensics", "restore", "incident", "gpu")
+COMMANDS = (*ACTION_NAMES, "incident", "gpu")
 Role = Literal["responder", "approver", "override"]
 
 
@@ -93,7 +94,11 @@ class AccessSettings(Frozen):
     roles: dict[Role, tuple[str, ...]] = Field(default_factory=dict)
     change: Role = Field(default="responder", description="role that may start actions that change a host")
     groups_ttl_s: float = Field(default=300, ge=0, description="how long user group members are remembered")
-    approvals: dict[str, ApprovalRule] = Field(default_factory=lambda: {"restore": ApprovalRule()})
+    approvals: dict[str, ApprovalRule] = Field(
+        default_factory=lambda: {
+            spec.name: ApprovalRule() for spec in actions().values() if spec.needs_approval
+        }
+    )
 
     @field_validator("approvals")
     @classmethod

@@ -22,7 +22,7 @@ from bot.presenter.message import Message
 from bot.presenter.notes import override_shout, reminder_at, thread_notes
 from bot.presenter.run_message import run_message
 from bot.presenter.verdict_card import verdict_of
-from bot.presenter.view import View
+from bot.presenter.view import View, diagnoses
 from bot.runs.runs import Runs
 from bot.settings.model import SlackSettings
 from bot.slack.edit_budget import EditBudget
@@ -258,7 +258,7 @@ class LiveMessages:
     async def _open_incident(self, run: RunRecord) -> None:
         """A card that says fall back is the root of its host's incident, unless one is open already."""
         verdict = verdict_of(run)
-        if not (run.action == "triage" and run.status is RunStatus.SUCCEEDED and verdict is not None):
+        if not (diagnoses(run.action) and run.status is RunStatus.SUCCEEDED and verdict is not None):
             return
         if verdict.verdict is not VerdictKind.FALL_BACK or run.incident_id is not None:
             return

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from bot.settings.model import SlackSettings
+from gpu_actions.registry import actions
 
 SCOPES: dict[str, tuple[str, ...]] = {
     "auth_test": (),
@@ -27,16 +28,16 @@ SCOPES: dict[str, tuple[str, ...]] = {
 
 EVENT_SCOPES = {"app_mention": ("app_mentions:read",), "app_home_opened": ()}
 
-DESCRIPTIONS: dict[str, tuple[str, str]] = {
-    "triage": ("Look at a serving host: one verdict, its cause, its evidence", "[host] [deep]"),
-    "fallback": ("Fall back to one healthy GPU", "plan|start|status|stop [host]"),
-    "loadtest": ("Load-test the service", "start|status|stop|compare|baseline [qps=3 duration=20]"),
-    "trace": ("Profile the live engine for a few seconds", "start|status [host]"),
-    "forensics": ("Save the evidence of a host", "[host]"),
-    "restore": ("Bring the full tier back, behind approvals", "plan|start|status|stop [host]"),
+OWN_COMMANDS = {
     "incident": ("The incident of a host and its timeline", "open|status|note|timeline|close"),
     "gpu": ("Everything of gpu-oncall under one command", "help | triage | fallback start | ..."),
 }
+"""Commands that are no actions: description and usage hint."""
+
+
+def descriptions() -> dict[str, tuple[str, str]]:
+    """Return the description and the usage hint of every slash command."""
+    return {spec.name: (spec.summary, spec.usage_hint) for spec in actions().values()} | OWN_COMMANDS
 
 
 def bot_scopes() -> list[str]:
@@ -47,7 +48,7 @@ def bot_scopes() -> list[str]:
 
 def manifest(slack: SlackSettings) -> dict[str, Any]:
     """The manifest as data, with the commands as the settings name them."""
-    names = {name: slack.command(name) for name in DESCRIPTIONS}
+    names = {name: slack.command(name) for name in descriptions()}
     return {
         "display_information": {
             "name": "gpu-oncall",
@@ -64,7 +65,7 @@ def manifest(slack: SlackSettings) -> dict[str, Any]:
                     "usage_hint": hint,
                     "should_escape": False,
                 }
-                for name, (description, hint) in DESCRIPTIONS.items()
+                for name, (description, hint) in descriptions().items()
             ],
         },
         "oauth_config": {"scopes": {"bot": bot_scopes()}},

@@ -13,8 +13,7 @@ from gpu_actions.triage.confirm import MonitorPolicy
 class Look:
     """One kind of look: which collectors it runs, over at most how many seconds, and how people call it.
 
-    `main` is the collector without which nothing was seen; where it does not apply, the look does not. `held_by` are actions
-    that change no host and yet spoil what this look reads: a profiler stops the engine to write, a load test fills it.
+    `main` is the collector without which nothing was seen; where it does not apply, the look does not.
     """
 
     name: str
@@ -24,7 +23,6 @@ class Look:
     period_s: Callable[[MonitorSettings], float]
     window_s: float
     needs_gpus: bool = False
-    held_by: frozenset[str] = frozenset()
 
 
 LOOKS = (
@@ -53,7 +51,6 @@ LOOKS = (
         collectors=frozenset({"engine", "ranks", "ras", "router", "stacks"}),
         period_s=lambda settings: settings.hang_period_s,
         window_s=3,
-        held_by=frozenset({"trace"}),
     ),
     Look(
         name="probe",
@@ -62,7 +59,6 @@ LOOKS = (
         collectors=frozenset({"completion", "engine", "ranks"}),
         period_s=lambda settings: settings.probe_period_s,
         window_s=3,
-        held_by=frozenset({"trace", "loadtest"}),
     ),
     Look(
         name="regression",
@@ -71,7 +67,6 @@ LOOKS = (
         collectors=frozenset({"engine"}),
         period_s=lambda settings: settings.regression_period_s,
         window_s=10,
-        held_by=frozenset({"trace", "loadtest"}),
     ),
 )
 

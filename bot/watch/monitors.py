@@ -28,6 +28,7 @@ from bot.watch.undelivered_alerts import Alarm, keep_alarms
 from gpu_actions.config.host import HostConfig
 from gpu_actions.forensics.look import baseline_of
 from gpu_actions.models import Verdict, VerdictKind
+from gpu_actions.registry import actions
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.confirm import MonitorPolicy, MonitorState, Signal
 from gpu_actions.triage.judge import judge
@@ -198,7 +199,8 @@ class Monitors(Collector):
         changing = any(row.changes_host for row in rows)
         if changing:
             self._targets.forget(host)
-        return changing or any(row.action in look.held_by for row in rows)
+        specs = (actions().get(row.action) for row in rows)
+        return changing or any(spec is not None and look.name in spec.pauses_monitors for spec in specs)
 
     def _say(self, host: str, look: Look, signal: Signal) -> None:
         log.info(

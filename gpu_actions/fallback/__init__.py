@@ -1,1 +1,1 @@
-"""Fallback: carry the service from the tensor-parallel tier to one healthy GPU, with the evidence saved first."""
+"""Plan or start the fallback to one GPU (start needs --local)."""

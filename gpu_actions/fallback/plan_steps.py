@@ -66,8 +66,9 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
     settings = config.router.back_pressure
     load = policy.validate_load
     refused = f"meanwhile new requests get 503 with Retry-After: {settings.retry_after_s}"
+    capture = capture_step(host, budget_s=policy.capture_budget_s)
     return [
-        capture_step(host, budget_s=policy.capture_budget_s),
+        capture,
         Step(
             id="hold",
             verb="fallback.hold",
@@ -153,7 +154,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             host,
             "fallback",
             startup_s=startup_s,
-            meanwhile_s=policy.capture_budget_s if order is Order.OVERLAPPED else None,
+            meanwhile=capture if order is Order.OVERLAPPED else None,
         ),
         Step(
             id="route",
@@ -194,11 +195,9 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
     ]
 
 
-def warm_step(
-    host: Host, tier_name: str, *, startup_s: float | None, meanwhile_s: float | None = None
-) -> Step:
-    """The step that waits for a tier's first token and primes it; `startup_s` is what its last start took, `meanwhile_s`
-    the budget of a capture that goes on while it waits."""
+def warm_step(host: Host, tier_name: str, *, startup_s: float | None, meanwhile: Step | None = None) -> Step:
+    """The step that waits for a tier's first token and primes it; `startup_s` is what its last start took, `meanwhile`
+    a step that runs while it waits."""
     tier = host.tp if tier_name == "tp" else host.fallback
     engine = tier.config.engine
     args: JsonObject = {
@@ -207,7 +206,7 @@ def warm_step(
         "ready_timeout_s": engine.ready_timeout_s,
         "expected_s": startup_s,
         "memory_limit_percent": host.config.fallback.memory_limit_percent,
-        "meanwhile_s": meanwhile_s,
+        "meanwhile": None if meanwhile is None else meanwhile.model_dump(mode="json"),
     }
     return Step(
         id="warm",

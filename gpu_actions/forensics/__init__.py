@@ -1,1 +1,1 @@
-"""Forensics: the evidence of a host in one file, taken within seconds and before anything is stopped."""
+"""Save the evidence of this host in one bundle (start needs --local)."""

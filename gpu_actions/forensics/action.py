@@ -118,8 +118,16 @@ async def _tell(context: StepContext) -> None:
 SPEC = ActionSpec(
     name="forensics",
     prefix="fo",
-    summary="save the evidence of a host: stacks, counters, logs, GPU and link state, with a manifest",
+    summary="Save the evidence of a host in one bundle: stacks, logs, GPU state and metrics.",
     arguments=ForensicsArguments,
     plan=plan_forensics,
     changes_host=False,
+    usages=(
+        ("[host]", "collect now"),
+        ("plan [host]", "show what it would collect"),
+        ("status [host]", "show where the last one is"),
+        ("stop [host]", "end it early"),
+    ),
+    usage_hint="[host]",
+    starts_by_name=True,
 )

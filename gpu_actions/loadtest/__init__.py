@@ -1,1 +1,1 @@
-"""Load test: an open-loop generator whose latencies count from the due time."""
+"""Load an endpoint and judge the figures. Exit 0 passed, 1 failed its limits, 3 void."""

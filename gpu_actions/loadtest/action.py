@@ -293,8 +293,18 @@ async def record(context: StepContext) -> StepResult:
 SPEC = ActionSpec(
     name="loadtest",
     prefix="lt",
-    summary="load the service at a fixed rate; latency from the due time, errors by class, comparison with the baseline",
+    summary="Load the service at a fixed rate and report latency, errors and throughput.",
     arguments=LoadTestArguments,
     plan=plan_loadtest,
     changes_host=False,
+    title="Load test",
+    usages=(
+        ("start [host] qps=3 duration=20", "run one; options may be left out"),
+        ("plan [host]", "show what it would send"),
+        ("status [host]", "show its progress and the figures so far"),
+        ("stop [host]", "end it early and keep what was measured"),
+    ),
+    usage_hint="start|status|stop|compare|baseline [qps=3 duration=20]",
+    keeps_partial_results=True,
+    pauses_monitors=frozenset({"probe", "regression"}),
 )

@@ -1,1 +1,1 @@
-"""Restore: bring the tensor-parallel tier back beside the fallback, prove it, and shift the traffic in watched stages."""
+"""Plan or start the return of the full tier (start needs --local)."""

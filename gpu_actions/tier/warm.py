@@ -6,6 +6,7 @@ and a figure that is missing fails the step.
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import statistics
@@ -15,10 +16,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.forensics.step import save_evidence
+from gpu_actions.action import StepContext, StepFailed, StepResult, step, step_function
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Artifact, Frozen
+from gpu_actions.plan import Step
 from gpu_actions.serving.interfaces import Completion, EngineError
 from gpu_actions.system.clock import process_age_s
 from gpu_actions.system.files import artifact_of, write_atomically
@@ -209,13 +210,13 @@ async def _first_token(context: StepContext, tier: Tier) -> Completion:
 
 
 async def _save_meanwhile(context: StepContext) -> None:
-    """Save the evidence while an engine loads its weights. Cut when the engine is first: the capture step comes after."""
-    budget_s = context.args.get("meanwhile_s")
-    if budget_s is None:
+    """Run the plan's `meanwhile` step while an engine loads its weights. It is cancelled when the engine is ready first."""
+    if context.args.get("meanwhile") is None:
         return
+    meanwhile = Step.model_validate(context.args["meanwhile"])
     if (os.cpu_count() or 1) < CORES_TO_SPARE:
         await asyncio.sleep(SMALL_HOST_PATIENCE_S)
-    await save_evidence(context, budget_s=float(budget_s))
+    await step_function(meanwhile.verb)(dataclasses.replace(context, step=meanwhile))
 
 
 async def _startup_s(context: StepContext, tier: Tier) -> float:

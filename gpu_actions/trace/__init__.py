@@ -1,1 +1,1 @@
-"""Trace: capture a profile of the live engine and tabulate its kernels."""
+"""Profile the live engine and tabulate its kernels (start needs --local)."""

@@ -211,8 +211,16 @@ async def tabulate(context: StepContext) -> StepResult:
 SPEC = ActionSpec(
     name="trace",
     prefix="tr",
-    summary="profile the live engine for a few seconds and show its top kernels",
+    summary="Profile the live engine for a few seconds and show its top kernels.",
     arguments=TraceArguments,
     plan=plan_trace,
     changes_host=False,
+    usages=(
+        ("start [host]", "profile it now"),
+        ("plan [host]", "show what it would do"),
+        ("status [host]", "show where the last one is"),
+        ("stop [host]", "end it early"),
+    ),
+    keeps_partial_results=True,
+    pauses_monitors=frozenset({"hang", "probe", "regression"}),
 )

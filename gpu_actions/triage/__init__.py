@@ -1,1 +1,1 @@
-"""Triage: collect a snapshot of the host, judge it by rules, and give one verdict with its evidence."""
+"""Find out what is wrong with this host. Exit 0 healthy, 1 watch, 3 fall back, 4 unknown."""

@@ -159,8 +159,18 @@ def _picture(snapshot: Snapshot, verdict: Verdict, path: Path) -> tuple[Artifact
 SPEC = ActionSpec(
     name="triage",
     prefix="tri",
-    summary="look at the host and say what is wrong, with the evidence",
+    summary="Find out what is wrong with a host: one verdict, its cause, its evidence. Reads only.",
     arguments=TriageArguments,
     plan=plan_triage,
     changes_host=False,
+    usages=(
+        ("[host]", "check everything within seconds and post the verdict"),
+        ("[host] deep", "also run collectives, copies and a matrix product on the GPUs"),
+        ("status [host]", "show the last verdict"),
+    ),
+    usage_hint="[host] [deep]",
+    subcommands=("start", "status"),
+    flags=("deep",),
+    starts_by_name=True,
+    diagnoses=True,
 )

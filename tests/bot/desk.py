@@ -5,6 +5,7 @@ What a test says and reads goes the way of people; what the toys do on the host 
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from demo.workspace.reading import ButtonNotFound, ReadMessage
 from demo.workspace.webapi import Middleware
 from gpu_actions.action import ActionSpec, PlanRequest
 from gpu_actions.plan import Plan
+from gpu_actions.registry import actions
 from tests.bot.toys import ToyArguments, effects_dir, hurry, plan, toy_settings
 from tests.ports import free_port
 
@@ -49,8 +51,8 @@ def toy_product(scripts: Mapping[str, str] | None = None) -> dict[str, ActionSpe
         async def planned(request: PlanRequest) -> Plan:
             return (await plan(request)).model_copy(update={"action": name, "title": f"toy {name}"})
 
-        return ActionSpec(
-            name=name,
+        return dataclasses.replace(
+            actions()[name],
             prefix=prefix,
             summary=f"a toy {name}",
             arguments=Arguments,

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from gpu_actions.fallback.action import FallbackArguments, lay_out
 from gpu_actions.fallback.gpus import Candidate, Choice
-from gpu_actions.fallback.plan import FallbackArguments, lay_out
 from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.walk import RunStep, WalkReport
 from tests.chaos.conftest import MakeSite

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpu_actions.action import ActionSpec, PlanRequest
 from gpu_actions.config.host import HostConfig, TierName
-from gpu_actions.fallback.plan import SPEC as FALLBACK
+from gpu_actions.fallback.action import SPEC as FALLBACK
 from gpu_actions.host import Host, build_host
 from gpu_actions.models import Verdict
 from gpu_actions.plan import Plan

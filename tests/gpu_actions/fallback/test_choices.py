@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_actions.config.host import TierConfig
+from gpu_actions.fallback.action import choose_order
 from gpu_actions.fallback.gpus import choose_gpus
-from gpu_actions.fallback.plan import choose_order
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order
 from gpu_actions.fallback.settle import Found, ServingState, decide
 from gpu_actions.models import FallbackGpu, Finding, Severity, Verdict, VerdictKind

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from gpu_actions.fallback.action import FallbackArguments, known_hang, lay_out
 from gpu_actions.fallback.gpus import Candidate, Choice
-from gpu_actions.fallback.plan import FallbackArguments, known_hang, lay_out
 from gpu_actions.forensics.bundle import read_manifest
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from gpu_actions.system.urls import port_of

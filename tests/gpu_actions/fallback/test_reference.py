@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpu_actions.models import Verdict, VerdictKind
-from gpu_actions.restore.plan import SPEC as RESTORE
+from gpu_actions.restore.action import SPEC as RESTORE
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import data_of, summary_of
 

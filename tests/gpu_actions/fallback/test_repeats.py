@@ -7,7 +7,7 @@ import pytest
 
 from gpu_actions.action import StepContext
 from gpu_actions.plan import Plan
-from gpu_actions.restore.plan import SPEC as RESTORE
+from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.tier import run_notes
 from gpu_actions.walk import Ended, Outcome, RunStep, next_move, outputs_of, run_step
 from tests.gpu_actions.conftest import MakeSite

@@ -9,8 +9,8 @@ from gpu_actions.loadtest.baseline import BaselineStore, make_baseline
 from gpu_actions.loadtest.result import LoadTestResult
 from gpu_actions.loadtest.run import read_result
 from gpu_actions.plan import Plan, Step
+from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.restore.loadcheck import FOLDER, likely_baseline
-from gpu_actions.restore.plan import SPEC as RESTORE
 from gpu_actions.restore.plan_steps import Way, restore_steps
 from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.walk import WalkEnd

@@ -8,7 +8,7 @@ import pytest
 
 from gpu_actions.action import Signal
 from gpu_actions.plan import Plan
-from gpu_actions.restore.plan import SPEC as RESTORE
+from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.walk import RunStep, WalkReport
 from tests.gpu_actions.conftest import MakeSite

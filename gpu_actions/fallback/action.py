@@ -127,8 +127,14 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
 SPEC = ActionSpec(
     name="fallback",
     prefix="fb",
-    summary="carry the service to one healthy GPU: evidence, launch, proof, route, back-pressure, load test",
+    summary="Save the evidence, then serve from one healthy GPU.",
     arguments=FallbackArguments,
     plan=plan_fallback,
     changes_host=True,
+    usages=(
+        ("plan [host]", "show every step with its commands, files and weights; changes nothing"),
+        ("start [host]", "run it; one message shows each step"),
+        ("status [host]", "show where it is"),
+        ("stop [host]", "stop it and leave one defined state"),
+    ),
 )

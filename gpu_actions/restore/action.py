@@ -129,8 +129,15 @@ async def plan_restore(request: PlanRequest) -> Plan:
 SPEC = ActionSpec(
     name="restore",
     prefix="rs",
-    summary="bring the full tier back: check, start beside the fallback, load-test, compare, shift in stages",
+    summary="Bring the full tier back behind approvals: start it, prove it, shift the traffic in stages.",
     arguments=RestoreArguments,
     plan=plan_restore,
     changes_host=True,
+    usages=(
+        ("plan [host]", "show every step, what is lost, and who must approve"),
+        ("start [host]", "ask for the approvals, then run it"),
+        ("status [host]", "show where it is"),
+        ("stop [host]", "stop it; the traffic goes back to the fallback"),
+    ),
+    needs_approval=True,
 )
