@@ -18,6 +18,7 @@ from gpu_actions.config.host import CommandsUnit, HostConfig, ProcessUnit, Syste
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.serving.registry import ENGINES
 from gpu_actions.system.processes import run_process
 
 if TYPE_CHECKING:
@@ -270,9 +271,9 @@ def systemd_checks(name: str, tier: TierConfig, unit: str, shown: str, error: st
     if state != "loaded":
         return [failed(f"{name}.unit", f"{unit} is {state or error.strip()}", "install the unit file")]
     checks = [ok(f"{name}.unit", f"{unit} is loaded")]
-    if values.get("KillMode") == "control-group" and tier.engine.kind == "vllm":
-        # measured with vLLM 0.32: its engine processes die of their own SIGTERM and break every stream that drains
-        text = f"{unit} has KillMode=control-group: a stop tells vLLM's engine processes too, and running requests break"
+    hazard = ENGINES[tier.engine.kind].group_stop_hazard
+    if values.get("KillMode") == "control-group" and hazard:
+        text = f"{unit} has KillMode=control-group: {hazard}"
         checks.append(warning(f"{name}.unit.kill_mode", text, "set KillMode=mixed in the unit file"))
     return checks
 

@@ -18,6 +18,7 @@ import aiohttp
 from gpu_actions.forensics.bundle import ITEM_CAP_BYTES, Collected, Item, Missing
 from gpu_actions.host import Host, Tier
 from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.serving.registry import PACKAGES
 from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.environment import collect_environment
 from gpu_actions.snapshot.collectors.kernel_log import boot_time, read_kmsg, tail_of, time_of
@@ -31,8 +32,7 @@ PROGRAM_TIMEOUT_S = 60.0
 
 VERSIONS_OF = (
     "torch",
-    "vllm",
-    "sglang",
+    *PACKAGES,
     "transformers",
     "triton",
     "nvidia-nccl-cu12",

@@ -1,15 +1,13 @@
-"""The engine's own counters before and after a run, against what the client counted.
-
-Metric names: vLLM's and SGLang's (serving facts, measured); the reference engine speaks vLLM's.
-"""
+"""The engine's own counters before and after a run, against what the client counted."""
 
 from dataclasses import dataclass
 
 from gpu_actions.loadtest.result import CrossCheck
 from gpu_actions.loadtest.target import Target, fetch
+from gpu_actions.serving.registry import engine_of_page, metric_names
 
-TOKEN_NAMES = ("vllm:generation_tokens_total", "sglang:generation_tokens_total")
-REQUEST_NAMES = ("vllm:request_success_total", "sglang:num_requests_total")
+TOKEN_NAMES = metric_names("generation_tokens")
+REQUEST_NAMES = metric_names("requests_finished")
 TOLERANCE = 0.01
 """One percent, and never less than one request: a scrape may fall between a counter's two updates."""
 
@@ -51,10 +49,10 @@ async def read_counters(target: Target, metrics_url: str | None) -> EngineCounte
     requests, tokens = sum_metric(page, REQUEST_NAMES), sum_metric(page, TOKEN_NAMES)
     if requests is None and tokens is None:
         return EngineCounters(problem=f"{url} has no counter that is known here ({', '.join(TOKEN_NAMES)})")
-    kind = "sglang" if "sglang:" in page else "vllm" if "vllm:" in page else None
-    if kind == "vllm" and "gpu_oncall_reference" in page:
-        kind = "reference"
-    return EngineCounters(requests=requests, output_tokens=tokens, kind=kind)
+    engine = engine_of_page(page)
+    return EngineCounters(
+        requests=requests, output_tokens=tokens, kind=None if engine is None else engine.kind
+    )
 
 
 def cross_check(

@@ -79,7 +79,7 @@ class EngineFacts(Frozen):
 
     url: str
     server_header: str | None = None
-    kind: str | None = Field(default=None, description="vllm, sglang or reference, by its metric names")
+    kind: str | None = Field(default=None, description="the engine that exports these metric names")
     version: str | None = None
     models: tuple[str, ...] = ()
     max_model_len: int | None = None

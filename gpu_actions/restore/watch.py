@@ -8,7 +8,7 @@ from collections import Counter
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen, JsonObject
 from gpu_actions.restore.analysis import APPLICATION_XIDS, Window
-from gpu_actions.serving.engines.engine_metrics import histogram_count, histogram_delta, histogram_percentile
+from gpu_actions.serving.engines.metrics import histogram_count, histogram_delta, histogram_percentile
 from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, UnitState
 from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.kernel_log import collect_kernel_log

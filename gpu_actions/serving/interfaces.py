@@ -86,6 +86,9 @@ class EngineMetrics(Frozen):
     running: float | None = None
     waiting: float | None = None
     generation_tokens: float | None = None
+    progress: float | None = Field(
+        default=None, description="changes with every generated token; judge progress by this, not by tokens"
+    )
     prompt_tokens: float | None = None
     requests_finished: float | None = None
     kv_cache_usage: float | None = None
@@ -113,9 +116,11 @@ class EngineError(Exception):
 class Engine(Protocol):
     """The server of one tier, spoken to over HTTP."""
 
-    kind: str
     url: str
     model: str
+
+    @property
+    def kind(self) -> str: ...
 
     async def metrics(self, *, timeout_s: float = 2.0) -> EngineMetrics: ...
 

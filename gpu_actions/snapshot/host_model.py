@@ -99,11 +99,17 @@ class EngineSample(Frozen):
     running: float | None = None
     waiting: float | None = None
     generation_tokens: float | None = None
+    progress: float | None = Field(default=None, description="changes with every generated token")
     prompt_tokens: float | None = None
     kv_cache_usage: float | None = None
     ttft_count: float | None = None
     ttft_sum_s: float | None = None
     missing: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> float | None:
+        """The count that changes with every token; snapshots of older versions have only `generation_tokens`."""
+        return self.generation_tokens if self.progress is None else self.progress
 
 
 class EngineReading(Frozen):

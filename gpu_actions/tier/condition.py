@@ -52,7 +52,7 @@ class TokenSample(Frozen):
 def sample_of(metrics: EngineMetrics) -> TokenSample:
     """Take what the progress test needs from the engine's counters."""
     held = None if metrics.running is None else metrics.running + (metrics.waiting or 0)
-    return TokenSample(at_s=metrics.taken_at_s, tokens=metrics.generation_tokens, held=held)
+    return TokenSample(at_s=metrics.taken_at_s, tokens=metrics.progress, held=held)
 
 
 def judge_progress(samples: Sequence[TokenSample], *, stall_s: float) -> Progress:

@@ -80,8 +80,8 @@ def _serving_figures(snapshot: Snapshot) -> dict[str, float]:
             figures["ttft_mean_ms"] = 1000 * ((last.ttft_sum_s or 0) - (first.ttft_sum_s or 0)) / requests
     seconds = last.at_s - first.at_s
     queued = (first.waiting or 0) > 0 and (last.waiting or 0) > 0
-    if queued and seconds > 0 and None not in (first.generation_tokens, last.generation_tokens):
-        figures["tokens_per_s"] = ((last.generation_tokens or 0) - (first.generation_tokens or 0)) / seconds
+    if queued and seconds > 0 and None not in (first.tokens, last.tokens):
+        figures["tokens_per_s"] = ((last.tokens or 0) - (first.tokens or 0)) / seconds
     return {name: value for name, value in figures.items() if value > 0}
 
 

@@ -76,6 +76,8 @@ class FakeEngine:
     completion: str = "ok"
     metrics: str = "ok"
     dialect: str = "vllm"
+    counts_at_end: bool = False
+    """Like SGLang with long streams: the token counter stands still and only the inter-token histogram moves."""
     url: str = ""
 
     def page(self) -> str:
@@ -86,10 +88,11 @@ class FakeEngine:
             if self.dialect == "vllm"
             else ("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:generation_tokens_total")
         )
-        values = (self.running, self.waiting, tokens)
+        values = (self.running, self.waiting, self.tokens if self.counts_at_end else tokens)
+        itl = f"{self.dialect}:inter_token_latency_seconds"
         return "".join(
             f'{name}{{model_name="m"}} {value}\n' for name, value in zip(names, values, strict=True)
-        )
+        ) + (f'{itl}_bucket{{le="+Inf"}} {tokens}\n{itl}_sum 1\n' if self.counts_at_end else "")
 
     def __post_init__(self) -> None:
         self._started = asyncio.get_running_loop().time()

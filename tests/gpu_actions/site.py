@@ -17,7 +17,7 @@ from gpu_actions.fallback.action import SPEC as FALLBACK
 from gpu_actions.host import Host, build_host
 from gpu_actions.models import Verdict
 from gpu_actions.plan import Plan
-from gpu_actions.serving.engines.engines import RefusedError
+from gpu_actions.serving.engines.base import RefusedError
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.serving.routers.haproxy_managed import ManagedRouter

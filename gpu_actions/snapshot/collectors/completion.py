@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import aiohttp
 
-from gpu_actions.serving.engines.engine_stream import CompletionReader
+from gpu_actions.serving.engines.completion import CompletionReader
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.snapshot.collectors import CollectorSkipped
 from gpu_actions.snapshot.host_model import CompletionReading

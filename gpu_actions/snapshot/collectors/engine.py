@@ -1,7 +1,7 @@
 """The engine's own counters, scraped at both ends of the window.
 
-Names of vLLM, SGLang and the reference engine come from `serving.engine_metrics`. A refused connection and a page that is
-no Prometheus text are readings too: what they mean is for the judgement.
+The page is read in the dialect of whichever known engine it shows. A refused connection and a page that is not Prometheus
+text are readings too; the checks judge what they mean.
 """
 
 import asyncio
@@ -10,12 +10,13 @@ import time
 
 import aiohttp
 
-from gpu_actions.serving.engines.engine_metrics import histogram_count, read_engine_metrics
+from gpu_actions.serving.engines.metrics import histogram_count
+from gpu_actions.serving.registry import engine_of_page
 from gpu_actions.snapshot.collectors import CollectorSkipped
 from gpu_actions.snapshot.host_model import EngineReading, EngineSample
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
-FIGURES = ("running", "waiting", "generation_tokens", "prompt_tokens", "kv_cache_usage")
+FIGURES = ("running", "waiting", "generation_tokens", "progress", "prompt_tokens", "kv_cache_usage")
 
 
 async def collect_engine(
@@ -64,9 +65,17 @@ async def scrape(
 
 
 def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample:
-    """Turn a Prometheus page into a sample. Negative and infinite figures count as missing: no counter can be so."""
+    """Turn a Prometheus page into a sample. Negative and infinite figures count as missing, because no counter has them."""
+    engine = engine_of_page(text)
+    if engine is None:
+        return EngineSample(
+            at_s=at_s,
+            outcome="not_metrics",
+            detail="the page holds none of the metrics of a known engine",
+            missing=FIGURES,
+        )
     try:
-        metrics = read_engine_metrics(text, kind="openai", model=model or "", taken_at_s=at_s)
+        metrics = engine.read_page(text, model=model or "", taken_at_s=at_s)
     except (ValueError, OverflowError) as error:
         return EngineSample(at_s=at_s, outcome="not_metrics", detail=_short(error))
     figures: dict[str, float | None] = {}
@@ -78,7 +87,7 @@ def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample
         return EngineSample(
             at_s=at_s,
             outcome="not_metrics",
-            detail="the page holds none of the metrics of vLLM, SGLang or the reference engine",
+            detail="the page holds none of the metrics of a known engine",
             missing=missing,
         )
     ttft = metrics.ttft
@@ -86,7 +95,7 @@ def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample
     return EngineSample(
         at_s=at_s,
         outcome="ok",
-        dialect="sglang" if "sglang:" in text else "vllm",
+        dialect=engine.kind,
         ttft_count=histogram_count(ttft) if ttft is not None and usable else None,
         ttft_sum_s=ttft.total_s if ttft is not None and usable else None,
         missing=missing,

@@ -7,12 +7,12 @@ watchdog (300-600 s) says anything.
 import asyncio
 import contextlib
 import os
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from gpu_actions.serving.registry import rank_in_title
 from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.host_model import RankProcess, RanksReading
 
@@ -20,8 +20,6 @@ MAX_PROCESSES = 256
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_LIMIT = 64 * 1024
 STAT_BYTES = 4096
-_RANK_IN_TITLE = re.compile(r"(?:Worker|scheduler)_TP_?(\d+)", re.IGNORECASE)
-"""Titles that vLLM (VLLM::Worker_TP0) and SGLang (sglang::scheduler_TP0) give their workers."""
 
 
 class ProcRow(NamedTuple):
@@ -95,7 +93,7 @@ def tree_of(roots: Iterable[int], table: dict[int, ProcRow]) -> list[ProcRow]:
 
 
 def rank_of(name: str, command: list[str], environment: dict[str, str]) -> int | None:
-    """A process's rank: `--rank N`, then a worker title of vLLM or SGLang, then RANK of torchrun."""
+    """Return a process's rank: from `--rank N`, from an engine's worker title, or from torchrun's RANK."""
     for position, part in enumerate(command):
         value = command[position + 1] if part == "--rank" and position + 1 < len(command) else None
         if part.startswith("--rank="):
@@ -103,8 +101,8 @@ def rank_of(name: str, command: list[str], environment: dict[str, str]) -> int |
         if value is not None and value.isdigit():
             return int(value)
     title = command[0] if command else name
-    if found := _RANK_IN_TITLE.search(title):
-        return int(found.group(1))
+    if (rank := rank_in_title(title)) is not None:
+        return rank
     if "WORLD_SIZE" in environment and environment.get("RANK", "").isdigit():
         return int(environment["RANK"])
     return None

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpu_actions.serving.registry import PROCESS_WORDS
 from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.host_model import RankProcess, RanksReading, StackReading, StacksReading
 from gpu_actions.system.processes import run_process
@@ -78,7 +79,7 @@ def worth_dumping(ranks: RanksReading) -> list[RankProcess]:
         roots = [process for process in alive if process.root and process.rank is None]
         lowest = min(process.rank or 0 for process in known)
         return ([*roots, *known] if lowest > 0 else known)[:MAX_DUMPS]
-    words = ("python", "vllm", "sglang", "ray", "pt_main")
+    words = ("python", "ray", "pt_main", *PROCESS_WORDS)
     return [process for process in alive if any(word in process.name.lower() for word in words)][:MAX_DUMPS]
 
 

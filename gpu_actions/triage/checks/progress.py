@@ -75,7 +75,7 @@ def progress_of(context: CheckContext) -> Progress:
 
 
 def _moving(first: EngineSample, last: EngineSample, *, proved: bool, probe_hung: bool = False) -> Progress:
-    before, after = first.generation_tokens, last.generation_tokens
+    before, after = first.tokens, last.tokens
     flat_s = max(0.0, last.at_s - first.at_s)
     moving = Progress("flowing", 0.0, last.running, last.waiting, before, after)
     if before is None or after is None:

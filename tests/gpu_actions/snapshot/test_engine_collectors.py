@@ -6,11 +6,16 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from gpu_actions.config.host import EngineConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Verdict
+from gpu_actions.serving.registry import build_engine
 from gpu_actions.snapshot.collectors.engine import sample_of_page
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.tier.condition import Progress, judge_progress, sample_of
+from gpu_actions.triage.checks.context import CheckContext
+from gpu_actions.triage.checks.progress import progress_of
 from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import FakeEngine
@@ -37,6 +42,27 @@ async def test_an_engine_that_generates_is_healthy_in_either_dialect(
     assert snapshot.engine is not None and snapshot.engine.samples[0].dialect == dialect
     assert snapshot.completion is not None and snapshot.completion.tokens == 2
     assert snapshot.completion.model == "m", "the model was asked from the engine"
+
+
+@pytest.mark.parametrize(("dialect", "state"), [("sglang", "flowing"), ("vllm", "flat")])
+async def test_long_streams_of_an_engine_that_counts_tokens_at_the_end_of_a_request_are_progress(
+    start_engine: StartEngine, dialect: str, state: str
+) -> None:
+    engine = await start_engine(
+        running=3, tokens_per_s=500, dialect=dialect, counts_at_end=True, completion="hang"
+    )
+    snapshot, _ = await look(engine.url)
+    context = CheckContext(snapshot=snapshot, thresholds=LIMITS)
+    assert progress_of(context).state == state
+    samples = []
+    tier_engine = build_engine(
+        EngineConfig.model_validate({"kind": dialect, "url": engine.url, "model": "m"})
+    )
+    for _ in range(5):
+        samples.append(sample_of(await tier_engine.metrics()))
+        await asyncio.sleep(0.05)
+    moving = judge_progress(samples, stall_s=0.15) is Progress.MOVING
+    assert moving == (state == "flowing")
 
 
 CASES = {

@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 
 from gpu_actions.config.host import EngineConfig
-from gpu_actions.serving.engines.engine_profile import profile_folder, traces_since
+from gpu_actions.serving.engines.profile import profile_folder, traces_since
 from gpu_actions.serving.interfaces import Engine, EngineError
-from gpu_actions.serving.registry import build_engine
+from gpu_actions.serving.registry import ENGINES, build_engine
 from gpu_actions.system.clock import boot_clock_s
 from tests.ports import free_port
 
@@ -381,7 +381,7 @@ server.serve_forever()
 def test_the_trace_folder_is_read_from_arguments_or_environment(
     argv: list[str], environment: dict[str, str], expected: str | None
 ) -> None:
-    folder = profile_folder(argv, environment, Path("/cwd"))
+    folder = profile_folder(ENGINES[argv[0]].trace_folder, argv, environment, Path("/cwd"))
     assert folder == (None if expected is None else Path(expected))
 
 

@@ -12,15 +12,15 @@ from prometheus_client import Histogram as PrometheusHistogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpu_actions.serving.engines.engine_metrics import (
-    METRIC_NAMES,
+from gpu_actions.serving.engines.metrics import (
+    FIGURES,
     histogram_count,
     histogram_delta,
     histogram_percentile,
     parse_samples,
-    read_engine_metrics,
 )
 from gpu_actions.serving.interfaces import EngineMetrics, Histogram
+from gpu_actions.serving.registry import ENGINES, engine_of_page
 
 VLLM_PAGE = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -50,7 +50,8 @@ python_gc_objects_collected_total{generation="0"} 11111.0
 
 
 def read(page: str, *, kind: str = "vllm", model: str = "m") -> EngineMetrics:
-    return read_engine_metrics(page, kind=kind, model=model, taken_at_s=1.0)  # type: ignore[arg-type]
+    engine = (engine_of_page(page) if kind == "openai" else None) or ENGINES[kind]
+    return engine.read_page(page, model=model, taken_at_s=1.0)
 
 
 def test_label_sets_are_summed_and_the_fullest_cache_counts() -> None:
@@ -72,7 +73,22 @@ def test_among_several_models_only_the_asked_one_counts() -> None:
 def test_the_generic_kind_finds_the_names_of_every_known_engine() -> None:
     assert read("sglang:num_running_reqs 4\nsglang:token_usage 0.5\n", kind="openai").running == 4
     assert read("vllm:num_requests_running 6\n", kind="openai").running == 6
-    assert len(read("up 1\n", kind="openai").missing) == len(METRIC_NAMES["openai"])
+    assert len(read("up 1\n", kind="openai").missing) == len(FIGURES)
+
+
+SGLANG_PAGE = """\
+sglang:num_running_reqs{model_name="m"} 2
+sglang:generation_tokens_total{model_name="m"} 64
+sglang:time_to_first_token_seconds_bucket{le="+Inf",model_name="m"} 3
+sglang:inter_token_latency_seconds_bucket{le="+Inf",model_name="m"} 97
+"""
+
+
+def test_progress_is_what_changes_with_every_token() -> None:
+    assert read(VLLM_PAGE).progress == 1_234_500
+    assert read(SGLANG_PAGE, kind="sglang").progress == read(SGLANG_PAGE, kind="openai").progress == 100
+    assert read(SGLANG_PAGE.splitlines()[1], kind="sglang").progress == 64, "without its histograms"
+    assert read("sglang:num_running_reqs 1\n", kind="sglang").progress is None
 
 
 def test_an_older_name_is_taken_where_the_new_one_is_missing() -> None:

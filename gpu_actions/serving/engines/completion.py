@@ -1,7 +1,6 @@
-"""A streamed completion read as a sceptic: what counts as an answer, and what only looks like one.
+"""Read a streamed completion and tell a full answer from one that only looks like it.
 
-An engine in trouble still answers 200: streams with an error event, streams cut after a few chunks and streams of empty chunks
-were all seen to pass for successes elsewhere (facts of serving).
+An engine in trouble still answers 200 and then sends an error event, ends the stream early, or streams empty chunks.
 """
 
 import json
@@ -11,14 +10,14 @@ from typing import Any
 from gpu_actions.serving.interfaces import Completion, EngineError
 
 FINISHED = frozenset({"stop", "length"})
-"""Finish reasons of a request that was served; `abort` and `error` are others that vLLM and SGLang give."""
+"""Finish reasons of a request that was served. Others, such as `abort` and `error`, report a failure."""
 
 INVISIBLE_TOKENS = 4
-"""So many tokens may decode to nothing: a UTF-8 character has up to four bytes and may be cut at the end."""
+"""This many tokens may decode to nothing: a UTF-8 character has up to four bytes and may be truncated at the end."""
 
 
 class CompletionReader:
-    """Takes the lines of an event stream; `result` judges the whole. `begun` is the request's start (monotonic)."""
+    """Collect the lines of an event stream; `result` judges them. `begun` is when the request was sent (monotonic)."""
 
     def __init__(self, url: str, *, max_tokens: int, begun: float) -> None:
         self.url = url
@@ -32,7 +31,7 @@ class CompletionReader:
         self.done = False
 
     def feed(self, line: bytes) -> None:
-        """Take one line. Raises EngineError for an error event or for data that is not a completion chunk."""
+        """Read one line. Raises EngineError for an error event or for data that is not a completion chunk."""
         if not line.startswith(b"data:"):
             if line.startswith(b"event: error"):
                 raise EngineError(f"{self.url} sent an error event in its stream")
@@ -62,10 +61,12 @@ class CompletionReader:
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
     def result(self) -> Completion:
-        """Give the completion. Raises EngineError when it is not whole: no [DONE], no finish reason, no token."""
+        """Return the completion. Raises EngineError if it is incomplete: no [DONE], no finish reason, or no token."""
         so_far = f"after {self.chunks} chunks of text"
         if not self.done:
-            raise EngineError(f"{self.url} ended its stream {so_far} without [DONE]: the answer was cut")
+            raise EngineError(
+                f"{self.url} ended its stream {so_far} without [DONE]: the answer is incomplete"
+            )
         if self.finish_reason not in FINISHED:
             raise EngineError(
                 f"{self.url} finished with reason {self.finish_reason!r} {so_far}, not with stop or length"
@@ -75,7 +76,7 @@ class CompletionReader:
             raise EngineError(f"{self.url} answered without generating text: {tokens} tokens, {so_far}")
         if tokens > self.max_tokens:
             raise EngineError(
-                f"{self.url} says it generated {tokens} tokens, but {self.max_tokens} were asked for"
+                f"{self.url} says it generated {tokens} tokens, but {self.max_tokens} were requested"
             )
         return Completion(
             text=self.text,

@@ -1,7 +1,7 @@
-"""An engine's Prometheus page as data, and the arithmetic on its histograms.
+"""Parse an engine's Prometheus page into `EngineMetrics`, and compute with its histograms.
 
-Metric names were read off the pages of vLLM 0.32 and SGLang 0.5.23; the reference engine uses vLLM's. The parser is our own
-because prometheus_client's takes nine times as long on a vLLM page (docs/serving.md), which a watch pays each second.
+The parser is our own because prometheus_client's takes nine times as long on a vLLM page (docs/serving.md), and a restore
+reads one every second.
 """
 
 import math
@@ -9,53 +9,20 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from gpu_actions.config.host import EngineKind
 from gpu_actions.serving.interfaces import EngineMetrics, Histogram
 
 
 class Names(NamedTuple):
-    """The names of one figure, the preferred first. `combine` is how label sets become one figure."""
+    """The metric names of one figure, the preferred one first. `combine` says how its label sets become one figure."""
 
     names: tuple[str, ...]
     combine: str = "sum"
 
 
-VLLM_NAMES: dict[str, Names] = {
-    "running": Names(("vllm:num_requests_running",)),
-    "waiting": Names(("vllm:num_requests_waiting",)),
-    "generation_tokens": Names(("vllm:generation_tokens_total",)),
-    "prompt_tokens": Names(("vllm:prompt_tokens_total",)),
-    "requests_finished": Names(("vllm:request_success_total",)),
-    "kv_cache_usage": Names(("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"), "max"),
-    "ttft": Names(("vllm:time_to_first_token_seconds",)),
-    "itl": Names(("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")),
-    "e2e": Names(("vllm:e2e_request_latency_seconds",)),
-    "queue": Names(("vllm:request_queue_time_seconds",)),
-}
-SGLANG_NAMES: dict[str, Names] = {
-    "running": Names(("sglang:num_running_reqs",)),
-    "waiting": Names(("sglang:num_queue_reqs",)),
-    "generation_tokens": Names(("sglang:generation_tokens_total",)),
-    "prompt_tokens": Names(("sglang:prompt_tokens_total",)),
-    "requests_finished": Names(("sglang:num_requests_total",)),
-    "kv_cache_usage": Names(("sglang:token_usage",), "max"),
-    "ttft": Names(("sglang:time_to_first_token_seconds",)),
-    "itl": Names(("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds")),
-    "e2e": Names(("sglang:e2e_request_latency_seconds",)),
-    "queue": Names(("sglang:queue_time_seconds",)),
-}
-METRIC_NAMES: dict[EngineKind, dict[str, Names]] = {
-    "reference": VLLM_NAMES,
-    "vllm": VLLM_NAMES,
-    "sglang": SGLANG_NAMES,
-    "openai": {
-        figure: Names((*VLLM_NAMES[figure].names, *SGLANG_NAMES[figure].names), VLLM_NAMES[figure].combine)
-        for figure in VLLM_NAMES
-    },
-}
-"""The one table of metric names, by engine kind and by field of EngineMetrics."""
-
-HISTOGRAMS = frozenset({"ttft", "itl", "e2e", "queue"})
+NUMBERS = ("running", "waiting", "generation_tokens", "prompt_tokens", "requests_finished", "kv_cache_usage")
+HISTOGRAMS = ("ttft", "itl", "e2e", "queue")
+FIGURES = (*NUMBERS, *HISTOGRAMS)
+"""The figures of `EngineMetrics` that an engine may export."""
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*$")
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
@@ -70,7 +37,7 @@ class Sample(NamedTuple):
 
 
 def parse_samples(text: str, prefixes: tuple[str, ...]) -> Iterable[Sample]:
-    """Give the samples whose names start with one of `prefixes`. Raises ValueError for a line that is not a sample."""
+    """Yield the samples whose names start with one of `prefixes`. Raises ValueError for a line that is not a sample."""
     for line in text.splitlines():
         if not line.startswith(prefixes):
             continue
@@ -88,17 +55,23 @@ def _unescape(value: str) -> str:
     return re.sub(r"\\(.)", lambda found: "\n" if found.group(1) == "n" else found.group(1), value)
 
 
-def read_engine_metrics(text: str, *, kind: EngineKind, model: str, taken_at_s: float) -> EngineMetrics:
-    """Give the figures of an engine's page. Figures it does not have are None and named in `missing`.
+def read_engine_metrics(
+    text: str,
+    names: Mapping[str, Names],
+    *,
+    model: str,
+    taken_at_s: float,
+    progress: tuple[str, ...] = ("generation_tokens",),
+) -> EngineMetrics:
+    """Return the figures of an engine's page. Figures that the page lacks are None and listed in `missing`.
 
-    Label sets (data-parallel engines, finish reasons) are summed, the fullest KV cache counts. Where the page has
-    several models, only the samples of `model` count. Raises ValueError for a page that is not Prometheus text.
+    Label sets (data-parallel engines, finish reasons) are summed; of KV caches the fullest counts. If the page covers
+    several models, only the samples of `model` count. `progress` lists the figures whose sum changes with every token.
+    Raises ValueError for a page that is not Prometheus text.
     """
-    table = METRIC_NAMES[kind]
-    wanted = tuple({name for names in table.values() for name in names.names})
     by_name: dict[str, list[Sample]] = {}
     models: set[str] = set()
-    for sample in parse_samples(text, wanted):
+    for sample in parse_samples(text, tuple({name for figure in names.values() for name in figure.names})):
         by_name.setdefault(sample.name, []).append(sample)
         models.add(sample.labels.get("model_name", ""))
     if len(models) > 1 and model in models:
@@ -106,18 +79,27 @@ def read_engine_metrics(text: str, *, kind: EngineKind, model: str, taken_at_s: 
             name: [sample for sample in samples if sample.labels.get("model_name") == model]
             for name, samples in by_name.items()
         }
-    figures: dict[str, float | Histogram | None] = {}
-    for figure, names in table.items():
-        found: float | Histogram | None = None
-        for name in names.names:
-            found = (
-                _histogram(by_name, name) if figure in HISTOGRAMS else _number(by_name, name, names.combine)
-            )
+    figures: dict[str, float | Histogram | None] = dict.fromkeys(FIGURES)
+    for figure, (candidates, combine) in names.items():
+        for name in candidates:
+            found = _histogram(by_name, name) if figure in HISTOGRAMS else _number(by_name, name, combine)
             if found is not None:
+                figures[figure] = found
                 break
-        figures[figure] = found
     missing = tuple(figure for figure, value in figures.items() if value is None)
-    return EngineMetrics.model_validate({"taken_at_s": taken_at_s, "missing": missing, **figures})
+    counts = [_count(figures[figure]) for figure in progress if figures[figure] is not None]
+    return EngineMetrics.model_validate(
+        {
+            "taken_at_s": taken_at_s,
+            "missing": missing,
+            "progress": math.fsum(counts) if counts else figures["generation_tokens"],
+            **figures,
+        }
+    )
+
+
+def _count(figure: float | Histogram | None) -> float:
+    return histogram_count(figure) if isinstance(figure, Histogram) else figure or 0.0
 
 
 def _number(by_name: Mapping[str, list[Sample]], name: str, combine: str) -> float | None:
@@ -143,15 +125,15 @@ def _histogram(by_name: Mapping[str, list[Sample]], name: str) -> Histogram | No
 
 
 def histogram_count(histogram: Histogram) -> float:
-    """Give how many observations it holds."""
+    """Return the number of observations."""
     return histogram.counts[-1] if histogram.counts else 0.0
 
 
 def histogram_delta(before: Histogram, after: Histogram) -> Histogram:
-    """Give the observations between two moments.
+    """Return the observations between two readings.
 
-    Counts that fell mean that the engine was started again in between: then everything in `after` is new, as in
-    Prometheus. Raises ValueError when the buckets differ (another engine or another version answered).
+    Counts that fell mean that the engine restarted in between; then everything in `after` is new, as in Prometheus.
+    Raises ValueError if the buckets differ, because another engine or another version answered.
     """
     if before.bounds_s != after.bounds_s:
         raise ValueError(
@@ -168,10 +150,10 @@ def histogram_delta(before: Histogram, after: Histogram) -> Histogram:
 
 
 def histogram_percentile(histogram: Histogram, q: float) -> float | None:
-    """Give the q-quantile in seconds (0 <= q <= 1), linear within its bucket as Prometheus' histogram_quantile does.
+    """Return the q-quantile in seconds (0 <= q <= 1), interpolated within its bucket like Prometheus' histogram_quantile.
 
-    None when there are no observations. Beyond the last finite bound the bound itself is given: the true value is at
-    least that. Raises ValueError for q outside 0..1.
+    Returns None without observations. Beyond the last finite bound it returns that bound, a lower limit of the true
+    value. Raises ValueError for q outside 0..1.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q is {q}: it must be between 0 and 1")

@@ -1,23 +1,23 @@
-"""Engine adapters: the server of a tier over HTTP, proved by a generated token and never by its health endpoint alone.
+"""What every OpenAI-compatible engine shares. A tier serves when it has generated a token, not when /health answers.
 
-Differences between engines are a table of metric names (`engine_metrics.py`) and their profilers. A session lives for one
-call, so that an adapter works in any event loop and nothing is left open.
+An HTTP session lives for one call, so an adapter works in any event loop and leaves nothing open.
 """
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import aiohttp
 
-from gpu_actions.config.host import EngineConfig, EngineKind
-from gpu_actions.serving.engines.engine_metrics import read_engine_metrics
-from gpu_actions.serving.engines.engine_profile import folder_of_listener, traces_since
-from gpu_actions.serving.engines.engine_stream import CompletionReader
+from gpu_actions.config.host import EngineConfig
+from gpu_actions.serving.engines.completion import CompletionReader
+from gpu_actions.serving.engines.metrics import Names, read_engine_metrics
+from gpu_actions.serving.engines.profile import folder_of_listener, traces_since
 from gpu_actions.serving.interfaces import (
     Completion,
     EngineError,
@@ -34,16 +34,16 @@ FIRST_POLL_S = 0.05
 LAST_POLL_S = 0.5
 
 REFUSED_FOR_GOOD = frozenset({401, 403, 404})
-"""Answers that more waiting does not change: a wrong key or a model name that the engine does not serve."""
+"""Answers that waiting does not change: a wrong key, or a model that the engine does not serve."""
 
 REFUSALS_BELIEVED = 3
 """An engine whose routes come up one by one may answer 404 for a moment."""
 
 STOP_PROFILE_TIMEOUT_S = 600.0
-"""vLLM flushes its trace while it stops the profiler; its manual speaks of minutes for a large one."""
+"""An engine may flush its trace while it stops the profiler, which takes minutes for a large one (vLLM's manual)."""
 
 PROFILE_MEMORY_S = 900.0
-"""Traces are looked for this far back when the profiler was started by a bot that has been killed since."""
+"""How far back to search for traces if the bot that started the profiler has been killed since."""
 
 
 class RefusedError(EngineError):
@@ -55,35 +55,81 @@ class RefusedError(EngineError):
 
 
 class HttpEngine:
-    """An OpenAI-compatible server. Satisfies the `Engine` interface."""
+    """An OpenAI-compatible server. Implements the `Engine` interface.
 
-    profiler_hint: ClassVar[str] = (
-        "its kind is openai, of which no profiler is known: set engine.kind to reference, vllm or sglang"
-    )
+    A kind of engine is a subclass that sets what differs, and a line in `serving/registry.py`.
+    """
 
-    def __init__(self, config: EngineConfig) -> None:
+    kind: ClassVar[str]
+    """Its name in the settings (`engine.kind`)."""
+
+    metric_names: ClassVar[Mapping[str, Names]] = {}
+    """The metric names of each figure of `EngineMetrics`. Empty: the page is read in the dialect that it shows."""
+
+    metric_prefix: ClassVar[str] = ""
+    """The prefix that only this engine's metrics have. Empty for an engine that exports another's metric names."""
+
+    progress: ClassVar[tuple[str, ...]] = ("generation_tokens",)
+    """The figures whose sum changes with every generated token; of a histogram its count."""
+
+    rank_title: ClassVar[re.Pattern[str] | None] = None
+    """Finds the rank, as group 1, in the process title of a worker."""
+
+    process_words: ClassVar[tuple[str, ...]] = ()
+    """Words in the names of its processes that mark them as Python, for stack dumps."""
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Python packages whose versions belong into an evidence bundle."""
+
+    batch_flag: ClassVar[str] = ""
+    """The flag of its command line that limits the requests in a batch."""
+
+    group_stop_hazard: ClassVar[str] = ""
+    """What breaks when a stop signals all its processes at once instead of the main process only."""
+
+    profiler_hint: ClassVar[str] = ""
+    """How to enable its profiler."""
+
+    profiler_variable: ClassVar[str] = ""
+    """The environment variable that names its trace folder."""
+
+    default_trace_folder: ClassVar[str | None] = None
+
+    def __init__(self, config: EngineConfig, *, dialects: Sequence[type["HttpEngine"]] = ()) -> None:
         self.config = config
-        self.kind: str = config.kind
         self.url = config.url
         self.model = config.model
+        self._dialects = dialects
         self._profile_began_s: float | None = None
+
+    @classmethod
+    def read_page(cls, text: str, *, model: str, taken_at_s: float) -> EngineMetrics:
+        """Return the figures of this engine's metrics page. Raises ValueError for a page that is not Prometheus text."""
+        return read_engine_metrics(
+            text, cls.metric_names, model=model, taken_at_s=taken_at_s, progress=cls.progress
+        )
+
+    @classmethod
+    def trace_folder(cls, argv: Sequence[str], environment: Mapping[str, str]) -> str | None:
+        """Return the folder that a process's arguments or environment set for profiler traces, or None."""
+        return environment.get(cls.profiler_variable) or None
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def metrics(self, *, timeout_s: float = 2.0) -> EngineMetrics:
-        """Read its counters. Raises EngineError when the page does not come or is not Prometheus text."""
-        url = f"{self.url}/metrics"
+        """Read its counters. Raises EngineError if the page cannot be read or is not Prometheus text."""
         async with self._request("GET", "/metrics", timeout_s=timeout_s) as response:
             text = await response.text()
+        reader = type(self) if self.metric_names else dialect_of(text, self._dialects) or type(self)
         try:
-            return read_engine_metrics(
-                text, kind=self.config.kind, model=self.model, taken_at_s=boot_clock_s()
-            )
+            return reader.read_page(text, model=self.model, taken_at_s=boot_clock_s())
         except ValueError as error:
-            raise EngineError(f"{url} answered with something else than metrics: {error}") from error
+            raise EngineError(
+                f"{self.url}/metrics answered with something else than metrics: {error}"
+            ) from error
 
     async def is_live(self, *, timeout_s: float = 2.0) -> bool:
-        """Say whether its health endpoint answers 200. A hung engine still does, for minutes."""
+        """Return True if its health endpoint answers 200. A hung engine still does, for minutes."""
         try:
             async with self._request("GET", "/health", timeout_s=timeout_s):
                 return True
@@ -114,11 +160,11 @@ class HttpEngine:
     async def wait_ready(
         self, *, timeout_s: float, still_starting: StillStarting | None = None
     ) -> Completion:
-        """Wait until it has generated a token. Until somebody listens on its port only that is asked, every 30 ms; then a
-        completion, every 50 ms at first, every half second later.
+        """Wait until it has generated a token. Check its port every 30 ms until it listens, then send completions, every
+        50 ms at first and every half second later.
 
-        Raises EngineError at the deadline, at once when `still_starting` says that its process is gone, and soon when
-        it refuses for good (wrong key, unknown model).
+        Raises EngineError at the deadline, at once if `still_starting` reports that its process is gone, and soon if it
+        refuses permanently (wrong key, unknown model).
         """
         deadline = time.monotonic() + timeout_s
         pause_s = FIRST_POLL_S
@@ -148,28 +194,30 @@ class HttpEngine:
     # -- profiler ------------------------------------------------------------------------------------------------
 
     async def start_profile(self, *, max_iterations: int) -> None:
-        """Start the engine's torch profiler, for at most `max_iterations` engine steps where the engine can count them.
+        """Start the engine's torch profiler, for at most `max_iterations` engine steps if the engine can count them.
 
-        Raises EngineError that names the missing flag when the engine was started without one.
+        Raises EngineError, with the flag to set, if the engine was started without a profiler.
         """
         self._profile_began_s = time.time()
         await self._profile("/start_profile", self._profile_body(max_iterations), timeout_s=30)
 
     async def stop_profile(self) -> tuple[Path, ...]:
-        """Stop the profiler; gives the trace files that it wrote. Raises EngineError when none can be found."""
+        """Stop the profiler and return the trace files that it wrote. Raises EngineError if none can be found."""
         refusal: RefusedError | None = None
         try:
             reply = await self._profile("/stop_profile", None, timeout_s=STOP_PROFILE_TIMEOUT_S)
         except RefusedError as error:
-            # SGLang's profiler ends by itself after its steps and then refuses to be stopped: its trace is there.
+            # A profiler that counts steps ends by itself and then refuses to be stopped; its trace has been written.
             reply, refusal = {}, error
         if named := [Path(path) for path in reply.get("files", ())]:
             return tuple(named)
-        folder = folder_of_listener(port_of(self.url)) or self._default_profile_folder()
+        folder = folder_of_listener(port_of(self.url), self._trace_folder)
+        if folder is None and self.default_trace_folder is not None:
+            folder = Path(self.default_trace_folder)
         if folder is None:
             raise EngineError(
-                f"the profiler of {self.url} was stopped, but its trace folder is not known: the engine's process is "
-                "not on this host, or belongs to somebody else"
+                f"the profiler of {self.url} was stopped, but its trace folder is unknown: the engine's process is "
+                "not on this host, or it belongs to another user"
             )
         since = self._profile_began_s or time.time() - PROFILE_MEMORY_S
         files = traces_since(folder, since - 1)
@@ -182,8 +230,9 @@ class HttpEngine:
     def _profile_body(self, max_iterations: int) -> dict[str, Any]:
         return {"max_iterations": max_iterations}
 
-    def _default_profile_folder(self) -> Path | None:
-        return None
+    def _trace_folder(self, argv: Sequence[str], environment: Mapping[str, str]) -> str | None:
+        found = (engine.trace_folder(argv, environment) for engine in (type(self), *self._dialects))
+        return next((folder for folder in found if folder), None)
 
     async def _profile(self, path: str, body: dict[str, Any] | None, *, timeout_s: float) -> dict[str, Any]:
         try:
@@ -196,7 +245,7 @@ class HttpEngine:
         try:
             reply = json.loads(text)
         except json.JSONDecodeError:
-            return {}  # vLLM answers with an empty body, SGLang with a sentence
+            return {}  # some engines answer with an empty body or a sentence
         return reply if isinstance(reply, dict) else {}
 
     # -- HTTP ----------------------------------------------------------------------------------------------------
@@ -205,7 +254,7 @@ class HttpEngine:
     async def _request(
         self, method: str, path: str, *, timeout_s: float, body: dict[str, Any] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request and give its 200 response. Every failure, also one while reading, becomes an EngineError."""
+        """Send one request and yield its 200 response. Every failure, also while reading, becomes an EngineError."""
         url = f"{self.url}{path}"
         headers = {}
         if self.config.api_key is not None:
@@ -222,57 +271,11 @@ class HttpEngine:
                     raise RefusedError(f"{url} answered {response.status}: {start}", status=response.status)
                 yield response
         except TimeoutError as error:
-            raise EngineError(f"{url} gave no full answer within {timeout_s:.1f} s") from error
+            raise EngineError(f"{url} returned no full answer within {timeout_s:.1f} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise EngineError(f"{url} failed: {type(error).__name__}: {error}") from error
 
 
-class ReferenceEngine(HttpEngine):
-    """The project's own engine, for drills and tests; it names its trace files itself."""
-
-    profiler_hint = "start the reference engine with --profiler-dir /path/of/traces"
-
-
-class VllmEngine(HttpEngine):
-    """vLLM. Its profiler must be configured at its start; it takes no number of iterations by request."""
-
-    profiler_hint = (
-        'start vLLM with --profiler-config \'{"profiler": "torch", "torch_profiler_dir": "/path/of/traces"}\' '
-        "(before 0.13: with VLLM_TORCH_PROFILER_DIR=/path/of/traces in its environment)"
-    )
-
-
-class SglangEngine(HttpEngine):
-    """SGLang. Its profiler needs no flag; without SGLANG_TORCH_PROFILER_DIR it writes to /tmp."""
-
-    profiler_hint = "this SGLang has no /start_profile: is the URL the engine's own and not a gateway's?"
-
-    def _profile_body(self, max_iterations: int) -> dict[str, Any]:
-        return {"num_steps": max_iterations, "activities": ["CPU", "GPU"]}
-
-    def _default_profile_folder(self) -> Path | None:
-        return Path("/tmp")  # noqa: S108  (SGLang's own default)
-
-    async def metrics(self, *, timeout_s: float = 2.0) -> EngineMetrics:
-        """Read its counters; SGLang has them only with --enable-metrics."""
-        try:
-            return await super().metrics(timeout_s=timeout_s)
-        except RefusedError as error:
-            if error.status == 404:
-                raise EngineError(
-                    f"{self.url} has no /metrics: start SGLang with --enable-metrics"
-                ) from error
-            raise
-
-
-ENGINES: dict[EngineKind, type[HttpEngine]] = {
-    "reference": ReferenceEngine,
-    "vllm": VllmEngine,
-    "sglang": SglangEngine,
-    "openai": HttpEngine,
-}
-
-
-def build_http_engine(config: EngineConfig) -> HttpEngine:
-    """Give the adapter of the engine's kind."""
-    return ENGINES[config.kind](config)
+def dialect_of(text: str, engines: Sequence[type[HttpEngine]]) -> type[HttpEngine] | None:
+    """Return the engine whose metric names a page uses, or None for a page that none of them exports."""
+    return next((one for one in engines if one.metric_prefix and one.metric_prefix in text), None)

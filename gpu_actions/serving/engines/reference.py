@@ -1,0 +1,13 @@
+"""The project's own engine, for drills and tests. It exports vLLM's metric names and names its trace files itself."""
+
+from gpu_actions.serving.engines.base import HttpEngine
+from gpu_actions.serving.engines.vllm import METRIC_NAMES
+
+
+class ReferenceEngine(HttpEngine):
+    """The reference engine (docs/reference-engine.md). Its ranks carry `--rank N` in their arguments."""
+
+    kind = "reference"
+    metric_names = METRIC_NAMES
+    batch_flag = "--max-num-seqs"
+    profiler_hint = "start the reference engine with --profiler-dir /path/of/traces"

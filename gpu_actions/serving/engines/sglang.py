@@ -1,0 +1,55 @@
+"""SGLang. Metric names were checked with version 0.5.23."""
+
+import re
+from typing import Any
+
+from gpu_actions.serving.engines.base import HttpEngine, RefusedError
+from gpu_actions.serving.engines.metrics import Names
+from gpu_actions.serving.interfaces import EngineError, EngineMetrics
+
+METRIC_NAMES = {
+    "running": Names(("sglang:num_running_reqs",)),
+    "waiting": Names(("sglang:num_queue_reqs",)),
+    "generation_tokens": Names(("sglang:generation_tokens_total",)),
+    "prompt_tokens": Names(("sglang:prompt_tokens_total",)),
+    "requests_finished": Names(("sglang:num_requests_total",)),
+    "kv_cache_usage": Names(("sglang:token_usage",), "max"),
+    "ttft": Names(("sglang:time_to_first_token_seconds",)),
+    "itl": Names(("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds")),
+    "e2e": Names(("sglang:e2e_request_latency_seconds",)),
+    "queue": Names(("sglang:queue_time_seconds",)),
+}
+
+
+class SglangEngine(HttpEngine):
+    """SGLang. Its profiler needs no flag and writes to /tmp unless SGLANG_TORCH_PROFILER_DIR is set.
+
+    `generation_tokens_total` rises only when a request ends. The TTFT histogram counts each request's first token and the
+    inter-token histogram every later one (`TokenizerManager.collect_metrics`), so their counts show progress.
+    """
+
+    kind = "sglang"
+    metric_names = METRIC_NAMES
+    metric_prefix = "sglang:"
+    progress = ("ttft", "itl")
+    rank_title = re.compile(r"scheduler_TP_?(\d+)", re.IGNORECASE)  # sglang::scheduler_TP0
+    process_words = ("sglang",)
+    packages = ("sglang",)
+    batch_flag = "--max-running-requests"
+    profiler_hint = "this SGLang has no /start_profile: is the URL the engine's own and not a gateway's?"
+    profiler_variable = "SGLANG_TORCH_PROFILER_DIR"
+    default_trace_folder = "/tmp"  # noqa: S108  (SGLang's own default)
+
+    def _profile_body(self, max_iterations: int) -> dict[str, Any]:
+        return {"num_steps": max_iterations, "activities": ["CPU", "GPU"]}
+
+    async def metrics(self, *, timeout_s: float = 2.0) -> EngineMetrics:
+        """Read its counters, which SGLang exports only with --enable-metrics."""
+        try:
+            return await super().metrics(timeout_s=timeout_s)
+        except RefusedError as error:
+            if error.status == 404:
+                raise EngineError(
+                    f"{self.url} has no /metrics: start SGLang with --enable-metrics"
+                ) from error
+            raise

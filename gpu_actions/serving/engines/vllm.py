@@ -1,0 +1,59 @@
+"""vLLM. Metric names and the stop behaviour were checked with version 0.32."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from gpu_actions.serving.engines.base import HttpEngine
+from gpu_actions.serving.engines.metrics import Names
+
+METRIC_NAMES = {
+    "running": Names(("vllm:num_requests_running",)),
+    "waiting": Names(("vllm:num_requests_waiting",)),
+    "generation_tokens": Names(("vllm:generation_tokens_total",)),
+    "prompt_tokens": Names(("vllm:prompt_tokens_total",)),
+    "requests_finished": Names(("vllm:request_success_total",)),
+    "kv_cache_usage": Names(("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"), "max"),
+    "ttft": Names(("vllm:time_to_first_token_seconds",)),
+    "itl": Names(("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")),
+    "e2e": Names(("vllm:e2e_request_latency_seconds",)),
+    "queue": Names(("vllm:request_queue_time_seconds",)),
+}
+
+
+class VllmEngine(HttpEngine):
+    """vLLM. Its profiler must be configured at start and takes no number of iterations from a request."""
+
+    kind = "vllm"
+    metric_names = METRIC_NAMES
+    metric_prefix = "vllm:"
+    rank_title = re.compile(r"Worker_TP_?(\d+)", re.IGNORECASE)  # VLLM::Worker_TP0
+    process_words = ("vllm",)
+    packages = ("vllm",)
+    batch_flag = "--max-num-seqs"
+    group_stop_hazard = (
+        "a stop also signals vLLM's engine processes, which die at once and break every running request"
+    )
+    profiler_hint = (
+        'start vLLM with --profiler-config \'{"profiler": "torch", "torch_profiler_dir": "/path/of/traces"}\' '
+        "(before 0.13: with VLLM_TORCH_PROFILER_DIR=/path/of/traces in its environment)"
+    )
+    profiler_variable: ClassVar[str] = "VLLM_TORCH_PROFILER_DIR"
+
+    @classmethod
+    def trace_folder(cls, argv: Sequence[str], environment: Mapping[str, str]) -> str | None:
+        """Return the folder set by `--profiler-config` (from 0.13) or by the environment."""
+        for part, following in zip(argv, [*argv[1:], ""], strict=True):
+            name, has_value, value = part.replace("_", "-").partition("=")
+            value = part.partition("=")[2] if has_value else following
+            if name == "--profiler-config.torch-profiler-dir":
+                return value or None
+            if name == "--profiler-config":
+                try:
+                    folder = json.loads(value).get("torch_profiler_dir")
+                except (json.JSONDecodeError, AttributeError):
+                    continue
+                if folder:
+                    return str(folder)
+        return super().trace_folder(argv, environment)
