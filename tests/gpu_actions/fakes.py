@@ -92,7 +92,9 @@ class FakeEngine:
         itl = f"{self.dialect}:inter_token_latency_seconds"
         return "".join(
             f'{name}{{model_name="m"}} {value}\n' for name, value in zip(names, values, strict=True)
-        ) + (f'{itl}_bucket{{le="+Inf"}} {tokens}\n{itl}_sum 1\n' if self.counts_at_end else "")
+        ) + (
+            f'{itl}_bucket{{le="+Inf",model_name="m"}} {tokens}\n{itl}_sum 1\n' if self.counts_at_end else ""
+        )
 
     def __post_init__(self) -> None:
         self._started = asyncio.get_running_loop().time()

@@ -74,7 +74,7 @@ def read_engine_metrics(
     for sample in parse_samples(text, tuple({name for figure in names.values() for name in figure.names})):
         by_name.setdefault(sample.name, []).append(sample)
         models.add(sample.labels.get("model_name", ""))
-    if len(models) > 1 and model in models:
+    if model and len(models) > 1 and model in models:
         by_name = {
             name: [sample for sample in samples if sample.labels.get("model_name") == model]
             for name, samples in by_name.items()

@@ -68,6 +68,7 @@ def test_among_several_models_only_the_asked_one_counts() -> None:
     page = 'vllm:num_requests_running{model_name="m"} 1\nvllm:num_requests_running{model_name="other"} 40\n'
     assert read(page).running == 1
     assert read(page, model="unknown").running == 41
+    assert read(page + "vllm:num_requests_waiting 2\n", model="").running == 41
 
 
 def test_the_generic_kind_finds_the_names_of_every_known_engine() -> None:
