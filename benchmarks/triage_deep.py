@@ -8,9 +8,8 @@ import argparse
 import asyncio
 import time
 
+from gpu_actions.snapshot.collectors.deep import DeepReading, run_probe
 from gpu_actions.snapshot.collectors.nvml import collect_nvml
-from gpu_actions.snapshot.host_model import DeepReading
-from gpu_actions.triage.deep.probe import run_probe
 
 
 def show(name: str, reading: DeepReading, seconds: float) -> None:

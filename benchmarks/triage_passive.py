@@ -19,8 +19,8 @@ from pathlib import Path
 from aiohttp import web
 
 from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.target import TriageTarget
-from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 
 SOURCE = Path(__file__).resolve().parents[1] / "tests" / "data" / "fake_nvml" / "fake_nvml.c"

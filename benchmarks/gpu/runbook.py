@@ -26,8 +26,8 @@ from gpu_actions.host import Host, build_host
 from gpu_actions.models import Verdict
 from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
-from gpu_actions.triage.collect import collect
-from gpu_actions.triage.host_target import target_of_host
+from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.target import target_of_host
 from gpu_actions.triage.judge import judge
 from gpu_actions.walk import WalkEnd, walk
 

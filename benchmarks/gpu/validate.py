@@ -30,10 +30,10 @@ from gpu_actions.loadtest.run import run_in_child
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.serving.interfaces import Engine, Unit
 from gpu_actions.serving.registry import build_engine, build_unit
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.model import save_snapshot
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.processes import run_process
-from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 
 NO_MULTICAST = {

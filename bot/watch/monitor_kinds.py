@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from bot.settings.model import MonitorSettings
 from gpu_actions.config.host import HostConfig
-from gpu_actions.snapshot.model import CollectorName
-from gpu_actions.triage.confirm import MonitorPolicy
+from gpu_actions.triage.monitor_state import MonitorPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +17,8 @@ class Look:
 
     name: str
     title: str
-    main: CollectorName
-    collectors: frozenset[CollectorName]
+    main: str
+    collectors: frozenset[str]
     period_s: Callable[[MonitorSettings], float]
     window_s: float
     needs_gpus: bool = False
@@ -56,7 +55,7 @@ LOOKS = (
         name="probe",
         title="the synthetic probe",
         main="completion",
-        collectors=frozenset({"completion", "engine", "ranks"}),
+        collectors=frozenset({"completion", "engine", "ranks", "stacks"}),
         period_s=lambda settings: settings.probe_period_s,
         window_s=3,
     ),

@@ -1,7 +1,7 @@
 """The looks that nobody asked for: links, kernel log, hang, probe, regression, each host at its own periods.
 
-A look is a partial triage: a few collectors, the same judgement, the same findings. `gpu_actions.triage.confirm` decides what
-to make of one look after another; its memory is a row, so a restart neither forgets an acknowledgement nor alerts again.
+A look is a partial triage: a few collectors, the same judgement, the same findings. `gpu_actions.triage.monitor_state` decides
+what to make of one look after another; its memory is a row, so a restart neither forgets an acknowledgement nor alerts again.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from gpu_actions.config.host import HostConfig
 from gpu_actions.forensics.look import baseline_of
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.registry import actions
-from gpu_actions.triage.collect import collect
-from gpu_actions.triage.confirm import MonitorPolicy, MonitorState, Signal
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.triage.judge import judge
+from gpu_actions.triage.monitor_state import MonitorPolicy, MonitorState, Signal
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host

@@ -7,8 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gpu_actions.snapshot.collectors.ranks import read_stat
-from gpu_actions.snapshot.target import TriageTarget
-from gpu_actions.triage.host_target import target_of_host
+from gpu_actions.snapshot.target import TriageTarget, target_of_host
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host

@@ -19,7 +19,7 @@ from gpu_actions.forensics.bundle import ITEM_CAP_BYTES, Collected, Item, Missin
 from gpu_actions.host import Host, Tier
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.registry import PACKAGES
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.environment import collect_environment
 from gpu_actions.snapshot.collectors.kernel_log import boot_time, read_kmsg, tail_of, time_of
 from gpu_actions.snapshot.collectors.stacks import find_py_spy

@@ -6,10 +6,10 @@ The fallback's capture saves both; the restore asks whether the host is healthy.
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host
 from gpu_actions.models import Verdict
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.target import target_of_host
 from gpu_actions.triage.baselines import TriageBaseline, load_baseline
-from gpu_actions.triage.collect import collect
-from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
 
 

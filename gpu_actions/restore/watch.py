@@ -10,9 +10,8 @@ from gpu_actions.models import Frozen, JsonObject
 from gpu_actions.restore.analysis import APPLICATION_XIDS, Window
 from gpu_actions.serving.engines.metrics import histogram_count, histogram_delta, histogram_percentile
 from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, UnitState
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.collectors.kernel_log import collect_kernel_log
-from gpu_actions.snapshot.host_model import XidEvent
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.kernel_log import XidEvent, collect_kernel_log
 from gpu_actions.system.clock import Moment
 from gpu_actions.tier.condition import Progress, TokenSample, judge_progress, sample_of
 

@@ -1,29 +1,49 @@
-"""What triage looks at: one host and the tier that should be serving there.
+"""What triage reads: one host and the tier that should be serving there, from the settings or from the shell's flags."""
 
-The bot builds a target from the settings, the shell from its flags; `target_of_host` does the former.
-"""
-
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field, SecretStr
 
+from gpu_actions.config.host import HostConfig, TierName
 from gpu_actions.models import Frozen
+from gpu_actions.serving.interfaces import UnitError, UnitState
+from gpu_actions.serving.units.frozen import runs_although_frozen
+
+if TYPE_CHECKING:
+    from gpu_actions.host import Host
+
+
+class Expectation(Frozen):
+    """What the host should have and run. It is kept in the snapshot, so that a recorded file is judged the same way."""
+
+    gpus: int | None = Field(default=None, ge=0, le=64)
+    links: int | None = Field(default=None, ge=0, le=64)
+    ranks: int | None = Field(default=None, ge=1, le=64)
+    tier: str = "tp"
+    tier_expected: bool = True
+    other_pids: tuple[int, ...] = ()
+    unwanted: tuple[str, ...] = Field(default=(), description="tiers that run although they are frozen")
+    router_server: str | None = None
+    fallback_memory_gib: float | None = Field(default=None, gt=0)
 
 
 class TriageTarget(Frozen):
-    """Where to look. What is None is not looked at, and its checks are skipped: they do not apply here."""
+    """The sources of a snapshot. A source that is None is skipped, and so are its checks: they do not apply."""
 
     host: str = "localhost"
     tier: str = Field(default="tp", description="tier that the engine flags name; only `tp` can fall back")
-    tier_expected: bool = Field(
-        default=True, description="the tier is meant to be running now; False after a fallback stopped it"
+    tier_expected: bool = Field(default=True, description="False if the tier is stopped on purpose")
+    expect_gpus: int | None = Field(
+        default=None, ge=0, le=64, description="0 = a CPU host, None = not configured"
     )
-    expect_gpus: int | None = Field(default=None, ge=0, le=64, description="0 = a CPU host, None = as found")
-    expect_links: int | None = Field(default=None, ge=0, le=64, description="NVLinks a GPU, None = by model")
+    expect_links: int | None = Field(
+        default=None, ge=0, le=64, description="NVLinks per GPU, None = by its model"
+    )
     engine_url: str | None = None
     model: str | None = Field(
-        default=None, description="model that the synthetic completion asks for, None = the first listed"
+        default=None, description="model of the synthetic completion, None = the first that the engine lists"
     )
     api_key: SecretStr | None = Field(default=None, exclude=True)
     completion: bool = Field(default=True, description="send one synthetic completion to the engine")
@@ -34,23 +54,101 @@ class TriageTarget(Frozen):
         description="processes of the other tier, which may hold GPU memory while this one is stopped",
     )
     unwanted: tuple[str, ...] = Field(
-        default=(), description="tiers that run although they are frozen, each with who runs it"
+        default=(), description="tiers that run although they are frozen, each with the process that runs it"
     )
-    ranks: int | None = Field(
-        default=None, ge=1, le=64, description="processes that take part in its collectives"
-    )
-    unit_active: bool | None = Field(
-        default=None, description="what the unit's own driver says, None = not asked"
-    )
+    ranks: int | None = Field(default=None, ge=1, le=64, description="processes in the tier's collectives")
+    unit_active: bool | None = Field(default=None, description="from the unit's driver, None = not known")
     router_socket: Path | None = None
     router_backend: str = "serve"
     router_server: str | None = Field(default=None, description="the tier's server line in that backend")
     ras: str | None = Field(default=None, description="NCCL RAS host:port")
     kernel_log: Path | None = Field(
-        default=None, description="a file instead of the kernel's own log (needed on a CPU host)"
+        default=None, description="a file to read instead of the kernel's own log (needed on a CPU host)"
     )
-    since: datetime | None = Field(default=None, description="kernel messages before this do not count")
+    since: datetime | None = Field(default=None, description="older kernel messages do not count")
     fabric_manager_unit: str = "nvidia-fabricmanager.service"
     fallback_memory_gib: float | None = Field(
         default=None, gt=0, description="GPU memory that the fallback tier needs"
+    )
+
+    def expectation(self) -> Expectation:
+        """Return the part that the snapshot keeps."""
+        same = set(Expectation.model_fields) - {"gpus", "links"}
+        return Expectation(
+            gpus=self.expect_gpus, links=self.expect_links, **{name: getattr(self, name) for name in same}
+        )
+
+
+async def target_of_host(
+    host: "Host", *, tier: TierName | None = None, since: datetime | None = None
+) -> TriageTarget:
+    """Build the target of a configured host for `tier`, or for the tier that should serve (see `serving_tier`).
+
+    If a unit's driver fails, its process ids are left out and their checks become unknown. A configured kernel log file stands
+    for the kernel's own log, so only the last `since_s` seconds of it count.
+    """
+    if since is None and host.config.kernel_log is not None:
+        since = datetime.now(UTC) - timedelta(seconds=host.thresholds.since_s)
+    states: dict[str, UnitState | None] = {}
+    unwanted = []
+    for name, one in host.tiers.items():
+        try:
+            state = states[name] = await one.unit.state()
+        except UnitError:
+            states[name] = None
+            continue
+        if runner := await runs_although_frozen(state, one.engine.url):
+            unwanted.append(f"{name} ({runner})")
+    chosen: TierName = tier or serving_tier(states)
+    others = [one.pids for name, one in states.items() if name != chosen and one is not None and one.active]
+    socket = host.config.router.socket or getattr(getattr(host.router, "admin", None), "path", None)
+    target = target_of_config(
+        host.config,
+        tier=chosen,
+        state=states.get(chosen),
+        router_socket=socket if isinstance(socket, Path) else None,
+        since=since,
+    )
+    return target.model_copy(
+        update={"other_pids": tuple(pid for pids in others for pid in pids), "unwanted": tuple(unwanted)}
+    )
+
+
+def serving_tier(states: dict[str, UnitState | None]) -> TierName:
+    """Return the tier that should serve: the full one, unless it is down or frozen and the fallback runs."""
+    full, fallback = states.get("tp"), states.get("fallback")
+    full_runs = full is None or (full.active and not full.frozen)
+    return "fallback" if not full_runs and fallback is not None and fallback.active else "tp"
+
+
+def target_of_config(
+    config: HostConfig,
+    *,
+    tier: TierName,
+    state: UnitState | None,
+    router_socket: Path | None,
+    since: datetime | None = None,
+) -> TriageTarget:
+    """Build the target of one tier whose unit is in `state` (None: its driver failed)."""
+    chosen = config.tiers[tier]
+    stopped = state is not None and state.frozen and not state.active
+    return TriageTarget(
+        host=config.name,
+        tier=tier,
+        tier_expected=not stopped,
+        expect_gpus=config.gpus,
+        expect_links=config.nvlinks,
+        engine_url=chosen.engine.url,
+        model=chosen.engine.model,
+        api_key=chosen.engine.api_key,
+        pids=() if state is None or state.main_pid is None else (state.main_pid,),
+        ranks=chosen.ranks,
+        unit_active=None if state is None else state.active,
+        router_socket=router_socket,
+        router_backend=config.router.backend,
+        router_server=chosen.server,
+        ras=config.ras_address,
+        kernel_log=config.kernel_log,
+        since=since,
+        fallback_memory_gib=config.tiers["fallback"].memory_gib_per_gpu,
     )

@@ -11,11 +11,11 @@ from gpu_actions.action import ActionSpec, PlanRequest, StepContext, StepResult,
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Artifact, Frozen, Verdict, VerdictKind
 from gpu_actions.plan import Plan, Step
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.model import Snapshot, save_snapshot
+from gpu_actions.snapshot.target import target_of_host
 from gpu_actions.system.files import artifact_of
 from gpu_actions.triage.baselines import TriageBaseline, baseline_from, load_baseline, save_baseline
-from gpu_actions.triage.collect import collect
-from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.matrix import matrix_of
 

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import TRIAGE_EXIT_CODES
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.model import Snapshot, SnapshotUnreadable, load_snapshot, save_snapshot
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.baselines import TriageBaseline, load_baseline
-from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.report import render_text
 from gpu_actions.triage.rules import RULES

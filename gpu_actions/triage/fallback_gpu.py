@@ -6,7 +6,7 @@ One GPU needs no NVLink, so a GPU with link trouble is only put behind the other
 from collections.abc import Sequence
 
 from gpu_actions.models import FallbackGpu, Finding, Severity
-from gpu_actions.snapshot.gpu_model import GpuReading
+from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.checks.gpus import name_of
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.progress import Progress, progress_of
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.checks.collective import check_collective
 from gpu_actions.triage.checks.context import CheckContext
@@ -19,7 +20,6 @@ from gpu_actions.triage.checks.gpus import check_gpus
 from gpu_actions.triage.checks.kernel_log import check_kernel_log
 from gpu_actions.triage.checks.nvlink import check_nvlink
 from gpu_actions.triage.checks.pcie import check_pcie
-from gpu_actions.triage.checks.progress import Progress, progress_of
 from gpu_actions.triage.checks.router import check_router
 from gpu_actions.triage.checks.serving import check_serving
 from gpu_actions.triage.fallback_gpu import choose_fallback_gpu
@@ -37,7 +37,7 @@ def judge(
         thresholds=thresholds or TriageThresholds(),
         baseline=baseline or TriageBaseline(),
     )
-    progress = progress_of(context)
+    progress = progress_of(snapshot)
     findings = sort_findings(_findings(context, progress))
     led = [(verdict_of_finding(finding, context, progress), finding) for finding in findings]
     kind = max((verdict for verdict, _ in led), key=rank_of_verdict, default=VerdictKind.UNKNOWN)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Frozen, Severity, Verdict
-from gpu_actions.snapshot.gpu_model import GpuReading
+from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.checks.context import CheckContext
 from gpu_actions.triage.checks.gpus import name_of

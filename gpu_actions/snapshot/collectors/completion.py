@@ -1,7 +1,7 @@
 """One synthetic completion through the tier's own URL: the only proof that it generates tokens.
 
-A few tokens, streamed, with a deadline. The stream is read by the same sceptical reader that the serving drivers use, so an
-error event, a cut stream and an empty answer are classes of their own.
+It asks for a few tokens, streamed, with a deadline. The stream is read as strictly as by the engine drivers, so that an error
+event, a cut stream and an empty answer are told apart.
 """
 
 import asyncio
@@ -10,16 +10,30 @@ from typing import Any, Literal
 
 import aiohttp
 
+from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.completion import CompletionReader
 from gpu_actions.serving.interfaces import EngineError
-from gpu_actions.snapshot.collectors import CollectorSkipped
-from gpu_actions.snapshot.host_model import CompletionReading
+from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
 
 PROMPT = "gpu-oncall triage probe"
 
 Outcome = Literal[
     "ok", "refused", "timeout", "http_error", "empty", "malformed", "cut", "error_event", "rejected"
 ]
+
+
+class CompletionReading(Frozen):
+    """Outcome of one synthetic completion."""
+
+    url: str
+    outcome: Outcome
+    status: int | None = None
+    tokens: int = 0
+    ttft_ms: float | None = None
+    e2e_ms: float | None = None
+    deadline_s: float = 0
+    detail: str = ""
+    model: str = ""
 
 
 async def collect_completion(
@@ -31,9 +45,9 @@ async def collect_completion(
     deadline_s: float,
     tokens: int,
 ) -> CompletionReading:
-    """Ask for `tokens` tokens. Raises CollectorSkipped when no engine was named. Never raises for what it answers."""
+    """Ask for `tokens` tokens. Raises CollectorSkipped without a URL. Never raises for what the engine answers."""
     if url is None:
-        raise CollectorSkipped("no engine was named")
+        raise CollectorSkipped("no engine is configured, or the completion is switched off")
     base = url.rstrip("/")
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     begun = time.monotonic()
@@ -69,9 +83,8 @@ async def collect_completion(
                 status = response.status
                 if status != 200:
                     text = (await response.content.read(2000)).decode(errors="replace")
-                    kind: Outcome = (
-                        "rejected" if 400 <= status < 500 and status not in (408, 429) else "http_error"
-                    )
+                    is_our_fault = 400 <= status < 500 and status not in (408, 429)
+                    kind: Outcome = "rejected" if is_our_fault else "http_error"
                     return reading(kind, status=status, detail=f"answered {status}: {' '.join(text.split())}")
                 async for line in response.content:
                     reader.feed(line.rstrip(b"\r\n"))
@@ -80,32 +93,26 @@ async def collect_completion(
     except TimeoutError:
         return reading("timeout", status=status, detail=f"not finished within {deadline_s:g} s")
     except EngineError as error:
-        event = "error" in str(error) and "JSON" not in str(error)
-        return reading("error_event" if event else "malformed", status=status, detail=str(error))
+        is_event = "error" in str(error) and "JSON" not in str(error)
+        return reading("error_event" if is_event else "malformed", status=status, detail=str(error))
     except aiohttp.InvalidURL as error:
-        return reading("rejected", detail=f"{error} is no URL")
+        return reading("rejected", detail=f"{error} is not a URL")
     except (aiohttp.ClientConnectorError, ConnectionRefusedError) as error:
         return reading("refused", detail=str(error))
     except (aiohttp.ClientError, ConnectionError) as error:
         return reading("cut", status=status, detail=f"the connection broke: {error}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a stream in some other shape
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a stream of another shape
         return reading("malformed", status=status, detail=f"{type(error).__name__}: {error}")
-    return _judged_by_reader(reader, reading)
-
-
-def _judged_by_reader(reader: CompletionReader, reading: Any) -> CompletionReading:
     try:
         reader.result()
     except EngineError as error:
-        kind: Outcome = "cut" if not reader.done else "empty" if not reader.text else "malformed"
-        result: CompletionReading = reading(kind, status=200, detail=str(error))
-        return result
-    whole: CompletionReading = reading("ok", status=200)
-    return whole
+        kind = "cut" if not reader.done else "empty" if not reader.text else "malformed"
+        return reading(kind, status=200, detail=str(error))
+    return reading("ok", status=200)
 
 
 async def first_model(base: str, *, session: aiohttp.ClientSession, headers: dict[str, str]) -> str:
-    """Ask the server which model it has. Gives an empty name where it does not say."""
+    """Return the first model that the engine lists, or an empty name."""
     async with session.get(f"{base}/v1/models", headers=headers) as response:
         if response.status != 200:
             return ""
@@ -114,3 +121,18 @@ async def first_model(base: str, *, session: aiohttp.ClientSession, headers: dic
     if not isinstance(models, list) or not models or not isinstance(models[0], dict):
         return ""
     return str(models[0].get("id", ""))
+
+
+async def _collect(source: Source) -> CompletionReading:
+    target, limits = source.target, source.limits
+    return await collect_completion(
+        source.engine_url if target.completion else None,
+        model=target.model,
+        api_key=None if target.api_key is None else target.api_key.get_secret_value(),
+        session=source.session,
+        deadline_s=limits.completion_deadline_s,
+        tokens=limits.completion_tokens,
+    )
+
+
+COMPLETION = Collector(collect=_collect, deadline_s=lambda source: source.limits.completion_deadline_s + 1)

@@ -1,22 +1,78 @@
 """The engine's own counters, scraped at both ends of the window.
 
 The page is read in the dialect of whichever known engine it shows. A refused connection and a page that is not Prometheus
-text are readings too; the checks judge what they mean.
+text are readings too: the checks decide what they mean.
 """
 
 import asyncio
 import math
 import time
+from typing import Literal
 
 import aiohttp
+from pydantic import Field
 
+from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.metrics import histogram_count
 from gpu_actions.serving.registry import engine_of_page
-from gpu_actions.snapshot.collectors import CollectorSkipped
-from gpu_actions.snapshot.host_model import EngineReading, EngineSample
+from gpu_actions.snapshot.collector import Collector, CollectorSkipped
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 FIGURES = ("running", "waiting", "generation_tokens", "progress", "prompt_tokens", "kv_cache_usage")
+NO_KNOWN_METRIC = "the page has none of the metrics of a known engine"
+
+
+class EngineSample(Frozen):
+    """One scrape of /metrics. `missing` lists the figures that this engine does not export as a number."""
+
+    at_s: float
+    outcome: Literal["ok", "refused", "timeout", "http_error", "not_metrics"]
+    detail: str = ""
+    dialect: str = ""
+    running: float | None = None
+    waiting: float | None = None
+    generation_tokens: float | None = None
+    progress: float | None = Field(default=None, description="changes with every generated token")
+    prompt_tokens: float | None = None
+    kv_cache_usage: float | None = None
+    ttft_count: float | None = None
+    ttft_sum_s: float | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> float | None:
+        """The count that changes with every token; snapshots of older versions have only `generation_tokens`."""
+        return self.generation_tokens if self.progress is None else self.progress
+
+
+class EngineReading(Frozen):
+    """The engine's counters at the start and the end of the window."""
+
+    url: str
+    samples: tuple[EngineSample, ...]
+
+    def ttft_mean(self) -> tuple[float | None, float]:
+        """Return the mean time to first token within the window in milliseconds, and the number of requests behind it."""
+        first, last = self.samples[0], self.samples[-1]
+        if (
+            first.ttft_count is None
+            or last.ttft_count is None
+            or first.ttft_sum_s is None
+            or last.ttft_sum_s is None
+        ):
+            return None, 0
+        requests = last.ttft_count - first.ttft_count
+        return (1000 * (last.ttft_sum_s - first.ttft_sum_s) / requests if requests > 0 else None), requests
+
+    def tokens_per_s_under_queue(self) -> float | None:
+        """Return the generation rate within the window, or None if requests were not queued at both ends."""
+        first, last = self.samples[0], self.samples[-1]
+        seconds = last.at_s - first.at_s
+        if not (first.waiting or 0) > 0 or not (last.waiting or 0) > 0 or seconds <= 0:
+            return None
+        if first.tokens is None or last.tokens is None:
+            return None
+        return (last.tokens - first.tokens) / seconds
 
 
 async def collect_engine(
@@ -28,9 +84,9 @@ async def collect_engine(
     timeout_s: float,
     began: float,
 ) -> EngineReading:
-    """Scrape `url`/metrics now and `window_s` seconds later. Raises CollectorSkipped when no engine was named."""
+    """Scrape `url`/metrics now and `window_s` seconds later. Raises CollectorSkipped without a URL."""
     if url is None:
-        raise CollectorSkipped("no engine was named")
+        raise CollectorSkipped("no engine is configured, or the tier is stopped on purpose")
     first = await scrape(url, model=model, session=session, timeout_s=timeout_s, began=began)
     await asyncio.sleep(max(0.0, first.at_s + window_s - (time.monotonic() - began)))
     last = await scrape(url, model=model, session=session, timeout_s=timeout_s, began=began)
@@ -40,40 +96,36 @@ async def collect_engine(
 async def scrape(
     url: str, *, model: str | None, session: aiohttp.ClientSession, timeout_s: float, began: float
 ) -> EngineSample:
-    """Read one page of metrics. Never raises for what the far end does: that is the sample's outcome."""
-    asked_at_s = time.monotonic() - began
+    """Scrape /metrics once. Never raises for what the server does: the sample's outcome says it."""
+    at_s = time.monotonic() - began
     try:
         async with asyncio.timeout(timeout_s), session.get(f"{url.rstrip('/')}/metrics") as response:
             raw = await response.content.read(MAX_PAGE_BYTES)
             while len(raw) < MAX_PAGE_BYTES and (more := await response.content.read(65536)):
                 raw += more
-            status = response.status
     except TimeoutError:
         return EngineSample(
-            at_s=asked_at_s, outcome="timeout", detail=f"no answer from {url}/metrics within {timeout_s:g} s"
+            at_s=at_s, outcome="timeout", detail=f"no answer from {url}/metrics within {timeout_s:g} s"
         )
     except aiohttp.InvalidURL as error:
-        return EngineSample(at_s=asked_at_s, outcome="not_metrics", detail=f"{error} is no URL")
+        return EngineSample(at_s=at_s, outcome="not_metrics", detail=f"{error} is not a URL")
     except (aiohttp.ClientConnectorError, ConnectionError) as error:
-        return EngineSample(at_s=asked_at_s, outcome="refused", detail=_short(error))
+        return EngineSample(at_s=at_s, outcome="refused", detail=_short(error))
     except (aiohttp.ClientError, ValueError, OSError) as error:
-        return EngineSample(at_s=asked_at_s, outcome="not_metrics", detail=_short(error))
+        return EngineSample(at_s=at_s, outcome="not_metrics", detail=_short(error))
     at_s = time.monotonic() - began
-    if status != 200:
-        return EngineSample(at_s=at_s, outcome="http_error", detail=f"{url}/metrics answered {status}")
+    if response.status != 200:
+        return EngineSample(
+            at_s=at_s, outcome="http_error", detail=f"{url}/metrics answered {response.status}"
+        )
     return sample_of_page(raw.decode(errors="replace"), model=model, at_s=at_s)
 
 
 def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample:
-    """Turn a Prometheus page into a sample. Negative and infinite figures count as missing, because no counter has them."""
+    """Turn a Prometheus page into a sample. Negative and infinite figures count as missing: no counter can have them."""
     engine = engine_of_page(text)
     if engine is None:
-        return EngineSample(
-            at_s=at_s,
-            outcome="not_metrics",
-            detail="the page holds none of the metrics of a known engine",
-            missing=FIGURES,
-        )
+        return EngineSample(at_s=at_s, outcome="not_metrics", detail=NO_KNOWN_METRIC, missing=FIGURES)
     try:
         metrics = engine.read_page(text, model=model or "", taken_at_s=at_s)
     except (ValueError, OverflowError) as error:
@@ -84,12 +136,7 @@ def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample
         figures[name] = value if value is not None and math.isfinite(value) and value >= 0 else None
     missing = tuple(name for name, value in figures.items() if value is None)
     if len(missing) == len(FIGURES):
-        return EngineSample(
-            at_s=at_s,
-            outcome="not_metrics",
-            detail="the page holds none of the metrics of a known engine",
-            missing=missing,
-        )
+        return EngineSample(at_s=at_s, outcome="not_metrics", detail=NO_KNOWN_METRIC, missing=missing)
     ttft = metrics.ttft
     usable = ttft is not None and math.isfinite(ttft.total_s) and math.isfinite(histogram_count(ttft))
     return EngineSample(
@@ -105,3 +152,16 @@ def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample
 
 def _short(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+ENGINE = Collector(
+    collect=lambda source: collect_engine(
+        source.engine_url,
+        model=source.target.model,
+        session=source.session,
+        window_s=source.window_s,
+        timeout_s=source.limits.metrics_timeout_s,
+        began=source.began,
+    ),
+    deadline_s=lambda source: source.window_s + 2 * source.limits.metrics_timeout_s + 1,
+)

@@ -1,11 +1,13 @@
-"""NCCL_* and CUDA_* of the running tier, from /proc/PID/environ: a leftover NCCL_P2P_DISABLE=1 is a known cause of PCIe-only.
+"""NCCL_* and CUDA_* variables of the running tier: a leftover NCCL_P2P_DISABLE=1 is a known cause of a PCIe-only tier.
 
-Values are kept only for names on the allow-list; of all others the name alone, since an environment holds secrets.
+Values are kept only for the names in `ALLOWED`, because an environment holds secrets.
 """
 
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.collectors.ranks import process_table, read_environment, tree_of
-from gpu_actions.snapshot.host_model import EnvironmentReading
+from pydantic import Field
+
+from gpu_actions.models import Frozen
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
+from gpu_actions.snapshot.collectors.ranks import process_table, read_environment, roots_of, tree_of
 
 ALLOWED = frozenset(
     {
@@ -23,16 +25,26 @@ MAX_PROCESSES = 128
 MAX_NAMES = 64
 
 
+class EnvironmentReading(Frozen):
+    """NCCL_* and CUDA_* variables of the running tier, by process."""
+
+    pids: tuple[int, ...] = ()
+    values: dict[str, dict[str, tuple[int, ...]]] = Field(
+        default_factory=dict, description="name -> value -> pids that have it"
+    )
+    names_only: tuple[str, ...] = ()
+    unreadable: tuple[int, ...] = ()
+
+
 async def collect_environment(roots: tuple[int, ...]) -> EnvironmentReading:
-    """Read the variables of every process below `roots`. Raises CollectorFailed when not one could be read."""
+    """Read the variables of every process below `roots`. Raises CollectorFailed if none can be read."""
     if not roots:
-        raise CollectorSkipped("no process of the tier was named")
-    rows = tree_of(roots, process_table())[:MAX_PROCESSES]
+        raise CollectorSkipped("no process of the tier is known")
     values: dict[str, dict[str, tuple[int, ...]]] = {}
     names: set[str] = set()
     read: list[int] = []
     unreadable: list[int] = []
-    for row in rows:
+    for row in tree_of(roots, process_table())[:MAX_PROCESSES]:
         if row.state in ("Z", "X"):
             continue
         try:
@@ -44,16 +56,14 @@ async def collect_environment(roots: tuple[int, ...]) -> EnvironmentReading:
             continue
         read.append(row.pid)
         for name, value in environment.items():
-            if not name.startswith(("NCCL_", "CUDA_")):
-                continue
-            if name not in ALLOWED:
+            if name in ALLOWED:
+                pids = values.setdefault(name, {}).get(value[:MAX_VALUE], ())
+                values[name][value[:MAX_VALUE]] = (*pids, row.pid)
+            elif name.startswith(("NCCL_", "CUDA_")):
                 names.add(name[:80])
-                continue
-            pids = values.setdefault(name, {}).get(value[:MAX_VALUE], ())
-            values[name][value[:MAX_VALUE]] = (*pids, row.pid)
     if not read:
         raise CollectorFailed(
-            f"may not read the environment of {len(unreadable)} processes: run as root or as the tier's user"
+            f"permission denied for the environment of {len(unreadable)} processes: run as root or as the tier's user"
             if unreadable
             else "no process of the tier is alive"
         )
@@ -63,3 +73,10 @@ async def collect_environment(roots: tuple[int, ...]) -> EnvironmentReading:
         names_only=tuple(sorted(names)[:MAX_NAMES]),
         unreadable=tuple(unreadable),
     )
+
+
+async def _collect(source: Source) -> EnvironmentReading:
+    return await collect_environment(roots_of(source.target))
+
+
+ENVIRONMENT = Collector(collect=_collect, deadline_s=lambda source: 5)

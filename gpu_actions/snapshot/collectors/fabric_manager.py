@@ -1,38 +1,58 @@
-"""The fabric manager's unit as systemd sees it: NVML's "completed" is latched and outlives a dead manager."""
+"""The fabric manager's service: NVML's "completed" is latched and outlives a dead manager."""
 
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.host_model import FabricManagerReading
+from pydantic import Field
+
+from gpu_actions.models import Frozen
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
 from gpu_actions.system.processes import run_process
 
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "Result")
 
 
+class FabricManagerReading(Frozen):
+    """State of the fabric manager's service."""
+
+    unit: str
+    load_state: str = Field(description="loaded, not-found, masked, ...")
+    active_state: str = Field(description="active, inactive, failed, ...")
+    sub_state: str = ""
+    result: str = ""
+
+
 def parse_show(text: str, *, unit: str) -> FabricManagerReading:
-    """Parse `systemctl show`. Raises CollectorFailed when its states are not there."""
-    values = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
+    """Parse `systemctl show`. Raises CollectorFailed if the states are missing."""
+    values = {key: value[:40] for key, _, value in (line.partition("=") for line in text.splitlines())}
     if not values.get("LoadState") or not values.get("ActiveState"):
-        raise CollectorFailed(f"systemctl says nothing about {unit}")
+        raise CollectorFailed(f"systemctl reported no state of {unit}")
     return FabricManagerReading(
         unit=unit,
-        load_state=values["LoadState"][:40],
-        active_state=values["ActiveState"][:40],
-        sub_state=values.get("SubState", "")[:40],
-        result=values.get("Result", "")[:40],
+        load_state=values["LoadState"],
+        active_state=values["ActiveState"],
+        sub_state=values.get("SubState", ""),
+        result=values.get("Result", ""),
     )
 
 
 async def collect_fabric_manager(
     unit: str, *, expect_gpus: int | None, timeout_s: float = 3.0
 ) -> FabricManagerReading:
-    """Ask systemd. Raises CollectorSkipped on a CPU host, CollectorFailed where systemd does not answer."""
+    """Read the state of the service. Raises CollectorSkipped on a CPU host, CollectorFailed if systemctl does not answer."""
     if expect_gpus == 0:
-        raise CollectorSkipped("this host declares no GPUs")
+        raise CollectorSkipped("this host has no GPUs (hosts.gpus = 0)")
     argv = ["systemctl", "show", "--no-pager", "--property", ",".join(PROPERTIES), "--", unit]
     try:
         result = await run_process(argv, timeout_s=timeout_s)
     except FileNotFoundError:
-        raise CollectorFailed("there is no systemctl here") from None
+        raise CollectorFailed("systemctl is not installed") from None
     if result.timed_out or result.exit_code != 0:
         why = "no answer" if result.timed_out else result.stderr.strip()
         raise CollectorFailed(f"systemctl show {unit}: {why[:160]}")
     return parse_show(result.stdout, unit=unit)
+
+
+FABRIC_MANAGER = Collector(
+    collect=lambda source: collect_fabric_manager(
+        source.target.fabric_manager_unit, expect_gpus=source.target.expect_gpus
+    ),
+    deadline_s=lambda source: 6,
+)

@@ -1,7 +1,7 @@
-"""NVIDIA's messages in the kernel log since a time: Xid, SXid, and GPUs that fell off the bus.
+"""NVIDIA errors in the kernel log: Xid, SXid, and GPUs that fell off the bus.
 
-From a file (dmesg, dmesg -T, syslog or ISO times), else from /dev/kmsg, else from journalctl. NVML's own events would give the
-number but not the text, and 74 and 144-150 need the text.
+Read from a file (dmesg, dmesg -T, syslog or ISO times), else from /dev/kmsg, else from journalctl. NVML's own events carry the
+number but not the text, which decides for Xids 74 and 144-150.
 """
 
 import asyncio
@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.host_model import KernelLogReading, XidEvent
+from pydantic import AwareDatetime, Field
+
+from gpu_actions.models import Frozen
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
 from gpu_actions.system.processes import run_process
 
 MAX_EVENTS = 200
@@ -33,13 +36,34 @@ _CTIME = re.compile(r"^\[\w{3} (\w{3} +\d{1,2} \d\d:\d\d:\d\d \d{4})\]")
 _SYSLOG = re.compile(r"^(\w{3} +\d{1,2} \d\d:\d\d:\d\d) ")
 
 
+class XidEvent(Frozen):
+    """One NVIDIA error of the kernel log. `kind` off_bus needs no Xid number."""
+
+    kind: Literal["xid", "sxid", "off_bus"]
+    code: int | None = None
+    pci: str = Field(default="", description="bus id as logged, in the form of `normal_pci`")
+    at: AwareDatetime | None = None
+    text: str = ""
+
+
+class KernelLogReading(Frozen):
+    """NVIDIA errors since a time. `source` is the file or command that was read."""
+
+    source: str
+    since: AwareDatetime | None = None
+    lines_read: int = 0
+    truncated: bool = Field(default=False, description="only the end of the log was read")
+    events: tuple[XidEvent, ...] = ()
+    dropped_events: int = 0
+
+
 def boot_time() -> datetime:
-    """When this machine was booted."""
+    """Return the time of this machine's boot."""
     return datetime.now(UTC) - timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def normal_pci(text: str) -> str:
-    """A bus id without its function and with a four-digit domain: `0000:3b:00`."""
+    """Normalise a PCI bus id: lower case, four-digit domain, no function (`0000:3b:00`)."""
     parts = text.lower().split(".")[0].split(":")
     if len(parts) == 2:
         parts = ["0000", *parts]
@@ -47,7 +71,7 @@ def normal_pci(text: str) -> str:
 
 
 def time_of(line: str, *, booted: datetime, now: datetime) -> datetime | None:
-    """The time at a line's beginning, in any of the common forms; None where there is none."""
+    """Parse the time at the start of a line, in any common form. Return None if there is none."""
     try:
         if found := _KMSG.match(line):
             return booted + timedelta(microseconds=int(found.group(1)))
@@ -67,18 +91,17 @@ def time_of(line: str, *, booted: datetime, now: datetime) -> datetime | None:
 
 
 def event_of(line: str) -> XidEvent | None:
-    """The NVIDIA error in a line, without its time; None where there is none."""
+    """Find the NVIDIA error in a line. Return None if there is none; the time is left out."""
     text = line[:MAX_LINE].replace("\0", " ")
     small = text.lower()
     if "nvrm" not in small and "nvidia" not in small:
-        return None  # nearly every line; a look at the log every few seconds must cost next to nothing
-    if found := _XID.search(text):
-        pci, code, words = found.groups()
-        return XidEvent(kind="xid", code=int(code), pci=normal_pci(pci), text=words[:300])
-    if found := _SXID.search(text):
-        pci, code, words = found.groups()
-        return XidEvent(kind="sxid", code=int(code), pci=normal_pci(pci), text=words[:300])
-    if _OFF_BUS.search(text) and ("NVRM" in text or "nvidia" in small):
+        return None  # nearly every line: a monitor reads the log every few seconds
+    kinds: tuple[tuple[Literal["xid", "sxid"], re.Pattern[str]], ...] = (("xid", _XID), ("sxid", _SXID))
+    for kind, pattern in kinds:
+        if found := pattern.search(text):
+            pci, code, words = found.groups()
+            return XidEvent(kind=kind, code=int(code), pci=normal_pci(pci), text=words[:300])
+    if _OFF_BUS.search(text):
         bus = _BUS_ID.search(text)
         return XidEvent(kind="off_bus", pci=normal_pci(bus.group(1)) if bus else "", text=text[-300:])
     return None
@@ -93,7 +116,7 @@ def read_lines(
     booted: datetime,
     truncated: bool = False,
 ) -> KernelLogReading:
-    """Find the events of a log. A line without a time counts: missing evidence must not make it healthier."""
+    """Find the events of a log. A line without a time counts as recent, so that missing evidence never looks healthy."""
     events: list[XidEvent] = []
     read = dropped = 0
     for line in lines:
@@ -121,9 +144,9 @@ def read_lines(
 async def collect_kernel_log(
     path: Path | None, *, since: datetime | None, since_s: float, max_bytes: int, expect_gpus: int | None
 ) -> KernelLogReading:
-    """Read the log. A file counts whole unless `since` is given; the kernel's own log counts for `since_s` seconds.
+    """Read the log: a file as a whole unless `since` is given, the kernel's own log for the last `since_s` seconds.
 
-    Raises CollectorSkipped on a CPU host without a file, CollectorFailed where nothing may be read.
+    Raises CollectorSkipped on a CPU host without a file, CollectorFailed if nothing can be read.
     """
     now = datetime.now(UTC)
     if path is not None:
@@ -132,7 +155,7 @@ async def collect_kernel_log(
             lines, source=str(path), since=since, now=now, booted=boot_time(), truncated=truncated
         )
     if expect_gpus == 0:
-        raise CollectorSkipped("this host declares no GPUs, and no log file was named")
+        raise CollectorSkipped("this host has no GPUs, and no log file is configured")
     since = since or now - timedelta(seconds=since_s)
     try:
         records = await asyncio.to_thread(read_kmsg)
@@ -142,7 +165,7 @@ async def collect_kernel_log(
 
 
 def tail_of(path: Path, max_bytes: int) -> tuple[list[str], bool]:
-    """The last `max_bytes` bytes of a file as lines, and whether something was left out. Raises CollectorFailed."""
+    """Return the lines in the last `max_bytes` bytes of a file, and True if it is longer. Raises CollectorFailed."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -154,7 +177,7 @@ def tail_of(path: Path, max_bytes: int) -> tuple[list[str], bool]:
 
 
 def read_kmsg(path: Path = KMSG) -> list[str]:
-    """All records of the kernel's ring buffer. Raises OSError where it may not be read."""
+    """Return all records of the kernel's ring buffer. Raises OSError if it cannot be read."""
     records: list[str] = []
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -164,7 +187,7 @@ def read_kmsg(path: Path = KMSG) -> list[str]:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno == errno.EPIPE:  # overwritten while we read: go on with the next
+                if error.errno == errno.EPIPE:  # overwritten during the read: the next record is readable
                     continue
                 raise
             if not record:
@@ -180,7 +203,7 @@ async def _journal(since: datetime, *, now: datetime, max_bytes: int, why: str) 
     try:
         result = await run_process(argv, timeout_s=5, max_output_bytes=max_bytes)
     except FileNotFoundError:
-        raise CollectorFailed(f"{why}; and there is no journalctl") from None
+        raise CollectorFailed(f"{why}; journalctl is not installed") from None
     if result.exit_code != 0 or result.timed_out or "not seeing messages" in result.stderr:
         raise CollectorFailed(f"{why}; journalctl: {(result.stderr.strip() or 'failed')[:160]}")
     return read_lines(
@@ -194,7 +217,7 @@ async def _journal(since: datetime, *, now: datetime, max_bytes: int, why: str) 
 
 
 def journal_lines(text: str) -> list[str]:
-    """The messages of `journalctl -o json`, each with an ISO time in front; what is no JSON is left out."""
+    """Return the messages of `journalctl -o json`, each after an ISO time. Lines that are not JSON are dropped."""
     lines: list[str] = []
     for row in text.splitlines():
         try:
@@ -204,3 +227,15 @@ def journal_lines(text: str) -> list[str]:
         except (ValueError, KeyError, TypeError, OverflowError, OSError):
             continue
     return lines
+
+
+KERNEL_LOG = Collector(
+    collect=lambda source: collect_kernel_log(
+        source.target.kernel_log,
+        since=source.target.since,
+        since_s=source.limits.since_s,
+        max_bytes=source.limits.kernel_log_max_bytes,
+        expect_gpus=source.target.expect_gpus,
+    ),
+    deadline_s=lambda source: 10,
+)

@@ -1,8 +1,8 @@
-"""The only program that calls NVML: a child that sweeps all GPUs, waits for the window, reads what moves again, and ends.
+"""The only program that calls NVML: a child that reads all GPUs, waits for the window, reads the counters again, and exits.
 
-NVML calls can block for minutes on a sick driver, so it writes each section as soon as it has it (one JSON object a line) and a
-second thread names the call that does not come back. It imports nothing but the standard library and nvidia-ml-py, which
-loads `libnvidia-ml.so.1` by the loader's name. `nvml.py` starts it and turns its lines into a reading.
+NVML calls can block for minutes on a sick driver. So it writes each section as soon as it is complete (one JSON object a line),
+and a second thread names the call that does not return. It imports only the standard library and nvidia-ml-py. `nvml.py` starts
+it and turns its lines into a reading.
 """
 
 import argparse
@@ -25,9 +25,9 @@ NVLINK_P2P, READ_P2P = 2, 0
 FIELD_RECOVERY_ACTION = 230
 FIELD_LINK_SPEED = 90
 LINK_FIELDS = {"replay": 161, "recovery": 162, "crc": 163}
-"""Per-link error fields since NVLink 4 (scope id = link)."""
+"""Per-link error fields, since NVLink 4 (scope id = link)."""
 LINK_COUNTERS = {"replay": 0, "recovery": 1, "crc": 2}
-"""The older call's counter numbers, for drivers without those fields."""
+"""Counter numbers of the older call, for drivers without those fields."""
 
 REMOTE_KINDS = {0: "gpu", 1: "npu", 2: "switch"}
 HIDDEN = set("fF:.")
@@ -39,11 +39,11 @@ WORDS = {
     if name.startswith("NVML_ERROR_") and isinstance(getattr(pynvml, name), int)
 }
 FATAL = ("gpu_is_lost", "reset_required", "gpu_not_found")
-"""Answers after which a GPU is not asked anything more."""
+"""Errors after which a GPU is not queried any further."""
 
 
 class UnreadError(Exception):
-    """NVML refused one call; the argument is its word for it."""
+    """Raised if NVML refuses a call; `word` is its error in lower case."""
 
     def __init__(self, word: str) -> None:
         super().__init__(word)
@@ -51,7 +51,7 @@ class UnreadError(Exception):
 
 
 class Nvml:
-    """Calls NVML one by one and knows which call is under way, for the watching thread."""
+    """Call NVML, and keep the call in progress for the watchdog thread."""
 
     def __init__(self, stall_s: float) -> None:
         self.stall_s = stall_s
@@ -60,7 +60,7 @@ class Nvml:
         self.since: float | None = None
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """Call `name`. Raises UnreadError with NVML's word."""
+        """Call `name`. Raises UnreadError."""
         self.call, self.since = name, time.monotonic()
         try:
             return getattr(pynvml, name)(*arguments)
@@ -70,7 +70,7 @@ class Nvml:
             self.since = None
 
     def watch(self) -> None:
-        """Say which call hangs, and end the process: nothing after it could be read anyway."""
+        """Report a call that hangs and exit: nothing after it can be read."""
         while True:
             time.sleep(min(0.05, self.stall_s / 4))
             since = self.since
@@ -80,12 +80,12 @@ class Nvml:
 
 
 def emit(record: dict[str, Any]) -> None:
-    """Write one section at once, so that a later hang does not take it along."""
+    """Write one section immediately, so that a later hang does not lose it."""
     os.write(1, json.dumps(record).encode() + b"\n")
 
 
 def field_value(entry: Any) -> int | float:
-    """The value of a field by its type. Raises UnreadError with the field's own return code."""
+    """Return the value of a field by its type. Raises UnreadError with the field's own return code."""
     if entry.nvmlReturn != 0:
         raise UnreadError(WORDS.get(entry.nvmlReturn, f"error_{entry.nvmlReturn}"))
     kind = entry.valueType if 0 <= entry.valueType < len(VALUE_FIELDS) else 3
@@ -94,7 +94,7 @@ def field_value(entry: Any) -> int | float:
 
 
 class GpuSweep:
-    """Reads one GPU. What cannot be read goes into `unread` under the name of the snapshot's field."""
+    """Read one GPU. Fields that cannot be read go into `unread`, under their name in the snapshot."""
 
     def __init__(self, nvml: Nvml, index: int) -> None:
         self.nvml = nvml
@@ -105,7 +105,7 @@ class GpuSweep:
         self.by_field = True
 
     def read(self, field: str, name: str, *arguments: Any) -> Any:
-        """Ask for one thing. Gives None and notes why where it cannot be read; a fatal answer goes on up."""
+        """Call NVML for one field. Return None and note the error if it cannot be read; a fatal error is raised."""
         try:
             return self.nvml.ask(name, self.handle, *arguments)
         except UnreadError as error:
@@ -115,7 +115,7 @@ class GpuSweep:
             return None
 
     def first(self) -> dict[str, Any]:
-        """Everything about the GPU."""
+        """Read everything about the GPU."""
         found: dict[str, Any] = {"index": self.index}
         self.nvml.gpu = self.index
         try:
@@ -177,7 +177,7 @@ class GpuSweep:
         found["power_limit_w"] = None if limit is None else limit / 1000
 
     def sample(self) -> dict[str, Any]:
-        """What moves; read at both ends of the window."""
+        """Read what changes; called at both ends of the window."""
         power = self.read("power_w", "nvmlDeviceGetPowerUsage")
         load = self.read("utilisation_percent", "nvmlDeviceGetUtilizationRates")
         return {
@@ -213,7 +213,7 @@ class GpuSweep:
         return links
 
     def _active(self, index: int, *, last: bool) -> bool | str | None:
-        """Whether a link is active; None where its state cannot be read, "end" after the last link."""
+        """Return True if a link is active, None if its state cannot be read, "end" after the last link."""
         try:
             return bool(self.nvml.ask("nvmlDeviceGetNvLinkState", self.handle, index))
         except UnreadError as error:
@@ -227,7 +227,7 @@ class GpuSweep:
             return None
 
     def _remote(self, index: int) -> dict[str, Any]:
-        """The far end of a link: kind and bus id, as far as the driver tells."""
+        """Return the remote endpoint of a link: device type and PCI bus id, if the driver reports them."""
         found: dict[str, Any] = {"remote_kind": None, "remote_pci": None}
         try:
             kind = self.nvml.ask("nvmlDeviceGetNvLinkRemoteDeviceType", self.handle, index)
@@ -241,7 +241,7 @@ class GpuSweep:
         return found
 
     def counters(self) -> dict[int, dict[str, int]]:
-        """Error counters of all links: one call for all where the driver has the fields, else a call each."""
+        """Read the error counters of all links: in one call if the driver has the fields, else one call each."""
         if not self.links:
             return {}
         found = self._fields(LINK_FIELDS, note=None) if self.by_field else {}
@@ -257,7 +257,7 @@ class GpuSweep:
         return found
 
     def _fields(self, wanted: dict[str, int], *, note: str | None) -> dict[int, dict[str, int]]:
-        """Several fields of all links in one call; what a field does not have is left out."""
+        """Read several fields of all links in one call; links without a field are left out."""
         ids = [(number, index) for index in self.links for number in wanted.values()]
         try:
             entries = self.nvml.ask("nvmlDeviceGetFieldValues", self.handle, ids)
@@ -291,7 +291,7 @@ class GpuSweep:
         }
 
     def again(self) -> dict[str, Any]:
-        """The second look: the sample, and the links' states and counters."""
+        """Read the end of the window: the sample, and the links' states and counters."""
         self.nvml.gpu = self.index
         record: dict[str, Any] = {"section": "last", "index": self.index}
         known = dict(self.unread)
@@ -306,7 +306,7 @@ class GpuSweep:
 
 
 def _three_states(value: int) -> bool | None:
-    """NVML's tri-state: 1 true, 2 false, 0 not applicable."""
+    """Convert NVML's tri-state: 1 true, 2 false, 0 not applicable."""
     return {1: True, 2: False}.get(value)
 
 
@@ -315,7 +315,7 @@ def _text(value: bytes | str) -> str:
 
 
 def pairs_of(nvml: Nvml, sweeps: list[GpuSweep]) -> dict[str, Any]:
-    """P2P status and topology of every pair of GPUs."""
+    """Read the P2P status and topology of every pair of GPUs."""
     pairs: list[dict[str, Any]] = []
     unread: str | None = None
     for position, one in enumerate(sweeps):
@@ -337,7 +337,7 @@ def pairs_of(nvml: Nvml, sweeps: list[GpuSweep]) -> dict[str, Any]:
 
 
 def sweep(nvml: Nvml, *, window_s: float, skip: frozenset[int]) -> None:
-    """Write all sections of one look."""
+    """Read everything and write all sections."""
     try:
         nvml.ask("nvmlInit")
         count = nvml.ask("nvmlDeviceGetCount")
@@ -371,17 +371,17 @@ def sweep(nvml: Nvml, *, window_s: float, skip: frozenset[int]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Sweep and print. Exit 0; 3 when a call hung."""
+    """Read and print. Exit 0, or 3 if a call hung."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--window-s", type=float, required=True)
     parser.add_argument("--stall-s", type=float, required=True)
-    parser.add_argument("--skip", type=int, action="append", default=[], help="GPU that is not touched")
+    parser.add_argument("--skip", type=int, action="append", default=[], help="GPU index to leave out")
     options = parser.parse_args(argv)
     nvml = Nvml(options.stall_s)
     threading.Thread(target=nvml.watch, daemon=True).start()
     sweep(nvml, window_s=options.window_s, skip=frozenset(options.skip))
     sys.stdout.flush()
-    os._exit(0)  # nvmlShutdown can block on a sick driver, and the process is over anyway
+    os._exit(0)  # nvmlShutdown can block on a sick driver
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""NCCL's RAS over TCP, asked twice: operation counts by rank, and ranks that do not answer.
+"""NCCL RAS over TCP, polled twice: operation counts by rank, and ranks that do not answer.
 
-The protocol is line commands and an answer without a length, so it is read to its end with a deadline and a cap. JSON exists
-since NCCL 2.28.7; an older server answers the text report, which names only what differs.
+The protocol has line commands and an answer without a length, which is read to its end with a deadline and a cap. JSON exists
+since NCCL 2.28.7; an older server answers with a text report that names only what differs.
 """
 
 import asyncio
 import json
 import re
 import time
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.host_model import RasCommunicator, RasMissingRank, RasPoll, RasRank, RasReading
+from gpu_actions.models import Frozen
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 SERVER_WAIT_S = 1
-"""How long RAS itself waits for silent ranks (its default is 5 s, longer than our window)."""
+"""How long RAS itself waits for silent ranks (its default is 5 s, longer than the window)."""
 
 MAX_RANKS = 4096
 _COMMUNICATOR = re.compile(r"^#\d+-\d+ \(([0-9a-fA-F]{1,32})\) (MISMATCH|INCOMPLETE|ERROR)")
@@ -30,10 +30,63 @@ _TIMEOUTS = re.compile(r"Encountered (\d{1,6}) communication timeout")
 _VERSION = re.compile(r"NCCL version (\S{1,40})")
 
 
+class RasRank(Frozen):
+    """A rank that answered RAS, with its operation counts by collective."""
+
+    rank: int
+    pid: int | None = None
+    counts: dict[str, int] = Field(default_factory=dict)
+    async_error: int = 0
+
+
+class RasMissingRank(Frozen):
+    """A rank that RAS knows and that did not answer."""
+
+    rank: int
+    pid: int | None = None
+    unresponsive: bool = True
+    dead: bool = False
+
+
+class RasCommunicator(Frozen):
+    """One communicator in one poll. `mismatch` is RAS's own status (text protocol) or differing counts (JSON)."""
+
+    id: str
+    size: int | None = None
+    ranks: tuple[RasRank, ...] = ()
+    missing: tuple[RasMissingRank, ...] = ()
+    missing_count: int = 0
+    mismatch: bool = False
+
+
+class RasPoll(Frozen):
+    """One answer of RAS, or why there was none."""
+
+    at_s: float = Field(description="seconds after the snapshot began")
+    outcome: Literal["ok", "refused", "silent", "garbage"]
+    protocol: Literal["json", "text"] | None = None
+    nccl_version: str = ""
+    communicators: tuple[RasCommunicator, ...] = ()
+    timeouts: int = 0
+    detail: str = ""
+
+
+class RasReading(Frozen):
+    """Two polls of NCCL RAS, a window apart."""
+
+    address: str
+    polls: tuple[RasPoll, ...]
+
+    @property
+    def answered(self) -> bool:
+        """True if at least one poll was answered."""
+        return any(poll.outcome == "ok" for poll in self.polls)
+
+
 async def collect_ras(address: str | None, *, window_s: float, timeout_s: float, began: float) -> RasReading:
-    """Ask RAS now and at the end of the window. Raises CollectorSkipped without an address, CollectorFailed for a bad one."""
+    """Poll RAS now and at the end of the window. Raises CollectorSkipped without an address, CollectorFailed for a bad one."""
     if address is None:
-        raise CollectorSkipped("no RAS address was named")
+        raise CollectorSkipped("no RAS address is configured")
     host, _, port = address.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536 or not host:
         raise CollectorFailed(f"{address!r} is not HOST:PORT")
@@ -46,8 +99,12 @@ async def collect_ras(address: str | None, *, window_s: float, timeout_s: float,
 
 
 async def poll_ras(host: str, port: int, *, timeout_s: float, began: float) -> RasPoll:
-    """Ask once. What does not come is the outcome: refused, silent or garbage."""
+    """Poll once. A missing or broken answer is an outcome: refused, silent or garbage."""
     at_s = time.monotonic() - began
+
+    def no_report(outcome: Literal["refused", "silent", "garbage"], detail: str) -> RasPoll:
+        return RasPoll(at_s=at_s, outcome=outcome, detail=detail)
+
     got = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
@@ -59,31 +116,29 @@ async def poll_ras(host: str, port: int, *, timeout_s: float, began: float) -> R
                 while chunk := await reader.read(65536):
                     got += chunk
                     if len(got) > MAX_ANSWER_BYTES:
-                        return RasPoll(
-                            at_s=at_s, outcome="garbage", detail=f"more than {MAX_ANSWER_BYTES} bytes"
-                        )
+                        return no_report("garbage", f"more than {MAX_ANSWER_BYTES} bytes")
             finally:
                 writer.close()
     except TimeoutError:
         if not got:
-            return RasPoll(at_s=at_s, outcome="silent", detail=f"no answer within {timeout_s:g} s")
-        return RasPoll(at_s=at_s, outcome="garbage", detail=f"the answer broke off after {len(got)} bytes")
+            return no_report("silent", f"no answer within {timeout_s:g} s")
+        return no_report("garbage", f"the answer broke off after {len(got)} bytes")
     except _NotRasError as error:
-        return RasPoll(at_s=at_s, outcome="garbage", detail=str(error))
+        return no_report("garbage", str(error))
     except (ConnectionResetError, BrokenPipeError, asyncio.IncompleteReadError) as error:
-        return RasPoll(at_s=at_s, outcome="silent", detail=f"it hung up: {type(error).__name__}")
+        return no_report("silent", f"it closed the connection: {type(error).__name__}")
     except OSError as error:
-        return RasPoll(at_s=at_s, outcome="refused", detail=error.strerror or str(error))
+        return no_report("refused", error.strerror or str(error))
     text = got.decode(errors="replace")
     return parse_json_answer(text, at_s=at_s) if as_json else parse_text_answer(text, at_s=at_s)
 
 
 class _NotRasError(Exception):
-    """Something else listens there."""
+    """Raised if something other than RAS listens at the address."""
 
 
 async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Agree on protocol, time-out and format; gives whether the answer will be JSON."""
+    """Agree on protocol, time-out and format. Return True if the answer will be JSON."""
     writer.write(b"CLIENT PROTOCOL 2\n")
     answer = await _line(reader)
     if not answer.upper().startswith("SERVER PROTOCOL"):
@@ -106,13 +161,12 @@ def parse_json_answer(text: str, *, at_s: float) -> RasPoll:
     """Parse the JSON report; anything else is garbage."""
     try:
         document: Any = json.loads(text)
-        communicators = tuple(_communicator(row) for row in document["communicators"])
         return RasPoll(
             at_s=at_s,
             outcome="ok",
             protocol="json",
             nccl_version=str(document.get("nccl_version", ""))[:40],
-            communicators=communicators,
+            communicators=tuple(_communicator(row) for row in document["communicators"]),
             timeouts=int((document.get("ras") or {}).get("timeouts_count", 0)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
@@ -153,13 +207,13 @@ def _communicator(row: dict[str, Any]) -> RasCommunicator:
 
 
 def counts_differ(ranks: tuple[RasRank, ...]) -> bool:
-    """Whether some operation was launched more often by one rank than by another."""
+    """Return True if one rank launched some operation more often than another."""
     names = {name for rank in ranks for name in rank.counts}
     return any(len({rank.counts.get(name, 0) for rank in ranks}) > 1 for name in names)
 
 
 def parse_text_answer(text: str, *, at_s: float) -> RasPoll:
-    """Parse the text report of NCCL 2.24 to 2.28.6. Ranks that it groups stand as rank -1, -2, ..."""
+    """Parse the text report of NCCL 2.24 to 2.28.6. Groups of unnamed ranks become rank -1, -2, ..."""
     version = _VERSION.search(text)
     if version is None:
         return RasPoll(at_s=at_s, outcome="garbage", detail=f"not a RAS report: {text[:60]!r}")
@@ -212,3 +266,14 @@ def _text_line(line: str, into: dict[str, Any], operation: str) -> None:
     elif (match := _RANK.search(line)) and "INCOMPLETE" in into["kinds"] and "MISMATCH" not in into["kinds"]:
         pid = int(match.group(2)) if match.group(2) else None
         into["missing"].append(RasMissingRank(rank=int(match.group(1)), pid=pid))
+
+
+RAS = Collector(
+    collect=lambda source: collect_ras(
+        source.target.ras,
+        window_s=source.window_s,
+        timeout_s=source.limits.ras_timeout_s,
+        began=source.began,
+    ),
+    deadline_s=lambda source: source.window_s + 2 * source.limits.ras_timeout_s + 1,
+)

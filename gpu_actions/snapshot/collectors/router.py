@@ -1,52 +1,77 @@
-"""The router's view of the tiers, over its admin socket (`show stat`, `show servers state`)."""
+"""The router's view of the tiers: servers, weights, queue (over its admin socket)."""
 
 from pathlib import Path
+from typing import Literal
 
+from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.routers.haproxy_socket import HaproxySocket, join_rows
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.host_model import RouterReading, RouterServer
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
 
 MAX_SERVERS = 64
+
+
+class RouterServer(Frozen):
+    """One server line of the router."""
+
+    server: str
+    weight: int
+    admin_state: str
+    operational: str
+    sessions: int
+    queued: int
+    responses_5xx: int = 0
+
+
+class RouterReading(Frozen):
+    """The servers of the router's backend, or why it did not answer."""
+
+    socket: str
+    backend: str
+    outcome: Literal["ok", "down", "no_backend"]
+    detail: str = ""
+    servers: tuple[RouterServer, ...] = ()
 
 
 async def collect_router(socket: Path | None, *, backend: str, timeout_s: float) -> RouterReading:
     """Read the servers of a backend. A router that does not answer is a reading: down.
 
-    Raises CollectorSkipped without a socket, CollectorFailed where we may not look or do not understand the answer.
+    Raises CollectorSkipped without a socket, CollectorFailed if permission is denied or the answer cannot be parsed.
     """
     if socket is None:
-        raise CollectorSkipped("no router socket was named")
+        raise CollectorSkipped("no router socket is configured")
     admin = HaproxySocket(socket, timeout_s=timeout_s)
     try:
-        stat = await admin.stat()
-        states = await admin.states()
+        rows = join_rows(await admin.stat(), await admin.states())
     except RouterError as error:
         if isinstance(error.__cause__, PermissionError):
             raise CollectorFailed(
-                f"may not open {socket}: run triage as its owner or in its group"
+                f"permission denied for {socket}: run triage as its owner or in its group"
             ) from error
         return RouterReading(socket=str(socket), backend=backend, outcome="down", detail=str(error)[:300])
     except (KeyError, ValueError, TypeError) as error:
         raise CollectorFailed(
-            f"{socket} answered something that is not HAProxy's: {type(error).__name__}: {error}"
+            f"{socket} does not answer like a router: {type(error).__name__}: {error}"
         ) from error
-    servers = [row for row in join_rows(stat, states) if row.backend == backend]
+    servers = tuple(
+        RouterServer(**row.model_dump(include=set(RouterServer.model_fields)))
+        for row in rows
+        if row.backend == backend
+    )
     return RouterReading(
         socket=str(socket),
         backend=backend,
         outcome="ok" if servers else "no_backend",
         detail="" if servers else f"the router has no backend {backend!r} with servers",
-        servers=tuple(
-            RouterServer(
-                server=row.server,
-                weight=row.weight,
-                admin_state=row.admin_state,
-                operational=row.operational,
-                sessions=row.sessions,
-                queued=row.queued,
-                responses_5xx=row.responses_5xx,
-            )
-            for row in servers[:MAX_SERVERS]
-        ),
+        servers=servers[:MAX_SERVERS],
     )
+
+
+ROUTER = Collector(
+    collect=lambda source: collect_router(
+        source.target.router_socket,
+        backend=source.target.router_backend,
+        timeout_s=source.limits.router_timeout_s,
+    ),
+    deadline_s=lambda source: 2 * source.limits.router_timeout_s + 1,
+)

@@ -1,7 +1,6 @@
-"""Where the ranks stand, by py-spy: taken only while tokens stand still, since it costs CPU, and never with local variables.
+"""Python stacks of the ranks, by py-spy: taken only while no token is generated (it costs CPU), never with local variables.
 
-`--nonblocking` reads the other process's memory without stopping it, so it works on a rank that is stopped and harms none that
-is not.
+`--nonblocking` reads the process's memory without stopping it: it works on a stopped rank and does not disturb a running one.
 """
 
 import asyncio
@@ -10,11 +9,14 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field
+
+from gpu_actions.models import Frozen
 from gpu_actions.serving.registry import PROCESS_WORDS
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.host_model import RankProcess, RanksReading, StackReading, StacksReading
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.system.processes import run_process
 
 MAX_DUMPS = 16
@@ -33,14 +35,31 @@ DISTRIBUTED = re.compile(
 )
 
 
+class StackReading(Frozen):
+    """Python frames of a process, innermost first, and the collective among them."""
+
+    pid: int
+    rank: int | None = None
+    outcome: Literal["ok", "failed"] = "ok"
+    detail: str = ""
+    collective: str | None = Field(default=None, description="function name of the collective it is in")
+    frames: tuple[str, ...] = ()
+
+
+class StacksReading(Frozen):
+    """Stacks of the ranks; taken only while no token is generated."""
+
+    stacks: tuple[StackReading, ...] = ()
+
+
 def find_py_spy() -> str | None:
-    """py-spy beside our interpreter, else on PATH."""
+    """Return the path of py-spy: beside the interpreter, else on PATH."""
     beside = Path(sys.executable).parent / "py-spy"
     return str(beside) if beside.exists() else shutil.which("py-spy")
 
 
 def collective_of(frames: list[dict[str, Any]]) -> str | None:
-    """The collective among the innermost frames: by name and by file, since `gather` alone may be anything."""
+    """Find the collective among the innermost frames, by name and file: `gather` alone may be anything."""
     for frame in frames[:INNERMOST]:
         name, file = str(frame.get("name", "")), str(frame.get("filename", ""))
         if COLLECTIVE.match(name) and DISTRIBUTED.search(file):
@@ -49,7 +68,7 @@ def collective_of(frames: list[dict[str, Any]]) -> str | None:
 
 
 def parse_dump(text: str, *, pid: int, rank: int | None) -> StackReading:
-    """Parse `py-spy dump --json`: the thread that stands in a collective, else the main thread."""
+    """Parse `py-spy dump --json`: the thread that is in a collective, else the main thread."""
     try:
         threads = json.loads(text)
         stacks = [thread["frames"] for thread in threads if isinstance(thread["frames"], list)]
@@ -58,12 +77,7 @@ def parse_dump(text: str, *, pid: int, rank: int | None) -> StackReading:
             pid=pid,
             rank=rank,
             collective=collective_of(chosen),
-            frames=tuple(
-                f"{frame['name']} ({Path(str(frame.get('short_filename') or frame['filename'])).name}:{frame.get('line', 0)})"[
-                    :160
-                ]
-                for frame in chosen[:TOP_FRAMES]
-            ),
+            frames=tuple(_frame_text(frame)[:160] for frame in chosen[:TOP_FRAMES]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return StackReading(
@@ -71,9 +85,14 @@ def parse_dump(text: str, *, pid: int, rank: int | None) -> StackReading:
         )
 
 
-def worth_dumping(ranks: RanksReading) -> list[RankProcess]:
-    """The ranks, or where no process tells its rank, everything in the tree that may be Python."""
-    alive = [process for process in ranks.processes if process.state_last not in ("Z", "X", "gone", None)]
+def _frame_text(frame: dict[str, Any]) -> str:
+    file = Path(str(frame.get("short_filename") or frame["filename"])).name
+    return f"{frame['name']} ({file}:{frame.get('line', 0)})"
+
+
+def processes_to_dump(ranks: RanksReading) -> list[RankProcess]:
+    """Return the ranks; if no process has a known rank, every process that may be Python."""
+    alive = [process for process in ranks.processes if process.is_alive]
     known = [process for process in alive if process.rank is not None]
     if known:
         roots = [process for process in alive if process.root and process.rank is None]
@@ -84,14 +103,14 @@ def worth_dumping(ranks: RanksReading) -> list[RankProcess]:
 
 
 async def collect_stacks(ranks: RanksReading | None, *, stuck: bool, timeout_s: float) -> StacksReading:
-    """Dump the ranks' stacks. Raises CollectorSkipped while tokens flow, CollectorFailed when not one could be taken."""
+    """Dump the ranks' stacks. Raises CollectorSkipped while tokens are generated, CollectorFailed if no dump succeeds."""
     if not stuck:
-        raise CollectorSkipped("tokens flow, or nothing runs")
+        raise CollectorSkipped("tokens are generated, or no request runs")
     if ranks is None or not ranks.processes:
         raise CollectorSkipped("no process of the tier is known")
     program = find_py_spy()
     if program is None:
-        raise CollectorFailed("py-spy is not installed beside this interpreter nor on PATH")
+        raise CollectorFailed("py-spy is not installed (neither beside this interpreter nor on PATH)")
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def dump(process: RankProcess) -> StackReading:
@@ -99,18 +118,21 @@ async def collect_stacks(ranks: RanksReading | None, *, stuck: bool, timeout_s: 
             argv = [program, "dump", "--nonblocking", "--json", "--pid", str(process.pid)]
             result = await run_process(argv, timeout_s=timeout_s, kill_grace_s=0.1)
         if result.exit_code != 0 or result.timed_out:
-            why = (
-                f"no end within {timeout_s:g} s"
-                if result.timed_out
-                else result.stderr.strip().splitlines()[-1:]
-            )
-            detail = why if isinstance(why, str) else "".join(why)
+            lines = result.stderr.strip().splitlines() or [""]
+            detail = f"no answer within {timeout_s:g} s" if result.timed_out else lines[-1]
             return StackReading(pid=process.pid, rank=process.rank, outcome="failed", detail=detail[:200])
         return parse_dump(result.stdout, pid=process.pid, rank=process.rank)
 
-    stacks = await asyncio.gather(*[dump(process) for process in worth_dumping(ranks)])
+    stacks = await asyncio.gather(*[dump(process) for process in processes_to_dump(ranks)])
     if stacks and all(stack.outcome == "failed" for stack in stacks):
-        raise CollectorFailed(
-            f"py-spy could not look into any of {len(stacks)} processes: {stacks[0].detail}"
-        )
+        raise CollectorFailed(f"py-spy failed for all {len(stacks)} processes: {stacks[0].detail}")
     return StacksReading(stacks=tuple(stacks))
+
+
+STACKS = Collector(
+    collect=lambda source: collect_stacks(
+        source.readings.get("ranks"), stuck=source.is_stuck(), timeout_s=source.limits.stacks_timeout_s
+    ),
+    deadline_s=lambda source: source.limits.stacks_timeout_s + 2,
+    after=("engine", "completion", "ranks"),
+)

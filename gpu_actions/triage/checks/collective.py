@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.host_model import RankProcess, RanksReading, RasCommunicator, RasReading
+from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
+from gpu_actions.snapshot.collectors.ras import RasCommunicator, RasReading
+from gpu_actions.snapshot.progress import Progress
 from gpu_actions.triage.checks.context import CheckContext, count, make_finding
-from gpu_actions.triage.checks.progress import Progress
 
 STATE_WORDS = {"T": "is stopped", "t": "is held by a debugger", "D": "is blocked in the kernel"}
 MAX_LISTED = 16

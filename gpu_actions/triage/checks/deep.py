@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.host_model import DeepReading
+from gpu_actions.snapshot.collectors.deep import DeepReading
 from gpu_actions.triage.checks.context import CheckContext, make_finding
 from gpu_actions.triage.gpu_models import ModelFacts, model_facts
 

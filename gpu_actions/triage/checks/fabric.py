@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.gpu_model import FabricReading
+from gpu_actions.snapshot.collectors.nvml import FabricReading
 from gpu_actions.triage.checks.context import CheckContext, make_finding
 from gpu_actions.triage.checks.gpus import name_of
 from gpu_actions.triage.checks.nvlink import usable_gpus

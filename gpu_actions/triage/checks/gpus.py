@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding, Severity
-from gpu_actions.snapshot.gpu_model import GpuReading, NvmlReading
+from gpu_actions.snapshot.collectors.nvml import GpuReading, NvmlReading
 from gpu_actions.triage.checks.context import CheckContext, count, make_finding
 
 LOST = ("gpu_is_lost", "gpu_not_found")

@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.collectors.kernel_log import normal_pci
-from gpu_actions.snapshot.gpu_model import GpuReading
-from gpu_actions.snapshot.host_model import XidEvent
+from gpu_actions.snapshot.collectors.kernel_log import XidEvent, normal_pci
+from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import utc_text
 from gpu_actions.triage.checks.context import CheckContext, make_finding
 from gpu_actions.triage.checks.gpus import name_of

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gpu_actions.models import Finding
 from gpu_actions.snapshot.collectors.kernel_log import normal_pci
-from gpu_actions.snapshot.gpu_model import GpuReading, LinkReading, NvmlReading
+from gpu_actions.snapshot.collectors.nvml import GpuReading, LinkReading, NvmlReading
 from gpu_actions.triage.checks.context import CheckContext, count, make_finding
 from gpu_actions.triage.checks.gpus import name_of
 from gpu_actions.triage.gpu_models import model_facts

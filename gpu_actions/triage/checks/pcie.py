@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.gpu_model import GpuReading, NvmlReading
-from gpu_actions.snapshot.host_model import EnvironmentReading
+from gpu_actions.snapshot.collectors.environment import EnvironmentReading
+from gpu_actions.snapshot.collectors.nvml import GpuReading, NvmlReading
 from gpu_actions.triage.checks.context import CheckContext, count, make_finding
 from gpu_actions.triage.checks.gpus import name_of
 from gpu_actions.triage.checks.nvlink import expected_links, usable_gpus

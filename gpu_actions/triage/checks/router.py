@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.host_model import RouterServer
+from gpu_actions.snapshot.collectors.router import RouterServer
 from gpu_actions.triage.checks.context import CheckContext, make_finding
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.host_model import CompletionReading, EngineSample
+from gpu_actions.snapshot.collectors.completion import CompletionReading
+from gpu_actions.snapshot.collectors.engine import EngineSample
+from gpu_actions.snapshot.progress import Progress
 from gpu_actions.triage.checks.collective import suspicions_of
 from gpu_actions.triage.checks.context import CheckContext, make_finding
-from gpu_actions.triage.checks.progress import Progress
 
 OVERLOAD = (429, 503)
 

@@ -20,10 +20,10 @@ from bot.watch.undelivered_alerts import Alarm, UntoldAlarms
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host, build_host
 from gpu_actions.models import VerdictKind
-from gpu_actions.triage.collect import collect
-from gpu_actions.triage.confirm import MonitorPolicy
-from gpu_actions.triage.host_target import target_of_host
+from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.target import target_of_host
 from gpu_actions.triage.judge import judge
+from gpu_actions.triage.monitor_state import MonitorPolicy
 from gpu_actions.triage.rules import CAUSES
 from tests.bot.toys import ONCALL, launched, start, store_of, toy_settings
 from tests.gpu_actions.fakes import build_fake_nvml, fake_nvml  # noqa: F401  (fixtures)

@@ -11,12 +11,12 @@ from gpu_actions.fallback.action import FallbackArguments, known_hang, lay_out
 from gpu_actions.fallback.gpus import Candidate, Choice
 from gpu_actions.forensics.bundle import read_manifest
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.target import target_of_host
 from gpu_actions.system.urls import port_of
 from gpu_actions.tier import condition
 from gpu_actions.tier.condition import KnownHang
 from gpu_actions.tier.preflight import gather_facts
-from gpu_actions.triage.collect import collect
-from gpu_actions.triage.host_target import target_of_host
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import StopAt, data_of, statuses, summary_of

@@ -10,13 +10,12 @@ from gpu_actions.config.host import EngineConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Verdict
 from gpu_actions.serving.registry import build_engine
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.collectors.engine import sample_of_page
 from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.progress import progress_of
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.tier.condition import Progress, judge_progress, sample_of
-from gpu_actions.triage.checks.context import CheckContext
-from gpu_actions.triage.checks.progress import progress_of
-from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import FakeEngine
 
@@ -52,8 +51,7 @@ async def test_long_streams_of_an_engine_that_counts_tokens_at_the_end_of_a_requ
         running=3, tokens_per_s=500, dialect=dialect, counts_at_end=True, completion="hang"
     )
     snapshot, _ = await look(engine.url)
-    context = CheckContext(snapshot=snapshot, thresholds=LIMITS)
-    assert progress_of(context).state == state
+    assert progress_of(snapshot).state == state
     samples = []
     tier_engine = build_engine(
         EngineConfig.model_validate({"kind": dialect, "url": engine.url, "model": "m"})

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.kernel_log import (
     KMSG,
+    KernelLogReading,
     boot_time,
     collect_kernel_log,
     event_of,
@@ -19,7 +20,6 @@ from gpu_actions.snapshot.collectors.kernel_log import (
     read_lines,
     time_of,
 )
-from gpu_actions.snapshot.host_model import KernelLogReading
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 

@@ -10,10 +10,10 @@ import pytest
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Severity, Verdict
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.collectors.nvml import collect_nvml
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.target import TriageTarget
-from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 
 Install = Callable[..., Path]

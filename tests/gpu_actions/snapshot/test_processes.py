@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.environment import collect_environment
 from gpu_actions.snapshot.collectors.ranks import collect_ranks, parse_stat, process_table, rank_of, roots_of
 from gpu_actions.snapshot.collectors.stacks import collect_stacks, parse_dump
 from gpu_actions.snapshot.target import TriageTarget
-from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import FakeEngine, end, process_state, spawn
 
@@ -189,12 +189,12 @@ async def test_a_process_that_is_no_python_fails_with_py_spys_words() -> None:
 
 def test_a_pid_file_that_is_missing_or_holds_words_is_named(tmp_path: Path) -> None:
     with pytest.raises(CollectorFailed, match="does not exist"):
-        roots_of((), tmp_path / "unit.pid")
+        roots_of(TriageTarget(pid_file=tmp_path / "unit.pid"))
     (tmp_path / "unit.pid").write_text("none")
     with pytest.raises(CollectorFailed, match="holds no process ids"):
-        roots_of((), tmp_path / "unit.pid")
+        roots_of(TriageTarget(pid_file=tmp_path / "unit.pid"))
     (tmp_path / "unit.pid").write_text("12\n")
-    assert roots_of((7,), tmp_path / "unit.pid") == (7, 12)
+    assert roots_of(TriageTarget(pids=(7,), pid_file=tmp_path / "unit.pid")) == (7, 12)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actions.snapshot.collectors import CollectorFailed
-from gpu_actions.snapshot.collectors.ras import collect_ras, parse_json_answer, parse_text_answer
-from gpu_actions.snapshot.host_model import RasReading
+from gpu_actions.snapshot.collector import CollectorFailed
+from gpu_actions.snapshot.collectors.ras import RasReading, collect_ras, parse_json_answer, parse_text_answer
 from tests.gpu_actions.fakes import Talk, ras_server, ras_talk
 
 

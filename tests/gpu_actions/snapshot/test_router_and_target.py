@@ -12,10 +12,10 @@ import pytest
 from gpu_actions.config.host import EngineConfig, HostConfig, ProcessUnit, TierConfig
 from gpu_actions.models import Severity
 from gpu_actions.serving.interfaces import UnitState
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.fabric_manager import parse_show
 from gpu_actions.snapshot.collectors.router import collect_router
-from gpu_actions.triage.host_target import serving_tier, target_of_config
+from gpu_actions.snapshot.target import serving_tier, target_of_config
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.matrix import matrix_of
 from tests.gpu_actions.fakes import end

@@ -3,7 +3,12 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from gpu_actions.snapshot.gpu_model import (
+from gpu_actions.snapshot.collectors.completion import CompletionReading
+from gpu_actions.snapshot.collectors.engine import EngineReading, EngineSample
+from gpu_actions.snapshot.collectors.environment import EnvironmentReading
+from gpu_actions.snapshot.collectors.fabric_manager import FabricManagerReading
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
+from gpu_actions.snapshot.collectors.nvml import (
     FabricReading,
     GpuReading,
     GpuSample,
@@ -11,23 +16,11 @@ from gpu_actions.snapshot.gpu_model import (
     NvmlReading,
     PairReading,
 )
-from gpu_actions.snapshot.host_model import (
-    CompletionReading,
-    EngineReading,
-    EngineSample,
-    EnvironmentReading,
-    FabricManagerReading,
-    KernelLogReading,
-    RankProcess,
-    RanksReading,
-    RasCommunicator,
-    RasPoll,
-    RasRank,
-    RasReading,
-    RouterReading,
-    RouterServer,
-)
-from gpu_actions.snapshot.model import CollectorOutcome, Expectation, Snapshot
+from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
+from gpu_actions.snapshot.collectors.ras import RasCommunicator, RasPoll, RasRank, RasReading
+from gpu_actions.snapshot.collectors.router import RouterReading, RouterServer
+from gpu_actions.snapshot.model import CollectorOutcome, Snapshot
+from gpu_actions.snapshot.target import Expectation
 
 TAKEN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 OK = CollectorOutcome(status="ok")

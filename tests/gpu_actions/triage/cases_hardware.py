@@ -2,18 +2,13 @@
 
 from collections.abc import Callable
 
-from gpu_actions.snapshot.gpu_model import GpuProcess
-from gpu_actions.snapshot.host_model import (
-    DeepGpu,
-    DeepPair,
-    DeepReading,
-    EnvironmentReading,
-    FabricManagerReading,
-    KernelLogReading,
-    RanksReading,
-    RouterReading,
-    XidEvent,
-)
+from gpu_actions.snapshot.collectors.deep import DeepGpu, DeepPair, DeepReading
+from gpu_actions.snapshot.collectors.environment import EnvironmentReading
+from gpu_actions.snapshot.collectors.fabric_manager import FabricManagerReading
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
+from gpu_actions.snapshot.collectors.nvml import GpuProcess
+from gpu_actions.snapshot.collectors.ranks import RanksReading
+from gpu_actions.snapshot.collectors.router import RouterReading
 from gpu_actions.snapshot.model import Snapshot
 from tests.gpu_actions.triage import builders as make
 

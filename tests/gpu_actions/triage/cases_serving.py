@@ -2,20 +2,13 @@
 
 from collections.abc import Callable
 
-from gpu_actions.snapshot.host_model import (
-    EngineReading,
-    EngineSample,
-    EnvironmentReading,
-    KernelLogReading,
-    RanksReading,
-    RasMissingRank,
-    RasPoll,
-    RasReading,
-    RouterReading,
-    StackReading,
-    StacksReading,
-    XidEvent,
-)
+from gpu_actions.snapshot.collectors.engine import EngineReading, EngineSample
+from gpu_actions.snapshot.collectors.environment import EnvironmentReading
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
+from gpu_actions.snapshot.collectors.ranks import RanksReading
+from gpu_actions.snapshot.collectors.ras import RasMissingRank, RasPoll, RasReading
+from gpu_actions.snapshot.collectors.router import RouterReading
+from gpu_actions.snapshot.collectors.stacks import StackReading, StacksReading
 from gpu_actions.snapshot.model import Snapshot
 from tests.gpu_actions.triage import builders as make
 

@@ -9,10 +9,10 @@ from gpu_actions.action import PlanRequest, StepContext
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host
 from gpu_actions.models import VerdictKind
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.action import TriageArguments, look, plan_triage
 from gpu_actions.triage.baselines import TriageBaseline, baseline_from, load_baseline, save_baseline
-from gpu_actions.triage.collect import collect
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage.test_action import host  # noqa: F401  (a fixture)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpu_actions.models import Verdict
-from gpu_actions.snapshot.host_model import FabricManagerReading
+from gpu_actions.snapshot.collectors.fabric_manager import FabricManagerReading
 from gpu_actions.snapshot.model import load_snapshot, save_snapshot
 from gpu_actions.triage.cli import main, parse_duration
 from gpu_actions.triage.judge import judge

@@ -4,10 +4,8 @@ import pytest
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Severity, VerdictKind
-from gpu_actions.snapshot.gpu_model import GpuProcess
-from gpu_actions.snapshot.host_model import (
-    DeepReading,
-)
+from gpu_actions.snapshot.collectors.deep import DeepReading
+from gpu_actions.snapshot.collectors.nvml import GpuProcess
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.judge import judge

@@ -1,7 +1,7 @@
-"""Starts the deep probe's ranks, reads their figures as they come, and ends the whole group at the deadline.
+"""The deep probe: all-reduce, copies and a GEMM on all GPUs, in a group of ranks that is killed at its deadline.
 
-Memory on every GPU is checked first, from the snapshot: beside a running tier there is usually none, and then the probe says
-so instead of taking the tier down. NVLS is off (`NCCL_NVLS_ENABLE=0`): floors and baselines are for the rings.
+Free memory is checked first, from the snapshot: beside a running tier there is usually none, and the probe must not take the
+tier down. NVLS is off (`NCCL_NVLS_ENABLE=0`): floors and baselines are figures of NCCL's rings.
 """
 
 import asyncio
@@ -16,16 +16,18 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.collectors.child_lines import lines_of
-from gpu_actions.snapshot.gpu_model import NvmlReading
-from gpu_actions.snapshot.host_model import DeepGpu, DeepPair, DeepReading
+from gpu_actions.models import Frozen
+from gpu_actions.snapshot.child_lines import lines_of
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.nvml import NvmlReading
 from gpu_actions.system.processes import child_environment
 
 FOLDER_PREFIX = "gpu-oncall-deep-"
 LEFTOVER_AGE_S = 3600.0
-CHILD = "gpu_actions.triage.deep.child"
+CHILD = "gpu_actions.snapshot.collectors.deep_child"
 ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",
     "NCCL_RAS_ENABLE": "0",  # the tier's own RAS keeps its port
@@ -38,8 +40,43 @@ ENVIRONMENT = {
 }
 
 
+class DeepGpu(Frozen):
+    """Figures of one rank's GPU; None if the rank did not get that far."""
+
+    index: int
+    uuid: str = ""
+    gemm_tflops: float | None = None
+    error: str = ""
+
+
+class DeepPair(Frozen):
+    """A measured copy from one GPU to another."""
+
+    source: int
+    target: int
+    gbps: float = Field(ge=0)
+
+
+class DeepReading(Frozen):
+    """Figures of the deep probe. With the backend gloo they are those of CPU tensors, not of a GPU."""
+
+    backend: Literal["nccl", "gloo"]
+    outcome: Literal["ok", "timeout", "failed"]
+    detail: str = ""
+    world_size: int = 0
+    message_bytes: int = 0
+    allreduce_ms: float | None = None
+    busbw_gbps: float | None = None
+    gpus: tuple[DeepGpu, ...] = ()
+    pairs: tuple[DeepPair, ...] = ()
+    startup_s: float | None = None
+    measure_s: float | None = None
+    nccl_version: str = ""
+    torch_version: str = ""
+
+
 class RankLog:
-    """What one rank has told so far."""
+    """The records of one rank so far, by event."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -50,11 +87,11 @@ class RankLog:
 
 
 def check_headroom(nvml: NvmlReading | None, *, free_gib: float) -> int:
-    """How many GPUs the probe runs on. Raises CollectorFailed where memory is short or GPUs cannot be probed."""
+    """Return the number of GPUs to probe. Raises CollectorFailed if memory is short or a GPU cannot be probed."""
     if nvml is None or not nvml.gpus:
-        raise CollectorFailed("no GPU was read, so none is probed")
+        raise CollectorFailed("no GPU was read, so none can be probed")
     if nvml.hung_call is not None:
-        raise CollectorFailed(f"the driver hangs in {nvml.hung_call}: a probe would hang as well")
+        raise CollectorFailed(f"the driver hangs in {nvml.hung_call}: the probe would hang as well")
     bad = [gpu for gpu in nvml.gpus if gpu.error is not None]
     if bad:
         raise CollectorFailed(f"{bad[0].label} cannot be used: {bad[0].error}")
@@ -67,7 +104,7 @@ def check_headroom(nvml: NvmlReading | None, *, free_gib: float) -> int:
         words = "unknown" if there is None else f"{there / 1024:.1f} GiB"
         raise CollectorFailed(
             f"not enough free memory on {len(short)} GPUs ({short[0].label}: {words}, {free_gib:g} GiB needed): "
-            "the tier holds it; triage deep again once the tier is stopped"
+            "the tier holds it; run the deep triage again once the tier is stopped"
         )
     return len(nvml.gpus)
 
@@ -75,11 +112,11 @@ def check_headroom(nvml: NvmlReading | None, *, free_gib: float) -> int:
 async def collect_deep(
     nvml: NvmlReading | None, *, asked: bool, expect_gpus: int | None, limits: TriageThresholds
 ) -> DeepReading:
-    """Run the probe on all GPUs. Raises CollectorSkipped when it was not asked for or there are no GPUs."""
+    """Run the probe on all GPUs. Raises CollectorSkipped if it was not requested or there are no GPUs."""
     if not asked:
-        raise CollectorSkipped("the deep probe was not asked for")
+        raise CollectorSkipped("the deep probe was not requested")
     if expect_gpus == 0:
-        raise CollectorSkipped("this host declares no GPUs")
+        raise CollectorSkipped("this host has no GPUs (hosts.gpus = 0)")
     world_size = check_headroom(nvml, free_gib=limits.deep_free_gib)
     return await run_probe(
         world_size,
@@ -98,10 +135,9 @@ async def run_probe(
     environment: dict[str, str] | None = None,
     hang_rank: int = -1,
 ) -> DeepReading:
-    """Start `world_size` ranks and wait for them until the deadline; then all of them are ended.
+    """Start `world_size` ranks, wait for them until the deadline, and kill what is left.
 
-    busbw = bytes / seconds x 2(n-1)/n, as nccl-tests count it. `hang_rank` never comes to
-    the all-reduce, for tests.
+    busbw = bytes / seconds x 2(n-1)/n, as in nccl-tests. `hang_rank` never enters the all-reduce (for tests).
     """
     began = time.monotonic()
     logs = {rank: RankLog(rank) for rank in range(-1, world_size)}
@@ -135,7 +171,7 @@ async def run_probe(
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
-    """A record of a rank; None for anything else that a library wrote."""
+    """Parse a record of a rank. Return None for anything else, such as a line of a library."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -151,7 +187,7 @@ def record_of(line: bytes) -> dict[str, Any] | None:
 def reading_of(
     logs: Sequence[RankLog], *, backend: Literal["nccl", "gloo"], message_bytes: int, seconds: float
 ) -> DeepReading:
-    """Put the ranks' figures together; the slowest rank counts."""
+    """Combine the ranks' figures; the slowest rank counts."""
     world_size = len(logs)
     slowest = [log.get("all_reduce", "seconds") for log in logs]
     reduce_s = max(slowest) if all(value is not None for value in slowest) else None
@@ -200,13 +236,25 @@ def _outcome(logs: Sequence[RankLog], seconds: float) -> tuple[Literal["ok", "ti
         return "failed", f"rank {failed[0].rank}: {failed[0].get('error', 'text')}"
     behind = min(logs, key=lambda log: len(log.records))
     last = list(behind.records)[-1] if behind.records else "its start"
-    return "timeout", f"rank {behind.rank} got no further than {last!r} in {seconds:.1f} s"
+    return "timeout", f"rank {behind.rank} did not get beyond {last!r} within {seconds:.1f} s"
 
 
 def _remove_leftovers() -> None:
-    """Remove the folders of probes whose process was killed in the middle."""
+    """Remove the folders of probes whose process was killed."""
     oldest = time.time() - LEFTOVER_AGE_S
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.stat().st_mtime < oldest:
                 shutil.rmtree(folder)
+
+
+DEEP = Collector(
+    collect=lambda source: collect_deep(
+        source.readings.get("nvml"),
+        asked=source.deep,
+        expect_gpus=source.target.expect_gpus,
+        limits=source.limits,
+    ),
+    deadline_s=lambda source: source.limits.deep_deadline_s + 5,
+    runs_alone=True,
+)

@@ -1,8 +1,7 @@
-"""The ranks of the deep probe: all-reduce, copies between pairs and a GEMM on each GPU, written as they are measured.
+"""The ranks of the deep probe: all-reduce, copies between pairs and a GEMM on each GPU, each written as soon as it is measured.
 
-Nearly all of the time is start-up, so torch is imported once and the ranks are forked from that (before CUDA is touched), and
-each rank does all parts in one context and one communicator. With gloo the same code runs on CPU tensors, for tests; its
-figures are labelled and are no GPU's.
+Start-up takes nearly all of the time, so torch is imported once, the ranks are forked before CUDA is initialised, and each rank
+measures everything in one context and one communicator. With gloo the same code runs on CPU tensors, for tests.
 """
 
 import argparse
@@ -27,19 +26,19 @@ CPU_COPY_MIB = 4
 
 
 def emit(record: dict[str, Any]) -> None:
-    """Write one record at once: what was measured survives a later hang."""
+    """Write one record immediately, so that a later hang does not lose it."""
     os.write(1, json.dumps(record).encode() + b"\n")
 
 
 class Timer:
-    """Times work on a device: CUDA events on a GPU, the clock on a CPU. Seconds a round, after one warm-up round."""
+    """Time work on a device in seconds per round, after one warm-up round: by CUDA events on a GPU, by the clock on a CPU."""
 
     def __init__(self, torch: Any, *, gpu: bool) -> None:
         self.torch = torch
         self.gpu = gpu
 
     def seconds(self, work: Any, rounds: int, *, device: int = 0) -> float:
-        """Time `rounds` rounds of `work`; `device` is the GPU whose stream carries it."""
+        """Return the seconds per round; `device` is the GPU whose stream runs `work`."""
         if not self.gpu:
             work()
             began = time.perf_counter()
@@ -60,7 +59,7 @@ class Timer:
 
 
 def gemm_tflops(torch: Any, device: Any, rank: int, timer: Timer) -> float:
-    """Rate of a square bf16 matrix product on a GPU (fp32 and small on a CPU)."""
+    """Measure a square bf16 matrix product on a GPU (small and fp32 on a CPU). Return TFLOP/s."""
     size = GEMM_SIZE if timer.gpu else CPU_GEMM_SIZE
     kind = torch.bfloat16 if timer.gpu else torch.float32
     left = torch.randn(size, size, device=device, dtype=kind)
@@ -72,7 +71,7 @@ def gemm_tflops(torch: Any, device: Any, rank: int, timer: Timer) -> float:
 
 
 def copies_from(torch: Any, source: int, world_size: int, timer: Timer) -> list[dict[str, Any]]:
-    """Copies from one GPU to every other. What arrived is compared, so that a copy that lies is found."""
+    """Measure copies from one GPU to every other, and compare the data. Raises RuntimeError for corrupted data."""
     size = (COPY_MIB if timer.gpu else CPU_COPY_MIB) * 2**20
     here = torch.device("cuda", source) if timer.gpu else torch.device("cpu")
     sent = torch.randint(0, 256, (size,), dtype=torch.uint8, device=here)
@@ -86,7 +85,7 @@ def copies_from(torch: Any, source: int, world_size: int, timer: Timer) -> list[
             lambda sink=sink: sink.copy_(sent, non_blocking=True), COPY_ROUNDS, device=source
         )
         if not torch.equal(sink[::4097].cpu(), sent[::4097].cpu()):
-            raise RuntimeError(f"the copy from GPU {source} to GPU {target} arrived changed")
+            raise RuntimeError(f"the copy from GPU {source} to GPU {target} arrived corrupted")
         pairs.append({"source": source, "target": target, "gbps": round(size / seconds / 1e9, 2)})
     return pairs
 
@@ -94,19 +93,19 @@ def copies_from(torch: Any, source: int, world_size: int, timer: Timer) -> list[
 def all_reduce_seconds(
     torch: Any, dist: Any, device: Any, rank: int, world_size: int, message_bytes: int, timer: Timer
 ) -> float:
-    """Seconds of one all-reduce; its sum is checked. Raises RuntimeError for a wrong sum."""
+    """Return the seconds of one all-reduce. Raises RuntimeError for a wrong sum."""
     tensor = torch.ones(message_bytes // 4, device=device, dtype=torch.float32)
     dist.all_reduce(tensor)
     if float(tensor[0]) != world_size or float(tensor[-1]) != world_size:
-        raise RuntimeError(f"the all-reduce gave {float(tensor[0])} instead of {world_size}")
+        raise RuntimeError(f"the all-reduce returned {float(tensor[0])} instead of {world_size}")
     tensor.zero_()  # sums of zeros stay zero over any number of rounds
     return timer.seconds(lambda: dist.all_reduce(tensor), ALLREDUCE_ROUNDS, device=rank)
 
 
 def measure(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> None:
-    """Run all parts as one rank. Rank 0 makes all copies, so that only it needs a context on every GPU."""
+    """Measure everything as one rank. Rank 0 makes all copies, so that only it needs a context on every GPU."""
 
-    def tell(event: str, **fields: Any) -> None:
+    def record(event: str, **fields: Any) -> None:
         emit({"rank": rank, "event": event, **fields})
 
     gpu = options.backend == "nccl"
@@ -117,7 +116,7 @@ def measure(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> No
         uuid = f"GPU-{str(torch.cuda.get_device_properties(device).uuid).removeprefix('GPU-')}"
     deadline = timedelta(
         seconds=options.timeout_s + 30
-    )  # the parent ends us earlier: a hang must not look like an error
+    )  # the parent kills the ranks earlier: a hang must not look like an error
     store = dist.FileStore(options.store, options.world_size)
     store.set_timeout(deadline)
     dist.init_process_group(
@@ -130,31 +129,31 @@ def measure(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> No
     )
     dist.barrier()
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if gpu else ""
-    tell("started", seconds=time.monotonic() - STARTED, nccl=nccl, uuid=uuid, torch=torch.__version__)
+    record("started", seconds=time.monotonic() - STARTED, nccl=nccl, uuid=uuid, torch=torch.__version__)
     if options.hang_rank == rank:
         time.sleep(3600)
     began = time.monotonic()
     timer = Timer(torch, gpu=gpu)
     seconds = all_reduce_seconds(torch, dist, device, rank, options.world_size, options.message_bytes, timer)
-    tell("all_reduce", seconds=seconds)
+    record("all_reduce", seconds=seconds)
     if rank == 0:
         for source in range(options.world_size):
-            tell(f"copies_{source}", pairs=copies_from(torch, source, options.world_size, timer))
+            record(f"copies_{source}", pairs=copies_from(torch, source, options.world_size, timer))
         store.set(COPIES_DONE, "yes")
-    # Waited for on the CPU: the kernel of a barrier would spin on the very GPUs that rank 0 copies to, and share their time
-    # with it. Copies into such a GPU were measured at 119 GB/s, 391 came out of it.
+    # Wait on the CPU: a barrier's kernel would spin on the GPUs that rank 0 copies to (measured: 119 GB/s into such a GPU,
+    # 391 GB/s out of it).
     store.wait([COPIES_DONE])
     dist.barrier()
-    tell("gemm", tflops=gemm_tflops(torch, device, rank, timer))
+    record("gemm", tflops=gemm_tflops(torch, device, rank, timer))
     dist.barrier()
-    tell("done", seconds=time.monotonic() - began)
+    record("done", seconds=time.monotonic() - began)
 
 
 def run_rank(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> None:
-    """Measure as a forked rank and end the process, without a clean-up that could hang."""
+    """Measure as a forked rank and exit, without a clean-up that could hang."""
     try:
         measure(torch, dist, rank, options)
-    except Exception as error:  # noqa: BLE001  (whatever torch raises becomes the record that the parent reads)
+    except Exception as error:  # noqa: BLE001  (any error of torch is reported to the parent)
         words = " ".join(str(error).split())[:300]
         emit({"rank": rank, "event": "error", "text": f"{type(error).__name__}: {words}"})
         os._exit(1)
@@ -162,14 +161,14 @@ def run_rank(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> N
 
 
 def end_with_parent(parent: int) -> None:
-    """End the whole group soon after the parent is gone, so that a killed triage leaves no rank on a GPU."""
+    """Kill the whole group once the parent is gone, so that a killed triage leaves no rank on a GPU."""
     while os.getppid() == parent:
         time.sleep(0.3)
     os.killpg(0, signal.SIGKILL)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Import torch, fork the ranks and wait for them. Exit 0; 1 when a rank failed."""
+    """Import torch, fork the ranks and wait for them. Exit 0, or 1 if a rank failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--world-size", type=int, required=True)
     parser.add_argument("--backend", choices=("nccl", "gloo"), required=True)
@@ -177,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--message-bytes", type=int, required=True)
     parser.add_argument("--timeout-s", type=float, required=True)
     parser.add_argument(
-        "--hang-rank", type=int, default=-1, help="for tests: this rank never comes to the all-reduce"
+        "--hang-rank", type=int, default=-1, help="for tests: this rank never enters the all-reduce"
     )
     options = parser.parse_args(argv)
     parent = os.getppid()

@@ -1,5 +1,5 @@
-"""A child whose lines are read as they come, ended at a deadline, and never waited for: a process that blocks in the driver
-does not die from SIGKILL until the driver lets go.
+"""Read a child's output line by line, and kill it at a deadline without waiting for its end: a process that is blocked in the
+driver survives SIGKILL until the driver returns.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ async def lines_of(
     env: dict[str, str] | None = None,
     errors: list[str] | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """Give a child's output line by line until it ends or `deadline_s` seconds are over; then end its group.
+    """Yield a child's output line by line until it ends or `deadline_s` seconds have passed; then kill its group.
 
-    The end of its standard error (2000 characters) is appended to `errors`. A line over 1 MiB ends the reading.
+    The last 2000 characters of its standard error are appended to `errors`. A line over 1 MiB ends the reading.
     """
     process = await asyncio.create_subprocess_exec(
         *argv,
@@ -36,9 +36,9 @@ async def lines_of(
         start_new_session=True,
         limit=MAX_LINE_BYTES,
     )
-    assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
+    assert process.stdout is not None  # noqa: S101  (PIPE was requested)
     assert process.stderr is not None  # noqa: S101
-    complaint = asyncio.create_task(_tail(process.stderr))
+    stderr_tail = asyncio.create_task(_tail(process.stderr))
     ends_at = time.monotonic() + deadline_s
     with LEASH.holding(process.pid):
         try:
@@ -59,7 +59,7 @@ async def lines_of(
                     await process.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REAP_S):
-                    tail = await complaint
+                    tail = await stderr_tail
                 if errors is not None and tail:
                     errors.append(tail)
 

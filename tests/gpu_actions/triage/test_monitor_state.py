@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_actions.models import Verdict, VerdictKind
-from gpu_actions.triage.confirm import MonitorPolicy, MonitorState, Signal, burst_key, family_of
 from gpu_actions.triage.judge import judge
+from gpu_actions.triage.monitor_state import MonitorPolicy, MonitorState, Signal, burst_key, family_of
 from tests.gpu_actions.triage import builders as make
 
 POLICY = MonitorPolicy(needed=2, of=3, clear_after=3, stalled_s=30, hold_s=60, burst_s=300, quiet_s=1000)

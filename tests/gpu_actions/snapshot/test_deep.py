@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.snapshot.collectors import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collectors.deep import check_headroom, collect_deep, record_of, run_probe
 from gpu_actions.snapshot.collectors.ranks import process_table
-from gpu_actions.triage.deep.probe import check_headroom, collect_deep, record_of, run_probe
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import end
 from tests.gpu_actions.triage import builders as make
@@ -27,7 +27,7 @@ def probe_processes() -> set[int]:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-        if b"gpu_actions.triage.deep.child" in command:
+        if b"gpu_actions.snapshot.collectors.deep_child" in command:
             found.add(pid)
     return found
 
@@ -67,7 +67,7 @@ async def test_a_rank_that_fails_ends_the_probe_at_once_and_says_why() -> None:
 def test_ranks_end_when_the_triage_that_started_them_is_killed() -> None:
     before = probe_processes()
     code = (
-        "import asyncio; from gpu_actions.triage.deep.probe import run_probe;"
+        "import asyncio; from gpu_actions.snapshot.collectors.deep import run_probe;"
         "asyncio.run(run_probe(2, backend='gloo', deadline_s=100, message_bytes=2**20, hang_rank=1))"
     )
     triage = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)

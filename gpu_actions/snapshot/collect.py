@@ -1,0 +1,120 @@
+"""Take a snapshot: all collectors at once, each with its own deadline, so that it takes the window and little more.
+
+A collector that fails leaves its reason in its outcome and does not stop the others.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import aiohttp
+
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
+from gpu_actions.snapshot.model import COLLECTORS, CollectorOutcome, Snapshot
+from gpu_actions.snapshot.progress import progress_of
+from gpu_actions.snapshot.target import TriageTarget
+
+Report = Callable[[str], None]
+
+
+class _Collection:
+    """The outcomes and readings of one snapshot while it is taken."""
+
+    def __init__(self, target: TriageTarget, window_s: float, report: Report | None) -> None:
+        self.target = target
+        self.window_s = window_s
+        self.taken_at = datetime.now(UTC)
+        self.readings: dict[str, Any] = {}
+        self.outcomes: dict[str, CollectorOutcome] = {}
+        self.finished = {name: asyncio.Event() for name in COLLECTORS}
+        self._report = report
+
+    def snapshot(self) -> Snapshot:
+        """Return what is known so far."""
+        return Snapshot(
+            host=self.target.host,
+            taken_at=self.taken_at,
+            window_s=self.window_s,
+            expected=self.target.expectation(),
+            collectors={name: self.outcomes[name] for name in COLLECTORS if name in self.outcomes},
+            **self.readings,
+        )
+
+    async def run(self, name: str, source: Source, *, wanted: bool) -> None:
+        """Run one collector to its end or its deadline, and note its outcome."""
+        collector = COLLECTORS[name]
+        for earlier in collector.after:
+            await self.finished[earlier].wait()
+        deadline_s = collector.deadline_s(source)
+        started = time.monotonic()
+        status: Literal["ok", "failed", "skipped"] = "failed"
+        reason = ""
+        try:
+            async with asyncio.timeout(deadline_s):
+                self.readings[name] = await (collector.collect(source) if wanted else _left_out())
+            status = "ok"
+        except CollectorSkipped as error:
+            status, reason = "skipped", str(error)
+        except CollectorFailed as error:
+            reason = str(error)
+        except TimeoutError:
+            reason = f"not finished within {deadline_s:.1f} s"
+        except Exception as error:  # noqa: BLE001  (its outcome: one broken source must not hide the others)
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            self.finished[name].set()
+        seconds = time.monotonic() - started
+        self.outcomes[name] = CollectorOutcome(
+            status=status, reason=" ".join(reason.split())[:300], seconds=seconds
+        )
+        if self._report is not None and status != "skipped":
+            self._report(f"{name}: {status} in {seconds:.1f} s")
+
+
+async def _left_out() -> Any:
+    raise CollectorSkipped("not part of this snapshot")
+
+
+async def collect(
+    target: TriageTarget,
+    thresholds: TriageThresholds | None = None,
+    *,
+    window_s: float | None = None,
+    deep: bool = False,
+    report: Report | None = None,
+    only: frozenset[str] | None = None,
+) -> Snapshot:
+    """Take a snapshot of `target` over `window_s` seconds (default: the thresholds'). It needs no rights, but sees less
+    without them.
+
+    `only` limits a monitor's snapshot to these collectors; the others are noted as skipped, so that their checks do not apply.
+    Raises ValueError for a name that is not a collector.
+    """
+    if only is not None and (unknown := only - COLLECTORS.keys()):
+        raise ValueError(f"there is no collector {', '.join(sorted(unknown))}")
+    limits = thresholds or TriageThresholds()
+    window = limits.window_s if window_s is None else window_s
+    collection = _Collection(target, window, report)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=8)) as session:
+        source = Source(
+            target=target,
+            limits=limits,
+            window_s=window,
+            began=time.monotonic(),
+            session=session,
+            deep=deep,
+            readings=collection.readings,
+            is_stuck=lambda: progress_of(collection.snapshot()).stuck,
+        )
+
+        def run(name: str) -> Awaitable[None]:
+            return collection.run(name, source, wanted=only is None or name in only)
+
+        alone = [name for name, collector in COLLECTORS.items() if collector.runs_alone]
+        await asyncio.gather(*[run(name) for name in COLLECTORS if name not in alone])
+        for name in alone:
+            await run(name)
+    return collection.snapshot()
