@@ -1,38 +1,35 @@
-"""Start the reference engine: rank 0 with HTTP, or, with `--rank K`, one of the ranks that rank 0 starts.
+"""Start the reference engine: rank 0 with HTTP or, with `--rank K`, one of the ranks that rank 0 starts.
 
-Imports are late and in the order that lets ranks load in parallel: the ranks are started first, HTTP answers next, torch
-(most of the start-up) comes last and in the model's thread.
+Imports are late so that ranks load in parallel: rank 0 first starts the other ranks, then answers HTTP, and imports torch
+(most of the start-up time) last, in the model's thread.
 """
 
 import gc
 import logging
 import os
 import sys
-import time
 
-from demo.engine.options import Options, StartError, parse_options
+from demo.engine.options import Options, parse_options
+from demo.engine.startup import StartError, timed_phase
 
 
 def _run_rank(options: Options) -> int:
-    from demo.engine.ranks import die_with_parent
-    from demo.engine.server import log_phase
+    from demo.engine.rank_processes import die_with_rank_0
 
-    die_with_parent()
-    began = time.monotonic()
-    from demo.engine.worker import Worker
-
-    log_phase("import torch", time.monotonic() - began)
-    worker = Worker(options, rank=options.rank, phase=log_phase)
+    die_with_rank_0()
+    with timed_phase("import torch"):
+        from demo.engine.worker import Worker
+    worker = Worker(options, rank=options.rank)
     worker.load()
     worker.connect(port=options.dist_port, listener=None)
     gc.freeze()
     gc.enable()
-    worker.follow()
+    worker.follow_rank_0()
     return 0
 
 
 def _main() -> int:
-    gc.disable()  # until all is imported: the collector would walk torch's objects again and again (0.2 s of 1.1 s)
+    gc.disable()  # during the imports the collector would walk torch's objects again and again (0.2 s of 1.1 s)
     options = parse_options()
     logging.basicConfig(
         level=logging.INFO,
@@ -40,14 +37,7 @@ def _main() -> int:
         datefmt="%Y-%m-%dT%H:%M:%S",
         stream=sys.stderr,
     )
-    # before torch is imported: its thread pools read them once
-    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
-    if options.save_weights is not None:
-        from demo.engine import weights
-
-        count = weights.save(options, options.save_weights)
-        print(f"{count} parameters are in {options.save_weights}")
-        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))  # torch reads it once, when it is imported
     if options.rank:
         return _run_rank(options)
     from demo.engine.server import serve
@@ -62,8 +52,8 @@ if __name__ == "__main__":
         logging.error("cannot start: %s", error)
         code = 1
     except Exception:
-        logging.exception("the reference engine ended")
+        logging.exception("the reference engine failed")
         code = 1
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(code)  # a thread that hangs in a collective would hold an ordinary exit for ever
+    os._exit(code)  # an ordinary exit would wait for ever for a thread that hangs in a collective

@@ -1,7 +1,7 @@
-"""The engine on rank 0: a thread of its own for the model, so that a collective that hangs never stops HTTP.
+"""The engine on rank 0. The model has a thread of its own, so that a collective that hangs never stops HTTP.
 
-The HTTP side submits and withdraws requests under a lock; the model thread takes the lock between steps only. Tokens go
-back through the event loop, one call a step.
+The HTTP side submits and withdraws requests under a lock, which the model thread takes between steps only. Tokens go back
+through the event loop, one call per step.
 """
 
 import asyncio
@@ -15,14 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo.engine.metrics import Metrics
-from demo.engine.options import Options, StartError
-from demo.engine.request import Parameters, Rejection, Request, State, TokenEvent
+from demo.engine.options import Options
+from demo.engine.request import (
+    Command,
+    Rejection,
+    Request,
+    StartProfile,
+    State,
+    StepPlan,
+    Stop,
+    StopProfile,
+    TokenEvent,
+)
 from demo.engine.scheduler import QueueFull, Scheduler
-from demo.engine.step_plan import Operation, StepPlan
-from demo.engine.stepper import Stepper
-from demo.engine.tokenizer import encode
+from demo.engine.startup import StartError, timed_phase
+from demo.engine.tokenizer import END_OF_TEXT, encode, token_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from demo.engine.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -32,7 +43,7 @@ WARM_UP_TOKENS = 2
 
 
 class Refused(Exception):
-    """A request is not taken, with what to answer."""
+    """Raised when a request is not taken."""
 
     def __init__(self, rejection: Rejection) -> None:
         super().__init__(rejection.message)
@@ -43,27 +54,22 @@ class Engine:
     """Life of the engine: loading, live (steps can run), ready (a token was generated), draining, failed."""
 
     def __init__(
-        self,
-        options: Options,
-        *,
-        phase: Callable[[str, float], None],
-        on_ready: Callable[[], None],
-        on_failure: Callable[[str], None],
+        self, options: Options, *, on_ready: Callable[[], None], on_failure: Callable[[str], None]
     ) -> None:
         """Must be made on the event loop. `on_ready` and `on_failure` are called on it."""
-        self.options = options
-        self.metrics = Metrics(options.model_name)
         self.live = False
         self.ready = False
         self.draining = False
-        self._phase, self._on_ready, self._on_failure = phase, on_ready, on_failure
+        self._options = options
+        self._metrics = Metrics(options.model_name)
+        self._on_ready, self._on_failure = on_ready, on_failure
         self._loop = asyncio.get_running_loop()
         self._wake = threading.Condition()
-        self._scheduler: Scheduler | None = None
-        self._commands: list[tuple[StepPlan, asyncio.Future[None]]] = []
+        self._scheduler = Scheduler(options)
+        self._commands: list[tuple[Command, asyncio.Future[None]]] = []
         self._stopping = False
-        self._worker: Worker | None = None
-        self._profiling_stamp: int | None = None
+        self._profile_stamp_ms: int | None = None
+        self._worker: Worker
 
     # -- HTTP side -----------------------------------------------------------------------------------------------
 
@@ -71,108 +77,100 @@ class Engine:
         """Start the model thread; `port` and `listener` are for the ranks' rendezvous."""
         threading.Thread(target=self._run, args=(port, listener), name="model-steps", daemon=True).start()
 
-    def submit(self, prompt: tuple[int, ...], parameters: Parameters) -> Request:
-        """Queue a request. Raises Refused: not ready, draining, or the queue is full."""
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises Refused when the engine is not ready or drains, or when the queue is full."""
         if self.draining:
-            raise Refused(Rejection(503, "shutting_down", "the engine is shutting down: ask another one"))
+            raise Refused(Rejection(503, "shutting_down", "the engine is shutting down: use another one"))
         if not self.ready:
-            raise Refused(Rejection(503, "starting", "the engine is starting: wait until /ready answers 200"))
-        return self._submit(prompt, parameters, internal=False)
+            raise Refused(Rejection(503, "starting", "the engine is starting: wait until /ready returns 200"))
+        self._queue(request)
+        if self._options.queue_timeout_s:
+            self._loop.call_later(self._options.queue_timeout_s, self._expire, request)
 
-    def _submit(self, prompt: tuple[int, ...], parameters: Parameters, *, internal: bool) -> Request:
-        scheduler = self._scheduler
-        assert scheduler is not None  # noqa: S101  (set before `live`)
-        request = Request(prompt, parameters, time.monotonic(), internal)
+    def _queue(self, request: Request) -> None:
         with self._wake:
             try:
-                scheduler.submit(request)
+                self._scheduler.submit(request)
             except QueueFull as error:
-                limit = self.options.max_num_queued_reqs
+                limit = self._options.max_num_queued_reqs
                 message = f"the queue is full ({limit} waiting): try again later"
                 raise Refused(Rejection(503, "queue_full", message)) from error
             self._wake.notify()
-        if self.options.queue_timeout_s and not internal:
-            self._loop.call_later(self.options.queue_timeout_s, self._expire, request)
-        return request
 
     def _expire(self, request: Request) -> None:
-        """The queue's time limit: kept by the event loop, as the model thread may hang in a collective."""
+        """End a request at the queue's time limit. The event loop keeps the time, as the model thread may hang."""
         with self._wake:
-            scheduler = self._scheduler
-            if request.state is not State.WAITING or scheduler is None:
+            if request.state is not State.WAITING:
                 return
-            scheduler.withdraw(request)
-        limit = self.options.queue_timeout_s
-        message = f"the request waited longer than {limit:g} s for a place in the batch: try again later"
+            self._scheduler.withdraw(request)
+        message = f"the request waited longer than {self._options.queue_timeout_s:g} s: try again later"
         request.events.put_nowait(Rejection(503, "queue_timeout", message))
 
     def abandon(self, request: Request) -> None:
-        """The client is gone: forget the request, or free its slot before the next step."""
+        """Forget a request whose client is gone, or free its slot before the next step."""
         with self._wake:
-            if request.state is State.ENDED or self._scheduler is None:
+            if request.state is State.ENDED:
                 return
             withdrawn = self._scheduler.withdraw(request)
             self._wake.notify()
         if withdrawn:
-            self.metrics.finished("abort", seconds=time.monotonic() - request.arrived_s)
+            self._metrics.request_ended("abort", seconds=time.monotonic() - request.arrived_s)
 
     def scrape(self) -> str:
-        """The text of /metrics."""
+        """Return the page of /metrics."""
         with self._wake:
-            if self._scheduler is None:
-                return self.metrics.render(running=0, waiting=0, cache_usage=0.0)
-            running, waiting = len(self._scheduler.running), self._scheduler.waiting
-            usage = self._scheduler.cache_usage
-        return self.metrics.render(running=running, waiting=waiting, cache_usage=usage)
+            self._metrics.running.set(len(self._scheduler.running))
+            self._metrics.waiting.set(self._scheduler.waiting)
+            self._metrics.cache_usage.set(self._scheduler.cache_usage)
+        return self._metrics.page()
 
-    def unfinished(self) -> int:
-        """How many requests run or wait."""
+    def unfinished(self) -> list[Request]:
+        """Return the requests that run or wait."""
         with self._wake:
-            return 0 if self._scheduler is None else len(self._scheduler.everything())
+            return self._scheduler.unfinished()
 
-    def cut(self, rejection: Rejection) -> int:
-        """Tell all requests that they end here; gives how many there were. The batch itself may hang and stays as it is."""
-        with self._wake:
-            requests = [] if self._scheduler is None else self._scheduler.everything()
+    def abort_all(self, rejection: Rejection) -> int:
+        """Reject all unfinished requests and return their number. The batch itself may hang and is left alone."""
+        requests = self.unfinished()
         for request in requests:
             request.events.put_nowait(rejection)
         return len(requests)
 
     def stop(self) -> None:
-        """Let the model thread end, and with it the other ranks, once nothing runs."""
+        """Let the model thread end after its step, and with it the other ranks."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
 
     @property
     def profiling(self) -> bool:
-        """Whether a profile was started and its files were not yet asked for."""
-        return self._profiling_stamp is not None
+        """True from the start of a profile until its files were fetched."""
+        return self._profile_stamp_ms is not None
 
     async def start_profile(self, max_iterations: int) -> None:
         """Begin a profile on all ranks, before the next step."""
-        stamp = int(time.time() * 1000)
-        self._profiling_stamp = stamp
-        await self._command(StepPlan(Operation.START_PROFILE, value=max_iterations, stamp=stamp))
+        self._profile_stamp_ms = int(time.time() * 1000)
+        await self._command(StartProfile(max_iterations, self._profile_stamp_ms))
 
     async def stop_profile(self) -> tuple[list[Path], bool]:
-        """End the profile, if it has not ended by itself; gives the trace files, and whether all were written."""
+        """End the profile if it has not ended by itself. Return the trace files, and whether all ranks wrote theirs."""
         from demo.engine.step_profiler import trace_path
 
-        await self._command(StepPlan(Operation.STOP_PROFILE))
-        stamp, self._profiling_stamp = self._profiling_stamp, None
-        folder = self.options.profiler_dir
-        assert self._worker is not None  # noqa: S101  (a command was done)
-        assert folder is not None  # noqa: S101  (the route answers 404 without one)
-        written = dict(self._worker.finished_profiles).get(stamp or 0, False)
-        ranks = range(self.options.tensor_parallel_size)
-        paths = [trace_path(folder, stamp or 0, rank) for rank in ranks]
-        return [path.absolute() for path in paths if path.exists()], written
+        stamp_ms, folder = self._profile_stamp_ms, self._options.profiler_dir
+        assert stamp_ms is not None  # noqa: S101  (the caller checks `profiling`)
+        assert folder is not None  # noqa: S101  (the route does not exist without one)
+        await self._command(StopProfile())
+        self._profile_stamp_ms = None
+        paths = [
+            trace_path(folder, stamp_ms, rank).absolute()
+            for rank in range(self._options.tensor_parallel_size)
+        ]
+        return [path for path in paths if path.exists()], self._worker.all_traces_written
 
-    async def _command(self, plan: StepPlan) -> None:
+    async def _command(self, command: Command) -> None:
         done: asyncio.Future[None] = self._loop.create_future()
         with self._wake:
-            self._commands.append((plan, done))
+            self._commands.append((command, done))
             self._wake.notify()
         await done
 
@@ -181,35 +179,31 @@ class Engine:
     def _run(self, port: int, listener: socket.socket | None) -> None:
         try:
             self._load(port, listener)
+            self._warm_up()
             self._serve()
         except StartError as error:
             self._loop.call_soon_threadsafe(self._on_failure, str(error))
         except Exception as error:
-            log.exception("the model thread ended")
+            log.exception("the model thread failed")
             self._loop.call_soon_threadsafe(self._on_failure, f"{type(error).__name__}: {error}")
 
     def _load(self, port: int, listener: socket.socket | None) -> None:
-        began = time.monotonic()
-        from demo.engine.worker import Worker
+        with timed_phase("import torch"):
+            from demo.engine.worker import Worker
+        self._worker = Worker(self._options, rank=0)
+        self._worker.load()
+        self._worker.connect(port=port, listener=listener)
+        self.live = True
 
-        self._phase("import torch", time.monotonic() - began)
-        worker = Worker(self.options, rank=0, phase=self._phase)
-        worker.load()
-        worker.connect(port=port, listener=listener)
-        scheduler = Scheduler(self.options, slots=worker.model.slots, epoch_s=time.monotonic())
-        self._stepper = Stepper(self.options, worker, scheduler, self.metrics)
-        self._worker = worker
-        with self._wake:
-            self._scheduler = scheduler
-            self.live = True
-        began = time.monotonic()
-        limit = min(WARM_UP_TOKENS, self.options.max_model_len - 1)
-        prompt = tuple(encode(WARM_UP_PROMPT)[: self.options.max_model_len - limit])
-        request = self._submit(prompt, Parameters(max_tokens=limit, ignore_eos=True), internal=True)
-        while request.state is not State.ENDED:
-            self._one_step()
-        self._phase("warm-up", time.monotonic() - began)
-        gc.freeze()  # what is imported stays: later collections need not look at it
+    def _warm_up(self) -> None:
+        with timed_phase("warm-up"):
+            limit = min(WARM_UP_TOKENS, self._options.max_model_len - 1)
+            prompt = tuple(encode(WARM_UP_PROMPT)[: self._options.max_model_len - limit])
+            request = Request(prompt, limit, ignore_eos=True, internal=True)
+            self._queue(request)
+            while request.state is not State.ENDED:
+                self._step()
+        gc.freeze()  # later collections need not look at what was imported
         gc.enable()
         self.ready = True
         self._loop.call_soon_threadsafe(self._on_ready)
@@ -217,42 +211,85 @@ class Engine:
     def _serve(self) -> None:
         while True:
             with self._wake:
-                while not self._commands and not self._stopping and not self._stepper.has_work():
-                    self._wake.wait(self._stepper.seconds_to_window())
+                while not self._commands and not self._stopping and not self._scheduler.unfinished():
+                    self._wake.wait()
                 commands, self._commands = self._commands, []
                 stopping = self._stopping
-            for plan, done in commands:
-                self._do(plan)
+            for command, done in commands:
+                if not isinstance(command, StopProfile) or self._worker.profiler.active:
+                    self._execute(command)
                 self._loop.call_soon_threadsafe(_resolve, done)
             if stopping:
                 break
-            self._one_step()
-        assert self._worker is not None  # noqa: S101
-        self._worker.communicator.send(StepPlan(Operation.STOP))
-        log.info("the model thread has ended; the other ranks were told to")
+            self._step()
+        self._worker.communicator.send(Stop())
+        log.info("the model thread has ended; the other ranks end too")
 
-    def _do(self, plan: StepPlan) -> None:
-        assert self._worker is not None  # noqa: S101
-        if plan.operation is Operation.STOP_PROFILE and not self._worker.profiler.active:
-            return  # it ended by itself
-        self._worker.communicator.send(plan)
-        self._worker.execute(plan)
+    def _execute(self, command: Command) -> "Tensor | None":
+        self._worker.communicator.send(command)
+        return self._worker.execute(command)
 
-    def _one_step(self) -> None:
+    def _step(self) -> None:
+        """Run one step on all ranks and deliver its tokens. Takes as long as the slowest rank."""
         with self._wake:
-            step = self._stepper.next_step()
+            step = self._plan_step()
         if step is None:
             return
-        told = self._stepper.compute(step)
-        with self._wake:
-            self._stepper.settle(told)
-        self._loop.call_soon_threadsafe(_deliver, told)
-        if self.options.slow_ms:
-            time.sleep(self.options.slow_ms / 1000)
+        plan, outputs = step
+        logits = self._execute(plan)
+        if logits is not None:
+            events = self._events(outputs, logits)
+            with self._wake:
+                for request, event in zip(outputs, events, strict=True):
+                    if event.finish_reason is not None:
+                        self._scheduler.end(request)
+            self._loop.call_soon_threadsafe(_deliver, outputs, events)
+        if self._options.slow_ms:
+            time.sleep(self._options.slow_ms / 1000)
+
+    def _plan_step(self) -> tuple[StepPlan, list[Request]] | None:
+        """Free the slots of gone clients, admit waiting requests, and plan."""
+        now_s = time.monotonic()
+        for request in self._scheduler.drop_abandoned():
+            self._metrics.request_ended("abort", seconds=now_s - request.arrived_s)
+        for request in self._scheduler.admit():
+            if not request.internal:
+                self._metrics.queue_s.observe(now_s - request.arrived_s)
+        return self._scheduler.step()
+
+    def _events(self, requests: list[Request], logits: "Tensor") -> list[TokenEvent]:
+        """Pick the next token of each request from its row of logits. Return what the clients get."""
+        from demo.engine.model import logprobs, pick_tokens
+
+        tokens = pick_tokens(logits, [not request.ignore_eos for request in requests])
+        now_s = time.monotonic()
+        events = []
+        for request, token, row in zip(requests, tokens, logits, strict=True):
+            request.generated.append(token)
+            reason = "stop" if token == END_OF_TEXT else None
+            if reason is None and len(request.generated) >= request.max_tokens:
+                reason = "length"
+            if not request.internal:
+                self._count(request, reason, now_s)
+            request.last_token_s = now_s
+            alternatives = () if request.logprobs is None else logprobs(row, token, request.logprobs)
+            events.append(TokenEvent(token, token_text(token), reason, *alternatives))
+        return events
+
+    def _count(self, request: Request, finish_reason: str | None, now_s: float) -> None:
+        """Count a request's newest token in the metrics."""
+        self._metrics.generation_tokens.inc()
+        if len(request.generated) == 1:
+            self._metrics.prompt_tokens.inc(len(request.prompt))
+            self._metrics.ttft_s.observe(now_s - request.arrived_s)
+        else:
+            self._metrics.itl_s.observe(now_s - request.last_token_s)
+        if finish_reason is not None:
+            self._metrics.request_ended(finish_reason, seconds=now_s - request.arrived_s)
 
 
-def _deliver(told: list[tuple[Request, TokenEvent]]) -> None:
-    for request, event in told:
+def _deliver(requests: list[Request], events: list[TokenEvent]) -> None:
+    for request, event in zip(requests, events, strict=True):
         request.events.put_nowait(event)
 
 

@@ -1,59 +1,72 @@
-"""The options of the reference engine, checked once at start.
+"""The command-line options of the reference engine, checked once at start.
 
-A frozen dataclass and argparse stand here instead of pydantic: the engine's start-up time is a figure that we publish,
-and every rank pays each import again.
+A dataclass and argparse instead of pydantic: the engine's start-up time is a published figure, and every rank pays for
+each import again.
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
 
-VOCABULARY = 257
-"""256 bytes and one end-of-text token (`tokenizer.END_OF_TEXT`)."""
 
-
-class StartError(Exception):
-    """The engine cannot start as it was asked to. The message says why and what to change."""
+def _option(
+    default: Any,
+    text: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    metadata = {"help": text, "above": above, "least": least, "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What one engine was started with. The rank processes get the same options, and a rank and a port beside them."""
+    """Options of one engine. Each field is the flag of its name; names follow vLLM's where vLLM has the option."""
 
-    host: str
-    port: int
-    model_name: str
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    max_model_len: int
-    seed: int
-    weights: Path | None
-    save_weights: Path | None
-    all_bytes: bool
-    dtype: str
-    device: str
-    threads: int
-    gpu_memory_gib: float | None
-    tensor_parallel_size: int
-    dist_port: int
-    collective_timeout_s: float
-    max_num_seqs: int
-    prefill_chunk: int
-    max_num_queued_reqs: int | None
-    queue_timeout_s: float
-    long_prompt_tokens: int
-    long_window_s: float
-    max_long_seqs: int
-    retry_after_s: int
-    shutdown_timeout: float
-    profiler_dir: Path | None
-    profiler_max_iterations: int
-    slow_ms: float
-    drill_sleep_rank: int | None
-    drill_sleep_after_s: float
-    drill_sleep_s: float
-    rank: int
+    host: str = _option("127.0.0.1", "address to listen on")
+    port: int = _option(8101, "port to listen on; 0 takes a free one and logs it")
+    model_name: str = _option("reference", "model name that requests ask for")
+
+    hidden_size: int = _option(256, "width of the model", above=0)
+    num_layers: int = _option(4, "layers of the model", above=0)
+    num_heads: int = _option(8, "attention heads", above=0)
+    max_model_len: int = _option(2048, "prompt and output tokens of one request together", least=2)
+    seed: int = _option(0, "seed of the random weights, and of sampling without a seed of its own")
+    dtype: str = _option("auto", "auto: float32 on the CPU, bfloat16 on CUDA",
+                         choices=("auto", "float32", "bfloat16", "float16"))  # fmt: skip
+    device: str = _option("auto", "CUDA_VISIBLE_DEVICES scopes cuda", choices=("auto", "cpu", "cuda"))
+    threads: int = _option(1, "torch threads of each rank on the CPU", above=0)
+
+    tensor_parallel_size: int = _option(1, "number of ranks", above=0)
+    dist_port: int = _option(0, "rendezvous port on 127.0.0.1; 0 takes a free one")
+    collective_timeout_s: float = _option(600, "a collective that takes longer ends the engine", above=0)
+
+    max_num_seqs: int = _option(32, "requests in the batch at once", above=0)
+    prefill_chunk: int = _option(256, "prompt tokens that one step takes in", above=0)
+    max_num_queued_reqs: int | None = _option(
+        None, "503 when more than this many wait; default: no limit", least=0
+    )
+    queue_timeout_s: float = _option(0, "503 after waiting longer than this; 0: no limit", least=0)
+    retry_after_s: int = _option(5, "Retry-After of a 503", least=0)
+    shutdown_timeout: float = _option(
+        30, "seconds that SIGTERM lets requests finish; the rest are aborted", least=0
+    )
+
+    profiler_dir: Path | None = _option(  # noqa: RUF009
+        None, "enables /start_profile and /stop_profile; traces go here"
+    )
+    profiler_max_iterations: int = _option(1000, "steps after which a profile ends by itself", above=0)
+
+    slow_ms: float = _option(0, "drill: added to every step", least=0)
+    drill_sleep_rank: int | None = _option(None, "drill: this rank sleeps once before a collective", least=0)
+    drill_sleep_after_s: float = _option(0, "drill: ... this long after its first step", least=0)
+    drill_sleep_s: float = _option(60, "drill: ... for this long", least=0)
+
+    rank: int = _option(0, "internal: rank 0 starts the other ranks itself", least=0)
 
     @property
     def intermediate_size(self) -> int:
@@ -64,130 +77,53 @@ class Options:
     def head_size(self) -> int:
         return self.hidden_size // self.num_heads
 
-    @property
-    def long_windows(self) -> bool:
-        return self.long_prompt_tokens > 0
+
+def _complaint(options: Options) -> str | None:
+    """Return the first thing that is wrong with the options, or None."""
+    for each in fields(options):
+        flag, value = _flag(each.name), getattr(options, each.name)
+        above, least = each.metadata["above"], each.metadata["least"]
+        if value is not None and above is not None and value <= above:
+            return f"{flag} must be above {above}, not {value}"
+        if value is not None and least is not None and value < least:
+            return f"{flag} must be at least {least}, not {value}"
+    world = options.tensor_parallel_size
+    if options.hidden_size % options.num_heads or options.head_size % 2:
+        return (
+            f"--hidden-size {options.hidden_size} must split into {options.num_heads} heads of an even size"
+        )
+    if options.num_heads % world or options.intermediate_size % world:
+        return (
+            f"--tensor-parallel-size {world} must divide --num-heads {options.num_heads} and the MLP's width "
+            f"{options.intermediate_size}"
+        )
+    for name in ("rank", "drill_sleep_rank"):
+        if (getattr(options, name) or 0) >= world:
+            return f"{_flag(name)} {getattr(options, name)} is outside --tensor-parallel-size {world}"
+    return None
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line. Names follow vLLM's where vLLM has the option."""
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse_options(arguments: list[str] | None = None) -> Options:
+    """Read and check the command line. Exit with 2 and one line on stderr when something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m demo.engine",
         description="A small OpenAI-compatible engine for drills, demonstration and tests. Not for production.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=8101, help="port to listen on; 0 takes a free one and logs it")
-    add("--model-name", "--served-model-name", default="reference", help="name that requests ask for")
-
-    model = parser.add_argument_group("model").add_argument
-    model("--hidden-size", type=int, default=256)
-    model("--num-layers", type=int, default=4)
-    model("--num-heads", type=int, default=8)
-    model("--max-model-len", type=int, default=2048, help="prompt and output tokens together")
-    model("--seed", type=int, default=0, help="seed of the random weights, and of sampling without its own")
-    model("--weights", type=Path, default=None, help="a state_dict file, loaded with weights_only=True")
-    model("--save-weights", type=Path, default=None, help="write the seeded weights to this file and exit")
-    model(
-        "--all-bytes",
-        action="store_true",
-        help="may generate any byte; seeded weights otherwise keep to printable ASCII (--weights: always any byte)",
-    )
-    model("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-          help="auto: float32 on the CPU, bfloat16 on CUDA")  # fmt: skip
-    model(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="CUDA_VISIBLE_DEVICES scopes cuda"
-    )
-    model("--threads", type=int, default=1, help="torch threads of each rank on the CPU")
-    model("--gpu-memory-gib", type=float, default=None,
-          help="size of the KV cache; default: max-num-seqs x max-model-len tokens")  # fmt: skip
-
-    parallel = parser.add_argument_group("tensor parallelism").add_argument
-    parallel("--tensor-parallel-size", type=int, default=1)
-    parallel("--dist-port", type=int, default=0, help="rendezvous port on 127.0.0.1; 0 takes a free one")
-    parallel("--collective-timeout-s", type=float, default=600, help="a longer collective ends the engine")
-
-    limits = parser.add_argument_group("batch and queue").add_argument
-    limits("--max-num-seqs", type=int, default=32, help="requests in the batch at once")
-    limits("--prefill-chunk", type=int, default=256, help="prompt tokens that one step takes in")
-    limits(
-        "--max-num-queued-reqs", type=int, default=None, help="more than this waiting: 503; default: no limit"
-    )
-    limits("--queue-timeout-s", type=float, default=0, help="waiting longer than this: 503; 0: no limit")
-    limits("--long-prompt-tokens", type=int, default=0, help="a prompt from this length is long; 0: none is")
-    limits("--long-window-s", type=float, default=4, help="long prompts are admitted together at these steps")
-    limits("--max-long-seqs", type=int, default=4, help="of max-num-seqs, kept for long prompts")
-    limits("--retry-after-s", type=int, default=5, help="Retry-After of a 503")
-    limits("--shutdown-timeout", type=float, default=30,
-           help="seconds that SIGTERM lets requests finish; the rest is cut")  # fmt: skip
-
-    profiler = parser.add_argument_group("profiler").add_argument
-    profiler("--profiler-dir", type=Path, default=None, help="turns /start_profile and /stop_profile on")
-    profiler(
-        "--profiler-max-iterations", type=int, default=1000, help="steps after which a profile ends itself"
-    )
-
-    drills = parser.add_argument_group("drills").add_argument
-    drills("--slow-ms", type=float, default=0, help="adds this to every step")
-    drills("--drill-sleep-rank", type=int, default=None, help="this rank sleeps once before a collective")
-    drills("--drill-sleep-after-s", type=float, default=0, help="...this long after the engine was ready")
-    drills("--drill-sleep-s", type=float, default=60, help="...and sleeps so long")
-
-    add("--rank", type=int, default=0, help="internal: rank 0 starts the other ranks itself")
-    return parser
-
-
-def _complaint(options: Options) -> str | None:
-    """The first thing that is wrong with the options, or None."""
-    tp = options.tensor_parallel_size
-    positive = ("hidden_size", "num_layers", "num_heads", "max_num_seqs", "prefill_chunk", "threads",
-                "tensor_parallel_size", "collective_timeout_s", "profiler_max_iterations")  # fmt: skip
-    for name in positive:
-        if getattr(options, name) <= 0:
-            return f"--{name.replace('_', '-')} must be above 0, not {getattr(options, name)}"
-    not_negative = ("shutdown_timeout", "queue_timeout_s", "long_prompt_tokens", "slow_ms", "drill_sleep_after_s",
-                    "drill_sleep_s", "retry_after_s")  # fmt: skip
-    for name in not_negative:
-        if getattr(options, name) < 0:
-            return f"--{name.replace('_', '-')} must not be below 0, not {getattr(options, name)}"
-    if options.max_model_len < 2:
-        return "--max-model-len must be at least 2: one prompt token and one output token"
-    if options.hidden_size % options.num_heads or options.head_size % 2:
-        return (
-            f"--hidden-size {options.hidden_size} must split into {options.num_heads} heads of an even size"
+    for each in fields(Options):
+        kinds: tuple[Any, ...] = get_args(each.type) or (each.type,)
+        parser.add_argument(
+            _flag(each.name),
+            type=next(kind for kind in kinds if kind is not NoneType),
+            default=each.default,
+            choices=each.metadata["choices"],
+            help=each.metadata["help"],
         )
-    if options.num_heads % tp or options.intermediate_size % tp:
-        return (
-            f"--tensor-parallel-size {tp} must divide --num-heads {options.num_heads} and the MLP's width "
-            f"{options.intermediate_size}"
-        )
-    if not 0 <= options.rank < tp:
-        return f"--rank {options.rank} is outside --tensor-parallel-size {tp}"
-    if options.max_num_queued_reqs is not None and options.max_num_queued_reqs < 0:
-        return "--max-num-queued-reqs must not be below 0; leave it out for no limit"
-    if options.gpu_memory_gib is not None and options.gpu_memory_gib <= 0:
-        return "--gpu-memory-gib must be above 0"
-    if options.drill_sleep_rank is not None and not 0 <= options.drill_sleep_rank < tp:
-        return f"--drill-sleep-rank {options.drill_sleep_rank} is outside --tensor-parallel-size {tp}"
-    if options.long_windows:
-        if not 0 < options.max_long_seqs < options.max_num_seqs:
-            return f"--max-long-seqs {options.max_long_seqs} must be above 0 and below --max-num-seqs {options.max_num_seqs}"
-        if options.long_window_s <= 0:
-            return "--long-window-s must be above 0"
-        if 0 < options.queue_timeout_s <= options.long_window_s:
-            return (
-                f"--queue-timeout-s {options.queue_timeout_s:g} must be above --long-window-s {options.long_window_s:g}: "
-                "a long prompt may wait a whole window before it can start"
-            )
-    return None
-
-
-def parse_options(arguments: list[str] | None = None) -> Options:
-    """Read and check the command line. Exits with 2 and one line on stderr when something is wrong."""
-    parser = build_parser()
     options = Options(**vars(parser.parse_args(arguments)))
-    complaint = _complaint(options)
-    if complaint is not None:
+    if (complaint := _complaint(options)) is not None:
         parser.error(complaint)
     return options

@@ -1,31 +1,14 @@
-"""One request in the engine: what was asked, where it stands, and what it is told as its tokens come."""
+"""A request in the engine, and what one step computes for the requests in the batch."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
-
-from demo.engine.tokenizer import TextStream
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """How to generate. `logprobs` is how many alternatives to report for each token; None reports nothing."""
-
-    max_tokens: int
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    stop: tuple[str, ...] = ()
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token, the text that it made certain, and the reason when it was the last."""
+    """One generated token, and on the last one the finish reason."""
 
     token: int
     text: str
@@ -36,7 +19,7 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """The request ends without (more) tokens. `code` is machine-readable; `status` is HTTP's."""
+    """A request ends without (more) tokens. `status` is an HTTP status, `code` is machine-readable."""
 
     status: int
     code: str
@@ -51,12 +34,17 @@ class State(Enum):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A request. The scheduler owns its state; `events` is read by its HTTP handler. Times are monotonic seconds."""
+    """A request. The scheduler owns its state; its HTTP handler reads `events`. Times are monotonic seconds.
+
+    `logprobs` is the number of alternatives to report for each token; None reports nothing.
+    """
 
     prompt: tuple[int, ...]
-    parameters: Parameters
-    arrived_s: float
+    max_tokens: int
+    ignore_eos: bool = False
+    logprobs: int | None = None
     internal: bool = False
+    arrived_s: float = field(default_factory=time.monotonic)
     events: "asyncio.Queue[TokenEvent | Rejection]" = field(default_factory=asyncio.Queue)
     state: State = State.WAITING
     abandoned: bool = False
@@ -64,12 +52,56 @@ class Request:
     prefilled: int = 0
     generated: list[int] = field(default_factory=list)
     last_token_s: float = 0.0
-    text: TextStream = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.text = TextStream(self.parameters.stop)
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of it that lie in the KV cache."""
+        """Number of its tokens in the KV cache."""
         return self.prefilled + max(0, len(self.generated) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """One running request: its last token goes to `position` of its cache slot."""
+
+    slot: int
+    position: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """A piece of a prompt, which goes to `start` of its cache slot. The last piece yields logits."""
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes. Rank 0 decides it, and all ranks do the same."""
+
+    decode: tuple[DecodeRow, ...] = ()
+    prefill: tuple[PrefillChunk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StartProfile:
+    """Command to all ranks: profile so many steps. `stamp_ms` (Unix time) goes into the file names."""
+
+    max_iterations: int
+    stamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopProfile:
+    """Command to all ranks: write the traces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Command to all ranks: end."""
+
+
+Command = StepPlan | StartProfile | StopProfile | Stop

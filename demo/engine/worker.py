@@ -1,34 +1,25 @@
-"""One rank at work: its device, its shard, and the loop that does what rank 0 broadcasts.
+"""One rank at work: its device, its shard, and what it does for each command of rank 0.
 
-Rank 0 drives a `Worker` from its model thread; the other ranks are processes of their own that `follow`.
+Rank 0 drives a `Worker` from its model thread; the other ranks are processes that follow.
 """
 
-import logging
 import socket
-import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from demo.engine import weights
+from demo.engine.communicator import Communicator
 from demo.engine.model import Transformer
-from demo.engine.options import Options, StartError
-from demo.engine.step_plan import Operation, StepPlan
+from demo.engine.options import Options
+from demo.engine.request import Command, StartProfile, StepPlan, Stop, StopProfile
+from demo.engine.startup import StartError, timed_phase
 from demo.engine.step_profiler import StepProfiler
-from demo.engine.tensor_parallel import Communicator
-
-log = logging.getLogger(__name__)
-
-
-class DeviceError(StartError):
-    """The device that was asked for is not there. The message says what is."""
 
 
 def pick_device(options: Options, rank: int) -> tuple[torch.device, torch.dtype]:
-    """Give a rank's device (its own GPU among those of CUDA_VISIBLE_DEVICES, or the CPU) and number type.
+    """Return a rank's device (its own GPU among those of CUDA_VISIBLE_DEVICES, or the CPU) and number type.
 
-    Raises DeviceError when there are fewer GPUs than ranks.
+    Raises StartError when there are fewer GPUs than ranks.
     """
     kind = options.device
     if kind == "auto":
@@ -36,71 +27,63 @@ def pick_device(options: Options, rank: int) -> tuple[torch.device, torch.dtype]
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count < options.tensor_parallel_size:
-            raise DeviceError(
+            raise StartError(
                 f"{options.tensor_parallel_size} rank(s) need a GPU each, but torch sees {count}: widen "
-                "CUDA_VISIBLE_DEVICES, lower --tensor-parallel-size, or give --device cpu"
+                "CUDA_VISIBLE_DEVICES, lower --tensor-parallel-size, or pass --device cpu"
             )
-        device = torch.device("cuda", rank)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
+        torch.cuda.set_device(rank)
+        # cuDNN attention takes about 55 ms for each KV length that it meets for the first time (bfloat16 on Hopper), so
+        # every early token would look slow; the flash and memory-efficient kernels have no such cost.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     name = options.dtype
     if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
+        name = "bfloat16" if kind == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, name)
-    return device, dtype
+    return torch.device(kind, rank if kind == "cuda" else None), dtype
 
 
 class Worker:
-    """One rank. `phase(name, seconds)` is told how long each part of the start-up took."""
+    """One rank of the engine."""
 
-    def __init__(self, options: Options, *, rank: int, phase: Callable[[str, float], None]) -> None:
+    def __init__(self, options: Options, *, rank: int) -> None:
         torch.set_num_threads(options.threads)
         self.rank = rank
         self._options = options
-        self._phase = phase
-        self.device, self.dtype = pick_device(options, rank)
-        self.communicator = Communicator(options, rank=rank, device=self.device)
+        self.device, self._dtype = pick_device(options, rank)
+        self.communicator = Communicator(options, rank)
         self.profiler = StepProfiler(options.profiler_dir, rank=rank, on_gpu=self.device.type == "cuda")
-        self.finished_profiles: list[tuple[int, bool]] = []
-        self._stamp_ms = 0
+        self.all_traces_written = False
 
     def load(self) -> None:
-        """Bring the shard and the cache onto the device. Raises WeightsError or CacheError."""
-        began = time.monotonic()
-        with torch.inference_mode():
-            shard = weights.load_shard(self._options, rank=self.rank, device=self.device, dtype=self.dtype)
-            self.model = Transformer(self._options, shard, self.communicator)
-        self._phase("weights", time.monotonic() - began)
+        """Draw the weights and allocate the cache on the device."""
+        with timed_phase("weights"), torch.inference_mode():
+            self.model = Transformer(self._options, self.communicator, self.device, self._dtype)
 
     def connect(self, *, port: int, listener: socket.socket | None) -> None:
         """Meet the other ranks."""
-        began = time.monotonic()
-        self.communicator.connect(port=port, listener=listener)
-        self._phase("distributed init", time.monotonic() - began)
+        with timed_phase("distributed init"):
+            self.communicator.connect(self.device, port=port, listener=listener)
 
-    def execute(self, plan: StepPlan) -> Tensor | None:
-        """Do one plan; gives rank 0's logits of a step. Called in the same order with the same plans on all ranks."""
-        if plan.operation is Operation.START_PROFILE:
-            self._stamp_ms = plan.stamp
-            self.profiler.start(max_iterations=plan.value, stamp_ms=plan.stamp)
-            return None
-        if plan.operation is Operation.STOP_PROFILE:
-            self._stop_profile()
-            return None
-        self.communicator.begin_serving()
-        with torch.inference_mode():
-            logits = self.model.forward(plan)
-        if self.profiler.count_step():
-            self._stop_profile()
-        return logits
+    def execute(self, command: Command) -> Tensor | None:
+        """Do one command; all ranks execute the same ones in the same order. Return rank 0's logits of a step."""
+        match command:
+            case StartProfile():
+                self.profiler.start(command)
+            case StopProfile():
+                self._stop_profile()
+            case StepPlan():
+                self.communicator.start_drill_clock()
+                with torch.inference_mode():
+                    logits = self.model.forward(command)
+                if self.profiler.count_step():
+                    self._stop_profile()
+                return logits
+        return None
 
-    def follow(self) -> None:
-        """Other ranks: do what rank 0 says until it says stop."""
-        while (plan := self.communicator.receive()).operation is not Operation.STOP:
-            self.execute(plan)
+    def follow_rank_0(self) -> None:
+        """Execute what rank 0 sends until it sends Stop."""
+        while not isinstance(command := self.communicator.receive(), Stop):
+            self.execute(command)
 
     def _stop_profile(self) -> None:
-        written = self.communicator.all_agree(self.profiler.stop())
-        self.finished_profiles.append((self._stamp_ms, written))
-        del self.finished_profiles[:-1]
+        self.all_traces_written = self.communicator.all_agree(self.profiler.stop())

@@ -1,4 +1,4 @@
-"""Two engines for the whole session, one rank and two, and a maker for tests that need their own."""
+"""Two shared engines, with one rank and with two, and a factory for tests that need their own."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
 
 @pytest.fixture
 def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
-    """Start engines of this test's own; they are gone after it."""
+    """Start engines for one test, and kill them after it."""
     made: list[RunningEngine] = []
 
     def make(*arguments: str) -> RunningEngine:

@@ -45,15 +45,15 @@ class RunningEngine:
         return self.log_path.read_text()
 
     def wait_for_log(self, pattern: str, timeout_s: float = START_TIMEOUT_S) -> str:
-        """Wait for a line; gives its first group, or the whole match."""
+        """Wait for a line. Return its first group, or the whole match."""
 
-        def look() -> str | None:
+        def search() -> str | None:
             found = re.search(pattern, self.log)
             if found is None and self.process.poll() is not None:
-                raise AssertionError(f"the engine has ended with {self.process.returncode}:\n{self.log}")
+                raise AssertionError(f"the engine exited with {self.process.returncode}:\n{self.log}")
             return found and found.group(found.lastindex or 0)
 
-        return wait_for(look, timeout_s)
+        return wait_for(search, timeout_s)
 
     def ready(self) -> "RunningEngine":
         self.wait_for_log("ready: generated")
@@ -67,7 +67,7 @@ class RunningEngine:
             return error.code
 
     def post(self, path: str, body: Any, timeout_s: float = 30) -> tuple[int, Any]:
-        """POST JSON; gives the status and the body."""
+        """POST JSON. Return the status and the body."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method="POST")
         try:
@@ -115,7 +115,7 @@ class RunningEngine:
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 20) -> Any:
-    """Poll until the condition gives something true; gives it."""
+    """Poll until the condition returns something true, and return it."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -137,7 +137,7 @@ async def stream(engine: RunningEngine, **body: Any) -> AsyncIterator[aiohttp.Cl
 
 
 async def events(response: aiohttp.ClientResponse) -> list[Any]:
-    """All events of a stream: parsed JSON, and "[DONE]" as it is."""
+    """All events of a stream: parsed JSON, and "[DONE]" as text."""
     found = []
     async for line in response.content:
         if line.startswith(b"data: "):

@@ -1,12 +1,8 @@
-"""Queue limits, queue time, windows for long prompts, and the drain, on real engines."""
+"""Queue limits, queue time, start-up and the drain, on real engines."""
 
 import asyncio
 import socket
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,7 +12,7 @@ from tests.demo.engine.conftest import MakeEngine
 from tests.demo.engine.running import events, stream, wait_for
 
 
-async def test_a_full_queue_and_a_long_wait_are_answered_503_with_retry_after(
+async def test_a_full_queue_and_a_long_wait_get_503_with_retry_after(
     make_engine: MakeEngine,
 ) -> None:
     engine = make_engine(
@@ -51,31 +47,9 @@ async def test_a_full_queue_and_a_long_wait_are_answered_503_with_retry_after(
     assert await asyncio.to_thread(engine.text, "hi", 4)
 
 
-def test_long_prompts_start_together_at_window_boundaries_and_never_take_the_short_ones_places(
+async def test_sigterm_finishes_running_requests_refuses_new_ones_and_exits_0(
     make_engine: MakeEngine,
 ) -> None:
-    engine = make_engine(
-        "--max-num-seqs", "4", "--long-prompt-tokens", "100", "--max-long-seqs", "2", "--long-window-s", "1.5"
-    ).ready()  # fmt: skip
-
-    def first_token_s(prompt: str) -> float:
-        engine.text(prompt, 1)
-        return time.monotonic()
-
-    with ThreadPoolExecutor(4) as pool:
-        engine.text("x" * 200, 1)  # a boundary has just passed
-        first = pool.submit(first_token_s, "a" * 200)
-        wait_for(lambda: engine.waiting == 1)
-        second = pool.submit(first_token_s, "b" * 300)
-        wait_for(lambda: engine.waiting == 2)
-        began = time.monotonic()
-        short_s = first_token_s("short") - began
-        assert engine.waiting == 2
-        assert abs(first.result() - second.result()) < 0.5
-        assert min(first.result(), second.result()) - began > short_s
-
-
-async def test_sigterm_drains_what_runs_refuses_what_comes_and_exits_0(make_engine: MakeEngine) -> None:
     engine = make_engine("--tensor-parallel-size", "2", "--shutdown-timeout", "60", "--slow-ms", "20").ready()
     (rank,) = engine.ranks()
     async with stream(engine, prompt="hello", max_tokens=40) as response:
@@ -93,7 +67,7 @@ async def test_sigterm_drains_what_runs_refuses_what_comes_and_exits_0(make_engi
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-async def test_a_drain_cuts_what_outlasts_its_limit_and_exits_1(
+async def test_a_drain_aborts_requests_that_outlast_its_limit_and_exits_1(
     make_engine: MakeEngine, frozen: bool
 ) -> None:
     ranks = ("--tensor-parallel-size", "2") if frozen else ()
@@ -106,10 +80,10 @@ async def test_a_drain_cuts_what_outlasts_its_limit_and_exits_1(
         found = await events(response)
     assert found[-1]["error"]["code"] == "shutting_down"
     assert await asyncio.to_thread(engine.process.wait, 10) == 1
-    assert "1 unfinished request(s) were cut" in engine.log
+    assert "1 unfinished request(s) were aborted" in engine.log
 
 
-def test_before_it_is_ready_an_engine_answers_503_and_says_why(make_engine: MakeEngine) -> None:
+def test_an_engine_that_is_not_ready_answers_503_with_the_reason(make_engine: MakeEngine) -> None:
     engine = make_engine()
     # HTTP is up before torch is imported
     assert engine.status("/ready") == engine.status("/health") == 503
@@ -121,26 +95,10 @@ def test_before_it_is_ready_an_engine_answers_503_and_says_why(make_engine: Make
         assert f"start-up: {phase} took" in engine.log
 
 
-def test_a_port_that_is_taken_is_said_in_one_line_and_leaves_no_rank(make_engine: MakeEngine) -> None:
+def test_a_taken_port_is_reported_in_one_line_and_no_rank_is_left(make_engine: MakeEngine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(AssertionError) as ended:
             make_engine("--port", port, "--tensor-parallel-size", "2")
     assert f"cannot listen on 127.0.0.1:{port}" in str(ended.value)
     assert "Traceback" not in str(ended.value)
-
-
-def test_weights_that_do_not_load_end_the_engine_with_the_reason(make_engine: MakeEngine) -> None:
-    engine = make_engine("--weights", "/does/not/exist.pt")
-    assert engine.process.wait(20) == 1
-    assert "--weights /does/not/exist.pt: no such file" in engine.log
-
-
-def test_saved_weights_serve_the_text_of_their_seed(make_engine: MakeEngine, tmp_path: Path) -> None:
-    path = str(tmp_path / "weights.pt")
-    size = ("--num-layers", "1", "--hidden-size", "64", "--seed", "5")
-    argv = [sys.executable, "-m", "demo.engine", "--save-weights", path, *size]
-    saved = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
-    assert "parameters are in" in saved.stdout
-    seeded, loaded = make_engine(*size, "--all-bytes"), make_engine(*size[:4], "--weights", path)
-    assert loaded.ready().text("hello", 20) == seeded.ready().text("hello", 20)

@@ -1,25 +1,21 @@
-"""The model in this process: numbers that must not depend on the batch, and weights that come back from a file."""
+"""The model in this process: its numbers must not depend on the batch."""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from demo.engine import weights
-from demo.engine.model import TILE_ROWS, CacheError
-from demo.engine.options import StartError, parse_options
-from demo.engine.request import Parameters
-from demo.engine.sampling import Sampler, SamplingRow
-from demo.engine.step_plan import DecodeRow, PrefillChunk, StepPlan
+from demo.engine.model import TILE_ROWS, pick_tokens
+from demo.engine.options import parse_options
+from demo.engine.request import DecodeRow, PrefillChunk, StepPlan
 from demo.engine.worker import Worker
 
 SMALL = ("--device", "cpu", "--num-layers", "2", "--max-model-len", "256", "--max-num-seqs", "24")
 
 
 def make_worker(*arguments: str) -> Worker:
-    worker = Worker(parse_options([*SMALL, *arguments]), rank=0, phase=lambda _name, _seconds: None)
+    worker = Worker(parse_options([*SMALL, *arguments]), rank=0)
     worker.load()
     return worker
 
@@ -95,73 +91,13 @@ def test_a_later_token_cannot_change_an_earlier_one_but_an_earlier_one_counts(wo
     assert not torch.allclose(run(worker, prefill=(PrefillChunk(2, 0, changed, True),))[0], again, atol=1e-2)
 
 
-def test_weights_come_back_from_a_file_with_the_same_logits(worker: Worker, tmp_path: Path) -> None:
-    path = tmp_path / "weights.pt"
-    saved = weights.save(parse_options([*SMALL]), path)
-    assert saved == sum(tensor.numel() for tensor in torch.load(path, weights_only=True).values())
-    loaded = make_worker("--weights", str(path), "--seed", "99")
-    chunk = (PrefillChunk(0, 0, tokens_of(9, 7), True),)
-    assert torch.equal(run(loaded, prefill=chunk), run(worker, prefill=chunk))
-    other = make_worker("--seed", "99")
-    assert not torch.allclose(run(other, prefill=chunk), run(worker, prefill=chunk), atol=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (None, "no such file"),
-        (b"not a checkpoint", "not a state_dict"),
-        ([1, 2], "holds a list"),
-        ({}, "'embedding' is missing"),
-        ({"embedding": torch.zeros(2, 2)}, "has the shape (2, 2), but the options ask for (257, 256)"),
-    ],
-)
-def test_a_weights_file_that_does_not_fit_is_refused_with_what_is_wrong(
-    content: object, complaint: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "weights.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
-    with pytest.raises(StartError) as refused:
-        make_worker("--weights", str(path))
-    assert complaint in str(refused.value)
-
-
-def test_a_weights_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (Path.touch, (tmp_path / "ran",))  # type: ignore[return-value]
-
-    torch.save({"embedding": Evil()}, tmp_path / "weights.pt")
-    with pytest.raises(StartError):
-        make_worker("--weights", str(tmp_path / "weights.pt"))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_the_cache_takes_the_memory_that_it_is_given_or_says_that_it_is_too_small() -> None:
-    one_slot_gib = 2 * 2 * 256 * 256 * 4 / 2**30
-    assert make_worker("--gpu-memory-gib", str(one_slot_gib * 3.5)).model.slots == 3
-    with pytest.raises(CacheError, match="holds no request"):
-        make_worker("--gpu-memory-gib", str(one_slot_gib / 2))
-
-
 def test_bfloat16_runs_too() -> None:
     logits = run(make_worker("--dtype", "bfloat16"), prefill=(PrefillChunk(0, 0, (1, 2, 3), True),))
     assert logits.dtype == torch.float32
     assert bool(logits.isfinite().all())
 
 
-def test_top_p_and_top_k_keep_to_the_likely_tokens() -> None:
-    sampler = Sampler(printable=False, device=torch.device("cpu"))
-    logits = torch.full((1, 257), -20.0)
-    logits[0, 65], logits[0, 66], logits[0, 67] = 2.0, 1.0, 0.0
-
-    def drawn(parameters: Parameters) -> set[int]:
-        row = SamplingRow(parameters)
-        return {sampler.pick(logits, [row])[0] for _ in range(200)}
-
-    assert drawn(Parameters(9, temperature=1.0)) == {65, 66, 67}
-    assert drawn(Parameters(9, temperature=1.0, top_k=2)) == {65, 66}
-    assert drawn(Parameters(9, temperature=1.0, top_p=0.1)) == {65}
+def test_the_end_of_the_text_is_picked_only_where_it_is_allowed_and_unprintable_tokens_never() -> None:
+    logits = torch.zeros(2, 257)
+    logits[:, 7], logits[:, 256], logits[:, 65] = 3.0, 2.0, 1.0
+    assert pick_tokens(logits, [True, False]) == [256, 65]

@@ -29,13 +29,13 @@ def test_two_ranks_give_the_logits_of_one(single: RunningEngine, pair: RunningEn
             assert max(abs(left[token] - right[token]) for token in left) < LOGPROB_TOLERANCE
 
 
-def test_a_rank_is_found_by_the_process_tree_in_the_same_session(pair: RunningEngine) -> None:
+def test_a_rank_is_a_child_process_in_the_same_session(pair: RunningEngine) -> None:
     (rank,) = pair.ranks()
     assert "--rank 1" in " ".join(rank.cmdline())
     assert os.getsid(rank.pid) == os.getsid(pair.process.pid) == pair.process.pid
 
 
-async def test_a_frozen_rank_stalls_requests_while_http_answers_and_thawed_it_goes_on(
+async def test_a_frozen_rank_stalls_requests_while_http_answers_and_requests_continue_once_it_is_thawed(
     pair: RunningEngine, single: RunningEngine
 ) -> None:
     (rank,) = pair.ranks()
@@ -90,7 +90,7 @@ def test_a_profile_with_a_wrong_limit_is_refused(pair: RunningEngine, body: dict
     assert (status, answer["error"]["param"]) == (400, "max_iterations")
 
 
-def test_a_rank_that_dies_ends_the_engine_which_says_so_to_clients_and_in_its_log(
+def test_a_rank_that_dies_ends_the_engine_which_reports_it_to_clients_and_in_its_log(
     make_engine: MakeEngine,
 ) -> None:
     engine = make_engine("--tensor-parallel-size", "2").ready()
@@ -117,7 +117,7 @@ def test_ranks_die_with_rank_0_even_when_frozen(make_engine: MakeEngine) -> None
     wait_for(lambda: not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_rank_that_sleeps_before_its_collective_stalls_the_engine_for_so_long(
+def test_a_rank_that_sleeps_before_its_collective_stalls_the_engine_until_it_wakes(
     make_engine: MakeEngine,
 ) -> None:
     engine = make_engine(
@@ -132,10 +132,10 @@ def test_a_rank_that_sleeps_before_its_collective_stalls_the_engine_for_so_long(
     )
     engine.wait_for_log("rank 1 sleeps 1.5 s before its all-reduce")
     assert engine.ready().complete("hello", 4)["usage"]["completion_tokens"] == 4
-    assert "rank 1 goes on" in engine.log
+    assert "rank 1 continues" in engine.log
 
 
-def test_a_collective_that_outlasts_its_limit_ends_the_engine(make_engine: MakeEngine) -> None:
+def test_a_collective_that_exceeds_its_timeout_ends_the_engine(make_engine: MakeEngine) -> None:
     engine = make_engine("--tensor-parallel-size", "2", "--collective-timeout-s", "2").ready()
     (rank,) = engine.ranks()
     rank.suspend()

@@ -1,0 +1,128 @@
+"""What passes between the ranks of one engine: commands over gloo, activations over NCCL (gloo on a CPU).
+
+Commands have their own process group without a time limit, since an idle engine sends none. Activations keep the limit of
+`--collective-timeout-s`, after which the waiting rank fails.
+"""
+
+import logging
+import os
+import pickle
+import socket
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from demo.engine.options import Options
+from demo.engine.request import Command
+
+log = logging.getLogger(__name__)
+
+NO_LIMIT = timedelta(days=365)
+
+DEFAULT_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",  # all ranks are on one host, whose name need not resolve
+    "NCCL_NVLS_ENABLE": "0",  # NVLink multicast needs a fabric set-up that guests of a virtual machine often lack
+}
+"""Set where the environment says nothing."""
+
+
+class Communicator:
+    """One rank's side of the collectives. A single rank sends nothing and does not import torch.distributed."""
+
+    def __init__(self, options: Options, rank: int) -> None:
+        self.rank = rank
+        self.world = options.tensor_parallel_size
+        self._options = options
+        self._control: Any = None
+        # One broadcast of a fixed size per command. A second one, with the length, would wait without a time limit for a
+        # frozen rank, which must instead run into the time limit of an all-reduce.
+        size = 4096 + 128 * options.max_num_seqs + 4 * options.prefill_chunk
+        self._buffer = torch.zeros(size, dtype=torch.uint8)
+        self._drill_due_s: float | None = None
+        self._drill_is_pending = options.drill_sleep_rank == rank and options.drill_sleep_s > 0
+
+    def connect(self, device: torch.device, *, port: int, listener: socket.socket | None) -> None:
+        """Meet the other ranks. Raises RuntimeError when a rank does not come within the collective timeout.
+
+        Rank 0 passes the socket that it already listens on, so that no other process can take the port in between.
+        """
+        if self.world == 1:
+            return
+        import torch.distributed as dist
+
+        for name, value in DEFAULT_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        timeout = timedelta(seconds=self._options.collective_timeout_s)
+        store = dist.TCPStore(
+            "127.0.0.1",
+            port,
+            self.world,
+            is_master=listener is not None,
+            timeout=timeout,
+            wait_for_workers=False,
+            **({} if listener is None else {"master_listen_fd": listener.detach()}),
+        )
+        on_gpu = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=self.rank,
+            world_size=self.world,
+            timeout=timeout,
+            **({"device_id": device} if on_gpu else {}),
+        )
+        self._control = dist.new_group(backend="gloo", timeout=NO_LIMIT)
+
+    def send(self, command: Command) -> None:
+        """Broadcast a command from rank 0."""
+        if self.world > 1:
+            data = pickle.dumps(command)
+            self._buffer[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            self._broadcast_buffer()
+
+    def receive(self) -> Command:
+        """Wait for the next command of rank 0."""
+        self._broadcast_buffer()
+        command: Command = pickle.loads(self._buffer.numpy().tobytes())  # noqa: S301  (from rank 0, its parent)
+        return command
+
+    def _broadcast_buffer(self) -> None:
+        import torch.distributed as dist
+
+        dist.broadcast(self._buffer, src=0, group=self._control)
+
+    def all_reduce(self, values: Tensor) -> None:
+        """Sum over the ranks, in place."""
+        if self.world == 1:
+            return
+        self._sleep_if_due()
+        import torch.distributed as dist
+
+        dist.all_reduce(values)
+
+    def all_agree(self, fine: bool) -> bool:
+        """Wait until every rank has called it, and return True if all passed True. Used where ranks write files."""
+        if self.world == 1:
+            return fine
+        import torch.distributed as dist
+
+        flag = torch.tensor(int(fine), dtype=torch.int64)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._control)
+        return bool(flag.item())
+
+    def start_drill_clock(self) -> None:
+        """Start the clock of the sleeping-rank drill, at the rank's first step."""
+        if self._drill_due_s is None:
+            self._drill_due_s = time.monotonic() + self._options.drill_sleep_after_s
+
+    def _sleep_if_due(self) -> None:
+        if self._drill_is_pending and self._drill_due_s is not None and time.monotonic() >= self._drill_due_s:
+            self._drill_is_pending = False
+            log.warning(
+                "drill: rank %d sleeps %g s before its all-reduce", self.rank, self._options.drill_sleep_s
+            )
+            time.sleep(self._options.drill_sleep_s)
+            log.warning("drill: rank %d continues", self.rank)
