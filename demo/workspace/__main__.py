@@ -1,4 +1,4 @@
-"""`python -m demo.workspace`: the local workspace as a process of its own, until SIGINT or SIGTERM."""
+"""`python -m demo.workspace`: run the local workspace as a process until SIGINT or SIGTERM."""
 
 import argparse
 import asyncio
@@ -8,44 +8,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.workspace.guard import checked_bind_address
-from demo.workspace.seed import DEFAULT_APP_TOKEN, DEFAULT_BOT_TOKEN, Seed, read_manifest_commands
+from demo.workspace.manifest import read_manifest_commands
 from demo.workspace.server import DEFAULT_PORT, Workspace
+from demo.workspace.team import DEFAULT_APP_TOKEN, DEFAULT_BOT_TOKEN, Team
 
 USAGE_ERROR = 2
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+    """Build the parser of the command line."""
+    built = argparse.ArgumentParser(
         prog="python -m demo.workspace",
         description="A Slack-compatible workspace on this machine: page at /, Web API at /api/, Socket Mode.",
         epilog=(
             "The bot's tokens are read from SLACK_BOT_TOKEN and SLACK_APP_TOKEN "
-            f"(else {DEFAULT_BOT_TOKEN} and {DEFAULT_APP_TOKEN})."
+            f"(default {DEFAULT_BOT_TOKEN} and {DEFAULT_APP_TOKEN})."
         ),
     )
-    made.add_argument("--host", default="127.0.0.1", help="loopback address to listen on (default 127.0.0.1)")
-    made.add_argument("--port", type=int, default=DEFAULT_PORT, help="port, 0 for a free one (default 8800)")
-    made.add_argument("--state", type=Path, metavar="FILE", help="SQLite file that keeps messages and files")
-    made.add_argument(
-        "--manifest", type=Path, metavar="FILE", help="app manifest (JSON or YAML) to take commands from"
-    )
-    made.add_argument(
-        "--panel-url", metavar="URL", help="service that lists and runs the side panel's buttons"
-    )
-    return made
+    add = built.add_argument
+    add("--host", default="127.0.0.1", help="loopback address to listen on (default 127.0.0.1)")
+    add("--port", type=int, default=DEFAULT_PORT, help="port, 0 for a free one (default 8800)")
+    add("--state", type=Path, metavar="FILE", help="SQLite file that stores messages and files")
+    add("--manifest", type=Path, metavar="FILE", help="app manifest (JSON or YAML) with the slash commands")
+    add("--panel-url", metavar="URL", help="service that lists and runs the side panel's buttons")
+    return built
 
 
 async def serve(arguments: argparse.Namespace) -> int:
-    """Run until a signal. Exit code 0; 1 when the port is taken; 2 for a wrong argument, said on stderr."""
+    """Run until a signal. Return 0, 1 if the port is taken, 2 for a wrong argument; errors go to stderr."""
     try:
-        host = checked_bind_address(arguments.host)
         commands = read_manifest_commands(arguments.manifest) if arguments.manifest else ()
         workspace = Workspace(
-            host=host,
+            host=arguments.host,
             port=arguments.port,
-            seed=Seed(commands=commands),
+            team=Team(commands=commands),
             state_file=arguments.state,
             bot_token=os.environ.get("SLACK_BOT_TOKEN") or DEFAULT_BOT_TOKEN,
             app_token=os.environ.get("SLACK_APP_TOKEN") or DEFAULT_APP_TOKEN,
@@ -70,7 +66,7 @@ async def serve(arguments: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and serve; gives the exit code."""
+    """Parse the arguments, serve, and return the exit code."""
     return asyncio.run(serve(parser().parse_args(arguments)))
 
 

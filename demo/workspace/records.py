@@ -1,15 +1,20 @@
-"""The things a workspace holds, as mutable records: channels, messages and files, and their JSON in Slack's shape."""
+"""What a workspace holds (channels, messages, files) as mutable records, and their JSON as Slack's API returns it."""
 
 import mimetypes
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Self
+from typing import Any
 
-from gpu_actions.models import JsonObject
+JsonObject = dict[str, Any]
+"""A JSON object as Python data."""
 
 INLINE_IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
-"""Media types that the page shows in place. SVG is not among them: it can carry script."""
+"""Media types that the page shows inline. SVG is left out because it can carry scripts."""
+
+
+def _now_s() -> int:
+    return int(time.time())
 
 
 @dataclass(slots=True)
@@ -23,12 +28,12 @@ class Channel:
     purpose: str = ""
     is_im: bool = False
     is_archived: bool = False
-    created: int = field(default_factory=lambda: int(time.time()))
+    created: int = field(default_factory=_now_s)
     creator: str = ""
     bookmarks: list[JsonObject] = field(default_factory=list)
 
     def as_slack(self, viewer: str) -> JsonObject:
-        """The channel object of `conversations.info`, as `viewer` (a user id) sees it."""
+        """Return the object of `conversations.info`, as the user id `viewer` sees it."""
         common: JsonObject = {
             "id": self.id,
             "created": self.created,
@@ -37,29 +42,29 @@ class Channel:
             "is_org_shared": False,
             "is_shared": False,
             "is_mpim": False,
+            "is_private": self.is_im,
+            "is_channel": not self.is_im,
         }
         if self.is_im:
             other = next((member for member in self.members if member != viewer), viewer)
-            return {**common, "user": other, "is_channel": False, "is_private": True, "is_member": True}
-        return {
-            **common,
+            return common | {"user": other, "is_member": True}
+        described = {"creator": self.creator, "last_set": self.created}
+        return common | {
             "name": self.name,
             "name_normalized": self.name,
-            "is_channel": True,
             "is_group": False,
-            "is_private": False,
             "is_general": self.name == "general",
             "is_member": viewer in self.members,
             "creator": self.creator,
-            "topic": {"value": self.topic, "creator": self.creator, "last_set": self.created},
-            "purpose": {"value": self.purpose, "creator": self.creator, "last_set": self.created},
+            "topic": {"value": self.topic} | described,
+            "purpose": {"value": self.purpose} | described,
             "num_members": len(self.members),
         }
 
 
 @dataclass(slots=True)
 class Message:
-    """One message. `thread_ts` is set on replies only; `visible_to` makes it ephemeral for that user id."""
+    """A message. `thread_ts` is set on replies only; `visible_to` makes it ephemeral for that user id."""
 
     channel: str
     ts: str
@@ -77,19 +82,10 @@ class Message:
     pinned: bool = False
     visible_to: str | None = None
 
-    def to_document(self) -> JsonObject:
-        """The record as the journal keeps it."""
-        return asdict(self)
-
-    @classmethod
-    def from_document(cls, body: JsonObject) -> Self:
-        """The record from the journal."""
-        return cls(**body)
-
 
 @dataclass(slots=True)
 class StoredFile:
-    """One uploaded file; `shares` says where it was shown. Its bytes are kept by the state."""
+    """An uploaded file; `shares` lists the messages that show it. The state file holds its bytes."""
 
     id: str
     name: str
@@ -99,18 +95,22 @@ class StoredFile:
     alt_text: str = ""
     uploaded: bool = False
     completed: bool = False
-    created: int = field(default_factory=lambda: int(time.time()))
+    created: int = field(default_factory=_now_s)
     shares: list[JsonObject] = field(default_factory=list)
 
     @property
     def media_type(self) -> str:
-        """The type by the name's ending; `application/octet-stream` where it says nothing."""
+        """Return the media type by the name's suffix, or `application/octet-stream`."""
         return mimetypes.guess_type(self.name)[0] or "application/octet-stream"
 
     def as_slack(self, base_url: str) -> JsonObject:
-        """The file object of `files.info`, with links below `base_url`."""
+        """Return the object of `files.info`, with links below `base_url`."""
         suffix = PurePosixPath(self.name).suffix.lstrip(".").lower() or "binary"
         location = f"{base_url}/files/{self.id}"
+        shares: dict[str, list[JsonObject]] = {}
+        for share in self.shares:
+            thread = {"thread_ts": share["thread_ts"]} if share.get("thread_ts") else {}
+            shares.setdefault(share["channel"], []).append({"ts": share["ts"]} | thread)
         body: JsonObject = {
             "id": self.id,
             "created": self.created,
@@ -129,21 +129,11 @@ class StoredFile:
             "url_private": location,
             "url_private_download": f"{location}?download=1",
             "permalink": location,
-            "channels": sorted({str(share["channel"]) for share in self.shares}),
-            "shares": {"public": _shares_by_channel(self.shares)},
+            "channels": sorted(shares),
+            "shares": {"public": shares},
         }
         if self.alt_text:
             body["alt_txt"] = self.alt_text
         if self.media_type in INLINE_IMAGE_TYPES:
             body["thumb_360"] = location
         return body
-
-
-def _shares_by_channel(shares: list[JsonObject]) -> dict[str, list[JsonObject]]:
-    grouped: dict[str, list[JsonObject]] = {}
-    for share in shares:
-        entry: dict[str, Any] = {"ts": share["ts"]}
-        if share.get("thread_ts"):
-            entry["thread_ts"] = share["thread_ts"]
-        grouped.setdefault(str(share["channel"]), []).append(entry)
-    return grouped

@@ -1,7 +1,7 @@
 """Socket Mode: the app's websocket connections, the envelopes sent over them and their acknowledgements.
 
-As in Slack: each envelope goes to any one of up to 10 connections, the person waits 3 s for the acknowledgement, and an
-envelope that nobody acknowledged is sent once more, with `retry_attempt`, so that an app must remember what it did.
+As in Slack, each envelope goes to any one of up to 10 connections, a person waits 3 s for the acknowledgement, and an
+unacknowledged envelope is sent once more with `retry_attempt`, so an app must remember what it did.
 """
 
 import asyncio
@@ -18,21 +18,22 @@ from dataclasses import dataclass, field
 
 from aiohttp import WSMsgType, web
 
-from gpu_actions.models import JsonObject
+from demo.workspace.records import JsonObject
 
 MAX_CONNECTIONS = 10
 TICKET_LIFE_S = 60.0
 HEARTBEAT_S = 10.0
+DEBUG_INFO = {"host": "local-workspace", "build_number": 1, "approximate_connection_time": 18060}
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Delivery:
-    """What came of one envelope within the time a person waits.
+    """The result of sending an envelope, within the time that a person waits.
 
-    `error` is None when the app acknowledged it, `dispatch_failed` when no connection took it, `operation_timeout` when
-    nothing came back in time. `payload` is what the app sent along with its acknowledgement.
+    `error` is None if the app acknowledged it, `dispatch_failed` if no connection took it, `operation_timeout` if no
+    answer came in time. `payload` is what the app sent with its acknowledgement.
     """
 
     error: str | None
@@ -68,22 +69,16 @@ class SocketMode:
 
     @property
     def connection_count(self) -> int:
-        """How many connections the app holds now."""
+        """Return the number of the app's open connections."""
         return len(self._connections)
 
     async def wait_connected(self, timeout_s: float = 10.0) -> None:
-        """Wait until the app holds a connection. Raises TimeoutError."""
-
-        async def connected() -> None:
-            async with self._changed:
-                await self._changed.wait_for(lambda: bool(self._connections))
-
-        await asyncio.wait_for(connected(), timeout_s)
-
-    # tickets
+        """Wait until the app is connected. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s), self._changed:
+            await self._changed.wait_for(lambda: bool(self._connections))
 
     def new_ticket(self) -> str:
-        """A ticket for one websocket address. It is signed, not stored, so it outlives a restart of the workspace."""
+        """Return a ticket for one websocket URL. It is signed, not stored, so it survives a restart of the workspace."""
         body = f"{int(time.time() * 1000)}-{secrets.token_hex(8)}"
         return f"{body}-{self._sign(body)}"
 
@@ -91,40 +86,22 @@ class SocketMode:
         digest = hmac.new(self._key, body.encode(), hashlib.sha256).digest()[:18]
         return base64.b32encode(digest).decode().rstrip("=").lower()
 
-    def _ticket_state(self, ticket: str) -> str:
-        body, _, signature = ticket.rpartition("-")
-        if not body or not hmac.compare_digest(signature, self._sign(body)):
-            return "forged"
-        age_s = time.time() - int(body.split("-")[0]) / 1000
-        return "good" if age_s <= TICKET_LIFE_S else "old"
-
-    # connections
-
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve `/link/?ticket=...`: one connection of the app, until it closes."""
-        state = self._ticket_state(request.query.get("ticket", ""))
-        if state == "forged":
-            return web.Response(
-                status=401, text="invalid ticket: ask apps.connections.open for a new address\n"
-            )
+        body, _, signature = request.query.get("ticket", "").rpartition("-")
+        if not body or not hmac.compare_digest(signature.encode(), self._sign(body).encode()):
+            return web.Response(status=401, text="invalid ticket: call apps.connections.open for a new URL\n")
+        is_expired = time.time() - int(body.split("-")[0]) / 1000 > TICKET_LIFE_S
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=4 * 2**20)
         await socket.prepare(request)
-        if state == "old" or len(self._connections) >= MAX_CONNECTIONS:
-            # slack_sdk asks for a new address only when it is told to; a refused handshake makes it retry the old one.
-            reason = "refresh_requested" if state == "old" else "too_many_websockets"
-            await socket.send_json({"type": "disconnect", "reason": reason, "debug_info": _debug_info()})
-            await socket.close()
+        if is_expired or len(self._connections) >= MAX_CONNECTIONS:
+            # slack_sdk asks for a new URL only after a disconnect message; after a refused handshake it retries the old one.
+            await _disconnect(socket, "refresh_requested" if is_expired else "too_many_websockets")
             return socket
         await self._set_connections([*self._connections, socket])
         try:
-            await socket.send_json(
-                {
-                    "type": "hello",
-                    "num_connections": len(self._connections),
-                    "connection_info": {"app_id": self._app_id},
-                    "debug_info": _debug_info(),
-                }
-            )
+            hello = {"num_connections": len(self._connections), "connection_info": {"app_id": self._app_id}}
+            await socket.send_json({"type": "hello", "debug_info": DEBUG_INFO} | hello)
             async for frame in socket:
                 if frame.type == WSMsgType.TEXT:
                     self._receive(frame.data)
@@ -151,8 +128,6 @@ class SocketMode:
         if future is not None and not future.done():
             payload = message.get("payload")
             future.set_result(payload if isinstance(payload, dict) else {})
-
-    # envelopes
 
     async def deliver(self, kind: str, payload: JsonObject, *, accepts_response: bool) -> Delivery:
         """Send an envelope (`slash_commands`, `interactive` or `events_api`) and wait for its acknowledgement."""
@@ -192,9 +167,12 @@ class SocketMode:
             self._pending.pop(envelope["envelope_id"], None)
 
     async def _send(self, envelope: JsonObject) -> bool:
-        for _ in range(len(self._connections)):
+        connections = (
+            self._connections
+        )  # the list is replaced, never changed, when a connection ends meanwhile
+        for _ in connections:
             self._turn += 1
-            socket = self._connections[self._turn % len(self._connections)]
+            socket = connections[self._turn % len(connections)]
             try:
                 await socket.send_json(envelope)
             except (ConnectionError, RuntimeError) as error:
@@ -204,19 +182,17 @@ class SocketMode:
         return False
 
     async def close(self) -> None:
-        """Tell every connection to go elsewhere, then close it; undelivered envelopes are dropped."""
+        """Ask the app to reconnect elsewhere, close its connections and drop undelivered envelopes."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for socket in list(self._connections):
-            try:
-                await socket.send_json(
-                    {"type": "disconnect", "reason": "refresh_requested", "debug_info": _debug_info()}
-                )
-                await asyncio.wait_for(socket.close(), timeout=1.0)
-            except (ConnectionError, RuntimeError, TimeoutError) as error:
-                logger.info("a Socket Mode connection did not close in good order: %s", error)
+            await _disconnect(socket, "refresh_requested")
 
 
-def _debug_info() -> JsonObject:
-    return {"host": "local-workspace", "build_number": 1, "approximate_connection_time": 18060}
+async def _disconnect(socket: web.WebSocketResponse, reason: str) -> None:
+    try:
+        await socket.send_json({"type": "disconnect", "reason": reason, "debug_info": DEBUG_INFO})
+        await asyncio.wait_for(socket.close(), timeout=1.0)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        logger.info("a Socket Mode connection did not close cleanly: %s", error)

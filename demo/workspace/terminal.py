@@ -1,58 +1,50 @@
-"""The terminal's side of the workspace: what `gpu-oncall workspace say|press|read` print, and their exit codes."""
+"""`gpu-oncall workspace say|press|read`: what these commands print, and their exit codes."""
 
 import json
 import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 
-from demo.workspace.client import ActResult, WorkspaceClient, WorkspaceError, rendered
-from demo.workspace.reading import ButtonNotFound
+from demo.workspace.client import ActResult, WorkspaceClient, WorkspaceError
+from demo.workspace.transcript import ButtonNotFound, rendered
 
 FAILED = 1
 USAGE_ERROR = 2
 
 
-def _shown(result: ActResult) -> int:
-    for note in result.notes:
-        print(note)
-    if not result.ok:
+async def _run(url: str, act: Callable[[WorkspaceClient], Awaitable[ActResult | str]]) -> int:
+    """Run one act and print what comes of it. Returns 0; 1 if the app did not answer; 2 if the workspace refused."""
+    try:
+        async with WorkspaceClient(url) as client:
+            result = await act(client)
+    except (WorkspaceError, ButtonNotFound) as error:
+        print(f"workspace: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    for text in (result,) if isinstance(result, str) else result.notes:
+        print(text)
+    if isinstance(result, ActResult) and not result.ok:
         print(f"workspace: {result.error or 'the app did not answer'}", file=sys.stderr)
         return FAILED
     return 0
 
 
-def _refused(error: Exception) -> int:
-    print(f"workspace: {error}", file=sys.stderr)
-    return USAGE_ERROR
-
-
 async def say(url: str, *, user: str, channel: str, text: str, thread: str | None) -> int:
-    """Write or command as `user`. Exit 0; 1 when the app did not answer; 2 when the workspace refused."""
-    try:
-        async with WorkspaceClient(url) as client:
-            return _shown(await client.say(user, channel, text, thread))
-    except WorkspaceError as error:
-        return _refused(error)
+    """Write a message or run a command as `user`. Returns the exit code."""
+    return await _run(url, lambda client: client.say(user, channel, text, thread))
 
 
 async def press(
     url: str, *, user: str, button: str, run: str | None, ts: str | None, channel: str | None
 ) -> int:
-    """Press a button as `user`. Exit as `say`."""
-    try:
-        async with WorkspaceClient(url) as client:
-            return _shown(await client.press(user, button, run=run, ts=ts, channel=channel))
-    except (WorkspaceError, ButtonNotFound) as error:
-        return _refused(error)
+    """Press a button as `user`. Returns the exit code."""
+    return await _run(url, lambda client: client.press(user, button, run=run, ts=ts, channel=channel))
 
 
 async def read(url: str, *, channel: str, user: str | None, as_json: bool) -> int:
-    """Print a channel. Exit 0; 2 when the workspace refused."""
-    try:
-        async with WorkspaceClient(url) as client:
-            messages = await client.read(channel, user=user)
-    except WorkspaceError as error:
-        return _refused(error)
-    if as_json:
-        print(json.dumps([message.model_dump(mode="json") for message in messages], indent=1))
-    else:
-        print(rendered(messages))
-    return 0
+    """Print a channel. Returns the exit code."""
+
+    async def text(client: WorkspaceClient) -> str:
+        messages = await client.read(channel, user=user)
+        return json.dumps([asdict(entry) for entry in messages], indent=1) if as_json else rendered(messages)
+
+    return await _run(url, text)

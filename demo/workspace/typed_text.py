@@ -1,4 +1,4 @@
-"""From what a person types to what Slack stores: escaped text in which names have become mentions."""
+"""What a person types, as Slack stores it: escaped text with mentions and links marked."""
 
 import re
 
@@ -10,20 +10,20 @@ _COMMAND = re.compile(r"^/[a-z][\w-]*(?=\s|$)", re.IGNORECASE)
 
 
 def slash_command_of(text: str) -> tuple[str, str] | None:
-    """`("/triage", "deep")` of a typed slash command, None where the text is a message."""
+    """Return `("/triage", "deep")` for a typed slash command, or None if the text is a message."""
     found = _COMMAND.match(text)
     return (found.group(0).lower(), text[found.end() :].strip()) if found else None
 
 
 def escaped(text: str) -> str:
-    """The text with `&`, `<` and `>` as Slack writes them."""
+    """Escape `&`, `<` and `>` as Slack does."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def stored_text(state: State, typed: str) -> str:
-    """What a typed message is stored as: escaped, `@name` and `#channel` resolved where they exist, links marked.
+    """Return the text to store: escaped, with known `@name` and `#channel` resolved and links marked.
 
-    Mentions already in Slack's form (`<@U0LEAD>`, `<#C0INCIDENTS>`) are kept, so a program can write them too.
+    Mentions already in Slack's form (`<@U0LEAD>`, `<#C0INCIDENTS>`) are kept, so that a program can write them too.
     """
     parts = re.split(r"(<[@#][A-Za-z0-9|._-]+>)", typed)
     return "".join(part if index % 2 else _marked(state, part) for index, part in enumerate(parts))
@@ -37,11 +37,11 @@ def _marked(state: State, text: str) -> str:
         if sign == "#":
             channel = state.channel_by_name(word)
             return f"<#{channel.id}|{channel.name}>{trail}" if channel else found.group(0)
-        if word == state.seed.app.name:
+        if word == state.team.app.name:
             return f"<@{state.bot_user}>{trail}"
         if word in ("here", "channel", "everyone"):
             return f"<!{word}>{trail}"
-        group = next((entry for entry in state.seed.groups if entry.handle == word), None)
+        group = next((entry for entry in state.team.groups if entry.handle == word), None)
         if group:
             return f"<!subteam^{group.id}|@{group.handle}>{trail}"
         person = state.user_by_name(word)

@@ -17,7 +17,7 @@ from bot.settings.model import AccessSettings, ApprovalRule, Settings, SlackSett
 from bot.store.records import RunRecord
 from demo.workspace import Workspace, WorkspaceClient
 from demo.workspace.client import ActResult, WorkspaceError
-from demo.workspace.reading import ButtonNotFound, ReadMessage
+from demo.workspace.transcript import ButtonNotFound, ReadMessage
 from demo.workspace.webapi import Middleware
 from gpu_actions.action import ActionSpec, PlanRequest
 from gpu_actions.plan import Plan

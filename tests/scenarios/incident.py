@@ -21,7 +21,7 @@ from bot.store.store import Store
 from demo.host.layout import Layout, read_layout
 from demo.host.panel import press
 from demo.workspace.client import WorkspaceClient
-from demo.workspace.reading import ButtonNotFound, ReadMessage
+from demo.workspace.transcript import ButtonNotFound, ReadMessage
 
 START_S = 60
 

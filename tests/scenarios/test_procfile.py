@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from demo.workspace import Workspace, WorkspaceClient
-from demo.workspace.reading import ReadMessage
+from demo.workspace.transcript import ReadMessage
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -1,102 +1,100 @@
-"""The Web API below `/api/`: one function a method, grouped in modules as Slack groups the names."""
+"""The Web API below `/api/`. A method is one function, registered under its Slack name; modules follow Slack's families."""
 
-import logging
 from collections.abc import Sequence
+from functools import partial
 
 from aiohttp import web
 
-from demo.workspace.grants import Grants
+from demo.workspace.records import JsonObject
 from demo.workspace.socket_mode import SocketMode
 from demo.workspace.state import State
-from demo.workspace.webapi import chat, conversations, files, marks, people, views
-from demo.workspace.webapi.call import ApiCall, ApiError, Handler, Middleware, read_arguments
-
-METHODS: dict[str, Handler] = {
-    **chat.METHODS,
-    **conversations.METHODS,
-    **files.METHODS,
-    **marks.METHODS,
-    **people.METHODS,
-    **views.METHODS,
-}
-APP_LEVEL_METHODS = frozenset({"apps.connections.open"})
-"""Methods that take the app-level token (`xapp-`) and no other."""
-ANY_TOKEN_METHODS = frozenset({"apps.manifest.update"})
-NO_TOKEN_METHODS = frozenset({"api.test"})
-
-logger = logging.getLogger(__name__)
+from demo.workspace.trigger_ids import TriggerIds
+from demo.workspace.webapi import (  # noqa: F401  each module registers its methods
+    apps,
+    bookmarks,
+    chat,
+    conversations,
+    files,
+    pins,
+    reactions,
+    users,
+    views,
+)
+from demo.workspace.webapi.call import (
+    METHODS,
+    ApiCall,
+    ApiError,
+    Handler,
+    Method,
+    Middleware,
+    read_arguments,
+)
 
 __all__ = ["METHODS", "ApiCall", "ApiError", "Handler", "Middleware", "WebApi"]
 
 
 class WebApi:
-    """Takes calls: reads arguments, checks the token, runs the method inside the middlewares, shapes the answer."""
+    """Serves calls: reads the arguments, checks token and scopes, runs the method inside the middlewares."""
 
     def __init__(
         self,
         *,
         state: State,
         socket_mode: SocketMode,
-        grants: Grants,
+        triggers: TriggerIds,
         bot_token: str,
         app_token: str,
         middlewares: Sequence[Middleware] = (),
     ) -> None:
         self._state = state
         self._socket_mode = socket_mode
-        self._grants = grants
-        self._bot_token = bot_token
-        self._app_token = app_token
+        self._triggers = triggers
+        self._token_kinds = {bot_token: "bot", app_token: "app"}
         self.middlewares: list[Middleware] = list(middlewares)
 
     async def handle(self, request: web.Request) -> web.Response:
         """Serve `/api/{method}`."""
+        method = METHODS.get(request.match_info["method"])
         headers = {
-            "x-oauth-scopes": ",".join(self._state.seed.app.scopes),
+            "x-oauth-scopes": ",".join(self._state.team.app.scopes),
             "x-slack-req-id": self._state.new_id("R"),
         }
+        if method is not None and method.scopes:
+            headers["x-accepted-oauth-scopes"] = ",".join(method.scopes)
         try:
-            answer = await self._run(request)
+            answer = await self._run(method, request)
         except ApiError as error:
-            return web.json_response(error.as_json(), status=error.status, headers=headers | error.headers)
+            return web.json_response(error.body, status=error.status, headers=headers | error.headers)
         return web.json_response({"ok": True} | answer, headers=headers)
 
-    async def _run(self, request: web.Request) -> dict[str, object]:
-        method = request.match_info["method"]
-        handler = METHODS.get(method)
-        if handler is None:
-            raise ApiError("unknown_method", f"this local workspace does not know {method}")
+    async def _run(self, method: Method | None, request: web.Request) -> JsonObject:
+        name = request.match_info["method"]
+        if method is None:
+            raise ApiError("unknown_method", f"this local workspace does not have {name}")
         arguments = await read_arguments(request)
-        header = request.headers.get("Authorization", "")
-        token = header.removeprefix("Bearer ").strip() or str(arguments.pop("token", ""))
-        arguments.pop("token", None)
+        sent = str(arguments.pop("token", ""))
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip() or sent
         self._check_token(method, token)
-        call = ApiCall(
-            method=method,
-            arguments=arguments,
-            token=token,
-            state=self._state,
-            socket_mode=self._socket_mode,
-            grants=self._grants,
-        )
+        handler = method.handler
         for middleware in reversed(self.middlewares):
-            handler = _wrapped(middleware, handler)
-        return await handler(call)
+            handler = partial(_wrapped, middleware, handler)
+        return await handler(ApiCall(name, arguments, token, self._state, self._socket_mode, self._triggers))
 
-    def _check_token(self, method: str, token: str) -> None:
-        if method in NO_TOKEN_METHODS:
+    def _check_token(self, method: Method, token: str) -> None:
+        if not method.tokens:
             return
         if not token:
             raise ApiError("not_authed")
-        if token not in (self._bot_token, self._app_token):
+        kind = self._token_kinds.get(token)
+        if kind is None:
             raise ApiError("invalid_auth")
-        wanted = self._app_token if method in APP_LEVEL_METHODS else self._bot_token
-        if token != wanted and method not in ANY_TOKEN_METHODS:
+        if kind not in method.tokens:
             raise ApiError("not_allowed_token_type")
+        provided = self._state.team.app.scopes
+        if kind == "bot" and method.scopes and not set(method.scopes) & set(provided):
+            scopes = {"needed": ",".join(method.scopes), "provided": ",".join(provided)}
+            raise ApiError("missing_scope", fields=scopes)
 
 
-def _wrapped(middleware: Middleware, handler: Handler) -> Handler:
-    async def run(call: ApiCall) -> dict[str, object]:
-        return await middleware(call, handler)
-
-    return run
+async def _wrapped(middleware: Middleware, handler: Handler, call: ApiCall) -> JsonObject:
+    return await middleware(call, handler)

@@ -1,76 +1,73 @@
-"""One call of the Web API: its arguments from query, form or JSON body, and the errors that Slack would answer with."""
+"""One call of the Web API: its arguments, the errors that Slack would answer with, and the table of methods."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from demo.workspace.blocks import BlocksError, checked_blocks
-from demo.workspace.grants import Grants
-from demo.workspace.records import Channel, Message
+from demo.workspace.records import Channel, JsonObject, Message
 from demo.workspace.socket_mode import SocketMode
 from demo.workspace.state import State
-from gpu_actions.models import JsonObject
+from demo.workspace.trigger_ids import TriggerIds
+
+MAX_PAGE_SIZE = 999
 
 
 class ApiError(Exception):
-    """A refused call: `code` is Slack's error word, `messages` go into `response_metadata.messages`."""
+    """Raised to refuse a call: `code` is Slack's error code, `messages` go into `response_metadata.messages`."""
 
     def __init__(
-        self, code: str, *messages: str, status: int = 200, headers: dict[str, str] | None = None
+        self,
+        code: str,
+        *messages: str,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        fields: JsonObject | None = None,
     ) -> None:
         super().__init__(code)
-        self.code = code
-        self.messages = messages
         self.status = status
         self.headers = headers or {}
-
-    def as_json(self) -> JsonObject:
-        """The body of the refusal."""
-        body: JsonObject = {"ok": False, "error": self.code}
-        if self.messages:
-            body["errors"] = list(self.messages)
-            body["response_metadata"] = {"messages": [f"[ERROR] {message}" for message in self.messages]}
-        return body
+        self.body: JsonObject = {"ok": False, "error": code} | (fields or {})
+        if messages:
+            self.body["errors"] = list(messages)
+            self.body["response_metadata"] = {"messages": [f"[ERROR] {message}" for message in messages]}
 
 
 @dataclass(slots=True)
 class ApiCall:
-    """What a method works with: the workspace's parts, the method's name and its arguments."""
+    """What a method works with: the parts of the workspace, the method's name and its arguments."""
 
     method: str
     arguments: JsonObject
     token: str
     state: State
     socket_mode: SocketMode
-    grants: Grants
-
-    # arguments
+    triggers: TriggerIds
 
     def text(self, name: str, default: str = "") -> str:
-        """An argument as text; numbers and booleans as Slack would read them from a form."""
+        """Return an argument as text; numbers and booleans as a form would send them."""
         value = self.arguments.get(name)
         if value is None:
             return default
         if isinstance(value, bool):
             return "true" if value else "false"
-        return value if isinstance(value, str) else str(value)
+        return str(value)
 
     def required(self, name: str) -> str:
-        """An argument that must be there. Raises ApiError `invalid_arguments`, naming it."""
+        """Return an argument that must not be empty. Raises ApiError `invalid_arguments`, naming it."""
         value = self.text(name)
         if not value:
             raise ApiError("invalid_arguments", f"missing required field: {name}")
         return value
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        """A boolean argument (`true`, `1` in forms)."""
-        value = self.text(name).lower()
-        return default if not value else value in ("true", "1", "yes")
+    def flag(self, name: str) -> bool:
+        """Return a boolean argument (`true` or `1` in forms), False by default."""
+        return self.text(name).lower() in ("true", "1", "yes")
 
     def number(self, name: str, default: int) -> int:
-        """A whole number. Raises ApiError `invalid_arguments`."""
+        """Return a whole number. Raises ApiError `invalid_arguments`."""
         value = self.text(name)
         try:
             return int(value) if value else default
@@ -78,39 +75,46 @@ class ApiCall:
             raise ApiError("invalid_arguments", f"must be a number: {name}") from None
 
     def parsed(self, name: str) -> object:
-        """An argument that is JSON: as it came in a JSON body, or parsed from a form field. None where absent."""
+        """Return a JSON argument, parsed if it came as a form field, or None if it is absent."""
         value = self.arguments.get(name)
-        if isinstance(value, str):
-            if not value:
-                return None
-            try:
-                return json.loads(value)
-            except ValueError:
-                raise ApiError("invalid_arguments", f"not valid JSON: {name}") from None
-        return value
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value) if value else None
+        except ValueError:
+            raise ApiError("invalid_arguments", f"not valid JSON: {name}") from None
 
     def names(self, name: str) -> list[str]:
-        """A list argument: JSON list or comma-separated text."""
+        """Return a list argument, sent as a JSON list or as text with commas."""
         value = self.arguments.get(name)
         if isinstance(value, list):
             return [str(entry) for entry in value]
         return [entry.strip() for entry in self.text(name).split(",") if entry.strip()]
 
+    def objects(self, name: str, error: ApiError) -> list[JsonObject]:
+        """Return a list of JSON objects, empty if it is absent. Raises `error` if it is anything else."""
+        value = self.parsed(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise error
+        return value
+
     def blocks(self) -> list[JsonObject] | None:
-        """The checked `blocks`, None where the call has none. Raises ApiError."""
+        """Return the checked `blocks`, or None if the call has none. Raises ApiError."""
         try:
-            given = self.parsed("blocks")
+            blocks = self.parsed("blocks")
         except ApiError:
             raise ApiError("invalid_blocks_format") from None
-        if given is None or given == "":
+        if blocks is None or blocks == "":
             return None
         try:
-            return checked_blocks(given)
+            return checked_blocks(blocks)
         except BlocksError as error:
             raise ApiError(error.code, *error.messages) from error
 
     def metadata(self) -> JsonObject | None:
-        """The `metadata` of a message. Raises ApiError `invalid_metadata_format`."""
+        """Return the `metadata` of a message. Raises ApiError `invalid_metadata_format`."""
         value = self.parsed("metadata")
         if value is None:
             return None
@@ -122,10 +126,8 @@ class ApiCall:
             raise ApiError("invalid_metadata_format", "metadata needs event_type and event_payload")
         return value
 
-    # things named by arguments
-
     def channel(self, name: str = "channel", *, member: bool = False) -> Channel:
-        """The channel of an id or `#name`; a user id means the conversation with that person.
+        """Return the channel of an id or `#name`; a user id means the conversation with that person.
 
         Raises ApiError `channel_not_found`, and with `member` also `not_in_channel` and `is_archived`.
         """
@@ -141,32 +143,64 @@ class ApiCall:
             raise ApiError("is_archived")
         return channel
 
-    def own_message(self, channel: Channel, *, refused: str) -> Message:
-        """The app's message at `ts`. Raises ApiError `message_not_found`, or `refused` for one of somebody else."""
-        message = self.state.message(channel.id, self.required("ts"))
-        if message is None or message.visible_to is not None:
+    def message(self, channel: Channel, name: str = "timestamp") -> Message:
+        """Return a message that is not ephemeral. Raises ApiError `message_not_found`."""
+        message = self.state.public_message(channel.id, self.required(name))
+        if message is None:
             raise ApiError("message_not_found")
+        return message
+
+    def own_message(self, channel: Channel, *, refused: str) -> Message:
+        """Return the app's message at `ts`. Raises ApiError `message_not_found`, or `refused` for a person's message."""
+        message = self.message(channel, "ts")
         if not message.from_app:
             raise ApiError(refused)
         return message
 
-    def any_message(self, channel: Channel, name: str = "timestamp") -> Message:
-        """Any message that is not ephemeral. Raises ApiError `message_not_found`."""
-        message = self.state.message(channel.id, self.required(name))
-        if message is None or message.visible_to is not None:
-            raise ApiError("message_not_found")
-        return message
+    def page(self, entries: Sequence[object], name: str, *, size: int = 100) -> JsonObject:
+        """Return one page of a list in Slack's form; the cursor is the position of the next entry."""
+        limit = max(1, min(self.number("limit", size), MAX_PAGE_SIZE))
+        cursor = self.text("cursor")
+        if cursor and not cursor.isdigit():
+            raise ApiError("invalid_cursor")
+        end = int(cursor or 0) + limit
+        next_cursor = str(end) if end < len(entries) else ""
+        shown = entries[end - limit : end]
+        return {name: list(shown), "response_metadata": {"next_cursor": next_cursor}}
 
 
 Handler = Callable[[ApiCall], Awaitable[JsonObject]]
-"""One method: gives the fields of the answer (`ok` is added) or raises ApiError."""
+"""A method: returns the fields of the answer (`ok` is added) or raises ApiError."""
 
 Middleware = Callable[[ApiCall, Handler], Awaitable[JsonObject]]
-"""Stands around every method. The hook for rate limits and faults: wait, raise ApiError, or call the handler."""
+"""Wraps every method, for rate limits and faults: wait, raise ApiError, or call the handler."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of the Web API. `scopes`: the token needs one of them; `tokens`: the kinds of token it accepts."""
+
+    handler: Handler
+    scopes: tuple[str, ...]
+    tokens: tuple[str, ...]
+
+
+METHODS: dict[str, Method] = {}
+"""All methods by their Slack name."""
+
+
+def api_method(name: str, *scopes: str, tokens: tuple[str, ...] = ("bot",)) -> Callable[[Handler], Handler]:
+    """Register a function as a method. `tokens` may hold `bot` and `app`; empty means that no token is needed."""
+
+    def register(handler: Handler) -> Handler:
+        METHODS[name] = Method(handler, scopes, tokens)
+        return handler
+
+    return register
 
 
 async def read_arguments(request: web.Request) -> JsonObject:
-    """Query and body of a call as one object; the body wins. Raises ApiError `invalid_json`, `invalid_form_data`."""
+    """Return query and body of a call as one object; the body wins. Raises ApiError if the body cannot be read."""
     arguments: JsonObject = dict(request.query)
     if request.content_type == "application/json":
         raw = await request.text()

@@ -1,29 +1,29 @@
-"""`conversations.*`: channels and what was said in them."""
+"""`conversations.*`: channels and their messages."""
 
 import re
 
-from demo.workspace.records import Channel, Message
-from demo.workspace.webapi.call import ApiCall, ApiError, Handler
-from gpu_actions.models import JsonObject
+from demo.workspace.records import Channel, JsonObject, Message
+from demo.workspace.webapi.call import ApiCall, ApiError, api_method
 
 _NAME = re.compile(r"[a-z0-9_-]{1,80}")
-PAGE_SIZE = 100
-MAX_PAGE_SIZE = 999
+MAX_TOPIC_CHARACTERS = 250
+READ = ("channels:read", "groups:read", "im:read", "mpim:read")
+HISTORY = ("channels:history", "groups:history", "im:history", "mpim:history")
+MANAGE = ("channels:manage", "groups:write", "im:write", "mpim:write")
 
 
-def page(call: ApiCall, entries: list[JsonObject], name: str, *, size: int = PAGE_SIZE) -> JsonObject:
-    """One page of a list in Slack's shape; the cursor is the position of the next entry."""
-    limit = max(1, min(call.number("limit", size), MAX_PAGE_SIZE))
-    cursor = call.text("cursor")
-    if cursor and not cursor.isdigit():
-        raise ApiError("invalid_cursor")
-    start = int(cursor or 0)
-    following = str(start + limit) if start + limit < len(entries) else ""
-    return {name: entries[start : start + limit], "response_metadata": {"next_cursor": following}}
+def _shown(call: ApiCall, channel: Channel) -> JsonObject:
+    return {"channel": channel.as_slack(call.state.bot_user)}
 
 
+def _saved(call: ApiCall, channel: Channel) -> JsonObject:
+    call.state.save_channel(channel)
+    return _shown(call, channel)
+
+
+@api_method("conversations.list", *READ)
 async def list_(call: ApiCall) -> JsonObject:
-    """All channels of the asked types."""
+    """List all channels of the requested types."""
     types = call.names("types") or ["public_channel"]
     chosen = [
         channel.as_slack(call.state.bot_user)
@@ -31,78 +31,75 @@ async def list_(call: ApiCall) -> JsonObject:
         if ("im" if channel.is_im else "public_channel") in types
         and not (channel.is_archived and call.flag("exclude_archived"))
     ]
-    return page(call, chosen, "channels")
+    return call.page(chosen, "channels")
 
 
+@api_method("conversations.info", *READ)
 async def info(call: ApiCall) -> JsonObject:
-    """One channel."""
-    channel = call.channel()
-    body = channel.as_slack(call.state.bot_user)
+    """Describe one channel."""
+    body = call.channel().as_slack(call.state.bot_user)
     if not call.flag("include_num_members"):
         body.pop("num_members", None)
     return {"channel": body}
 
 
-def _in_range(call: ApiCall, messages: list[Message]) -> list[Message]:
+def _messages(call: ApiCall, first: list[Message], ranged: list[Message], *, size: int) -> JsonObject:
+    """Return a page of `first`, then those of `ranged` that lie between the call's `oldest` and `latest`."""
     oldest, latest, inclusive = call.text("oldest"), call.text("latest"), call.flag("inclusive")
     try:
         low = float(oldest) if oldest else float("-inf")
         high = float(latest) if latest else float("inf")
     except ValueError:
         raise ApiError("invalid_ts_oldest" if oldest else "invalid_ts_latest") from None
-    return [
+    chosen = first + [
         entry
-        for entry in messages
+        for entry in ranged
         if low < float(entry.ts) < high or (inclusive and float(entry.ts) in (low, high))
     ]
-
-
-async def history(call: ApiCall) -> JsonObject:
-    """The messages of a channel, newest first, without replies that were not broadcast."""
-    channel = call.channel(member=True)
-    messages = [
-        entry
-        for entry in call.state.messages[channel.id].values()
-        if entry.visible_to is None and (entry.thread_ts is None or entry.broadcast)
-    ]
-    shown = [
-        call.state.message_json(entry, with_metadata=call.flag("include_all_metadata"))
-        for entry in reversed(_in_range(call, messages))
-    ]
-    body = page(call, shown, "messages")
-    return body | {"has_more": bool(body["response_metadata"]["next_cursor"]), "pin_count": 0}
-
-
-async def replies(call: ApiCall) -> JsonObject:
-    """A thread: its first message, then the replies, oldest first."""
-    channel = call.channel(member=True)
-    given = call.state.message(channel.id, call.required("ts"))
-    if given is None or given.visible_to is not None:
-        raise ApiError("thread_not_found")
-    root = call.state.message(channel.id, given.thread_ts) if given.thread_ts else given
-    if root is None:
-        raise ApiError("thread_not_found")
     with_metadata = call.flag("include_all_metadata")
-    chosen = [root, *_in_range(call, call.state.replies(channel.id, root.ts))]
     shown = [call.state.message_json(entry, with_metadata=with_metadata) for entry in chosen]
-    body = page(call, shown, "messages", size=1000)
+    body = call.page(shown, "messages", size=size)
     return body | {"has_more": bool(body["response_metadata"]["next_cursor"])}
 
 
+@api_method("conversations.history", *HISTORY)
+async def history(call: ApiCall) -> JsonObject:
+    """List the messages of a channel, newest first, without replies that were not sent to the channel as well."""
+    channel = call.channel(member=True)
+    messages = [
+        entry
+        for entry in reversed(call.state.messages[channel.id].values())
+        if entry.visible_to is None and (entry.thread_ts is None or entry.broadcast)
+    ]
+    return _messages(call, [], messages, size=100) | {"pin_count": 0}
+
+
+@api_method("conversations.replies", *HISTORY)
+async def replies(call: ApiCall) -> JsonObject:
+    """List a thread: its first message, then the replies, oldest first."""
+    channel = call.channel(member=True)
+    root = call.state.public_message(channel.id, call.required("ts"))
+    if root is not None and root.thread_ts:
+        root = call.state.message(channel.id, root.thread_ts)
+    if root is None:
+        raise ApiError("thread_not_found")
+    return _messages(call, [root], call.state.replies(channel.id, root.ts), size=1000)
+
+
+@api_method("conversations.join", "channels:join")
 async def join(call: ApiCall) -> JsonObject:
     """Make the bot a member."""
     channel = call.channel()
     if channel.is_im:
         raise ApiError("method_not_supported_for_channel_type")
-    body: JsonObject = {}
     if call.state.bot_user in channel.members:
-        body = {"warning": "already_in_channel", "response_metadata": {"warnings": ["already_in_channel"]}}
-    else:
-        channel.members.append(call.state.bot_user)
-        call.state.save_channel(channel)
-    return body | {"channel": channel.as_slack(call.state.bot_user)}
+        warning = "already_in_channel"
+        return _shown(call, channel) | {"warning": warning, "response_metadata": {"warnings": [warning]}}
+    channel.members.append(call.state.bot_user)
+    return _saved(call, channel)
 
 
+@api_method("conversations.leave", *MANAGE)
 async def leave(call: ApiCall) -> JsonObject:
     """End the bot's membership."""
     channel = call.channel()
@@ -113,37 +110,37 @@ async def leave(call: ApiCall) -> JsonObject:
     return {}
 
 
+@api_method("conversations.open", *MANAGE)
 async def open_(call: ApiCall) -> JsonObject:
-    """The direct conversation with one person."""
+    """Open the direct conversation with one person."""
     users = call.names("users")
     if len(users) != 1:
-        raise ApiError("invalid_arguments" if not users else "too_many_users")
+        raise ApiError("too_many_users" if users else "invalid_arguments")
     if users[0] not in call.state.people:
         raise ApiError("user_not_found")
     channel = call.state.direct_channel(users[0])
-    full = call.flag("return_im")
-    return {"channel": channel.as_slack(call.state.bot_user) if full else {"id": channel.id}}
+    return _shown(call, channel) if call.flag("return_im") else {"channel": {"id": channel.id}}
 
 
+@api_method("conversations.members", *READ)
 async def members(call: ApiCall) -> JsonObject:
-    """User ids of a channel."""
-    body = page(call, [{"id": member} for member in call.channel().members], "members")
-    return body | {"members": [entry["id"] for entry in body["members"]]}
+    """List the user ids of a channel."""
+    return call.page(call.channel().members, "members")
 
 
+@api_method("conversations.create", *MANAGE)
 async def create(call: ApiCall) -> JsonObject:
-    """A new public channel with everybody in it, so that whoever is chosen on the page can read it."""
+    """Create a public channel. Everyone becomes a member, so that any user of the page can read it."""
     name = call.required("name")
     if not _NAME.fullmatch(name):
         raise ApiError("invalid_name_specials" if len(name) <= 80 else "invalid_name_maxlength")
     if call.state.channel_by_name(name) is not None:
         raise ApiError("name_taken")
-    everybody = [*call.state.people, call.state.bot_user]
-    channel = Channel(id=call.state.new_id("C"), name=name, members=everybody, creator=call.state.bot_user)
-    call.state.save_channel(channel)
-    return {"channel": channel.as_slack(call.state.bot_user)}
+    channel_id = call.state.new_id("C")
+    return _saved(call, Channel(channel_id, name, call.state.everyone, creator=call.state.bot_user))
 
 
+@api_method("conversations.invite", *MANAGE)
 async def invite(call: ApiCall) -> JsonObject:
     """Add people to a channel."""
     channel = call.channel(member=True)
@@ -154,46 +151,29 @@ async def invite(call: ApiCall) -> JsonObject:
     if not new:
         raise ApiError("already_in_channel")
     channel.members.extend(new)
-    call.state.save_channel(channel)
-    return {"channel": channel.as_slack(call.state.bot_user)}
+    return _saved(call, channel)
 
 
+@api_method("conversations.setTopic", *MANAGE)
 async def set_topic(call: ApiCall) -> JsonObject:
-    """The line under a channel's name."""
+    """Set the line under a channel's name."""
     channel = call.channel(member=True)
-    channel.topic = call.text("topic")[:250]
-    call.state.save_channel(channel)
-    return {"channel": channel.as_slack(call.state.bot_user)}
+    channel.topic = call.text("topic")[:MAX_TOPIC_CHARACTERS]
+    return _saved(call, channel)
 
 
+@api_method("conversations.setPurpose", *MANAGE)
 async def set_purpose(call: ApiCall) -> JsonObject:
-    """What a channel is for."""
+    """Set the purpose of a channel."""
     channel = call.channel(member=True)
-    channel.purpose = call.text("purpose")[:250]
-    call.state.save_channel(channel)
-    return {"channel": channel.as_slack(call.state.bot_user)}
+    channel.purpose = call.text("purpose")[:MAX_TOPIC_CHARACTERS]
+    return _saved(call, channel)
 
 
+@api_method("conversations.archive", *MANAGE)
 async def archive(call: ApiCall) -> JsonObject:
-    """Close a channel; it stays readable."""
+    """Close a channel; it remains readable."""
     channel = call.channel(member=True)
     channel.is_archived = True
     call.state.save_channel(channel)
     return {}
-
-
-METHODS: dict[str, Handler] = {
-    "conversations.list": list_,
-    "conversations.info": info,
-    "conversations.history": history,
-    "conversations.replies": replies,
-    "conversations.join": join,
-    "conversations.leave": leave,
-    "conversations.open": open_,
-    "conversations.members": members,
-    "conversations.create": create,
-    "conversations.invite": invite,
-    "conversations.setTopic": set_topic,
-    "conversations.setPurpose": set_purpose,
-    "conversations.archive": archive,
-}

@@ -1,18 +1,18 @@
-"""`files.*`: upload in three steps as Slack has it (address, bytes, completion), look-up and deletion."""
+"""`files.*`: upload in Slack's three steps (URL, bytes, completion), look-up and deletion."""
 
 from aiohttp import web
 
-from demo.workspace.records import Channel, Message, StoredFile
+from demo.workspace.records import Channel, JsonObject, Message, StoredFile
 from demo.workspace.state import State
-from demo.workspace.webapi.call import ApiCall, ApiError, Handler
-from gpu_actions.models import JsonObject
+from demo.workspace.webapi.call import ApiCall, ApiError, api_method
 
 MAX_FILE_BYTES = 64 * 2**20
-"""Slack takes 1 GB; a workspace that keeps files in memory takes 64 MiB."""
+"""Slack accepts 1 GB; here 64 MiB are enough."""
 
 
+@api_method("files.getUploadURLExternal", "files:write")
 async def get_upload_url(call: ApiCall) -> JsonObject:
-    """Step 1: an address for the bytes of one file."""
+    """Step 1: return a URL for the bytes of one file."""
     name, length = call.required("filename"), call.number("length", 0)
     if length <= 0:
         raise ApiError("invalid_arguments", "length must be the file's size in bytes")
@@ -30,7 +30,7 @@ async def get_upload_url(call: ApiCall) -> JsonObject:
 
 
 async def receive_upload(state: State, request: web.Request) -> web.Response:
-    """Step 2: the bytes, raw or as a form's file. The size must be the one announced."""
+    """Step 2: receive the bytes, raw or as a form's file. Their number must be the announced one."""
     file = state.files.get(request.match_info["file_id"])
     if file is None or file.uploaded:
         return web.Response(status=404, text="no upload is expected here\n")
@@ -47,37 +47,35 @@ async def receive_upload(state: State, request: web.Request) -> web.Response:
     return web.Response(text=f"OK - {len(data)}")
 
 
+@api_method("files.completeUploadExternal", "files:write")
 async def complete_upload(call: ApiCall) -> JsonObject:
-    """Step 3: name the files and show them in a channel or thread."""
-    given = call.parsed("files")
-    if not isinstance(given, list) or not given or not all(isinstance(entry, dict) for entry in given):
-        raise ApiError("invalid_arguments", "missing required field: files")
+    """Step 3: give the files their titles and show them in a channel or thread."""
+    missing = ApiError("invalid_arguments", "missing required field: files")
+    entries = call.objects("files", missing)
+    if not entries:
+        raise missing
     files = []
-    for entry in given:
+    for entry in entries:
         file = call.state.files.get(str(entry.get("id")))
         if file is None or not file.uploaded or file.completed:
             raise ApiError("file_not_found")
         files.append(file)
-    channels = _targets(call)
+    channels, blocks = _targets(call), call.blocks()
     thread_ts = call.text("thread_ts") or None
-    for channel in channels:
-        if thread_ts and call.state.message(channel.id, thread_ts) is None:
-            raise ApiError("thread_not_found")
-    for file, entry in zip(files, given, strict=True):
+    if thread_ts and any(call.state.message(channel.id, thread_ts) is None for channel in channels):
+        raise ApiError("thread_not_found")
+    for file, entry in zip(files, entries, strict=True):
         file.completed = True
         file.title = str(entry.get("title") or "")
         call.state.save_file(file)
     for channel in channels:
-        _share(call, channel, files, thread_ts)
+        _share(call, channel, files, thread_ts, blocks or [])
     return {"files": [file.as_slack(call.state.base_url) for file in files]}
 
 
 def _targets(call: ApiCall) -> list[Channel]:
-    names = call.names("channels")
-    if call.text("channel_id"):
-        names.append(call.text("channel_id"))
-    found = [call.state.channels.get(name) for name in names]
-    channels = [channel for channel in found if channel is not None]
+    names = call.names("channels") + call.names("channel_id")
+    channels = [call.state.channels[name] for name in names if name in call.state.channels]
     if len(channels) != len(names):
         raise ApiError("channel_not_found")
     if any(call.state.bot_user not in channel.members for channel in channels):
@@ -85,13 +83,15 @@ def _targets(call: ApiCall) -> list[Channel]:
     return channels
 
 
-def _share(call: ApiCall, channel: Channel, files: list[StoredFile], thread_ts: str | None) -> None:
+def _share(
+    call: ApiCall, channel: Channel, files: list[StoredFile], thread_ts: str | None, blocks: list[JsonObject]
+) -> None:
     message = Message(
-        channel=channel.id,
-        ts=call.state.new_ts(),
-        user=call.state.bot_user,
-        text=call.text("initial_comment"),
-        blocks=call.blocks() or [],
+        channel.id,
+        call.state.new_ts(),
+        call.state.bot_user,
+        call.text("initial_comment"),
+        blocks=blocks,
         thread_ts=thread_ts,
         from_app=True,
         files=[file.id for file in files],
@@ -109,20 +109,14 @@ def _file(call: ApiCall) -> StoredFile:
     return file
 
 
+@api_method("files.info", "files:read")
 async def info(call: ApiCall) -> JsonObject:
-    """One file."""
+    """Describe one file."""
     return {"file": _file(call).as_slack(call.state.base_url), "comments": []}
 
 
+@api_method("files.delete", "files:write")
 async def delete(call: ApiCall) -> JsonObject:
-    """Delete a file; messages lose it."""
+    """Delete a file; messages that show it lose it."""
     call.state.remove_file(_file(call).id)
     return {}
-
-
-METHODS: dict[str, Handler] = {
-    "files.getUploadURLExternal": get_upload_url,
-    "files.completeUploadExternal": complete_upload,
-    "files.info": info,
-    "files.delete": delete,
-}

@@ -16,7 +16,7 @@ from bot.slack import live_messages as live
 from bot.store.records import RunRecord, RunStatus
 from bot.store.schema import artifacts, deliveries
 from demo.workspace import Workspace
-from demo.workspace.reading import ReadMessage
+from demo.workspace.transcript import ReadMessage
 from demo.workspace.webapi import ApiCall, ApiError, Handler
 from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.models import JsonObject

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.workspace.blocks import BlocksError, checked_blocks
-from demo.workspace.plain_text import message_lines
+from demo.workspace.transcript import message_lines
 
 Block = dict[str, Any]
 

@@ -16,8 +16,8 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from demo.workspace import PanelAction, Workspace, WorkspaceClient
 from demo.workspace.client import WorkspaceError
-from demo.workspace.reading import ButtonNotFound
-from demo.workspace.seed import read_manifest_commands
+from demo.workspace.manifest import read_manifest_commands
+from demo.workspace.transcript import ButtonNotFound
 
 MANIFEST = {"features": {"slash_commands": [{"command": "/triage", "description": "Look"}]}}
 

@@ -1,18 +1,20 @@
-"""A channel as data for programs and terminals: messages with their threads, buttons and files; and finding a button.
+"""A conversation as data for programs and as text for terminals: messages with their threads, buttons and files.
 
 Pure functions over the JSON that the workspace serves.
 """
 
 import re
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from demo.workspace.plain_text import Names, message_lines, plain
-from gpu_actions.models import Frozen, JsonObject
+from demo.workspace.blocks import block_lines, pressable_elements
+from demo.workspace.plain_text import Names, plain
+from demo.workspace.records import JsonObject
 
 
-class ReadButton(Frozen):
-    """A button or menu of a message; `value` is what the app gets with a press. `options` are a menu's values."""
+@dataclass(frozen=True, slots=True)
+class ReadButton:
+    """A button or menu of a message. The app receives `value` with a press; `options` are a menu's values."""
 
     kind: str
     text: str
@@ -23,8 +25,9 @@ class ReadButton(Frozen):
     options: tuple[str, ...] = ()
 
 
-class ReadFile(Frozen):
-    """A file shown with a message; `url` gives its bytes."""
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A file of a message; `url` serves its bytes."""
 
     id: str
     name: str
@@ -34,10 +37,11 @@ class ReadFile(Frozen):
     url: str
 
 
-class ReadMessage(Frozen):
-    """One message as a reader sees it. `text` is the whole message rendered plainly; `fallback` its own text field.
+@dataclass(frozen=True, slots=True)
+class ReadMessage:
+    """A message as a reader sees it. `text` is the whole message as plain text; `fallback` its own text field.
 
-    `visible_to` names the one person who sees it, `replies` are the messages of its thread, oldest first.
+    `visible_to` names the only person who sees it; `replies` are the messages of its thread, oldest first.
     """
 
     channel: str
@@ -58,13 +62,26 @@ class ReadMessage(Frozen):
 
 
 class ButtonNotFound(ValueError):
-    """No message has the wanted button; the text says which buttons there are."""
+    """Raised if no message has the wanted button; the message lists the buttons that exist."""
+
+
+def message_lines(message: JsonObject, names: Names) -> list[str]:
+    """Return the lines of a message: its blocks, or its text if it has none, then attachments and files."""
+    blocks = message.get("blocks") or []
+    lines = block_lines(blocks, names)
+    texts = [] if blocks else [message.get("text")]
+    texts += [entry.get("text") or entry.get("fallback") for entry in message.get("attachments") or []]
+    for text in texts:
+        lines += plain(str(text), names).split("\n") if text else []
+    for file in message.get("files") or []:
+        lines.append(f"[file] {file['title']} ({file['name']}, {file['size']} bytes): {file['url_private']}")
+    return lines
 
 
 def conversation(messages: list[JsonObject], names: Names) -> tuple[ReadMessage, ...]:
-    """The messages of one or more channels, oldest first, each with its thread's replies inside it.
+    """Return the messages of one or more channels, oldest first, each with the replies of its thread.
 
-    A reply whose first message is gone stands alone.
+    Replies to a deleted message appear on their own.
     """
     read = [_message(message, names) for message in messages]
     roots = {(entry.channel, entry.ts) for entry in read if entry.thread_ts is None}
@@ -72,14 +89,11 @@ def conversation(messages: list[JsonObject], names: Names) -> tuple[ReadMessage,
     top = []
     for entry in read:
         root = (entry.channel, entry.thread_ts or "")
-        if entry.thread_ts is not None and root in roots:
+        if root in roots:
             replies.setdefault(root, []).append(entry)
         else:
             top.append(entry)
-    threaded = [
-        entry.model_copy(update={"replies": tuple(replies.get((entry.channel, entry.ts), ()))})
-        for entry in top
-    ]
+    threaded = [replace(entry, replies=tuple(replies.get((entry.channel, entry.ts), ()))) for entry in top]
     return tuple(sorted(threaded, key=lambda entry: float(entry.ts)))
 
 
@@ -97,16 +111,12 @@ def _message(message: JsonObject, names: Names) -> ReadMessage:
         edited=bool(message.get("edited")),
         from_app="bot_id" in message,
         blocks=tuple(message.get("blocks") or ()),
-        buttons=tuple(_buttons(message, names)),
+        buttons=tuple(
+            _button(block, element, names)
+            for block, element in pressable_elements(message.get("blocks") or [])
+        ),
         files=tuple(
-            ReadFile(
-                id=file["id"],
-                name=file["name"],
-                title=file["title"],
-                media_type=file["mimetype"],
-                size_bytes=file["size"],
-                url=file["url_private"],
-            )
+            ReadFile(*(file[name] for name in ("id", "name", "title", "mimetype", "size", "url_private")))
             for file in message.get("files") or ()
         ),
         reactions=tuple(entry["name"] for entry in message.get("reactions") or ()),
@@ -114,56 +124,37 @@ def _message(message: JsonObject, names: Names) -> ReadMessage:
     )
 
 
-def _buttons(message: JsonObject, names: Names) -> Iterator[ReadButton]:
-    for block in message.get("blocks") or []:
-        elements = list(block.get("elements") or []) if block.get("type") == "actions" else []
-        accessory = block.get("accessory")
-        if isinstance(accessory, dict) and accessory.get("type") != "image":
-            elements.append(accessory)
-        for element in elements:
-            label = element.get("text") or element.get("placeholder") or {}
-            yield ReadButton(
-                kind=element["type"],
-                text=plain(label.get("text", ""), names),
-                action_id=element["action_id"],
-                block_id=block["block_id"],
-                value=element.get("value") or "",
-                style=element.get("style") or "",
-                options=tuple(option.get("value", "") for option in element.get("options") or ()),
-            )
-
-
-def all_messages(read: tuple[ReadMessage, ...]) -> list[ReadMessage]:
-    """Messages and replies in one list, oldest first."""
-    flat = [entry for message in read for entry in (message, *message.replies)]
-    return sorted(flat, key=lambda entry: float(entry.ts))
-
-
-def _names_run(value: str, run: str) -> bool:
-    # Run ids hold hyphens (`fb-7k2m`), so a hyphen does not end a token.
-    return re.search(rf"(?<![\w-]){re.escape(run)}(?![\w-])", value) is not None
-
-
-def _is_called(button: ReadButton, word: str) -> bool:
-    wanted = word.casefold()
-    return wanted in (button.text.casefold(), re.split(r"[.:]", button.action_id)[-1].casefold())
+def _button(block: JsonObject, element: JsonObject, names: Names) -> ReadButton:
+    label = element.get("text") or element.get("placeholder") or {}
+    return ReadButton(
+        kind=element["type"],
+        text=plain(label.get("text", ""), names),
+        action_id=element["action_id"],
+        block_id=block["block_id"],
+        value=element.get("value") or "",
+        style=element.get("style") or "",
+        options=tuple(option.get("value", "") for option in element.get("options") or ()),
+    )
 
 
 def find_button(
     read: tuple[ReadMessage, ...], word: str, *, run: str | None = None, ts: str | None = None
 ) -> tuple[ReadMessage, ReadButton]:
-    """The button called `word` (its text, or the last part of its action id) in the newest message that has it.
+    """Return the button called `word` (its text, or the last part of its action id) in the newest message that has it.
 
-    With `run` its value must name that run; with `ts` it must be in that message. Raises ButtonNotFound.
+    With `run` the button's value must name that run; with `ts` it must be in that message. Raises ButtonNotFound.
     """
     seen = []
-    for message in reversed(all_messages(read)):
+    flat = [entry for message in read for entry in (message, *message.replies)]
+    for message in sorted(flat, key=lambda entry: float(entry.ts), reverse=True):
         if ts is not None and message.ts != ts:
             continue
         for button in message.buttons:
-            if run is not None and not _names_run(button.value, run):
+            # Run ids contain hyphens (`fb-7k2m`), so a hyphen does not end a word.
+            if run is not None and not re.search(rf"(?<![\w-]){re.escape(run)}(?![\w-])", button.value):
                 continue
-            if _is_called(button, word):
+            last_part = re.split(r"[.:]", button.action_id)[-1]
+            if word.casefold() in (button.text.casefold(), last_part.casefold()):
                 return message, button
             seen.append(button.text)
     where = f"with run {run}" if run else f"in message {ts}" if ts else "here"
@@ -175,7 +166,7 @@ def find_button(
 
 
 def rendered(read: tuple[ReadMessage, ...]) -> str:
-    """A conversation for a terminal: time, name, message; replies indented; private notes marked."""
+    """Render a conversation for a terminal: time, name, message; replies indented; private notes marked."""
     lines: list[str] = []
     for message in read:
         lines += _rendered_message(message, "")

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.workspace.journal import Journal
 from demo.workspace.plain_text import plain, unescaped
-from demo.workspace.reading import ButtonNotFound, ReadMessage, conversation, find_button, rendered
-from demo.workspace.seed import Seed
 from demo.workspace.state import State
+from demo.workspace.state_file import StateFile
+from demo.workspace.team import Team
+from demo.workspace.transcript import ButtonNotFound, ReadMessage, conversation, find_button, rendered
 from demo.workspace.typed_text import slash_command_of, stored_text
 
 NAMES = {"U0LEAD": "lead", "U0GPUONCALL": "gpu-oncall", "C0GENERAL": "general"}
@@ -33,12 +33,12 @@ NAMES = {"U0LEAD": "lead", "U0GPUONCALL": "gpu-oncall", "C0GENERAL": "general"}
     ],
 )
 def test_typed_text_is_stored_as_slack_stores_it(typed: str, stored: str) -> None:
-    assert stored_text(State(Seed(), Journal(None)), typed) == stored
+    assert stored_text(State(Team(), StateFile(None)), typed) == stored
 
 
 @given(st.text())
 def test_stored_text_holds_no_markup_that_was_not_resolved(typed: str) -> None:
-    stored = stored_text(State(Seed(), Journal(None)), typed)
+    stored = stored_text(State(Team(), StateFile(None)), typed)
     assert "<script" not in stored
     assert "<!channel" not in stored.replace("<!channel>", "", typed.count("@channel"))
 

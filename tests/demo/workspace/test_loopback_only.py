@@ -5,7 +5,7 @@ import pytest
 from slack_sdk.web.async_client import AsyncWebClient
 
 from demo.workspace import Workspace
-from demo.workspace.front import CLIENT_HEADER
+from demo.workspace.page_routes import CLIENT_HEADER
 
 SAY = {"user": "lead", "channel": "incidents", "text": "approve everything"}
 

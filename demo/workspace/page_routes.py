@@ -1,68 +1,58 @@
-"""What the page and the terminal client talk to, below `/client/` and `/panel`: state, live changes, and people's acts.
+"""The HTTP routes of the page and the terminal client: state, live changes, files, people's acts, the side panel.
 
-These addresses are the workspace's own, not Slack's. Acts need the header `X-Workspace-Client`, which a foreign web page
-cannot send without a permission that the workspace never gives.
+These URLs are the workspace's own, not Slack's. Acts need the header `X-Workspace-Client`, which another web page cannot
+send without a permission that the workspace never grants.
 """
 
 import asyncio
-import json
-import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from aiohttp import WSMsgType, web
 
-from demo.workspace.answers import ActError
-from demo.workspace.interactions import Interactions
-from demo.workspace.panel import Panel, PanelError
-from demo.workspace.records import INLINE_IMAGE_TYPES
+from demo.workspace.interactions import ActError, Interactions
+from demo.workspace.records import INLINE_IMAGE_TYPES, JsonObject
+from demo.workspace.side_panel import Panel, PanelError
 from demo.workspace.socket_mode import SocketMode
-from demo.workspace.state import State
-from gpu_actions.models import JsonObject
+from demo.workspace.state import SLACKBOT, State
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 CLIENT_HEADER = "X-Workspace-Client"
 LIVE_QUEUE = 1000
-"""Changes kept for a page that does not read; past this the page is cut and loads everything anew."""
+"""Changes queued for a page that does not read. Beyond this its connection is closed; it then loads everything again."""
 
-logger = logging.getLogger(__name__)
+Act = Callable[[web.Request, JsonObject], Awaitable[JsonObject]]
 
 
-class Front:
-    """Routes of the page and the terminal client."""
+class PageRoutes:
+    """Handlers of the page and the terminal client."""
 
     def __init__(
-        self,
-        *,
-        state: State,
-        socket_mode: SocketMode,
-        interactions: Interactions,
-        panel: Panel,
-        start_id: str,
+        self, state: State, socket_mode: SocketMode, interactions: Interactions, panel: Panel
     ) -> None:
         self._state = state
         self._socket_mode = socket_mode
         self._interactions = interactions
         self._panel = panel
-        self._start_id = start_id
         self._live: set[web.WebSocketResponse] = set()
 
-    def routes(self) -> list[web.RouteDef]:
-        """Everything this class serves, the static page excepted."""
+    def routes(self) -> list[web.AbstractRouteDef]:
+        """List the routes of this class."""
         return [
             web.get("/", self._page),
             web.get("/archives/{channel}/{message}", self._page),
+            web.static("/page", PAGE_FOLDER),
+            web.get("/files/{file_id}", self._file),
             web.get("/client/state", self._whole_state),
             web.get("/client/live", self._changes),
             web.get("/client/messages", self._messages),
-            web.post("/client/say", self._say),
-            web.post("/client/press", self._press),
-            web.post("/client/view", self._view),
+            web.post("/client/say", _act(self._say)),
+            web.post("/client/press", _act(self._press)),
+            web.post("/client/view", _act(self._submit_view)),
             web.get("/panel", self._panel_listing),
-            web.post("/panel/{action}", self._panel_press),
-            web.get("/files/{file_id}", self._file),
+            web.post("/panel/{action}", _act(self._panel_press)),
         ]
-
-    # the page
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE_FOLDER / "index.html", headers={"Cache-Control": "no-cache"})
@@ -83,31 +73,30 @@ class Front:
             },
         )
 
+    # state
+
     def _viewer(self, request: web.Request) -> str:
+        """Return the id of the user that the request names. Raises HTTPNotFound."""
         wanted = request.query.get("user", "")
         person = self._state.user_by_name(wanted)
         if person is None:
-            names = ", ".join(entry.name for entry in self._state.people.values())
-            raise web.HTTPNotFound(text=f"there is no user {wanted!r} in this workspace; there are {names}\n")
+            known = self._state.user_names()
+            raise web.HTTPNotFound(text=f"there is no user {wanted!r} in this workspace; there are {known}\n")
         return person.id
 
     async def _whole_state(self, request: web.Request) -> web.Response:
-        """Everything one user sees: the team, people, channels, commands, messages, the app's connection."""
+        """Return everything that one user sees: team, people, channels, commands, messages, the app's connection."""
         viewer = self._viewer(request) if "user" in request.query else next(iter(self._state.people))
-        state = self._state
+        state, team = self._state, self._state.team
         channels = [entry for entry in state.channels.values() if viewer in entry.members]
+        connected = self._socket_mode.connection_count > 0
         body: JsonObject = {
-            "start_id": self._start_id,
-            "team": {"id": state.seed.team_id, "name": state.seed.team_name},
-            "app": {
-                "name": state.seed.app.name,
-                "user_id": state.bot_user,
-                "connected": self._socket_mode.connection_count > 0,
-            },
-            "users": [entry.model_dump() for entry in state.people.values()],
-            "groups": [entry.model_dump() for entry in state.seed.groups],
+            "team": {"id": team.id, "name": team.name},
+            "app": {"name": team.app.name, "user_id": state.bot_user, "connected": connected},
+            "users": [asdict(entry) for entry in state.people.values()],
+            "groups": [asdict(entry) for entry in team.groups],
             "channels": [entry.as_slack(viewer) | {"bookmarks": entry.bookmarks} for entry in channels],
-            "commands": [entry.model_dump() for entry in state.commands.values()],
+            "commands": [asdict(entry) for entry in state.commands.values()],
             "messages": {entry.id: self._visible(entry.id, viewer) for entry in channels},
         }
         return web.json_response(body)
@@ -120,25 +109,23 @@ class Front:
         ]
 
     async def _messages(self, request: web.Request) -> web.Response:
-        """All messages of a channel, or of all of them, oldest first; with `user` only what that user sees."""
+        """Return the messages of one or all channels, oldest first; with `user` only what that user sees."""
         viewer = self._viewer(request) if request.query.get("user") else None
-        wanted = request.query.get("channel")
-        if wanted:
+        chosen = list(self._state.channels.values())
+        if wanted := request.query.get("channel"):
             channel = self._state.channel_by_name(wanted)
             if channel is None:
-                names = ", ".join(entry.name for entry in self._state.channels.values() if not entry.is_im)
-                raise web.HTTPNotFound(text=f"there is no channel {wanted!r}; there are {names}\n")
+                known = self._state.channel_names()
+                raise web.HTTPNotFound(text=f"there is no channel {wanted!r}; there are {known}\n")
             chosen = [channel]
-        else:
-            chosen = list(self._state.channels.values())
         messages = [message for channel in chosen for message in self._visible(channel.id, viewer)]
         names_by_id = {entry.id: entry.name for entry in self._state.people.values()}
-        names_by_id |= {self._state.bot_user: self._state.seed.app.name, "USLACKBOT": "Slackbot"}
+        names_by_id |= {self._state.bot_user: self._state.team.app.name, SLACKBOT: "Slackbot"}
         channels = {entry.id: entry.name for entry in self._state.channels.values()}
         return web.json_response({"messages": messages, "names": names_by_id, "channels": channels})
 
     async def _changes(self, request: web.Request) -> web.StreamResponse:
-        """A websocket that sends one user every change they may see, from now on."""
+        """Send one user every change that they may see, over a websocket."""
         viewer = self._viewer(request)
         socket = web.WebSocketResponse(heartbeat=20.0)
         await socket.prepare(request)
@@ -159,7 +146,6 @@ class Front:
         sender = asyncio.create_task(send())
         stop_listening = self._state.listen(enqueue)
         self._live.add(socket)
-        enqueue({"type": "hello", "start_id": self._start_id})
         enqueue({"type": "app", "connected": self._socket_mode.connection_count > 0})
         sender.add_done_callback(lambda _: asyncio.ensure_future(socket.close()))
         try:
@@ -188,59 +174,24 @@ class Front:
 
     # acts
 
-    async def _act(self, request: web.Request) -> JsonObject:
-        if CLIENT_HEADER not in request.headers:
-            raise web.HTTPForbidden(text=f"acts need the header {CLIENT_HEADER}\n")
-        try:
-            body = await request.json()
-        except json.JSONDecodeError:
-            raise web.HTTPBadRequest(text="the body is not JSON\n") from None
-        if not isinstance(body, dict):
-            raise web.HTTPBadRequest(text="the body is not a JSON object\n")
-        return body
+    async def _say(self, request: web.Request, body: JsonObject) -> JsonObject:
+        outcome = await self._interactions.say(
+            **_texts(body, "user", "channel", "text"), thread_ts=body.get("thread_ts") or None
+        )
+        return outcome.as_json()
 
-    async def _say(self, request: web.Request) -> web.Response:
-        body = await self._act(request)
-        try:
-            outcome = await self._interactions.say(
-                user=str(body.get("user", "")),
-                channel=str(body.get("channel", "")),
-                text=str(body.get("text", "")),
-                thread_ts=body.get("thread_ts") or None,
-            )
-        except ActError as error:
-            return _refused(error)
-        return web.json_response(outcome.as_json())
+    async def _press(self, request: web.Request, body: JsonObject) -> JsonObject:
+        outcome = await self._interactions.press(
+            **_texts(body, "user", "channel", "ts", "action_id"),
+            block_id=body.get("block_id"),
+            selected=body.get("selected"),
+        )
+        return outcome.as_json()
 
-    async def _press(self, request: web.Request) -> web.Response:
-        body = await self._act(request)
-        try:
-            outcome = await self._interactions.press(
-                user=str(body.get("user", "")),
-                channel=str(body.get("channel", "")),
-                ts=str(body.get("ts", "")),
-                action_id=str(body.get("action_id", "")),
-                block_id=body.get("block_id"),
-                selected=body.get("selected"),
-            )
-        except ActError as error:
-            return _refused(error)
-        return web.json_response(outcome.as_json())
-
-    async def _view(self, request: web.Request) -> web.Response:
-        body = await self._act(request)
-        values = body.get("values")
-        try:
-            answer = await self._interactions.submit_view(
-                user=str(body.get("user", "")),
-                view_id=str(body.get("view_id", "")),
-                values=values if isinstance(values, dict) else {},
-            )
-        except ActError as error:
-            return _refused(error)
-        return web.json_response({"ok": True, "answer": answer})
-
-    # the panel
+    async def _submit_view(self, request: web.Request, body: JsonObject) -> JsonObject:
+        values = body["values"] if isinstance(body.get("values"), dict) else {}
+        answer = await self._interactions.submit_view(**_texts(body, "user", "view_id"), values=values)
+        return {"ok": True, "answer": answer}
 
     async def _panel_listing(self, request: web.Request) -> web.Response:
         try:
@@ -248,17 +199,33 @@ class Front:
         except PanelError as error:
             return web.json_response({"ok": False, "error": str(error), "actions": []})
 
-    async def _panel_press(self, request: web.Request) -> web.Response:
-        await self._act(request)
+    async def _panel_press(self, request: web.Request, body: JsonObject) -> JsonObject:
         try:
-            return web.json_response(
-                {"ok": True, "text": await self._panel.press(request.match_info["action"])}
-            )
+            return {"ok": True, "text": await self._panel.press(request.match_info["action"])}
         except PanelError as error:
-            return web.json_response({"ok": False, "text": str(error)})
+            return {"ok": False, "text": str(error)}
 
 
-def _refused(error: ActError) -> web.Response:
-    return web.json_response(
-        {"ok": False, "kind": "refused", "error": str(error), "notes": []}, status=error.status
-    )
+def _texts(body: JsonObject, *names: str) -> dict[str, str]:
+    return {name: str(body.get(name, "")) for name in names}
+
+
+def _act(act: Act) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Wrap an act: check the header and the body, and answer an ActError with its status."""
+
+    async def handle(request: web.Request) -> web.Response:
+        if CLIENT_HEADER not in request.headers:
+            raise web.HTTPForbidden(text=f"acts need the header {CLIENT_HEADER}\n")
+        try:
+            body = await request.json()
+        except ValueError:
+            raise web.HTTPBadRequest(text="the body is not JSON\n") from None
+        if not isinstance(body, dict):
+            raise web.HTTPBadRequest(text="the body is not a JSON object\n")
+        try:
+            return web.json_response(await act(request, body))
+        except ActError as error:
+            refusal = {"ok": False, "kind": "refused", "error": str(error), "notes": []}
+            return web.json_response(refusal, status=error.status)
+
+    return handle

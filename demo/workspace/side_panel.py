@@ -1,24 +1,26 @@
-"""The page's side panel ("Break something", "Mend it"): buttons that somebody else gives, the workspace only shows them."""
+"""The page's side panel ("Break something", "Fix it"): buttons of another service, which the workspace only shows."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
 
-from gpu_actions.models import JsonObject
+from demo.workspace.records import JsonObject
 
 PRESS_TIMEOUT_S = 120.0
 LIST_TIMEOUT_S = 5.0
 
 
 class PanelError(Exception):
-    """The panel could not do it; the message is for the person who pressed."""
+    """Raised if the panel cannot list or run its buttons; the message is for the person who pressed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PanelAction:
-    """One button. Either `callback`, which gives the text to show, or `url`, which is POSTed to and answers
-    `{"text": ...}`. `style` is `danger` (breaks something), `primary` (mends it) or empty."""
+    """One button. `callback` returns the text to show; `url` is POSTed to instead and answers `{"text": ...}`.
+
+    `style` is `danger` (breaks something), `primary` (fixes it) or empty.
+    """
 
     id: str
     label: str
@@ -29,7 +31,7 @@ class PanelAction:
 
 
 class Panel:
-    """The buttons given at construction, followed by those that the service at `base_url` lists."""
+    """The buttons passed to the constructor, followed by those that the service at `base_url` lists."""
 
     def __init__(self, actions: Sequence[PanelAction] = (), base_url: str | None = None) -> None:
         for action in actions:
@@ -39,7 +41,7 @@ class Panel:
         self._base_url = base_url.rstrip("/") if base_url else None
 
     async def listing(self) -> list[JsonObject]:
-        """The buttons as JSON: id, label, help, style, active. Raises PanelError when the service does not answer."""
+        """Return the buttons as JSON: id, label, help, style, active. Raises PanelError if the service does not answer."""
         own: list[JsonObject] = [
             {"id": entry.id, "label": entry.label, "help": entry.help, "style": entry.style}
             for entry in self._actions.values()
@@ -52,13 +54,13 @@ class Panel:
         return own + [entry for entry in listed if isinstance(entry, dict) and "id" in entry]
 
     async def press(self, action_id: str) -> str:
-        """Run one action and give its text. Raises PanelError."""
+        """Run a button's action and return its text. Raises PanelError."""
         action = self._actions.get(action_id)
         if action is not None and action.callback is not None:
             return await action.callback()
         if action is not None:
             url = str(action.url)
-        elif self._base_url is not None and all(sign.isalnum() or sign in "_-" for sign in action_id):
+        elif self._base_url is not None and all(letter.isalnum() or letter in "_-" for letter in action_id):
             url = f"{self._base_url}/{action_id}"
         else:
             raise PanelError(f"there is no panel action {action_id!r}")
@@ -76,6 +78,6 @@ async def _request(method: str, url: str, timeout_s: float) -> object:
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise PanelError(f"the panel at {url} did not answer: {error or 'no answer in time'}") from error
     if response.status >= 400:
-        said = answer.get("text") if isinstance(answer, dict) else None
-        raise PanelError(str(said or f"the panel answered {response.status}"))
+        reason = answer.get("text") if isinstance(answer, dict) else None
+        raise PanelError(str(reason or f"the panel answered {response.status}"))
     return answer

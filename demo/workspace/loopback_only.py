@@ -1,8 +1,8 @@
-"""Who may talk to the workspace: this machine only, and in a browser only its own page.
+"""Access control: only this machine can reach the workspace, and in a browser only its own page.
 
-Three doors are shut: another bind address than loopback; a foreign host name (DNS rebinding: a web page whose name was
-pointed at 127.0.0.1); a foreign origin (any web page can send requests to 127.0.0.1). Other users of this machine are not
-shut out: the workspace is for demonstration, drills and tests.
+It refuses to listen on anything but loopback, and refuses requests with another host name (DNS rebinding: a web page whose
+name points at 127.0.0.1) or another origin (any web page can send requests to 127.0.0.1). Other users of this machine are
+not kept out: the workspace is for demonstration, drills and tests.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ _HEADERS = {
 
 
 def checked_bind_address(host: str) -> str:
-    """The address to listen on, if it is a loopback one. Raises ValueError saying what is allowed."""
+    """Return the address to listen on. Raises ValueError, saying what is allowed, if it is not a loopback address."""
     if _is_loopback(host):
         return "127.0.0.1" if host == "localhost" else host
     raise ValueError(
@@ -32,32 +32,30 @@ def checked_bind_address(host: str) -> str:
     )
 
 
-def _is_loopback(name: str | None) -> bool:
-    if name == "localhost":
-        return True
+def _is_loopback(name: str) -> bool:
     try:
-        return name is not None and ipaddress.ip_address(name).is_loopback
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
 
-def _host_name(authority: str) -> str | None:
+def _host_name(authority: str) -> str:
     try:
-        return urlsplit(f"//{authority}").hostname
+        return urlsplit(f"//{authority}").hostname or ""
     except ValueError:
-        return None
+        return ""
 
 
 @web.middleware
-async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse foreign host names and foreign origins with 403; add the security headers to every answer."""
+async def refuse_foreign_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse other host names and origins with 403, and add the security headers to every response."""
     authority = request.headers.get("Host", "")
     if not _is_loopback(_host_name(authority)):
         return web.Response(
             status=403,
-            text="this workspace answers to 127.0.0.1 and localhost only; the Host header names neither\n",
+            text="this workspace only answers to 127.0.0.1 and localhost; the Host header names neither\n",
         )
-    # The port may differ from ours behind `ssh -L`; the browser then sends the same one in Host and Origin.
+    # Behind `ssh -L` the port may differ from ours; the browser then sends the same one in Host and Origin.
     origin = request.headers.get("Origin")
     if origin is not None and origin != f"http://{authority}":
         return web.Response(status=403, text="requests from other web pages are refused (Origin)\n")

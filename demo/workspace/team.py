@@ -1,0 +1,111 @@
+"""Who and what is in a fresh workspace: people, user groups, channels, the app and its slash commands.
+
+Slack calls a workspace a team. Ids have Slack's form (`U...`, `C...`, `S...`) because bots match them with patterns. The
+default team is the cast of an incident: an on-call engineer, an incident lead who can approve, and a viewer.
+"""
+
+from dataclasses import dataclass
+
+DEFAULT_SCOPES = (
+    "app_mentions:read",
+    "bookmarks:read",
+    "bookmarks:write",
+    "channels:history",
+    "channels:join",
+    "channels:manage",
+    "channels:read",
+    "chat:write",
+    "chat:write.public",
+    "commands",
+    "files:read",
+    "files:write",
+    "groups:history",
+    "groups:read",
+    "im:history",
+    "im:write",
+    "pins:read",
+    "pins:write",
+    "reactions:read",
+    "reactions:write",
+    "usergroups:read",
+    "users.profile:read",
+    "users:read",
+)
+"""Scopes of the bot token. A method that needs one of them is refused without it (`missing_scope`)."""
+
+# Not secrets: they open a workspace that listens on loopback only and refuses other web pages (see loopback_only.py).
+DEFAULT_BOT_TOKEN = "xoxb-local-workspace"  # noqa: S105
+DEFAULT_APP_TOKEN = "xapp-local-workspace"  # noqa: S105
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person whom one can be on the page. `title` is the role shown beside the name."""
+
+    id: str
+    name: str
+    real_name: str
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserGroup:
+    """A user group: `handle` is what people type after `@`, `users` are user ids."""
+
+    id: str
+    handle: str
+    name: str
+    users: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublicChannel:
+    """A public channel. Everyone and the bot are members."""
+
+    id: str
+    name: str
+    topic: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """The one app of the workspace and its bot user."""
+
+    app_id: str = "A0GPUONCALL"
+    bot_id: str = "B0GPUONCALL"
+    user_id: str = "U0GPUONCALL"
+    name: str = "gpu-oncall"
+    scopes: tuple[str, ...] = DEFAULT_SCOPES
+
+
+@dataclass(frozen=True, slots=True)
+class SlashCommand:
+    """A registered slash command; `command` starts with `/`."""
+
+    command: str
+    description: str = ""
+    usage_hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Everything that a fresh workspace starts with. Without `commands` the app gets every slash command."""
+
+    id: str = "T0LOCAL"
+    name: str = "GPU on-call"
+    domain: str = "gpu-oncall-local"
+    app: App = App()
+    users: tuple[User, ...] = (
+        User("U0ONCALL", "oncall", "Olga Call", "on-call engineer"),
+        User("U0LEAD", "lead", "Leo Lead", "incident lead"),
+        User("U0VIEWER", "viewer", "Vera View", "viewer"),
+    )
+    groups: tuple[UserGroup, ...] = (
+        UserGroup("S0ONCALLENGINEERS", "oncall-engineers", "On-call engineers", ("U0ONCALL", "U0LEAD")),
+        UserGroup("S0INCIDENTLEADS", "incident-leads", "Incident leads", ("U0LEAD",)),
+    )
+    channels: tuple[PublicChannel, ...] = (
+        PublicChannel("C0INCIDENTS", "incidents", "GPU serving incidents. Type /triage to begin."),
+        PublicChannel("C0GENERAL", "general", "Everything else"),
+    )
+    commands: tuple[SlashCommand, ...] = ()
