@@ -1,15 +1,46 @@
-"""Builds a host of the settings: its drivers, and what triage judges it by. The one place where the bot does so."""
+"""The hosts of the settings, each built with its drivers when it is first used."""
+
+import difflib
+from collections.abc import Iterable, Mapping
 
 from bot.settings.model import Settings
-from gpu_actions.config.host import HostConfig
+from bot.store.records import UserError
 from gpu_actions.host import Host, build_host
 
 
-def built_host(settings: Settings, config: HostConfig) -> Host:
-    """Build the drivers of a configured host. Creates its state folder; starts nothing."""
-    return build_host(
-        config,
-        state_dir=settings.host_dir(config.name),
-        thresholds=settings.triage,
-        baselines_dir=settings.state_dir / "baselines",
-    )
+class Hosts:
+    """Finds and builds hosts. `built` may bring hosts that are built already (tests)."""
+
+    def __init__(self, settings: Settings, built: Mapping[str, Host] | None = None) -> None:
+        self._settings = settings
+        self._built = dict(built or {})
+
+    def name(self, name: str | None) -> str:
+        """Return the name of a configured host, or of the default host for None. Raise UserError for an unknown one."""
+        if name is None:
+            return self._settings.default_host.name
+        if self._settings.host(name) is None:
+            known = [host.name for host in self._settings.hosts]
+            raise UserError(f"I know no host {name!r};{did_you_mean(name, known)}.")
+        return name
+
+    def get(self, name: str) -> Host:
+        """Return a host with its drivers. Creates its state folder and starts nothing. Raise UserError for an unknown one."""
+        if name not in self._built:
+            config = self._settings.host(self.name(name))
+            assert config is not None  # noqa: S101  (name() has raised for an unknown host)
+            self._built[name] = build_host(
+                config,
+                state_dir=self._settings.host_dir(name),
+                thresholds=self._settings.triage,
+                baselines_dir=self._settings.state_dir / "baselines",
+            )
+        return self._built[name]
+
+
+def did_you_mean(word: str, known: Iterable[str], noun: str = "there are") -> str:
+    """Return the end of a sentence that suggests the nearest known word and lists them all."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f" did you mean {close[0]}?" if close else ""
+    return f"{hint} {noun}: {', '.join(names) or 'none'}"

@@ -1,7 +1,4 @@
-"""What handlers are given: the services of the bot, built once in `bot/app.py` and handed over frozen.
-
-Handlers translate Slack into calls of these; nothing of theirs reaches into a service's inside.
-"""
+"""The services that handlers use. `bot/app.py` builds them once; handlers translate Slack requests into their calls."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Everything a handler may use. `actions` holds the specs by action name; `clock` gives Unix seconds."""
+    """Everything a handler may use. `clock` returns Unix seconds."""
 
     settings: Settings
     runs: "Runs"
@@ -41,12 +38,12 @@ class Services:
         return tuple(host.name for host in self.settings.hosts)
 
     def view(self) -> View:
-        """The view of this moment: what the texts need beside the records."""
+        """Return what messages need besides the records, as of now."""
         return make_view(self.settings, self.access, now=self.clock(), bot_user_id=self.bot_user_id)
 
 
 def make_view(settings: Settings, access: Access, *, now: float, bot_user_id: str = "") -> View:
-    """Names of commands and mentions of roles, as the settings and the user groups stand now."""
+    """Return the command names of the settings and the mentions of the roles."""
     return View(
         now=now,
         commands={name: settings.slack.command(name) for name in COMMANDS},

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bot.hosts import built_host
+from bot.hosts import Hosts
 from bot.settings.model import Settings
 from gpu_actions.config.host import CommandsUnit, HostConfig, ProcessUnit, SystemdUnit, TierConfig
 from gpu_actions.host import Host
@@ -211,7 +211,7 @@ async def _tools() -> list[Check]:
 
 
 async def _host(settings: Settings, config: HostConfig) -> list[Check]:
-    host = built_host(settings, config)
+    host = Hosts(settings).get(config.name)
     checks: list[Check] = []
     for name, tier in config.tiers.items():
         checks += await _unit(f"{config.name}.{name}", tier)

@@ -1,8 +1,8 @@
 """Break-glass: plan and run an action on this host from a shell, when Slack or the database is away.
 
-The same plan and the same steps as from Slack, walked without the database. It takes the bot's own lock, so it never acts
-beside a running bot, and it asks for no approval: whoever has a root shell on the host has the right already. Every start is
-written to `local.jsonl` in the state folder.
+The plan and the steps are the same as from Slack, without the database. It takes the lock of the bot, so that it never acts
+beside a running one, and asks for no approval: whoever has a shell here has the right already. Every start is recorded in
+`local.jsonl` in the state folder.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 import typer
 
-from bot.hosts import built_host
+from bot.hosts import Hosts
 from bot.runs.planning import Planner
 from bot.runs.process_lock import AlreadyRunning, ProcessLock
 from bot.settings.model import Settings
@@ -44,10 +44,10 @@ async def run_local(
     local: bool,
     as_json: bool,
 ) -> int:
-    """Plan or run an action here. Exit 0 done or planned, 1 failed or refused, 2 wrong words."""
+    """Plan or run an action here. Return the exit code: 0 done or planned, 1 failed or refused, 2 wrong usage."""
     try:
         if verb not in VERBS:
-            raise UserError(f"{verb!r} is not understood; there are: {', '.join(VERBS)}")
+            raise UserError(f"{verb!r} is not a verb; use one of: {', '.join(VERBS)}")
         pairs = _pairs(options)
         spec = actions()[action]
         if verb == "start" and spec.changes_host and not local:
@@ -66,7 +66,7 @@ def _pairs(options: list[str]) -> dict[str, str]:
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name:
-            raise UserError(f"{option!r} is no option: write name=value")
+            raise UserError(f"{option!r} is not an option: write name=value")
         pairs[name] = value
     return pairs
 
@@ -74,29 +74,22 @@ def _pairs(options: list[str]) -> dict[str, str]:
 async def _run(
     settings: Settings, spec: ActionSpec, verb: str, pairs: dict[str, str], name: str | None, as_json: bool
 ) -> int:
-    built: dict[str, Host] = {}
-
-    def host_of(wanted: str) -> Host:
-        config = settings.host(wanted)
-        if config is None:
-            raise UserError(f"the settings have no host {wanted!r}")
-        return built.setdefault(wanted, built_host(settings, config))
-
-    planner = Planner(settings, actions=actions(), hosts=host_of, verdict=lambda _: None, clock=time.time)
-    config = planner.host(name)
+    hosts = Hosts(settings)
+    planner = Planner(settings, actions=actions(), hosts=hosts, verdict=lambda _: None, clock=time.time)
+    host = hosts.name(name)
     person = Person(id="shell", name=getpass.getuser())
     lock = ProcessLock(settings.state_dir)
     held = verb == "start" and spec.changes_host
     try:
         if held:
             lock.take()
-        plan = await planner.plan(spec, config.name, pairs, person)
+        plan = await planner.plan(spec.name, host, pairs, person)
         if verb == "plan":
             typer.echo(plan.model_dump_json(indent=1) if as_json else render_plan(plan))
             return 0
-        return await _walk(settings, spec, plan, host_of(config.name), as_json)
+        return await _walk(settings, spec, plan, hosts.get(host), as_json)
     except AlreadyRunning as error:
-        raise UserError(f"{error} (or use it: the bot is there, ask it in Slack)") from None
+        raise UserError(f"{error} (or ask the bot in Slack: it is running)") from None
     except PlanRefused as refusal:
         for problem in refusal.problems:
             typer.echo(f"refused: {problem}", err=True)
@@ -148,7 +141,7 @@ def _outcome(end: WalkEnd) -> str:
 
 
 def render_plan(plan: Plan) -> str:
-    """The plan for a terminal: what it is, what is lost, then every step with its details."""
+    """Return the plan for a terminal: its title, what is lost, and every step with its details."""
     lines = [f"{plan.title} (plan {plan.hash}, about {plan.expected_s:.0f} s)"]
     if plan.losses:
         lines.append(f"What is lost: {plan.losses}")

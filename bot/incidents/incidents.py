@@ -1,11 +1,11 @@
-"""Incidents: a thread in a channel, the runs that belong to it, and its timeline. One open incident a host."""
+"""Incidents: a thread in a channel, the runs that belong to it, and its timeline. One open incident per host."""
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from bot.store.audit import append
 from bot.store.records import IncidentRecord, IncidentStatus, Person, Place, TimelineEntry, UserError
-from bot.store.schema import incidents, runs
+from bot.store.schema import incidents
 from bot.store.store import Store, new_id
 
 
@@ -16,7 +16,7 @@ class Incidents:
         self._store = store
 
     def open(self, *, host: str, title: str, place: Place, by: Person, cause: str = "") -> IncidentRecord:
-        """Open the incident of a host. Raises UserError when one is open already."""
+        """Open an incident of a host. Raise UserError if one is already open."""
         now = self._store.clock()
         for _ in range(20):
             incident_id = new_id("inc")
@@ -37,68 +37,54 @@ class Incidents:
                         opened_at=now,
                     )
                 )
-                append(
-                    connection,
-                    at=now,
-                    host=host,
-                    actor=by.id,
-                    kind="incident.open",
-                    text=title,
-                    incident_id=incident_id,
-                    data={"cause": cause},
-                )
+                append(connection, self._entry(incident_id, host, by, "incident.open", title, cause=cause))
         except IntegrityError:
             known = self.active(host)
             raise UserError(
-                f"{known.id if known else 'An incident'} is already open on {host}; note what you see there, or close it first."
+                f"{known.id if known else 'An incident'} is already open on {host}: add a note to it, or close it first."
             ) from None
-        return self._must(incident_id)
+        return self._existing(incident_id)
 
     def get(self, incident_id: str) -> IncidentRecord | None:
-        """One incident, or None."""
+        """Return an incident, or None."""
         return self._one(incidents.c.id == incident_id)
 
     def active(self, host: str) -> IncidentRecord | None:
-        """The open incident of a host, or None."""
+        """Return the open incident of a host, or None."""
         return self._one(incidents.c.host == host, incidents.c.status == IncidentStatus.OPEN.value)
 
     def for_place(self, place: Place) -> IncidentRecord | None:
-        """The newest open incident that lives at a place: in its thread, or in the channel for a place without one."""
+        """Return the newest open incident in a thread, or in the channel if the place has no thread."""
         conditions = [incidents.c.channel == place.channel, incidents.c.status == IncidentStatus.OPEN.value]
         if place.thread_ts is not None:
             conditions.append(incidents.c.thread_ts == place.thread_ts)
         return self._one(*conditions)
 
     def join(self, incident_id: str, run_id: str) -> IncidentRecord:
-        """Make a run part of an incident; its next lines stand there. Raises UserError for an unknown one."""
-        incident = self._must(incident_id)
+        """Make a run part of an incident, with its later timeline entries. Raise UserError if either is unknown."""
+        incident = self._existing(incident_id)
         run = self._store.get(run_id)
         if run is None:
             raise UserError(f"I know no run {run_id!r}.")
-        with self._store.change(run_id) as connection:
-            connection.execute(runs.update().where(runs.c.id == run_id).values(incident_id=incident_id))
-            append(
-                connection,
-                at=self._store.clock(),
-                host=run.host,
-                actor="bot",
-                kind="incident.join",
-                text=f"{run_id} ({run.action}) belongs to this incident",
-                run_id=run_id,
+        with self._store.change(run_id) as change:
+            change.set(incident_id=incident_id)
+            change.record(
+                "incident.join",
+                f"{run_id} ({run.action}) belongs to this incident",
                 incident_id=incident_id,
             )
         return incident
 
     def note(self, incident_id: str, *, by: Person, text: str) -> None:
-        """Put a person's line into the timeline. Raises UserError for an unknown incident or an empty text."""
-        incident = self._must(incident_id)
+        """Add a person's note to the timeline. Raise UserError for an unknown incident or an empty text."""
+        incident = self._existing(incident_id)
         if not text.strip():
             raise UserError("There is nothing to note: say what happened.")
-        self._append(incident, by, "note", text.strip())
+        self._store.audit.record(self._entry(incident_id, incident.host, by, "note", text.strip()))
 
     def close(self, incident_id: str, *, by: Person) -> IncidentRecord:
-        """Close an incident. Raises UserError when it is closed already."""
-        incident = self._must(incident_id)
+        """Close an incident. Raise UserError if it is already closed."""
+        incident = self._existing(incident_id)
         with self._store.database.write() as connection:
             done = connection.execute(
                 incidents.update()
@@ -107,35 +93,28 @@ class Incidents:
             )
             if done.rowcount == 0:
                 raise UserError(f"{incident_id} is already closed.")
-            append(
-                connection,
-                at=self._store.clock(),
-                host=incident.host,
-                actor=by.id,
-                kind="incident.close",
-                text=f"closed by {by.name or by.id}",
-                incident_id=incident_id,
-            )
-        return self._must(incident_id)
+            text = f"closed by {by.name or by.id}"
+            append(connection, self._entry(incident_id, incident.host, by, "incident.close", text))
+        return self._existing(incident_id)
 
     def timeline(self, incident_id: str) -> list[TimelineEntry]:
-        """Everything that happened in the incident, in order."""
+        """Return everything that happened in an incident, in order."""
         return self._store.audit.of_incident(incident_id)
 
-    def _append(self, incident: IncidentRecord, by: Person, kind: str, text: str) -> None:
-        self._store.audit.record(
-            TimelineEntry(
-                at=self._store.clock(),
-                incident_id=incident.id,
-                run_id=None,
-                host=incident.host,
-                actor=by.id,
-                kind=kind,
-                text=text,
-            )
+    def _entry(
+        self, incident_id: str, host: str, by: Person, kind: str, text: str, **data: str
+    ) -> TimelineEntry:
+        return TimelineEntry(
+            at=self._store.clock(),
+            incident_id=incident_id,
+            host=host,
+            actor=by.id,
+            kind=kind,
+            text=text,
+            data=dict(data),
         )
 
-    def _must(self, incident_id: str) -> IncidentRecord:
+    def _existing(self, incident_id: str) -> IncidentRecord:
         incident = self.get(incident_id)
         if incident is None:
             raise UserError(f"I know no incident {incident_id!r}.")

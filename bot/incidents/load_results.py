@@ -1,6 +1,6 @@
-"""Finished load tests and baselines, for people to list, to show, to put in force and to compare.
+"""Finished load tests and baselines: list, show, compare, and choose the current baseline.
 
-Results stay in their runs' folders and baselines in `state_dir/baselines`; the actions of `gpu_actions.loadtest` write both.
+Results are in the folders of their runs and baselines in `state_dir/baselines`; `gpu_actions.loadtest` writes both.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from gpu_actions.loadtest.run import read_result
 
 
 class RunsToRead(Protocol):
-    """What is needed of `bot.runs.runs.Runs`."""
+    """The part of `bot.runs.runs.Runs` that is needed here."""
 
     def get(self, run_id: str) -> RunRecord | None: ...
 
@@ -27,7 +27,7 @@ class RunsToRead(Protocol):
 
 @dataclass(frozen=True)
 class KnownBaseline:
-    """One entry of the store: what it is, and whether it judges its workload now. `problem` where it cannot be read."""
+    """A stored baseline. `in_force` is True if it judges its workload now; `problem` says why it cannot be read."""
 
     name: str
     entry: Baseline | Reference | None
@@ -36,44 +36,45 @@ class KnownBaseline:
 
 
 class LoadResults:
-    """Reads runs and baselines. Every method works on files in a thread and raises UserError in words."""
+    """Reads results and baselines, in a thread. Raises UserError."""
 
     def __init__(self, runs: RunsToRead, baselines_dir: Path) -> None:
         self._runs = runs
         self._store = BaselineStore(baselines_dir)
 
     async def baselines(self) -> list[KnownBaseline]:
-        """All baselines, the shipped reference last; a damaged one with its problem instead of an error."""
+        """Return all baselines, the shipped reference last. A damaged one is listed with its problem."""
         return await asyncio.to_thread(lambda: [self._known(name) for name in self._store.names()])
 
     async def baseline(self, name: str) -> KnownBaseline:
-        """One baseline by name."""
+        """Return a baseline by name."""
         known = await asyncio.to_thread(self._known, name)
         if known.entry is None:
             raise UserError(known.problem)
         return known
 
     async def put_in_force(self, name: str) -> KnownBaseline:
-        """Make a baseline the judge of its workload on its host, read back."""
+        """Make a baseline the current one of its workload and host. Return it as stored."""
         try:
             await asyncio.to_thread(self._store.set_current, name)
         except BaselineError as error:
             raise UserError(str(error)) from error
         return await self.baseline(name)
 
-    async def compare(self, candidate: str | None, yardstick: str | None, *, host: str) -> Comparison:
-        """Compare a run (the newest finished one of the host where None) with a baseline or another run.
+    async def compare(self, candidate: str | None, reference: str | None, *, host: str) -> Comparison:
+        """Compare a run (default: the newest finished one of the host) with a baseline or another run.
 
-        Where `yardstick` is None it is the baseline in force for the run's workload.
+        The default reference is the current baseline of the run's workload.
         """
         run = self._run(candidate) if candidate is not None else self._newest(host)
-        return await asyncio.to_thread(self._compare, run, yardstick)
 
-    def _compare(self, run: RunRecord, yardstick: str | None) -> Comparison:
-        result = _result_of(run)
-        return compare(result, self._yardstick(run, result, yardstick))
+        def compared() -> Comparison:
+            result = _result_of(run)
+            return compare(result, self._reference(run, result, reference))
 
-    def _yardstick(
+        return await asyncio.to_thread(compared)
+
+    def _reference(
         self, run: RunRecord, result: LoadTestResult, name: str | None
     ) -> Baseline | RunSet | Reference:
         try:
@@ -117,10 +118,10 @@ class LoadResults:
 
 
 def _result_of(run: RunRecord) -> LoadTestResult:
-    """The result of a run's only load step. Raises UserError where there is none (other action, three runs, swept away)."""
+    """Return the result of a load test run. Raise UserError if it has none (another action, not finished, removed)."""
     folders = [str(step.data["folder"]) for step in run.steps if step.data.get("folder")]
     if run.action != "loadtest" or not folders:
-        raise UserError(f"{run.id} is no finished load test; its status is {run.status.value}.")
+        raise UserError(f"{run.id} is not a finished load test; its status is {run.status.value}.")
     try:
         return read_result(Path(folders[-1]) / JSON_NAME)
     except ValueError as error:

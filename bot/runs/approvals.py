@@ -1,7 +1,7 @@
-"""Decisions on a waiting run: one compare-and-set in the database, and one clear line for the person.
+"""Decisions on a waiting run: a compare-and-set in the database, and one clear line for the person.
 
-The row decides, first writer wins (engine.md, trap 11); the waiting workflow only reads it, so a decision given while the bot
-was down counts. Who holds the role is the caller's to check (`bot.slack.access`).
+The database decides, and the first writer wins. The waiting workflow only reads the row, so a decision that was made while
+the bot was down counts. The caller checks that the person has the role (`bot.slack.access`).
 """
 
 import asyncio
@@ -9,19 +9,18 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bot.store.audit import append
 from bot.store.records import Decision, Person, RunRecord, RunStatus
-from bot.store.rows import decision_record, plan_of
-from bot.store.schema import decisions, host_locks, runs
-from bot.store.store import Store
+from bot.store.row_to_record import decision_record, stored_plan
+from bot.store.schema import decisions
+from bot.store.store import RunChange, Store
 from gpu_actions.models import Frozen
-from gpu_actions.plan import Gate
+from gpu_actions.plan import Gate, Plan
 
 VERBS = {"approve": "approved", "deny": "denied", "override": "overridden"}
 
 
 class DecisionAnswer(Frozen):
-    """What became of a decision. `message` is one line for the person; `run` as it stands now."""
+    """The result of a decision. `message` is one line for the person; `run` is the run after it."""
 
     accepted: bool
     message: str
@@ -29,7 +28,7 @@ class DecisionAnswer(Frozen):
 
 
 class Approvals:
-    """The gate's rows."""
+    """Takes decisions on waiting runs."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -37,9 +36,9 @@ class Approvals:
     async def decide(
         self, *, run_id: str, user: Person, decision: str, plan_hash: str, reason: str = ""
     ) -> DecisionAnswer:
-        """Take a person's word on a run: `approve`, `deny`, or `override` (the emergency role's, with a reason).
+        """Take a person's decision: `approve`, `deny`, or `override` (for the emergency role, with a reason).
 
-        Never raises for a decision that comes too late or is not theirs to give: the message says so.
+        Never raises for a decision that is too late or not allowed: the message says so.
         """
         accepted, message = await asyncio.to_thread(
             self._decide, run_id, user, decision, plan_hash, reason.strip()
@@ -51,27 +50,21 @@ class Approvals:
         self, run_id: str, user: Person, decision: str, plan_hash: str, reason: str
     ) -> tuple[bool, str]:
         if decision not in VERBS:
-            return False, f"{decision!r} is no decision; there are: {', '.join(VERBS)}."
+            return False, f"{decision!r} is not a decision. Possible are: {', '.join(VERBS)}."
         if decision == "override" and not reason:
-            return False, "An override needs a reason, which stays in the record."
+            return False, "An override needs a reason; it is kept in the record."
         if self._store.get(run_id) is None:
             return False, f"There is no run {run_id}; see the active ones with the status command."
-        now = self._store.clock()
-        with self._store.change(run_id) as connection:
-            row = connection.execute(runs.select().where(runs.c.id == run_id)).one()
-            given = [
-                decision_record(found)
-                for found in connection.execute(
-                    decisions.select().where(decisions.c.run_id == run_id).order_by(decisions.c.id)
-                )
-            ]
-            plan = plan_of(row.plan)
+        with self._store.change(run_id) as change:
+            query = decisions.select().where(decisions.c.run_id == run_id).order_by(decisions.c.id)
+            earlier = [decision_record(row) for row in change.connection.execute(query)]
+            plan = stored_plan(change.row.plan)
             gate = plan.gate if plan is not None else None
-            refusal = _refusal(row, gate, given, user, decision, plan_hash, now)
+            refusal = _refusal(change, gate, earlier, user, decision, plan_hash)
             if refusal:
-                self._append(connection, row, user, "decision.refused", f"{decision}: {refusal}")
+                change.record("decision.refused", f"{decision}: {refusal}", actor=user.id)
                 return False, refusal
-            connection.execute(
+            change.connection.execute(
                 decisions.insert().values(
                     run_id=run_id,
                     user_id=user.id,
@@ -79,89 +72,80 @@ class Approvals:
                     decision=decision,
                     plan_hash=plan_hash,
                     reason=reason,
-                    at=now,
+                    at=change.at,
                 )
             )
-            self._append(connection, row, user, f"decision.{decision}", f"{VERBS[decision]} {reason}".strip())
-            missing = (gate.approvals if gate else 0) - len(
-                {d.user.id for d in given if d.decision == "approve" and d.plan_hash == plan_hash} | {user.id}
-            )
-            return True, self._settle(connection, row, user, decision, reason, missing)
+            change.record(f"decision.{decision}", f"{VERBS[decision]} {reason}".strip(), actor=user.id)
+            approvers = {d.user.id for d in earlier if d.decision == "approve" and d.plan_hash == plan_hash}
+            missing = (gate.approvals if gate else 0) - len(approvers | {user.id})
+            return True, _settle(change, user, decision, reason, missing)
 
-    def _settle(
-        self, connection: sa.Connection, row: Any, user: Person, decision: str, reason: str, missing: int
-    ) -> str:
-        by = user.name or user.id
-        if decision == "deny":
-            self._set(
-                connection,
-                row,
-                RunStatus.DENIED,
-                ended_at=self._store.clock(),
-                outcome=f"Denied by {by}{f': {reason}' if reason else ''}. Nothing was touched.",
-            )
-            connection.execute(host_locks.delete().where(host_locks.c.run_id == row.id))
-            return f"{row.id} is denied. Nothing was touched."
-        if decision == "override":
-            self._set(connection, row, RunStatus.QUEUED)
-            return f"{row.id} goes on without the missing approvals, on your override; the reason is in the record."
-        if missing > 0:
-            return (
-                f"Your approval of {row.id} counts; {missing} more {'is' if missing == 1 else 'are'} needed."
-            )
-        self._set(connection, row, RunStatus.QUEUED)
-        return f"{row.id} is approved and starts now."
 
-    @staticmethod
-    def _set(connection: sa.Connection, row: Any, status: RunStatus, **values: Any) -> None:
-        connection.execute(runs.update().where(runs.c.id == row.id).values(status=status.value, **values))
-
-    def _append(self, connection: sa.Connection, row: Any, user: Person, kind: str, text: str) -> None:
-        append(
-            connection,
-            at=self._store.clock(),
-            host=row.host,
-            actor=user.id,
-            kind=kind,
-            text=text,
-            run_id=row.id,
-            incident_id=row.incident_id,
-        )
+def _settle(change: RunChange, user: Person, decision: str, reason: str, missing: int) -> str:
+    """Carry out an accepted decision. Return the line for the person."""
+    run_id = change.row.id
+    if decision == "deny":
+        because = f": {reason}" if reason else ""
+        outcome = f"Denied by {user.name or user.id}{because}. Nothing was touched."
+        change.set_status(RunStatus.DENIED, outcome=outcome)
+        return f"{run_id} is denied. Nothing was touched."
+    if decision == "approve" and missing > 0:
+        return f"Your approval of {run_id} counts; {missing} more {'is' if missing == 1 else 'are'} needed."
+    change.set_status(RunStatus.QUEUED)
+    if decision == "override":
+        return f"{run_id} continues without the missing approvals, on your override. The reason is in the record."
+    return f"{run_id} is approved and starts now."
 
 
 def _refusal(
-    row: Any,
-    gate: Gate | None,
-    given: list[Decision],
-    user: Person,
-    decision: str,
-    plan_hash: str,
-    now: float,
+    change: RunChange, gate: Gate | None, earlier: list[Decision], user: Person, decision: str, plan_hash: str
 ) -> str:
-    """Why this word does not count, or an empty string. Runs inside the transaction that would take it."""
+    """Return why a decision does not count, or an empty string. Runs in the transaction that would take it."""
+    row: Any = change.row
     status = RunStatus(row.status)
     if status is not RunStatus.WAITING:
-        return _too_late(row, status, given)
+        return _too_late(row.id, status, earlier)
     if gate is None:
         return f"{row.id} needs no approval."
-    if row.gate_expires_at is not None and now >= row.gate_expires_at:
-        return f"The time to decide on {row.id} is over; make a new request."
+    if row.gate_expires_at is not None and change.at >= row.gate_expires_at:
+        return _too_late(row.id, RunStatus.EXPIRED, earlier)
     if plan_hash != row.plan_hash:
         return f"The plan of {row.id} has changed since you saw it (now {row.plan_hash}): read it again, then decide."
-    earlier = next((d for d in given if d.user.id == user.id and d.plan_hash == plan_hash), None)
-    if earlier is not None:
-        return f"You have already {VERBS[earlier.decision]} {row.id}; another person must decide."
+    own = next((d for d in earlier if d.user.id == user.id and d.plan_hash == plan_hash), None)
+    if own is not None:
+        return f"You have already {VERBS[own.decision]} {row.id}; another person must decide."
     if decision == "approve" and row.requester.get("id") == user.id:
-        return f"You asked for {row.id} yourself: somebody else must approve it. You can stop it."
+        return f"You asked for {row.id} yourself, so another person must approve it. You can stop it."
     return ""
 
 
-def _too_late(row: Any, status: RunStatus, given: list[Decision]) -> str:
+def _too_late(run_id: str, status: RunStatus, earlier: list[Decision]) -> str:
     if status is RunStatus.EXPIRED:
-        return f"The time to decide on {row.id} is over; make a new request."
+        return f"The time to decide on {run_id} is over; make a new request."
     if status is RunStatus.PLANNING:
-        return f"{row.id} is still being planned; decide when its plan is shown."
-    last = given[-1] if given else None
-    if status in (RunStatus.DENIED, RunStatus.QUEUED, RunStatus.RUNNING) and last is not None:
-        return f"{row.id} was already {VERBS[last.decision]} by {last.user.name or last.user.id}."
-    return f"{row.id} does not wait for a decision: it is {status.value}."
+        return f"{run_id} is still being planned; decide when its plan is shown."
+    if status in (RunStatus.DENIED, RunStatus.QUEUED, RunStatus.RUNNING) and earlier:
+        last = earlier[-1]
+        return f"{run_id} was already {VERBS[last.decision]} by {last.user.name or last.user.id}."
+    return f"{run_id} is not waiting for a decision: it is {status.value}."
+
+
+def replace_plan(store: Store, run: RunRecord, plan: Plan, by: Person) -> bool:
+    """Replace the plan of a waiting run, which voids its approvals. Return False if it was decided meanwhile."""
+    with store.change(run.id) as change:
+        row = change.row
+        change.changed = row.status == RunStatus.WAITING and row.plan_hash == run.plan_hash
+        if not change.changed:
+            return False
+        expires_s = plan.gate.expires_s if plan.gate is not None else 0.0
+        change.set(
+            plan=plan.model_dump(mode="json"), plan_hash=plan.hash, gate_expires_at=change.at + expires_s
+        )
+        old = sa.and_(decisions.c.run_id == run.id, decisions.c.plan_hash == run.plan_hash)
+        count = sa.select(sa.func.count()).select_from(decisions).where(old)
+        voided = change.connection.execute(count).scalar_one()
+        text = (
+            f"plan {run.plan_hash} was replaced by {plan.hash}; {voided} decisions on the old plan are void"
+        )
+        change.record("run.replanned", text, actor=by.id)
+    return True

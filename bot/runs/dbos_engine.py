@@ -1,7 +1,9 @@
-"""DBOS as we use it: every setting that engine.md's measurements ask for, in one place.
+"""How this process configures DBOS (https://docs.dbos.dev), in one place.
 
-JSON only (rows marked as pickle are refused, trap 9); a version and executor id set by hand (traps 1 and 3); no limit on
-recoveries (trap 4, in `bot.runs.workflow`); SQLite in WAL mode (trap 10); quiet logs and no console of its own.
+- JSON only: rows marked as pickle are refused, since unpickling runs whatever is in them.
+- A fixed application version and executor id: DBOS recovers only workflows of its own version and executor, and by default
+  computes the version from the source code, so that every upgrade would lose the runs in progress.
+- No limit on recoveries (`max_recovery_attempts=None` in `bot.runs.workflow`), SQLite in WAL mode, quiet logs.
 """
 
 import asyncio
@@ -16,24 +18,23 @@ from bot.store.database import create_sqlite_file
 APPLICATION = "gpu-oncall-bot"
 EXECUTOR = "bot"
 ENGINE_VERSION = "1"
-"""Of the workflows in `bot.runs.workflow`. Not of the product: a product upgrade must find its waiting runs again."""
+"""The version of the workflows in `bot.runs.workflow`, not of the product: an upgrade must find its waiting runs again."""
 
-MAX_THREADS = (
-    12  # DBOS makes its pool the loop's default one, so all of the bot's asyncio.to_thread shares it
-)
-WRITE_DOWN_S = 0.5
-NOTIFICATION_POLL_S = 1.0  # nothing of ours waits in recv; its poller sleeps this long before it sees the end
+MAX_THREADS = 12
+"""DBOS makes its pool the default executor of the loop, so every `asyncio.to_thread` of the bot shares it."""
+TASK_END_S = 0.5
+NOTIFICATION_POLL_S = 1.0  # no workflow waits in recv; this only delays the end of the poller
 QUIET_QUEUE_POLL_S = 30.0
 SCHEDULER_POLL_S = 3600.0  # DBOS schedules are not used
 
 
 class PickleRefused(Exception):
-    """A workflow row is marked as pickle. We never wrote one: unpickling it would run whatever is in it."""
+    """A workflow row is marked as pickle, which gpu-oncall never writes."""
 
 
 REFUSAL = (
-    "the workflow database holds a row marked as pickle, which gpu-oncall never writes; it is not read. "
-    "Somebody else wrote to the database: find out who before going on."
+    "the workflow database holds a row marked as pickle, which gpu-oncall never writes; the row is not read. "
+    "Something else wrote to the database: find out what before you continue."
 )
 
 
@@ -42,14 +43,14 @@ def _refuse(self: Any, data: str) -> NoReturn:
 
 
 def _write_refusal(self: Any, data: Any) -> str:
-    """DBOS closes a row that it could not read with the error, in the row's own format: as plain text then."""
+    """Return an error as plain text: DBOS stores it in the format of the row that it could not read. Refuse the rest."""
     if isinstance(data, Exception):
         return f"{type(data).__name__}: {data}"
     raise PickleRefused(REFUSAL)
 
 
 def refuse_pickle() -> None:
-    """Make DBOS refuse rows marked as pickle, in both directions. Private API of dbos 3.4; a test watches it."""
+    """Make DBOS refuse to read or write pickle. Uses a private API of dbos 3.4; a test checks it."""
     from dbos._serialization import DefaultSerializer
 
     DefaultSerializer.serialize = _write_refusal  # type: ignore[method-assign]
@@ -57,7 +58,7 @@ def refuse_pickle() -> None:
 
 
 def open_dbos(url: str) -> None:
-    """Build the process's DBOS (not launched yet) on a SQLite file, made where it is missing, or on PostgreSQL."""
+    """Create the DBOS instance of this process, without launching it, on SQLite (created if missing) or PostgreSQL."""
     refuse_pickle()
     if url.startswith("sqlite"):
         create_sqlite_file(url)
@@ -79,9 +80,9 @@ def open_dbos(url: str) -> None:
 
 
 def quieten_recovery() -> None:
-    """Have DBOS look for cut runs less often, once its launch has taken them up: only a launch puts any there.
+    """Have DBOS poll its internal queue less often, once the launch has recovered the runs: only a launch queues any.
 
-    Polled each second, its internal queue costs 0.4 % of a core on an idle host (measured with dbos 3.4).
+    At one poll per second it costs 0.4 % of a core on an idle host (measured with dbos 3.4).
     """
     from dbos._dbos import _get_or_create_dbos_registry
 
@@ -89,19 +90,20 @@ def quieten_recovery() -> None:
 
 
 async def close_dbos() -> None:
-    """End DBOS and its threads. Workflows that are not finished stay pending and are taken up at the next launch."""
+    """End DBOS and its threads. Unfinished workflows stay pending and are resumed by the next launch."""
     await _end_workflow_tasks()
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="close-dbos") as executor:
         await loop.run_in_executor(executor, lambda: DBOS.destroy(destroy_registry=True))
-    # DBOS made its own (now closed) pool the loop's default one
+    # DBOS had made its own pool, now closed, the default executor of the loop
     loop.set_default_executor(ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="bot"))
 
 
 async def _end_workflow_tasks() -> None:
-    """Let workflows that just ended write it down, then cut the others: a cancelled task records nothing.
+    """Let workflows that have just ended store it, then cancel the others: a cancelled task stores nothing.
 
-    DBOS keeps its tasks to itself and would take their threads away in the middle of a write; their coroutine tells them.
+    DBOS does not expose its tasks and would close their thread pool in the middle of a write, so they are found by the
+    name of their coroutine.
     """
     tasks = {
         task
@@ -110,8 +112,8 @@ async def _end_workflow_tasks() -> None:
     }
     if not tasks:
         return
-    _, left = await asyncio.wait(tasks, timeout=WRITE_DOWN_S)
-    for task in left:
+    _, unfinished = await asyncio.wait(tasks, timeout=TASK_END_S)
+    for task in unfinished:
         task.cancel()
-    if left:
-        await asyncio.wait(left, timeout=WRITE_DOWN_S)
+    if unfinished:
+        await asyncio.wait(unfinished, timeout=TASK_END_S)

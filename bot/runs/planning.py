@@ -1,36 +1,31 @@
-"""From a request in words to a plan: the host, the typed options, the action's own planning, and the gate of the settings."""
+"""From a request to a plan: the action, its typed options, the action's own planning, and the approvals that it needs."""
 
 import datetime
-import difflib
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from bot.hosts import Hosts, did_you_mean
 from bot.settings.model import Settings
 from bot.store.records import Person, UserError
 from gpu_actions.action import ActionSpec, PlanRequest
-from gpu_actions.config.host import HostConfig
 from gpu_actions.models import Frozen, Verdict
 from gpu_actions.plan import Gate, Plan
 
-if TYPE_CHECKING:
-    from gpu_actions.host import Host
-
 VERDICT_MAX_AGE_S = 3600.0
-"""A verdict older than this says nothing of the host as it is; the plan is then made without one."""
+"""A verdict older than this says nothing about the host any more; the plan is then made without one."""
 
 
 class Planner:
-    """Makes plans. `hosts` gives the built host of a name; `verdict` the last one of triage and how long ago it began."""
+    """Makes plans. `verdict(host)` returns the last verdict of triage and its age in seconds."""
 
     def __init__(
         self,
         settings: Settings,
         *,
         actions: Mapping[str, ActionSpec],
-        hosts: "Callable[[str], Host]",
+        hosts: Hosts,
         verdict: Callable[[str], tuple[Verdict, float] | None],
         clock: Callable[[], float],
     ) -> None:
@@ -40,28 +35,20 @@ class Planner:
         self._verdict = verdict
         self._clock = clock
 
-    def spec(self, action: str) -> ActionSpec:
-        """The action of a name. Raises UserError."""
-        if (spec := self._actions.get(action)) is None:
-            raise UserError(f"There is no action {action!r};{_meant(action, self._actions)}.")
-        return spec
+    def action(self, name: str) -> ActionSpec:
+        """Return an action by name. Raise UserError for an unknown one."""
+        if (action := self._actions.get(name)) is None:
+            raise UserError(f"There is no action {name!r};{did_you_mean(name, self._actions)}.")
+        return action
 
-    def host(self, name: str | None) -> HostConfig:
-        """The host of a name, or the default one. Raises UserError."""
-        if name is None:
-            return self._settings.default_host
-        if (host := self._settings.host(name)) is None:
-            known = [host.name for host in self._settings.hosts]
-            raise UserError(f"I know no host {name!r};{_meant(name, known)}.")
-        return host
-
-    async def plan(self, spec: ActionSpec, host: str, options: Mapping[str, str], requester: Person) -> Plan:
-        """Make a plan with its gate. Raises UserError for wrong options, PlanRefused when it cannot work."""
+    async def plan(self, action: str, host: str, options: Mapping[str, str], requester: Person) -> Plan:
+        """Make a plan with the approvals it needs. Raise UserError for wrong options, PlanRefused if it cannot work."""
+        spec = self.action(action)
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
         verdict, age_s = self._verdict(host) or (None, math.inf)
-        made = await spec.plan(
+        plan = await spec.plan(
             PlanRequest(
-                host=self._hosts(host),
+                host=self._hosts.get(host),
                 arguments=typed_options(spec, options),
                 requester=requester.name or requester.id,
                 verdict=verdict,
@@ -70,9 +57,6 @@ class Planner:
                 now_iso=now.isoformat(timespec="seconds"),
             )
         )
-        return self._gated(made)
-
-    def _gated(self, plan: Plan) -> Plan:
         rule = self._settings.access.approvals.get(plan.action)
         if rule is None:
             return plan
@@ -88,11 +72,11 @@ class Planner:
 
 
 def typed_options(spec: ActionSpec, options: Mapping[str, str]) -> Frozen:
-    """Check options as people type them against the action's arguments. Raises UserError with one line."""
+    """Validate typed options against the action's arguments. Raise UserError with one line for the first problem."""
     known = tuple(spec.arguments.model_fields)
     for name in options:
         if name not in known:
-            raise UserError(f"unknown option {name!r};{_meant(name, known, noun='options')}")
+            raise UserError(f"unknown option {name!r};{did_you_mean(name, known, noun='options')}")
     try:
         return spec.arguments.model_validate(dict(options))
     except ValidationError as error:
@@ -104,13 +88,3 @@ def typed_options(spec: ActionSpec, options: Mapping[str, str]) -> Frozen:
         if not first["loc"]:
             raise UserError(f"{spec.name}: {reason}") from None
         raise UserError(f"{field}={first['input']}: {reason}") from None
-
-
-def _meant(
-    word: str, known: Mapping[str, object] | list[str] | tuple[str, ...], noun: str = "there are"
-) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    hint = f" did you mean {close[0]}?" if close else ""
-    listed = ", ".join(names) or "none"
-    return f"{hint} {noun}: {listed}"

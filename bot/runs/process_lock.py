@@ -1,6 +1,6 @@
-"""One process of a kind a state folder: two with the same database would run steps twice, or say everything twice.
+"""One process of a kind per state folder: a second one would run steps twice, or post everything twice.
 
-`bot.lock` is held by whoever carries the runs (engine.md, trap 3), `slack.lock` by whoever speaks to Slack.
+`bot.lock` is held by the process that executes the runs, `slack.lock` by the process that is connected to Slack.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 LockName = Literal["bot.lock", "slack.lock"]
-TWICE: dict[LockName, str] = {
+HARM: dict[LockName, str] = {
     "bot.lock": "two would run the same steps twice",
     "slack.lock": "two would post every message twice",
 }
@@ -21,7 +21,7 @@ class AlreadyRunning(Exception):
 
 
 class ProcessLock:
-    """`flock` on a file of the state folder, which holds our pid. The kernel frees it when we die, however we die."""
+    """A `flock` on a file in the state folder, which holds our pid. The kernel releases it however we die."""
 
     def __init__(self, folder: Path, name: LockName = "bot.lock") -> None:
         self._path = folder / name
@@ -29,7 +29,7 @@ class ProcessLock:
         self._handle: int | None = None
 
     def take(self) -> None:
-        """Hold the lock until `release`. Raises AlreadyRunning."""
+        """Hold the lock until `release`. Raise AlreadyRunning."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -38,15 +38,15 @@ class ProcessLock:
             pid = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
             os.close(handle)
             raise AlreadyRunning(
-                f"the bot with pid {pid} already runs on {self._path.parent}; {TWICE[self._name]}. "
+                f"the bot with pid {pid} already runs on {self._path.parent}; {HARM[self._name]}. "
                 "Stop that one first, or give this one another state_dir."
             ) from None
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
         self._handle = handle
 
-    def held(self) -> bool:
-        """Whether some living process holds it, this one included."""
+    def is_held(self) -> bool:
+        """Return True if a living process holds the lock, this one included."""
         if self._handle is not None:
             return True
         try:
@@ -57,10 +57,9 @@ class ProcessLock:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        else:
-            return False
         finally:
             os.close(handle)
+        return False
 
     def release(self) -> None:
         if self._handle is not None:
@@ -69,12 +68,13 @@ class ProcessLock:
 
 
 def _lock(handle: int) -> None:
-    """Take the lock; somebody's `held` may have it for an instant, so it is tried more than once."""
-    for _ in range(4):
+    """Take the lock. Retry, since the `is_held` of another process holds it for an instant."""
+    for attempt in range(5):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if attempt == 4:
+                raise
             time.sleep(0.05)
         else:
             return
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Opening the database and its transactions: SQLite in WAL mode on one host, PostgreSQL for a fleet.
+"""The database connection and its transactions: SQLite in WAL mode on one host, PostgreSQL for a fleet.
 
-SQLite transactions that write begin IMMEDIATE, so that a read-then-write never fails half way with "database is locked"
-(engine.md, trap 10: WAL is set by us; one host, never on NFS).
+SQLite write transactions begin IMMEDIATE: one that reads first would otherwise fail with "database is locked" when it
+upgrades its lock (https://www.sqlite.org/lang_transaction.html). WAL needs a local disk, not NFS.
 """
 
 import sqlite3
@@ -19,7 +19,7 @@ POOL_SIZE = 4
 
 
 class Database:
-    """One engine with explicit transactions: `read()` sees one moment, `write()` holds the write lock."""
+    """A database engine with explicit transactions: `read()` sees one snapshot, `write()` holds the write lock."""
 
     def __init__(self, url: str) -> None:
         self.url = _with_driver(url)
@@ -35,20 +35,20 @@ class Database:
         return self.url.startswith("sqlite")
 
     def create(self) -> None:
-        """Make the folder, the file (mode 0600, WAL) and the tables that are missing."""
+        """Create the folder, the file (mode 0600, WAL) and the tables that are missing."""
         if self.is_sqlite:
             create_sqlite_file(self.url)
         metadata.create_all(self.engine)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads: one consistent moment."""
+        """Open a read-only transaction on one consistent snapshot."""
         with self.engine.connect().execution_options(reads=True) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """A transaction that writes; committed at the end, rolled back when it raises."""
+        """Open a write transaction: committed at the end of the block, rolled back if it raises."""
         with self.engine.begin() as connection:
             yield connection
 
@@ -57,7 +57,7 @@ class Database:
 
 
 def create_sqlite_file(url: str) -> None:
-    """Make a SQLite file private and switch it to WAL, which stays in the file."""
+    """Create a private SQLite file and switch it to WAL, which is stored in the file."""
     path = Path(str(sa.make_url(url).database))
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
@@ -68,8 +68,8 @@ def create_sqlite_file(url: str) -> None:
         connection.close()
     if mode != "wal":
         raise OSError(
-            f"{path}: SQLite gave journal mode {mode!r} instead of WAL; the file system does not support it "
-            "(a network file system?): set state_dir to a local disk"
+            f"{path}: SQLite uses journal mode {mode!r} instead of WAL: the file system does not support WAL "
+            "(is it a network file system?). Set state_dir to a local disk"
         )
 
 
@@ -78,7 +78,7 @@ def _with_driver(url: str) -> str:
 
 
 def _on_connect(connection: Any, record: Any) -> None:
-    connection.isolation_level = None  # we begin transactions ourselves
+    connection.isolation_level = None  # transactions are begun explicitly in _on_begin
     connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA foreign_keys=ON")
 

@@ -1,6 +1,6 @@
-"""Rows of the bot as frozen models: runs, their steps, decisions, incidents and their timeline.
+"""What the store holds, as frozen models: runs, their steps, decisions, artifacts, incidents and the timeline.
 
-The store writes them, the presenter reads them; nobody else keeps state. Times are Unix seconds, UTC.
+The store writes them and the presenter reads them; nothing else keeps state. Times are Unix seconds, UTC.
 """
 
 from enum import StrEnum
@@ -12,17 +12,17 @@ from gpu_actions.plan import Plan
 
 
 class RunStatus(StrEnum):
-    """Where a run stands. The last six are final: exactly one of them ends a run."""
+    """The state of a run. The last six are final: each run ends in exactly one of them."""
 
     PLANNING = "planning"
     WAITING = "waiting"  # for approvals
-    QUEUED = "queued"  # approved or needing none; the host has not begun
+    QUEUED = "queued"  # approved, or no approval needed; no step has started
     RUNNING = "running"
     SETTLING = "settling"  # compensation is running
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    REFUSED = "refused"  # preflight said no; nothing was touched
+    REFUSED = "refused"  # by preflight; nothing was changed
     DENIED = "denied"
     EXPIRED = "expired"
 
@@ -31,16 +31,13 @@ class RunStatus(StrEnum):
         return self in FINAL
 
 
-FINAL = frozenset(
-    {
-        RunStatus.SUCCEEDED,
-        RunStatus.FAILED,
-        RunStatus.CANCELLED,
-        RunStatus.REFUSED,
-        RunStatus.DENIED,
-        RunStatus.EXPIRED,
-    }
-)
+FINAL = frozenset(RunStatus) - {
+    RunStatus.PLANNING,
+    RunStatus.WAITING,
+    RunStatus.QUEUED,
+    RunStatus.RUNNING,
+    RunStatus.SETTLING,
+}
 
 
 class StepStatus(StrEnum):
@@ -54,21 +51,21 @@ class StepStatus(StrEnum):
 
 
 class Person(Frozen):
-    """A Slack user as the product names one; `name` is for shells and logs."""
+    """A Slack user. `name` is for shells and logs; messages mention the id."""
 
     id: str
     name: str = ""
 
 
 class Place(Frozen):
-    """Where a run talks: a channel, and the thread in it (None: the run's own message starts one)."""
+    """Where a run posts: a channel, and a thread in it (None: the run's own message starts a thread)."""
 
     channel: str
     thread_ts: str | None = None
 
 
 class ArtifactRecord(Frozen):
-    """A stored artifact: the file's facts and its link. `slack_file_id` once it was uploaded to the thread."""
+    """A stored artifact with its link. `slack_file_id` is set once it is uploaded to the thread."""
 
     id: int
     run_id: str
@@ -79,7 +76,7 @@ class ArtifactRecord(Frozen):
 
 
 class StepRecord(Frozen):
-    """One attempt of one step, as it stands now. `compensating` marks the clean-up steps behind a failure."""
+    """The current state of one attempt of one step. `compensating` marks the cleanup after a failure or a stop."""
 
     step_id: str
     attempt: int = 1
@@ -91,7 +88,7 @@ class StepRecord(Frozen):
     started_at: float | None = None
     ended_at: float | None = None
     executions: int = Field(
-        default=0, description="times its function was entered; over 1 after a crash in the middle"
+        default=0, description="how often its function was called; above 1 after a crash during the step"
     )
     compensating: bool = False
     data: JsonObject = Field(default_factory=dict)
@@ -100,7 +97,7 @@ class StepRecord(Frozen):
 
 
 class Decision(Frozen):
-    """One person's word on a gate. `override` is the emergency role's, with its reason."""
+    """One person's decision on a waiting run. `override` is reserved for the emergency role and needs a reason."""
 
     user: Person
     decision: str = Field(pattern="^(approve|deny|override)$")
@@ -110,7 +107,7 @@ class Decision(Frozen):
 
 
 class RunRecord(Frozen):
-    """One run with all that a message about it needs."""
+    """One run with everything that a message about it shows."""
 
     id: str
     action: str
@@ -121,23 +118,23 @@ class RunRecord(Frozen):
     options: JsonObject = Field(default_factory=dict)
     plan: Plan | None = None
     plan_hash: str = ""
-    problems: tuple[str, ...] = Field(default=(), description="why preflight refused")
+    problems: tuple[str, ...] = Field(default=(), description="why preflight refused the plan")
     message_ts: str | None = None
     incident_id: str | None = None
     created_at: float
     started_at: float | None = None
     ended_at: float | None = None
     gate_expires_at: float | None = None
-    outcome: str = Field(default="", description="the one line that says how it ended and what state it left")
+    outcome: str = Field(default="", description="one line: how the run ended and what state it left behind")
     next_action: str = ""
     steps: tuple[StepRecord, ...] = ()
     decisions: tuple[Decision, ...] = ()
     artifacts: tuple[ArtifactRecord, ...] = ()
-    version: int = Field(default=0, description="rises with every change; what the live message compares")
+    version: int = Field(default=0, description="rises with every change; the live message compares it")
 
     @property
     def short_of_approvals(self) -> int:
-        """How many approvals are still missing; 0 without a gate."""
+        """The number of approvals still missing; 0 if none is required."""
         if self.plan is None or self.plan.gate is None:
             return 0
         given = {
@@ -152,7 +149,7 @@ class IncidentStatus(StrEnum):
 
 
 class IncidentRecord(Frozen):
-    """An incident: a thread in a channel, opened by a person or a monitor."""
+    """An incident: a thread in a channel, opened by a person or by a monitor."""
 
     id: str
     host: str
@@ -166,17 +163,17 @@ class IncidentRecord(Frozen):
 
 
 class TimelineEntry(Frozen):
-    """One line of what happened. Appended, never edited."""
+    """One line of what happened. Entries are appended, never edited."""
 
     at: float
-    incident_id: str | None
-    run_id: str | None
+    incident_id: str | None = None
+    run_id: str | None = None
     host: str
     actor: str
-    kind: str
+    kind: str = Field(description="`run.start`, `decision.approve`, `step.done`, ...")
     text: str
     data: JsonObject = Field(default_factory=dict)
 
 
 class UserError(Exception):
-    """Something a person asked for cannot be done. The message is one clear line: what, why, and the fix."""
+    """A request cannot be carried out. The message is one line for the person: what, why, and the fix."""

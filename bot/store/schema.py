@@ -1,7 +1,7 @@
-"""The bot's own tables, in SQLAlchemy Core types that SQLite and PostgreSQL share.
+"""The bot's tables, in SQLAlchemy Core types that SQLite and PostgreSQL share.
 
-A row is the truth about a run: the workflow engine only brings a killed run back to its rows. Models are kept as JSON text
-of their own dump; nothing is pickled.
+The rows are the source of truth about a run: the workflow engine only resumes a killed run from them. Models are stored as
+JSON; nothing is pickled.
 """
 
 import sqlalchemy as sa
@@ -30,7 +30,7 @@ runs = sa.Table(
     sa.Column("started_at", sa.Double),
     sa.Column("ended_at", sa.Double),
     sa.Column("gate_expires_at", sa.Double),
-    sa.Column("reminded_at", sa.Double),
+    sa.Column("reminded_at", sa.Double),  # no longer used; reminders are thread notes
     sa.Column("stop_requested", sa.JSON(none_as_null=True)),
     sa.Column("outcome", sa.Text, nullable=False, default=""),
     sa.Column("next_action", sa.Text, nullable=False, default=""),
@@ -85,11 +85,13 @@ signals = sa.Table(
     sa.Column("at", sa.Double, nullable=False),
 )
 
-host_locks = sa.Table(  # one mutation a host at a time: held from the start of a changing run to its end
-    "host_locks",
-    metadata,
-    sa.Column("host", sa.String(64), primary_key=True),
-    sa.Column("run_id", sa.String(32), sa.ForeignKey("runs.id"), nullable=False),
+host_locks = (
+    sa.Table(  # one change of a host at a time: held from the start to the end of a run that changes it
+        "host_locks",
+        metadata,
+        sa.Column("host", sa.String(64), primary_key=True),
+        sa.Column("run_id", sa.String(32), sa.ForeignKey("runs.id"), nullable=False),
+    )
 )
 
 artifacts = sa.Table(
@@ -158,7 +160,7 @@ monitor_states = sa.Table(
     sa.Column("state", sa.JSON, nullable=False),
 )
 
-untold_alarms = sa.Table(  # kept until people were told
+untold_alarms = sa.Table(  # alerts that are not yet delivered
     "untold_alarms",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),

@@ -1,7 +1,8 @@
-"""The store: what the bot remembers of runs, their steps, decisions and files, as rows that outlive it.
+"""The rows of runs: inserting, reading and changing them.
 
-Every change raises one counter and stamps the run with it, so that "what changed since" is a query; whoever subscribed in this
-process is told after the commit. Methods block for a millisecond or two; async callers use `asyncio.to_thread`.
+Every change increments one counter and stores its value as the run's version, so that "what changed since" is a query.
+Subscribers in this process are notified after the commit. Methods block for a millisecond or two: call them through
+`asyncio.to_thread`.
 """
 
 import secrets
@@ -11,15 +12,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from bot.store.audit import Audit, append
 from bot.store.database import Database
-from bot.store.records import FINAL, Person, RunRecord, RunStatus
-from bot.store.rows import run_records
-from bot.store.schema import artifacts, counters, deliveries, host_locks, runs, signals, steps
+from bot.store.deliveries import Deliveries
+from bot.store.records import FINAL, Person, RunRecord, RunStatus, TimelineEntry
+from bot.store.row_to_record import run_records
+from bot.store.schema import artifacts, counters, host_locks, runs, signals, steps
 from gpu_actions.action import Signal
-from gpu_actions.models import Verdict
+from gpu_actions.models import JsonObject, Verdict
 
 ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 """No vowels, no 0/o, 1/l/i: ids are read aloud at 3 a.m. and must not form words."""
@@ -28,7 +29,7 @@ ACTIVE = tuple(status.value for status in RunStatus if status not in FINAL)
 
 
 def new_id(prefix: str) -> str:
-    """A short id such as `fb-7k2m`; the caller retries on the rare clash."""
+    """Return a short random id such as `fb-7k2m`; the caller retries on the rare collision."""
     return f"{prefix}-{''.join(secrets.choice(ID_ALPHABET) for _ in range(4))}"
 
 
@@ -40,39 +41,56 @@ class HostBusy(Exception):
         self.run_id = run_id
 
 
-class Deliveries:
-    """Requests seen before, durably: Slack delivers 2-4 times after a retry or a reconnect (slack.md)."""
+class RunChange:
+    """A write transaction on one run. `row` is the run before the change, `at` the time of the change.
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
-        self._database = database
-        self._clock = clock
+    Set `changed` to False to leave the run's version alone and notify nobody.
+    """
 
-    def first_time(self, key: str) -> bool:
-        """True exactly once for a key, whatever process asks."""
-        try:
-            with self._database.write() as connection:
-                connection.execute(deliveries.insert().values(key=key, at=self._clock()))
-        except IntegrityError:
-            return False
-        return True
+    def __init__(self, connection: sa.Connection, run_id: str, at: float) -> None:
+        self.connection = connection
+        self.at = at
+        self.changed = True
+        self.row = connection.execute(runs.select().where(runs.c.id == run_id)).one()
 
-    def seen(self, key: str) -> bool:
-        """Whether a key was given before; asking leaves no trace."""
-        with self._database.read() as connection:
-            query = sa.select(deliveries.c.key).where(deliveries.c.key == key)
-            return connection.execute(query).first() is not None
+    def set(self, **values: Any) -> None:
+        """Set columns of the run."""
+        self.connection.execute(runs.update().where(runs.c.id == self.row.id).values(**values))
 
-    def sweep(self, *, older_than_s: float = 7 * 86_400) -> int:
-        """Forget old keys; gives how many."""
-        with self._database.write() as connection:
-            done = connection.execute(
-                deliveries.delete().where(deliveries.c.at < self._clock() - older_than_s)
-            )
-            return int(done.rowcount)
+    def set_status(self, status: RunStatus, **values: Any) -> None:
+        """Set the status and other columns. A final status also sets the end time and frees the host."""
+        if status.final:
+            values.setdefault("ended_at", self.at)
+            self.connection.execute(host_locks.delete().where(host_locks.c.run_id == self.row.id))
+        self.set(status=status.value, **values)
+
+    def record(
+        self,
+        kind: str,
+        text: str,
+        *,
+        actor: str = "bot",
+        data: JsonObject | None = None,
+        incident_id: str | None = None,
+    ) -> None:
+        """Append an entry to the audit trail of the run and of its incident (`incident_id` if it joins one just now)."""
+        append(
+            self.connection,
+            TimelineEntry(
+                at=self.at,
+                host=self.row.host,
+                actor=actor,
+                kind=kind,
+                text=text,
+                run_id=self.row.id,
+                incident_id=incident_id or self.row.incident_id,
+                data=data or {},
+            ),
+        )
 
 
 class Store:
-    """The rows of the bot. Build it, `create()` the tables, `close()` at the end."""
+    """The database of the bot. Call `create()` before use and `close()` at the end."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
         self.database = Database(url)
@@ -82,13 +100,11 @@ class Store:
         self._subscribers: list[Callable[[str], None]] = []
 
     def create(self) -> None:
-        """Make what is missing of the tables."""
+        """Create the tables that are missing."""
         self.database.create()
         with self.database.write() as connection:
-            known = connection.execute(
-                sa.select(counters.c.value).where(counters.c.name == "changes")
-            ).scalar()
-            if known is None:
+            query = sa.select(counters.c.value).where(counters.c.name == "changes")
+            if connection.execute(query).scalar() is None:
                 connection.execute(counters.insert().values(name="changes", value=0))
 
     def close(self) -> None:
@@ -96,33 +112,35 @@ class Store:
 
     # -- changes -------------------------------------------------------------------------------------------------
 
-    def subscribe(self, told: Callable[[str], None]) -> Callable[[], None]:
-        """Have `told(run_id)` called after each commit, from the writing thread. Gives the function that ends it."""
-        self._subscribers.append(told)
-        return lambda: self._subscribers.remove(told)
+    def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Call `callback(run_id)` after each commit, from the writing thread. Return a function that unsubscribes."""
+        self._subscribers.append(callback)
+        return lambda: self._subscribers.remove(callback)
 
     @contextmanager
-    def change(self, run_id: str) -> Iterator[sa.Connection]:
-        """A write transaction on a run: stamps it with the next version and tells the subscribers after the commit."""
+    def change(self, run_id: str) -> Iterator[RunChange]:
+        """Open a write transaction on a run. On commit the run gets the next version and the subscribers are notified."""
         with self.database.write() as connection:
-            version = _next(connection)
-            yield connection
-            connection.execute(runs.update().where(runs.c.id == run_id).values(version=version))
-        self.tell(run_id)
+            version = _next_version(connection)
+            change = RunChange(connection, run_id, self.clock())
+            yield change
+            if change.changed:
+                change.set(version=version)
+        if change.changed:
+            self.notify(run_id)
 
-    def tell(self, run_id: str) -> None:
-        """Tell the subscribers of this process that a run has changed."""
-        for told in tuple(self._subscribers):
-            told(run_id)
+    def notify(self, run_id: str) -> None:
+        """Notify the subscribers of this process that a run has changed."""
+        for callback in tuple(self._subscribers):
+            callback(run_id)
 
     def version(self) -> int:
-        """The version of the newest change to any run; 0 before the first."""
+        """Return the version of the newest change to any run, or 0."""
         with self.database.read() as connection:
-            newest = connection.execute(sa.select(sa.func.max(runs.c.version))).scalar()
-        return int(newest or 0)
+            return int(connection.execute(sa.select(sa.func.max(runs.c.version))).scalar() or 0)
 
     def changed_since(self, version: int) -> list[tuple[str, int]]:
-        """The runs that changed after a version, oldest change first, each with its version now."""
+        """Return `(run_id, version)` of the runs that changed after a version, oldest change first."""
         query = sa.select(runs.c.id, runs.c.version).where(runs.c.version > version).order_by(runs.c.version)
         with self.database.read() as connection:
             return [(row.id, row.version) for row in connection.execute(query)]
@@ -130,63 +148,26 @@ class Store:
     # -- runs ----------------------------------------------------------------------------------------------------
 
     def insert_run(self, record: RunRecord, *, dedupe_key: str, changes_host: bool) -> tuple[RunRecord, bool]:
-        """Add a run, taking the host's lock for one that changes it. Gives (run, duplicate).
+        """Insert a run, and lock its host if the run changes it. Return `(run, duplicate)`.
 
-        A known `dedupe_key` gives the run it started. Raises HostBusy, and ValueError when the id is taken.
+        For a known `dedupe_key` return the run that it started. Raise HostBusy, or ValueError if the id is taken.
         """
         with self.database.write() as connection:
-            version = _next(connection)
+            version = _next_version(connection)
             known = connection.execute(
                 sa.select(runs.c.id).where(runs.c.dedupe_key == dedupe_key)
             ).scalar_one_or_none()
             if known is None:
-                if connection.execute(sa.select(runs.c.id).where(runs.c.id == record.id)).first():
-                    raise ValueError(f"the run id {record.id} is taken")
-                holder = connection.execute(
-                    sa.select(host_locks.c.run_id).where(host_locks.c.host == record.host)
-                ).scalar_one_or_none()
-                if changes_host and holder is not None:
-                    raise HostBusy(holder)
-                connection.execute(
-                    runs.insert().values(
-                        id=record.id,
-                        action=record.action,
-                        host=record.host,
-                        status=record.status.value,
-                        changes_host=changes_host,
-                        requester=record.requester.model_dump(),
-                        place=record.place.model_dump(),
-                        options=record.options,
-                        problems=[],
-                        incident_id=record.incident_id,
-                        dedupe_key=dedupe_key,
-                        workflow_id=record.id,
-                        created_at=record.created_at,
-                        version=version,
-                    )
-                )
-                if changes_host:
-                    connection.execute(host_locks.insert().values(host=record.host, run_id=record.id))
-                append(
-                    connection,
-                    at=record.created_at,
-                    host=record.host,
-                    actor=record.requester.id,
-                    kind="run.start",
-                    text=f"{record.requester.name or record.requester.id} started {record.action}",
-                    run_id=record.id,
-                    incident_id=record.incident_id,
-                    data={"options": record.options},
-                )
+                _insert(connection, record, dedupe_key, changes_host, version)
         run = self.get(known or record.id)
         if run is None:
             raise LookupError(f"the run {known or record.id} vanished from the database")
         if known is None:
-            self.tell(run.id)
+            self.notify(run.id)
         return run, known is not None
 
     def get(self, run_id: str) -> RunRecord | None:
-        """One run with everything of it, or None."""
+        """Return a run with its steps, decisions and artifacts, or None."""
         with self.database.read() as connection:
             found = run_records(connection, runs.select().where(runs.c.id == run_id))
         return found[0] if found else None
@@ -199,7 +180,7 @@ class Store:
         active_only: bool = False,
         limit: int = 20,
     ) -> list[RunRecord]:
-        """Runs, newest first."""
+        """Return runs, newest first."""
         query = runs.select().order_by(runs.c.created_at.desc(), runs.c.id).limit(limit)
         if action is not None:
             query = query.where(runs.c.action == action)
@@ -211,12 +192,12 @@ class Store:
             return run_records(connection, query)
 
     def active(self) -> Sequence[Any]:
-        """The bare rows of all runs that have not ended."""
+        """Return the rows of all runs that have not ended."""
         with self.database.read() as connection:
             return connection.execute(runs.select().where(runs.c.status.in_(ACTIVE))).all()
 
     def row(self, run_id: str) -> Any:
-        """The bare row of a run. Raises LookupError when there is none."""
+        """Return the row of a run. Raise LookupError if there is none."""
         with self.database.read() as connection:
             row = connection.execute(runs.select().where(runs.c.id == run_id)).one_or_none()
         if row is None:
@@ -229,85 +210,52 @@ class Store:
         *,
         allowed: Sequence[RunStatus],
         to: RunStatus,
-        actor: str,
+        actor: str = "bot",
         text: str,
         values: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Compare and set the status. A final one frees the host. Gives False when it was not in `allowed` any more."""
-        now = self.clock()
-        moved = False
-        with self.database.write() as connection:
-            version = _next(connection)
-            row = connection.execute(runs.select().where(runs.c.id == run_id)).one()
-            if row.status in {status.value for status in allowed}:
-                change = {"status": to.value, "version": version, **(values or {})}
-                if to.final:
-                    change.setdefault("ended_at", now)
-                    connection.execute(host_locks.delete().where(host_locks.c.run_id == run_id))
-                connection.execute(runs.update().where(runs.c.id == run_id).values(**change))
-                append(
-                    connection,
-                    at=now,
-                    host=row.host,
-                    actor=actor,
-                    kind=f"run.{to.value}",
-                    text=text,
-                    run_id=run_id,
-                    incident_id=row.incident_id,
-                )
-                moved = True
-        if moved:
-            self.tell(run_id)
-        return moved
+        """Compare and set the status. Return False if it is no longer one of `allowed`."""
+        with self.change(run_id) as change:
+            change.changed = change.row.status in allowed
+            if change.changed:
+                change.set_status(to, **(values or {}))
+                change.record(f"run.{to.value}", text, actor=actor)
+        return change.changed
 
     def update_run(self, run_id: str, **values: Any) -> None:
-        """Set columns of a run that carry no decision (a message's ts, a reminder's time)."""
-        with self.change(run_id) as connection:
-            connection.execute(runs.update().where(runs.c.id == run_id).values(**values))
+        """Set columns of a run that need no compare-and-set."""
+        with self.change(run_id) as change:
+            change.set(**values)
 
     def set_message_ts(self, run_id: str, ts: str) -> None:
-        """Keep which Slack message shows the run."""
+        """Store which Slack message shows the run."""
         self.update_run(run_id, message_ts=ts)
 
     def set_file_id(self, artifact_id: int, file_id: str) -> None:
-        """Keep the Slack file of an artifact once it was uploaded."""
+        """Store the id of the Slack file that an artifact was uploaded as."""
+        this = artifacts.c.id == artifact_id
         with self.database.read() as connection:
-            run_id = connection.execute(
-                sa.select(artifacts.c.run_id).where(artifacts.c.id == artifact_id)
-            ).scalar_one()
-        with self.change(run_id) as connection:
-            connection.execute(
-                artifacts.update().where(artifacts.c.id == artifact_id).values(slack_file_id=file_id)
-            )
+            run_id = connection.execute(sa.select(artifacts.c.run_id).where(this)).scalar_one()
+        with self.change(run_id) as change:
+            change.connection.execute(artifacts.update().where(this).values(slack_file_id=file_id))
 
     # -- signals and verdicts ------------------------------------------------------------------------------------
 
     def add_signal(self, run_id: str, signal: Signal, by: Person) -> None:
-        """Keep what a person told a run."""
-        row = self.row(run_id)
-        with self.change(run_id) as connection:
-            connection.execute(
-                signals.insert().values(run_id=run_id, signal=signal, by=by.model_dump(), at=self.clock())
-            )
-            append(
-                connection,
-                at=self.clock(),
-                host=row.host,
-                actor=by.id,
-                kind=f"signal.{signal}",
-                text=f"{by.name or by.id}: {signal}",
-                run_id=run_id,
-                incident_id=row.incident_id,
-            )
+        """Store a person's signal to a run."""
+        with self.change(run_id) as change:
+            values = {"run_id": run_id, "signal": signal, "by": by.model_dump(), "at": change.at}
+            change.connection.execute(signals.insert().values(values))
+            change.record(f"signal.{signal}", f"{by.name or by.id}: {signal}", actor=by.id)
 
     def signals(self, run_id: str) -> tuple[Signal, ...]:
-        """Everything people told a run, oldest first."""
+        """Return the signals of a run, oldest first."""
         query = sa.select(signals.c.signal).where(signals.c.run_id == run_id).order_by(signals.c.id)
         with self.database.read() as connection:
             return tuple(connection.execute(query).scalars())
 
     def last_verdict(self, host: str, *, max_age_s: float) -> tuple[Verdict, float] | None:
-        """The newest verdict that a finished triage step gave of a host, if it is young enough; and how long ago it began."""
+        """Return the newest verdict of a triage that ended within `max_age_s`, and the seconds since that triage began."""
         query = (
             sa.select(steps.c.verdict, steps.c.started_at)
             .join(runs, runs.c.id == steps.c.run_id)
@@ -325,12 +273,39 @@ class Store:
         return None if found is None else (Verdict.model_validate(found[0]), self.clock() - found[1])
 
 
-def _next(connection: sa.Connection) -> int:
-    """The next version. Taken first in a transaction: on PostgreSQL its row lock is what puts writers one behind the other."""
-    connection.execute(
-        counters.update().where(counters.c.name == "changes").values(value=counters.c.value + 1)
+def _insert(
+    connection: sa.Connection, record: RunRecord, dedupe_key: str, changes_host: bool, version: int
+) -> None:
+    if connection.execute(sa.select(runs.c.id).where(runs.c.id == record.id)).first():
+        raise ValueError(f"the run id {record.id} is taken")
+    if changes_host:
+        query = sa.select(host_locks.c.run_id).where(host_locks.c.host == record.host)
+        if (holder := connection.execute(query).scalar_one_or_none()) is not None:
+            raise HostBusy(holder)
+    dumped = record.model_dump(
+        mode="json",
+        include={"id", "action", "host", "status", "requester", "place", "options", "incident_id"},
     )
-    value: int = connection.execute(
-        sa.select(counters.c.value).where(counters.c.name == "changes")
-    ).scalar_one()
-    return value
+    connection.execute(
+        runs.insert().values(
+            **dumped,
+            created_at=record.created_at,
+            changes_host=changes_host,
+            problems=[],
+            dedupe_key=dedupe_key,
+            workflow_id=record.id,
+            version=version,
+        )
+    )
+    if changes_host:
+        connection.execute(host_locks.insert().values(host=record.host, run_id=record.id))
+    change = RunChange(connection, record.id, record.created_at)
+    text = f"{record.requester.name or record.requester.id} started {record.action}"
+    change.record("run.start", text, actor=record.requester.id, data={"options": record.options})
+
+
+def _next_version(connection: sa.Connection) -> int:
+    """Increment the change counter. Taken first in a transaction: on PostgreSQL its row lock serializes the writers."""
+    changes = counters.c.name == "changes"
+    connection.execute(counters.update().where(changes).values(value=counters.c.value + 1))
+    return int(connection.execute(sa.select(counters.c.value).where(changes)).scalar_one())

@@ -1,7 +1,8 @@
-"""The bot's own web: health and metrics for machines, signed artifact links for people.
+"""The bot's web server: health and metrics for machines, signed artifact links for people.
 
-`/health` answers 200 while the process works and its Slack connection is alive (by the age of the last ping or message, since
-`is_connected` can lie for hours); `/metrics` is Prometheus text; `/artifacts/run/step/name?sig=...` gives a stored file.
+`/health` answers 200 while the process works and its Slack connection is alive, judged by the age of the last ping or pong
+(`is_connected` of slack_sdk can stay true for hours on a dead connection). `/metrics` is Prometheus text, and
+`/artifacts/run/step/name?sig=...` returns a stored file.
 """
 
 import asyncio
@@ -19,20 +20,20 @@ from bot.store.records import RunStatus, UserError
 from bot.store.store import Store
 
 BLOCK_BYTES = 256 * 1024
-SHOWN_INLINE = frozenset({"image/png", "text/plain", "application/json"})
+SHOWN_INLINE = frozenset({"image/png", "text/plain", "application/json", "text/html"})
 STALE_S = 120.0
-"""A Slack connection that has been silent this long counts as lost; Socket Mode pings every few seconds."""
+"""A Slack connection that is silent for this long counts as lost; Socket Mode pings every few seconds."""
 
 
 class _Runs(Collector):
     """Prometheus collector of the runs in the store."""
 
-    def __init__(self, store: Store, slack_age_s: Callable[[], float | None]) -> None:
+    def __init__(self, store: Store, slack_silent_s: Callable[[], float | None]) -> None:
         self._store = store
-        self._slack_age_s = slack_age_s
+        self._slack_silent_s = slack_silent_s
 
     def collect(self) -> list[GaugeMetricFamily]:
-        """Give the metric families of this moment."""
+        """Return the current metrics."""
         active = GaugeMetricFamily("gpu_oncall_runs_active", "Runs that have not ended", labels=["status"])
         counts = dict.fromkeys((s.value for s in RunStatus if not s.final), 0)
         for row in self._store.active():
@@ -40,15 +41,10 @@ class _Runs(Collector):
         for status, count in counts.items():
             active.add_metric([status], count)
         families = [active]
-        age_s = self._slack_age_s()
-        if age_s is not None:
-            families.append(
-                GaugeMetricFamily(
-                    "gpu_oncall_slack_silence_seconds",
-                    "Since the last sign of life of the Slack connection",
-                    age_s,
-                )
-            )
+        silent_s = self._slack_silent_s()
+        if silent_s is not None:
+            text = "Since the last ping or pong of the Slack connection"
+            families.append(GaugeMetricFamily("gpu_oncall_slack_silence_seconds", text, silent_s))
         return families
 
 
@@ -56,21 +52,21 @@ def web_app(
     *,
     store: Store,
     artifacts: ArtifactStore,
-    slack_age_s: Callable[[], float | None],
+    slack_silent_s: Callable[[], float | None],
     receive_alerts: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
     collectors: Iterable[Collector] = (),
 ) -> web.Application:
-    """Build the web application. `slack_age_s` gives seconds since Slack's last sign of life; None where it is not known."""
+    """Build the web application. `slack_silent_s()` returns the seconds since Slack's last ping or pong, or None."""
     registry = CollectorRegistry()
-    for collector in (_Runs(store, slack_age_s), *collectors):
+    for collector in (_Runs(store, slack_silent_s), *collectors):
         registry.register(collector)
 
     async def health(_: web.Request) -> web.Response:
-        age_s = slack_age_s()
-        good = age_s is not None and age_s < STALE_S
+        silent_s = slack_silent_s()
+        good = silent_s is not None and silent_s < STALE_S
         body = {
             "status": "ok" if good else "slack_silent",
-            "slack_silence_s": None if age_s is None else round(age_s, 1),
+            "slack_silence_s": None if silent_s is None else round(silent_s, 1),
         }
         return web.json_response(body, status=200 if good else 503)
 
@@ -86,14 +82,12 @@ def web_app(
             return web.Response(status=404, text=str(error))
         media_type = record.artifact.media_type
         shown = "inline" if media_type in SHOWN_INLINE else "attachment"
-        if media_type == "text/html":
-            shown = "inline"
         response = web.StreamResponse(
             headers={
                 "Content-Type": media_type,
                 "Content-Length": str(record.artifact.size_bytes),
                 "Content-Disposition": f'{shown}; filename="{record.artifact.name}"',
-                # A report is a page of ours made from a host's data: it may style and script itself, and reach nothing.
+                # A report is our own page, but made from a host's data: it may use styles and scripts, and load nothing.
                 "Content-Security-Policy": "sandbox allow-scripts; default-src 'none'; img-src data:; "
                 "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
                 "X-Content-Type-Options": "nosniff",

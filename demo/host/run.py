@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from bot.hosts import built_host
+from bot.hosts import Hosts
 from bot.settings.model import load_settings
 from demo.host.breaker import Breaker
 from demo.host.layout import QUICK, Layout, Pace, busy_ports, new_layout, read_layout, write_config
@@ -74,7 +74,7 @@ async def demonstration(
         raise CannotDemonstrate(f"something listens on {taken} already: stop it, or use --free-ports")
     write_config(layout, pace=pace, monitors=monitors)
     settings = load_settings(layout.config_path, env_file=None)
-    host = built_host(settings, settings.default_host)
+    host = Hosts(settings).get(settings.default_host.name)
     children = Children(layout)
     breaker = Breaker(host.tp.unit)
     traffic = Traffic(layout.router_url)
@@ -208,7 +208,7 @@ async def _clean_up(state_dir: Path) -> None:
         return
     children = Children(layout)
     await children.end_predecessors()
-    await _stop_host(built_host(settings, settings.default_host))
+    await _stop_host(Hosts(settings).get(settings.default_host.name))
     # Old rows would show runs of a host that is new now.
     for name in ("gpu-oncall.sqlite", "dbos.sqlite"):
         for leftover in settings.state_dir.glob(f"{name}*"):

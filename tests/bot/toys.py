@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, cast
 from pydantic import Field
 
 import bot.runs.dbos_engine
+from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
-from bot.runs.runs import ProcessRole, Runs
+from bot.runs.run_engine import ProcessRole
+from bot.runs.runs import Runs
 from bot.settings.model import AccessSettings, ApprovalRule, ArtifactSettings, Settings
 from bot.store.records import Person, Place, RunRecord
 from bot.store.store import Store
@@ -268,7 +270,7 @@ def build(
         store=store,
         artifacts=ArtifactStore(settings, store),
         actions=toy_actions(),
-        hosts={"toy": cast("Host", ToyHost("toy", folder))},
+        hosts=Hosts(settings, {"toy": cast("Host", ToyHost("toy", folder))}),
         role=role,
     )
     return settings, store, runs
@@ -283,11 +285,11 @@ def hurry() -> None:
 async def launched(state_dir: Path, *, role: ProcessRole = "all", **how: float) -> AsyncIterator[Runs]:
     """Runs over toy actions, launched, and closed at the end."""
     _, store, runs = build(state_dir, role=role, **how)
-    await runs.launch()
+    await runs.engine.launch()
     try:
         yield runs
     finally:
-        await runs.close()
+        await runs.engine.close()
         store.close()
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import structlog
 
 import bot.runs.dbos_engine
-import bot.runs.runs
-import bot.runs.stranded
+import bot.runs.run_engine
+import bot.runs.stranded_runs
 from bot.runs.process_lock import AlreadyRunning
-from bot.runs.step_rows import StepRows
+from bot.store.step_rows import StepRows
 from bot.store.store import Store
 from tests.bot.toys import build, start
 
@@ -72,17 +72,17 @@ async def main(given: argparse.Namespace) -> int:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if given.die:
         arm(given.die)
-    bot.runs.runs.WATCH_PERIOD_S = given.watch_s
-    bot.runs.runs.RECOVERY_S = given.watch_s
+    bot.runs.run_engine.WATCH_PERIOD_S = given.watch_s
+    bot.runs.run_engine.RECOVERY_S = given.watch_s
     if given.engine_version:
-        bot.runs.dbos_engine.ENGINE_VERSION = bot.runs.stranded.ENGINE_VERSION = given.engine_version
+        bot.runs.dbos_engine.ENGINE_VERSION = bot.runs.stranded_runs.ENGINE_VERSION = given.engine_version
     _, store, runs = build(given.state_dir, role=given.role, expires_s=given.expires_s)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     if given.changed_code:
         change_code()
     try:
-        await runs.launch()
+        await runs.engine.launch()
     except AlreadyRunning as error:
         print(error, file=sys.stderr)
         return 2
@@ -94,7 +94,7 @@ async def main(given: argparse.Namespace) -> int:
         )
         tell(run=run.id)
     await stop.wait()
-    await runs.close()
+    await runs.engine.close()
     store.close()
     return 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from bot.hosts import built_host
+from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
 from bot.runs.approvals import Approvals
 from bot.runs.runs import Runs
@@ -43,7 +43,7 @@ class RealHost:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         settings = settings_of(folder)
-        self.site = Site(built_host(settings, settings.default_host), folder)
+        self.site = Site(Hosts(settings).get(settings.default_host.name), folder)
         self.store = Store(settings.own_database_url)
         artifacts = ArtifactStore(settings, self.store)
         self.bot_process = Runs(
@@ -65,7 +65,7 @@ class RealHost:
 
     async def ready(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait until a worker holds the lock."""
-        while not self.bot_process._lock.held():
+        while not self.bot_process.engine.has_worker():
             assert worker.poll() is None, (self.folder / "worker.log").read_text()[-3000:]
             await asyncio.sleep(0.05)
 
@@ -145,11 +145,11 @@ async def real_host(folder: Path, **changes: object) -> AsyncIterator[RealHost]:
     (folder / "host.json").write_text(host_config(folder, **changes).model_dump_json())
     it = RealHost(folder)
     try:
-        await it.bot_process.launch()
+        await it.bot_process.engine.launch()
         await it.site.up()
         yield it
     finally:
         it.end_workers()
-        await it.bot_process.close()
+        await it.bot_process.engine.close()
         await it.site.down()
         it.store.close()

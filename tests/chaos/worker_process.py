@@ -14,7 +14,7 @@ from typing import Any
 
 import bot.runs.dbos_engine
 from bot.app import serve_worker
-from bot.runs.step_rows import StepRows
+from bot.store.step_rows import StepRows
 from tests.chaos.real_host import settings_of
 
 INSIDE_AFTER_S = 0.08

@@ -95,7 +95,7 @@ async def test_a_changed_plan_voids_the_button_that_showed_the_old_one(at_desk: 
     run = await waiting(at_desk)
     while not any(b.text == "Approve" for m in await at_desk.messages() for b in m.buttons):
         await asyncio.sleep(0.02)
-    host = at_desk.bot.runs.host("toy")
+    host = at_desk.bot.runs.hosts.get("toy")
     (host.state_dir / "plan-marker").write_text("43 requests")
     old = run.plan_hash
     fresh = await at_desk.bot.runs.replan(run.id, by=run.requester)

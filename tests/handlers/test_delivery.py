@@ -12,9 +12,9 @@ import structlog
 from aiohttp import web
 from slack_bolt.async_app import AsyncBoltRequest, AsyncRespond
 
-from bot.app import configure_logging
 from bot.presenter import answers
 from bot.presenter.message import Message
+from bot.settings.logs import configure_logging
 from bot.store.records import RunStatus
 from gpu_actions.models import JsonObject
 from handlers import COMMANDS

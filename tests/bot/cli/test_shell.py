@@ -51,9 +51,9 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("fallback", "strat"), "'strat' is not understood; there are: plan, start"),
+        (("fallback", "strat"), "'strat' is not a verb; use one of: plan, start"),
         (("fallback", "start"), "add --local"),
-        (("fallback", "plan", "gpu"), "'gpu' is no option: write name=value"),
+        (("fallback", "plan", "gpu"), "'gpu' is not an option: write name=value"),
         (("fallback", "plan", "gpuu=1"), "unknown option 'gpuu'; did you mean gpu?"),
         (("fallback", "plan", "--host", "h2"), "I know no host 'h2'; did you mean h1?"),
     ],
@@ -100,7 +100,7 @@ def test_break_glass_leaves_a_running_bot_its_host(config: Path, tmp_path: Path)
         lock.release()
     assert said.returncode == 2
     assert "already runs on" in said.stderr
-    assert "ask it in Slack" in said.stderr
+    assert "ask the bot in Slack" in said.stderr
 
 
 def test_a_plan_that_cannot_work_is_refused_with_1_and_its_reasons(config: Path) -> None:

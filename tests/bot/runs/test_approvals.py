@@ -40,10 +40,10 @@ class Gated:
 
 async def gated(state_dir: Path, **how: float) -> AsyncIterator[Gated]:
     _, store, runs = build(state_dir, **how)
-    await runs.launch()
+    await runs.engine.launch()
     made = Gated(runs, store)
     yield made
-    await runs.close()
+    await runs.engine.close()
     store.close()
 
 
@@ -173,7 +173,7 @@ async def test_what_does_not_wait_cannot_be_decided(gate: Gated) -> None:
     run = await ended(gate.runs, (await start(gate.runs)).id)
     answer = await gate.decide(run)
     assert not answer.accepted
-    assert "does not wait for a decision: it is succeeded" in answer.message
+    assert "is not waiting for a decision: it is succeeded" in answer.message
     nothing = await gate.approvals.decide(run_id="fb-none", user=LEAD, decision="approve", plan_hash="")
     assert not nothing.accepted
     assert "no run fb-none" in nothing.message

@@ -10,7 +10,7 @@ import pytest
 
 from bot.runs.process_lock import AlreadyRunning
 from bot.runs.runs import Runs
-from bot.runs.stranded import take_up
+from bot.runs.stranded_runs import resume_runs
 from bot.store.records import RunStatus, StepStatus, UserError
 from tests.bot.toys import HERE, LEAD, ONCALL, build, effects, effects_dir, ended, launched, start
 
@@ -268,7 +268,7 @@ async def test_without_a_verdict_a_plan_is_told_of_none(runs: Runs) -> None:
 
 async def test_a_stored_plan_that_was_changed_behind_its_approval_is_not_carried_out(tmp_path: Path) -> None:
     _, store, runs = build(tmp_path)
-    await runs.launch()
+    await runs.engine.launch()
     try:
         run = await start(runs, "gated", script="count:a")
         run = await runs.wait(run.id, until=lambda r: r.status is RunStatus.WAITING)
@@ -278,7 +278,7 @@ async def test_a_stored_plan_that_was_changed_behind_its_approval_is_not_carried
         store.update_run(run.id, status="queued")
         run = await ended(runs, run.id)
     finally:
-        await runs.close()
+        await runs.engine.close()
         store.close()
     assert run.status is RunStatus.FAILED
     assert "not the one that was approved" in run.outcome
@@ -294,9 +294,9 @@ async def test_artifacts_of_steps_are_stored_and_linked(runs: Runs, tmp_path: Pa
 
 async def test_everything_that_happened_stands_in_the_timeline(tmp_path: Path) -> None:
     _, store, runs = build(tmp_path)
-    await runs.launch()
+    await runs.engine.launch()
     run = await ended(runs, (await start(runs, script="count:a fail:b", settle="count:z")).id)
-    await runs.close()
+    await runs.engine.close()
     kinds = [entry.kind for entry in store.audit.of_run(run.id)]
     assert kinds == [
         "run.start",
@@ -323,17 +323,17 @@ async def test_changes_tell_each_run_that_changed(runs: Runs) -> None:
 async def test_a_second_bot_in_one_folder_is_refused(runs: Runs, tmp_path: Path) -> None:
     _, store, second = build(tmp_path)
     with pytest.raises(AlreadyRunning, match=f"pid {os.getpid()}"):
-        await second.launch()
+        await second.engine.launch()
     store.close()
     assert (await ended(runs, (await start(runs)).id)).status is RunStatus.SUCCEEDED  # the first is unharmed
 
 
 async def test_a_closed_engine_starts_nothing_and_can_be_launched_again(tmp_path: Path) -> None:
     _, store, runs = build(tmp_path)
-    await runs.launch()
+    await runs.engine.launch()
     run = await start(runs, script="count:a hold:b")
     await at_step(runs, run.id, "b")
-    await runs.close()
+    await runs.engine.close()
     with pytest.raises(UserError, match="nothing was started"):
         await start(runs, "look")
     store.close()
@@ -346,20 +346,20 @@ async def test_a_closed_engine_starts_nothing_and_can_be_launched_again(tmp_path
 
 async def test_a_run_that_the_engine_lost_too_often_fails_and_frees_its_host(tmp_path: Path) -> None:
     _, store, runs = build(tmp_path)
-    await runs.launch()
+    await runs.engine.launch()
     run = await start(runs, "gated")
     await runs.wait(run.id, until=lambda r: r.status is RunStatus.WAITING)
-    assert await runs.stranded(young_s=0) == []
+    assert await runs.engine.stranded(min_age_s=0) == []
     store.update_run(run.id, workflow_id="nobody")
-    (lost,) = await runs.stranded(young_s=0)
+    (lost,) = await runs.engine.stranded(min_age_s=0)
     assert (lost.run_id, lost.why) == (run.id, "its workflow was never started")
-    spent = lost.model_copy(update={"workflow_id": f"{run.id}.r5", "never_began": False})
-    await take_up([spent], store=store, start=never)
+    spent = lost.model_copy(update={"workflow_id": f"{run.id}.r5", "never_started": False})
+    await resume_runs([spent], store=store, start=never)
     run = await ended(runs, run.id)
     assert run.status is RunStatus.FAILED
     assert "lost it 5 times" in run.outcome
     assert (await ended(runs, (await start(runs)).id)).status is RunStatus.SUCCEEDED
-    await runs.close()
+    await runs.engine.close()
     store.close()
 
 

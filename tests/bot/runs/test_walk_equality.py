@@ -52,7 +52,7 @@ def test_the_engine_equals_the_pure_walk(tmp_path: Path) -> None:
 
     with asyncio.Runner() as runner:
         _, store, runs = build(tmp_path / "state")
-        runner.run(runs.launch())
+        runner.run(runs.engine.launch())
 
         @settings(
             max_examples=40,
@@ -66,5 +66,5 @@ def test_the_engine_equals_the_pure_walk(tmp_path: Path) -> None:
         try:
             any_plan()
         finally:
-            runner.run(runs.close())
+            runner.run(runs.engine.close())
             store.close()
