@@ -101,7 +101,7 @@ async def waiting(runs: Runs) -> str:
 async def test_a_gate_whose_deadline_the_clock_jumped_over_expires_and_nobody_can_approve_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bot.runs.approval_wait, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(bot.runs.approval_wait, "RECHECK_S", 0.1)
     async with launched(tmp_path / "state", expires_s=600) as runs:
         run_id = await waiting(runs)
         set_clock(runs, HOUR_S)
@@ -123,7 +123,7 @@ async def test_a_gate_whose_deadline_the_clock_jumped_over_expires_and_nobody_ca
 async def test_a_gate_within_its_deadline_waits_on_whatever_the_clock_is_set_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_s: float
 ) -> None:
-    monkeypatch.setattr(bot.runs.approval_wait, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(bot.runs.approval_wait, "RECHECK_S", 0.1)
     async with launched(tmp_path / "state", expires_s=600) as runs:
         run_id = await waiting(runs)
         set_clock(runs, by_s)

@@ -25,7 +25,7 @@ async def waiting(at_desk: Desk, user: str = "oncall") -> RunRecord:
 async def test_the_requester_cannot_approve_and_a_lead_can_by_button(at_desk: Desk) -> None:
     run = await waiting(at_desk, user="lead")
     await at_desk.press("Approve", user="lead", run=run.id)
-    await at_desk.hears(f"You asked for {run.id} yourself: somebody else must approve it")
+    await at_desk.hears(f"You asked for {run.id} yourself, so another person must approve it")
     assert (await at_desk.run("restore", until=lambda _: True)).status is RunStatus.WAITING
     await at_desk.press("Approve", user="oncall", run=run.id)
     await at_desk.hears("approver")
