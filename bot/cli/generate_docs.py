@@ -12,7 +12,7 @@ def documents() -> dict[str, Callable[[], str]]:
     from bot.settings.reference import settings_markdown
     from bot.slack.manifest import render
     from gpu_actions.loadtest.schema import schema_text
-    from gpu_actions.triage.rules.document import rules_markdown
+    from gpu_actions.triage.document import rules_markdown
 
     return {
         "docs/settings.md": settings_markdown,

@@ -18,7 +18,7 @@ from gpu_actions.config.host import HostConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Frozen
 from gpu_actions.registry import ACTION_NAMES, actions
-from gpu_actions.triage.rules import CAUSES
+from gpu_actions.triage.rule import CAUSES
 
 ENV_PREFIX = "GPU_ONCALL_"
 CONFIG_VARIABLE = "GPU_ONCALL_CONFIG"

@@ -28,7 +28,7 @@ from bot.store.store import Store
 from bot.watch.auto_fallback import held_back
 from bot.watch.undelivered_alerts import Alarm, UntoldAlarms
 from gpu_actions.models import VerdictKind
-from gpu_actions.triage.rules import rank_of_verdict
+from gpu_actions.triage.rule import rank_of_verdict
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""`python -m gpu_actions.triage`: triage of this host without Slack and without the bot."""
+"""`python -m gpu_actions.triage`: triage of this host, without Slack and without the bot."""
 
 import sys
 

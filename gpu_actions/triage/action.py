@@ -1,4 +1,4 @@
-"""The triage action: one step that looks at the host, judges what it saw, and keeps the raw snapshot as an artifact."""
+"""The triage action: one step that takes a snapshot of the host, judges it, and keeps it as an artifact."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ class TriageArguments(Frozen):
         default="auto", description="which tier; auto: the one that runs"
     )
     record_baseline: bool = Field(
-        default=False, description="keep the figures of this look as the host's baseline, if it is healthy"
+        default=False, description="record the figures as the host's baseline, if the host is healthy"
     )
     since_minutes: float | None = Field(
         default=None, gt=0, le=44_640, description="how far back kernel messages count"
@@ -37,7 +37,7 @@ class TriageArguments(Frozen):
 
 
 async def plan_triage(request: PlanRequest) -> Plan:
-    """Plan one look. Never refused: whatever cannot be read is a finding."""
+    """Plan one snapshot and its judgement. Never refused: whatever cannot be read becomes a finding."""
     arguments: TriageArguments = request.arguments
     limits = request.host.thresholds
     window_s = arguments.window or limits.window_s
@@ -49,8 +49,8 @@ async def plan_triage(request: PlanRequest) -> Plan:
             Step(
                 id="look",
                 verb="triage.look",
-                title="look at GPUs, links, collectives and serving"
-                + (", probe them" if arguments.deep else ""),
+                title="check GPUs, links, collectives and serving"
+                + (", and probe the GPUs" if arguments.deep else ""),
                 args={
                     "window_s": window_s,
                     "deep": arguments.deep,
@@ -72,9 +72,9 @@ async def plan_triage(request: PlanRequest) -> Plan:
 
 
 @step("triage.look")
-async def look(context: StepContext) -> StepResult:
+async def triage(context: StepContext) -> StepResult:
     """Take a snapshot and judge it. Effect: one synthetic completion, and with `deep` a probe on the GPUs. Verified by the
-    snapshot on disk, which judges to the same verdict again."""
+    saved snapshot, which judges to the same verdict."""
     args = context.args
     thresholds = TriageThresholds.model_validate(args.get("thresholds") or {})
     since_s = args.get("since_s")
@@ -94,13 +94,10 @@ async def look(context: StepContext) -> StepResult:
     if args.get("record_baseline"):
         recorded = await asyncio.to_thread(_record_baseline, snapshot, verdict, args.get("baseline"))
     picture = await asyncio.to_thread(_picture, snapshot, verdict, context.workdir / "matrix.png")
+    cause = "" if verdict.verdict is VerdictKind.HEALTHY else f"{verdict.cause}: "
+    summary = f"{verdict.verdict.value.replace('_', ' ')}: {cause}{verdict.summary}"
     return StepResult(
-        summary=(
-            f"{verdict.verdict.value.replace('_', ' ')}: {verdict.cause}: {verdict.summary}"
-            if verdict.verdict is not VerdictKind.HEALTHY
-            else f"healthy: {verdict.summary}"
-        )
-        + (f"; {recorded}" if recorded else ""),
+        summary=summary + (f"; {recorded}" if recorded else ""),
         data={
             **({"thread_text": recorded} if recorded else {}),
             "cause": verdict.cause,
@@ -115,18 +112,16 @@ async def look(context: StepContext) -> StepResult:
 
 
 def _record_baseline(snapshot: Snapshot, verdict: Verdict, path: str | None) -> str:
-    """Keep a healthy look as the host's baseline; says what was kept, or why nothing was."""
+    """Record a healthy snapshot as the host's baseline. Return what was recorded, or why nothing was."""
     if path is None:
-        return (
-            "no baseline was recorded: there is no folder for baselines here, set state_dir in the settings"
-        )
+        return "no baseline was recorded: set state_dir in the settings, it holds the baselines"
     if verdict.verdict is not VerdictKind.HEALTHY:
         word = verdict.verdict.value.replace("_", " ")
-        return f"no baseline was recorded: the host is {word}, and only a healthy one is a measure"
+        return f"no baseline was recorded: the host is {word}, and only a healthy host sets a baseline"
     try:
         known = load_baseline(path)
     except ValueError:
-        known = TriageBaseline()  # a broken file is replaced: the person asked for a new one
+        known = TriageBaseline()  # a broken file is replaced by the new one
     try:
         kept = save_baseline(baseline_from(snapshot, known), Path(path))
     except (OSError, ValueError) as error:
@@ -141,8 +136,8 @@ def _record_baseline(snapshot: Snapshot, verdict: Verdict, path: str | None) -> 
 
 
 def _picture(snapshot: Snapshot, verdict: Verdict, path: Path) -> tuple[Artifact, ...]:
-    """The GPU and link matrix for the thread; nothing on a host without GPUs. A verdict never fails for its picture."""
-    from gpu_actions.triage.picture import draw_matrix  # Pillow: only where a picture is drawn
+    """Draw the GPU and link matrix for the thread, if there are GPUs. A verdict never fails because of its picture."""
+    from gpu_actions.triage.picture import draw_matrix  # Pillow is loaded only if a picture is drawn
 
     title = f"{verdict.verdict.value.replace('_', ' ').upper()}: {verdict.cause} on {snapshot.host}"
     try:

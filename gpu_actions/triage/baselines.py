@@ -1,7 +1,6 @@
-"""What this host measured on a known-good day; triage compares with it where it exists.
+"""Figures of a host on a known-good day, recorded by `/triage deep record_baseline=yes`.
 
-The figures come from a healthy look that a person declares to be one (`/triage deep record_baseline=yes`); without them
-checks use the floors of `thresholds` and of the GPU's model, or say that they cannot judge.
+Without them the checks use the thresholds and the floors of the GPU's model, or say that they cannot judge.
 """
 
 from pathlib import Path
@@ -17,7 +16,7 @@ MAX_BASELINE_BYTES = 1024 * 1024
 
 
 class TriageBaseline(Frozen):
-    """Known-good figures of one host; each may be missing."""
+    """Known-good figures of one host; each is optional."""
 
     busbw_gbps: float | None = Field(
         default=None, gt=0, description="all-reduce bus bandwidth of the deep probe"
@@ -29,12 +28,12 @@ class TriageBaseline(Frozen):
     tokens_per_s: float | None = Field(default=None, gt=0, description="under a queue")
     remote_ends: dict[str, dict[int, str]] = Field(
         default_factory=dict,
-        description="GPU UUID -> link -> bus id of its far end, for links that hide it when down",
+        description="GPU UUID -> link -> bus id of its remote end, for links that hide it while down",
     )
 
 
 def load_baseline(path: str | None) -> TriageBaseline:
-    """The baseline of a file, the empty one where there is none. Raises ValueError naming a file that is broken."""
+    """Load a baseline, or an empty one if there is no file. Raises ValueError that names a broken file and its field."""
     if path is None or not Path(path).is_file():
         return TriageBaseline()
     try:
@@ -46,7 +45,7 @@ def load_baseline(path: str | None) -> TriageBaseline:
 
 
 def baseline_from(snapshot: Snapshot, known: TriageBaseline | None = None) -> TriageBaseline:
-    """The figures of a healthy snapshot, on top of what is known: a figure that this look did not take stays as it was."""
+    """Return the known figures, updated with those that a healthy snapshot measured."""
     figures: dict[str, Any] = {}
     deep = snapshot.deep
     if deep is not None and deep.outcome == "ok":
@@ -57,38 +56,23 @@ def baseline_from(snapshot: Snapshot, known: TriageBaseline | None = None) -> Tr
         )
     if snapshot.completion is not None and snapshot.completion.outcome == "ok":
         figures["completion_ms"] = snapshot.completion.e2e_ms
-    figures.update(_serving_figures(snapshot))
+    if snapshot.engine is not None and len(snapshot.engine.samples) > 1:
+        figures["ttft_mean_ms"], _ = snapshot.engine.ttft_mean()
+        figures["tokens_per_s"] = snapshot.engine.tokens_per_s_under_queue()
     if snapshot.nvml is not None:
         ends = {
             gpu.uuid: {link.index: link.remote_pci for link in gpu.links if link.remote_pci}
             for gpu in snapshot.nvml.gpus
         }
         figures["remote_ends"] = {uuid: links for uuid, links in ends.items() if links}
-    measured = {name: value for name, value in figures.items() if value}
+    measured = {name: value for name, value in figures.items() if isinstance(value, dict) or (value or 0) > 0}
     return TriageBaseline.model_validate({**(known or TriageBaseline()).model_dump(), **measured})
 
 
-def _serving_figures(snapshot: Snapshot) -> dict[str, float]:
-    """Mean TTFT of the window's requests, and tokens/s where requests were waiting all the while."""
-    if snapshot.engine is None or len(snapshot.engine.samples) < 2:
-        return {}
-    first, last = snapshot.engine.samples[0], snapshot.engine.samples[-1]
-    figures = {}
-    if None not in (first.ttft_count, last.ttft_count, first.ttft_sum_s, last.ttft_sum_s):
-        requests = (last.ttft_count or 0) - (first.ttft_count or 0)
-        if requests > 0:
-            figures["ttft_mean_ms"] = 1000 * ((last.ttft_sum_s or 0) - (first.ttft_sum_s or 0)) / requests
-    seconds = last.at_s - first.at_s
-    queued = (first.waiting or 0) > 0 and (last.waiting or 0) > 0
-    if queued and seconds > 0 and None not in (first.tokens, last.tokens):
-        figures["tokens_per_s"] = ((last.tokens or 0) - (first.tokens or 0)) / seconds
-    return {name: value for name, value in figures.items() if value > 0}
-
-
 def save_baseline(baseline: TriageBaseline, path: Path) -> Path:
-    """Write a host's baseline whole, and read it back. Raises OSError, and ValueError for what cannot be read back."""
+    """Write a host's baseline and read it back. Raises OSError, or ValueError if the file differs."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(path, baseline.model_dump_json(indent=1) + "\n")
     if load_baseline(str(path)) != baseline:
-        raise ValueError(f"{path} does not hold what was written: check the disk")
+        raise ValueError(f"{path} differs from what was written: check the disk")
     return path

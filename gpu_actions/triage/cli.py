@@ -1,4 +1,4 @@
-"""Triage from a shell: look at this host, or judge a recorded snapshot, and say it in a verdict and an exit code.
+"""Triage from a shell: read this host, or a recorded snapshot, and print a verdict.
 
 Exit 0 healthy, 1 watch, 3 fall back, 4 unknown, 2 wrong usage or unreadable input. The first line is the verdict and its
 cause, the second what to do.
@@ -7,6 +7,7 @@ cause, the second what to do.
 import argparse
 import asyncio
 import re
+import socket
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,15 +23,15 @@ from gpu_actions.snapshot.model import Snapshot, SnapshotUnreadable, load_snapsh
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.baselines import TriageBaseline, load_baseline
 from gpu_actions.triage.judge import judge
+from gpu_actions.triage.registry import RULES
 from gpu_actions.triage.report import render_text
-from gpu_actions.triage.rules import RULES
 
 USAGE_ERROR = 2
 UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 
 class UsageError(Exception):
-    """The command line or a file that it names cannot be used. One line for people."""
+    """Raised if the command line, or a file that it names, cannot be used. The message is one line for people."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,15 +40,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_duration(text: str) -> timedelta:
-    """`90`, `90s`, `15m`, `2h`, `1d` as a timedelta. Raises ValueError with what is allowed."""
+    """Parse a duration such as `90`, `90s`, `15m`, `2h` or `1d`. Raises ValueError with the allowed forms."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)?\s*", text)
     if match is None or not 0 < float(match.group(1)) * UNITS_S[match.group(2) or "s"] <= 31 * 86_400:
-        raise ValueError(f"{text!r} is no duration: give for example 90s, 15m, 2h or 1d (31d at most)")
+        raise ValueError(f"{text!r} is not a duration: use for example 90s, 15m, 2h or 1d (31d at most)")
     return timedelta(seconds=float(match.group(1)) * UNITS_S[match.group(2) or "s"])
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `gpu-oncall triage`."""
+    """Return the parser of `gpu-oncall triage`."""
     shown = _Parser(prog="gpu-oncall triage", description=__doc__)
     add = shown.add_argument
     add(
@@ -56,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
         help="also run all-reduce, copies and GEMM on all GPUs (seconds, needs free memory)",
     )
     add("--json", action="store_true", help="print the verdict as JSON and nothing else")
-    add("--record", type=Path, metavar="FILE", help="save what was read, to judge it again")
-    add("--snapshot", type=Path, metavar="FILE", help="judge a recorded file instead of this host")
+    add("--record", type=Path, metavar="FILE", help="save the snapshot, to judge it again")
+    add("--snapshot", type=Path, metavar="FILE", help="judge a recorded snapshot instead of this host")
     add("--kernel-log", type=Path, metavar="FILE", help="read this file instead of the kernel's own log")
     add("--engine-url", metavar="URL", help="base URL of the tier's engine, not of the router")
     add(
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="model of the synthetic completion (default: the first the engine lists)",
     )
     add("--no-completion", action="store_true", help="send no synthetic completion")
-    add("--router-socket", type=Path, metavar="PATH", help="HAProxy's admin socket")
+    add("--router-socket", type=Path, metavar="PATH", help="admin socket of the router")
     add("--router-backend", default="serve", metavar="NAME")
     add("--ras", metavar="HOST:PORT", help="NCCL RAS, usually 127.0.0.1:28028")
     add(
@@ -78,9 +79,9 @@ def parser() -> argparse.ArgumentParser:
         help="main process of the tier (repeatable)",
     )
     add("--pid-file", type=Path, metavar="FILE")
-    add("--ranks", type=int, metavar="N", help="processes that take part in its collectives")
+    add("--ranks", type=int, metavar="N", help="processes in the tier's collectives")
     add("--tier", default="tp", choices=("tp", "fallback"), help="which tier this is; only tp can fall back")
-    add("--expect-gpus", type=int, metavar="N", help="GPUs that should be here; 0 = a CPU host")
+    add("--expect-gpus", type=int, metavar="N", help="GPUs that this host should have; 0 = a CPU host")
     add("--expect-links", type=int, metavar="N", help="NVLinks that each GPU should have")
     add(
         "--since",
@@ -93,23 +94,20 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="RULE",
-        help="missing evidence that is accepted here",
+        help="missing evidence that this host accepts",
     )
     add("--baseline", type=Path, metavar="FILE", help="known-good figures of this host, as JSON")
     return shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run triage. Gives the exit code; prints one line on stderr for wrong usage."""
+    """Run triage. Return the exit code; print one line on stderr for wrong usage."""
     try:
         options = parser().parse_args(argv)
         thresholds = _thresholds(options)
         snapshot = _snapshot(options, thresholds)
         verdict = judge(snapshot, thresholds, _baseline(options.baseline))
-    except UsageError as error:
-        print(f"triage: {error}", file=sys.stderr)  # noqa: T201
-        return USAGE_ERROR
-    except SnapshotUnreadable as error:
+    except (UsageError, SnapshotUnreadable) as error:
         print(f"triage: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
     except SystemExit as stop:  # --help
@@ -123,7 +121,7 @@ def _thresholds(options: argparse.Namespace) -> TriageThresholds:
     for rule_id in options.accept_unknown:
         if rule_id not in RULES:
             raise UsageError(
-                f"--accept-unknown: {rule_id!r} is no rule; the rules are in docs/triage-rules.md"
+                f"--accept-unknown: {rule_id!r} is not a rule; the rules are in docs/triage-rules.md"
             )
     changes = {"accept_unknown": tuple(options.accept_unknown)}
     if options.window_s is not None:
@@ -131,7 +129,7 @@ def _thresholds(options: argparse.Namespace) -> TriageThresholds:
     try:
         return TriageThresholds.model_validate(changes)
     except ValidationError as error:
-        raise UsageError(_first_problem(error, "--")) from None
+        raise UsageError(_first_problem(error)) from None
 
 
 def _snapshot(options: argparse.Namespace, thresholds: TriageThresholds) -> Snapshot:
@@ -152,8 +150,6 @@ def _snapshot(options: argparse.Namespace, thresholds: TriageThresholds) -> Snap
 
 
 def _target(options: argparse.Namespace, now: datetime) -> TriageTarget:
-    import socket
-
     if options.kernel_log is not None and not options.kernel_log.is_file():
         raise UsageError(f"--kernel-log: {options.kernel_log}: no such file")
     if options.ras is not None and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", options.ras):
@@ -183,7 +179,7 @@ def _target(options: argparse.Namespace, now: datetime) -> TriageTarget:
             since=since,
         )
     except ValidationError as error:
-        raise UsageError(_first_problem(error, "--")) from None
+        raise UsageError(_first_problem(error)) from None
 
 
 def _baseline(path: Path | None) -> TriageBaseline:
@@ -195,7 +191,7 @@ def _baseline(path: Path | None) -> TriageBaseline:
         raise UsageError(f"--baseline: {error}") from None
 
 
-def _first_problem(error: ValidationError, prefix: str) -> str:
+def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"]).replace("_", "-" if prefix else "_")
-    return f"{prefix}{name}: {first['msg']} (given: {first['input']!r:.60})"
+    flag = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+    return f"--{flag}: {first['msg']} (given: {first['input']!r:.60})"

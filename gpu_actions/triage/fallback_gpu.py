@@ -1,6 +1,6 @@
-"""Which GPU to fall back on: the healthiest that fits, by UUID, with the reason.
+"""Which GPU to fall back to: the healthiest that fits, by UUID, with the reason.
 
-One GPU needs no NVLink, so a GPU with link trouble is only put behind the others; a lost, partitioned, faulty one is out.
+One GPU needs no NVLink, so a GPU with link trouble only ranks behind the others. A lost, partitioned or faulty GPU is excluded.
 """
 
 from collections.abc import Sequence
@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from gpu_actions.models import FallbackGpu, Finding, Severity
 from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import Snapshot
-from gpu_actions.triage.checks.gpus import name_of
 
 LINK_COMPONENTS = ("nvlink", "fabric", "pcie")
-NOT_BY_ITSELF = ("gpu.ok", "gpu.memory_held", "kernel_log.application")
+NOT_ABOUT_THE_GPU = ("gpu.ok", "gpu.memory_held", "kernel_log.application")
 
 
 def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> FallbackGpu | None:
-    """Choose from the GPUs that were read. None where there is none that works and fits."""
+    """Choose from the GPUs that were read. Return None if none of them works and fits."""
     nvml = snapshot.nvml
     if nvml is None or snapshot.expected.gpus == 0:
         return None
     about: dict[str, list[Finding]] = {}
     for finding in findings:
-        if finding.subject and finding.id not in NOT_BY_ITSELF and finding.severity is not Severity.OK:
+        if finding.subject and finding.id not in NOT_ABOUT_THE_GPU and finding.severity is not Severity.OK:
             about.setdefault(finding.subject, []).append(finding)
     candidates = [
         gpu
@@ -30,14 +29,14 @@ def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> Fall
         and gpu.uuid
         and not gpu.mig
         and gpu.index != nvml.hung_gpu
-        and not any(_rules_out(finding) for finding in about.get(name_of(gpu), ()))
+        and not any(_rules_out(finding) for finding in about.get(gpu.subject, ()))
         and fits(gpu, snapshot)
     ]
     if not candidates:
         return None
 
     def order(gpu: GpuReading) -> tuple[int, int, int, int]:
-        rows = about.get(name_of(gpu), ())
+        rows = about.get(gpu.subject, ())
         own = sum(row.component not in LINK_COMPONENTS and row.severity is not Severity.INFO for row in rows)
         links = sum(row.component in LINK_COMPONENTS for row in rows)
         return own, links, gpu.latest.temperature_c or 0, gpu.index
@@ -53,7 +52,7 @@ def _rules_out(finding: Finding) -> bool:
 
 
 def available_gib(gpu: GpuReading, snapshot: Snapshot) -> float | None:
-    """Memory that is there once the tier is stopped: all of it but what other processes hold. None when not known."""
+    """Return the memory available once the tier is stopped: all but what other processes hold. None if not known."""
     if gpu.memory_total_mib is None:
         return None
     tier = {process.pid for process in snapshot.ranks.processes} if snapshot.ranks is not None else None
@@ -64,21 +63,23 @@ def available_gib(gpu: GpuReading, snapshot: Snapshot) -> float | None:
 
 
 def fits(gpu: GpuReading, snapshot: Snapshot) -> bool:
-    """Whether the fallback tier's memory fits; unknown needs or sizes do not rule a GPU out."""
-    need, there = snapshot.expected.fallback_memory_gib, available_gib(gpu, snapshot)
-    return need is None or there is None or there >= need
+    """Return True if the fallback tier fits into the GPU's memory, or if either is not known."""
+    need, available = snapshot.expected.fallback_memory_gib, available_gib(gpu, snapshot)
+    return need is None or available is None or available >= need
 
 
 def _reason(
     best: GpuReading, about: dict[str, list[Finding]], candidates: list[GpuReading], snapshot: Snapshot
 ) -> str:
-    rows = [row for row in about.get(name_of(best), ()) if row.severity is not Severity.INFO]
-    parts = ["no finding on it" if not rows else f"the least: {rows[0].summary}"]
+    rows = [row for row in about.get(best.subject, ()) if row.severity is not Severity.INFO]
+    parts = ["no findings" if not rows else f"fewest findings: {rows[0].summary}"]
     if best.latest.temperature_c is not None and len(candidates) > 1:
-        parts.append(f"{best.latest.temperature_c} C, {len(candidates)} GPUs would do")
+        parts.append(f"{best.latest.temperature_c} C, {len(candidates)} GPUs qualify")
     elif len(candidates) == 1:
-        parts.append("the only one that would do")
-    need, there = snapshot.expected.fallback_memory_gib, available_gib(best, snapshot)
-    if there is not None:
-        parts.append(f"{there:.0f} GiB" + ("" if need is None else f" for the {need:g} GiB it needs"))
+        parts.append("the only GPU that qualifies")
+    need, available = snapshot.expected.fallback_memory_gib, available_gib(best, snapshot)
+    if available is not None:
+        parts.append(
+            f"{available:.0f} GiB" + (" available" if need is None else f" available, {need:g} GiB needed")
+        )
     return "; ".join(parts)

@@ -1,15 +1,18 @@
-"""What GPU models should have: links, link speed, and floors for the deep probe where a host has no baseline.
+"""What GPU models should have: links, link speed, and floors for the deep probe on a host without a baseline.
 
-Links: 18 on H100, H200 and Blackwell, 12 on A100 (facts on GPU checks; NVIDIA's product briefs). Floors lie well between the
-two measured states of a 2xH100 host: 256-331 GB/s over NVLink and 27.5 GB/s over PCIe.
+Links from NVIDIA's product briefs: 18 on H100, H200 and Blackwell, 12 on A100. The floors lie well between the two measured
+states of a 2xH100 host: 256-331 GB/s over NVLink and 27.5 GB/s over PCIe.
 """
 
 import re
 from typing import NamedTuple
 
+from gpu_actions.snapshot.collectors.nvml import GpuReading
+from gpu_actions.snapshot.model import Snapshot
+
 
 class ModelFacts(NamedTuple):
-    """Facts of a family; None where not known."""
+    """Facts of a GPU family; None if not known."""
 
     links: int
     link_mbps: int | None = None
@@ -31,7 +34,21 @@ _FAMILIES: tuple[tuple[re.Pattern[str], ModelFacts], ...] = (
 
 
 def model_facts(name: str) -> ModelFacts | None:
-    """Facts by NVML's product name; None for models whose links depend on how they are bridged, and unknown ones."""
+    """Return the facts of NVML's product name: None for unknown models and for those whose links depend on bridges."""
     if _BRIDGED.search(name):
         return None
     return next((facts for pattern, facts in _FAMILIES if pattern.search(name)), None)
+
+
+def expected_links(snapshot: Snapshot, gpu: GpuReading) -> int | None:
+    """Return how many links a GPU should have: by the settings, its model, or its best sister. None: it needs none."""
+    nvml = snapshot.nvml
+    if snapshot.expected.links is not None or nvml is None:
+        return snapshot.expected.links
+    if max(nvml.count or 0, len(nvml.gpus)) < 2:
+        return None  # a single GPU has no peer, and rented single GPUs have their links off
+    facts = model_facts(gpu.name)
+    if facts is not None:
+        return facts.links
+    sisters = [other for other in nvml.whole_gpus if other.name == gpu.name]
+    return max((sister.active_links for sister in sisters), default=0) or None

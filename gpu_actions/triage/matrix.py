@@ -1,4 +1,4 @@
-"""GPUs and links as a matrix, for pictures and tables: who is well, which links are down, and what they lead to."""
+"""GPUs and links as a matrix, for the picture: the worst finding of each GPU, the state of each link, its remote end."""
 
 from typing import Literal
 
@@ -6,10 +6,9 @@ from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Frozen, Severity, Verdict
 from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import Snapshot
-from gpu_actions.triage.checks.context import CheckContext
-from gpu_actions.triage.checks.gpus import name_of
-from gpu_actions.triage.checks.nvlink import expected_links
+from gpu_actions.triage.gpu_models import expected_links
 
+ERRORS = ("replay", "recovery")
 LinkState = Literal["up", "down", "errors", "unread", "absent"]
 
 
@@ -23,7 +22,7 @@ class MatrixLink(Frozen):
 
 
 class MatrixGpu(Frozen):
-    """One row: a GPU, the worst that was found about it, and its links."""
+    """One row: a GPU, its worst finding, and its links."""
 
     index: int
     uuid: str
@@ -35,7 +34,7 @@ class MatrixGpu(Frozen):
 
 
 class LinkMatrix(Frozen):
-    """The whole picture. `bad_ends` are far ends that several missing links share; `pairs_off` cannot use NVLink P2P."""
+    """All rows. `bad_ends` are remote ends shared by several missing links; `pairs_off` cannot use NVLink P2P."""
 
     host: str
     gpus: tuple[MatrixGpu, ...] = ()
@@ -48,16 +47,16 @@ class LinkMatrix(Frozen):
 def matrix_of(
     snapshot: Snapshot, verdict: Verdict | None = None, thresholds: TriageThresholds | None = None
 ) -> LinkMatrix:
-    """Give the matrix of a snapshot; with its verdict, GPUs carry what was found about them. Empty without GPUs."""
+    """Return the matrix of a snapshot, with the findings of its verdict. It is empty without GPUs."""
     nvml = snapshot.nvml
     if nvml is None:
         return LinkMatrix(host=snapshot.host)
-    context = CheckContext(snapshot=snapshot, thresholds=thresholds or TriageThresholds())
+    replay_limit = (thresholds or TriageThresholds()).nvlink_replay_delta
     findings = verdict.findings if verdict is not None else ()
     rows = []
     for gpu in nvml.gpus:
-        expected = 0 if gpu.mig or gpu.error else expected_links(context, gpu, nvml) or 0
-        worst = _worst([finding for finding in findings if finding.subject == name_of(gpu)])
+        expected = 0 if gpu.mig or gpu.error else expected_links(snapshot, gpu) or 0
+        worst = _worst([finding for finding in findings if finding.subject == gpu.subject])
         rows.append(
             MatrixGpu(
                 index=gpu.index,
@@ -66,7 +65,7 @@ def matrix_of(
                 severity=Severity.CRITICAL if gpu.error else worst.severity if worst else Severity.OK,
                 words=gpu.error or (worst.summary if worst else ""),
                 temperature_c=gpu.latest.temperature_c,
-                links=_links(gpu, expected, context),
+                links=_links(gpu, expected, replay_limit),
             )
         )
     return LinkMatrix(
@@ -79,21 +78,18 @@ def matrix_of(
     )
 
 
-def _links(gpu: GpuReading, expected: int, context: CheckContext) -> tuple[MatrixLink, ...]:
+def _links(gpu: GpuReading, expected: int, replay_limit: int) -> tuple[MatrixLink, ...]:
     cells = []
     for link in gpu.links:
-        grown = any(
-            (link.delta(name) or 0) >= context.thresholds.nvlink_replay_delta
-            for name in ("replay", "recovery")
-        )
+        grown = any((link.delta(name) or 0) >= replay_limit for name in ERRORS)
         state: LinkState = (
             "unread" if link.active is None else "down" if not link.active else "errors" if grown else "up"
         )
         cells.append(
             MatrixLink(index=link.index, state=state, remote_kind=link.remote_kind, remote=link.remote_pci)
         )
-    there = {link.index for link in gpu.links}
-    cells += [MatrixLink(index=index, state="absent") for index in range(expected) if index not in there]
+    reported = {link.index for link in gpu.links}
+    cells += [MatrixLink(index=index, state="absent") for index in range(expected) if index not in reported]
     return tuple(cells)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from gpu_actions.models import Finding, Frozen, Verdict, VerdictKind
-from gpu_actions.triage.rules import CAUSES, rank_of_verdict
+from gpu_actions.triage.rule import CAUSES, rank_of_verdict
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "links": ("nvlink_loss", "nvlink_partial", "nvlink_errors", "fabric_manager_down", "pcie_only"),

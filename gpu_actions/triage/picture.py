@@ -1,7 +1,7 @@
-"""The GPU and link matrix as a small PNG for the thread: a row a GPU, a cell a link, what is bad in red and with a sign.
+"""The GPU and link matrix as a small PNG for the thread: one row per GPU, one cell per link, faults in red and with a sign.
 
-Drawn with Pillow, which takes 30 ms where matplotlib takes a second and 100 MB: the verdict must not wait for its picture.
-Colours are told apart with colour-blind eyes too (Okabe and Ito), and no state is told by its colour alone.
+Pillow draws it in 30 ms; matplotlib takes a second and 100 MB, and the verdict must not wait for its picture. The colours are
+safe for colour-blind readers (Okabe and Ito), and every state has a sign as well.
 """
 
 from bisect import bisect_right
@@ -31,9 +31,9 @@ SIGNS: dict[LinkState, str] = {"up": "", "down": "x", "errors": "!", "unread": "
 LEGEND: tuple[tuple[LinkState, str], ...] = (
     ("up", "up"),
     ("down", "down"),
-    ("errors", "errors rise"),
+    ("errors", "new errors"),
     ("unread", "not read"),
-    ("absent", "not there"),
+    ("absent", "not reported"),
 )
 DOTS = {
     Severity.OK: "#009e73",
@@ -45,7 +45,7 @@ DOTS = {
 
 
 def draw_matrix(matrix: LinkMatrix, path: Path, *, title: str) -> bool:
-    """Write the picture. Gives False, and writes nothing, where there is no GPU to show."""
+    """Write the picture. Return False, and write nothing, if there is no GPU to show."""
     if not matrix.gpus and not matrix.missing_gpus:
         return False
     links = max((len(gpu.links) for gpu in matrix.gpus), default=0)
@@ -62,12 +62,7 @@ def draw_matrix(matrix: LinkMatrix, path: Path, *, title: str) -> bool:
             pen.text((LEFT + index * CELL + CELL / 2, 50), str(index), fill=PALE, font=_font(11), anchor="mm")
     for number, gpu in enumerate(matrix.gpus):
         _row(
-            pen,
-            gpu,
-            TOP + number * ROW,
-            width=width,
-            links=links,
-            chosen=gpu.index == matrix.fallback_index,
+            pen, gpu, TOP + number * ROW, width=width, links=links, chosen=gpu.index == matrix.fallback_index
         )
     y = TOP + len(matrix.gpus) * ROW
     if matrix.missing_gpus:
@@ -126,7 +121,7 @@ def _legend(pen: ImageDraw.ImageDraw, y: int) -> None:
 
 
 def _notes(matrix: LinkMatrix) -> list[str]:
-    notes = [f"missing links lead to the same far end: {end}" for end in matrix.bad_ends]
+    notes = [f"missing links share a remote end: {end}" for end in matrix.bad_ends]
     if matrix.pairs_off:
         pairs = ", ".join(f"{first}-{second}" for first, second in matrix.pairs_off)
         notes.append(f"no NVLink between GPUs {pairs}")
@@ -136,7 +131,7 @@ def _notes(matrix: LinkMatrix) -> list[str]:
 def _clip(
     pen: ImageDraw.ImageDraw, text: str, room: float, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 ) -> str:
-    """The text, cut with three dots where it is wider than the room in pixels."""
+    """Return the text, shortened with three dots if it is wider than `room` pixels."""
     text = " ".join(text.split())
     if pen.textlength(text, font=font) <= room:
         return text

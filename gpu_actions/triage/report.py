@@ -19,19 +19,19 @@ MARKS = {
 
 
 def render_text(verdict: Verdict, snapshot: Snapshot) -> str:
-    """The whole report. The first line is the verdict and its cause, the second what to do."""
+    """Return the report. Its first line is the verdict and its cause, the second what to do."""
     cause = "" if verdict.cause in ("", "none") else f": {verdict.cause}"
     lines = [
         f"{WORDS[verdict.verdict]}{cause}",
         verdict.action
-        or ("Nothing to do." if verdict.verdict is VerdictKind.HEALTHY else "Look at the findings."),
+        or ("No action needed." if verdict.verdict is VerdictKind.HEALTHY else "Read the findings."),
         "",
         verdict.summary,
         f"{snapshot.host}, {utc_text(snapshot.taken_at)}, window {snapshot.window_s:g} s",
     ]
     if verdict.fallback_gpu is not None:
         gpu = verdict.fallback_gpu
-        lines.append(f"fall back on GPU {gpu.index} ({gpu.uuid}): {gpu.reason}")
+        lines.append(f"fall back to GPU {gpu.index} ({gpu.uuid}): {gpu.reason}")
     for component, findings in by_component(verdict.findings).items():
         lines += ["", component]
         for finding in findings:
@@ -45,12 +45,12 @@ def render_text(verdict: Verdict, snapshot: Snapshot) -> str:
         if outcome.status == "skipped"
     ]
     if skipped:
-        lines += ["", "not looked at: " + ", ".join(skipped)]
+        lines += ["", "not checked: " + ", ".join(skipped)]
     return "\n".join(lines)
 
 
 def by_component(findings: tuple[Finding, ...]) -> dict[str, list[Finding]]:
-    """Findings grouped by component; the component with the worst finding first, as they are sorted."""
+    """Group findings by component, in their order: the component with the worst finding first."""
     grouped: dict[str, list[Finding]] = {}
     for finding in findings:
         grouped.setdefault(finding.component, []).append(finding)

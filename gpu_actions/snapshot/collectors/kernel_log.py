@@ -25,6 +25,9 @@ MAX_EVENTS = 200
 MAX_LINE = 4096
 KMSG = Path("/dev/kmsg")
 
+APPLICATION_XIDS = frozenset({13, 31, 43, 45})
+"""NVIDIA Xid catalogue: faults of the application, not of the GPU."""
+
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]{0,64}\)[^:]{0,64}: (\d{1,6})\b,?\s*(.*)")
 _SXID = re.compile(r"nvidia-nvswitch\d+: SXid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d{1,6})\b,?\s*(.*)")
 _OFF_BUS = re.compile(r"fallen off the bus", re.IGNORECASE)
@@ -44,6 +47,11 @@ class XidEvent(Frozen):
     pci: str = Field(default="", description="bus id as logged, in the form of `normal_pci`")
     at: AwareDatetime | None = None
     text: str = ""
+
+    @property
+    def is_application_fault(self) -> bool:
+        """True for an Xid that an application causes, which is never a reason to fall back."""
+        return self.kind == "xid" and self.code in APPLICATION_XIDS
 
 
 class KernelLogReading(Frozen):

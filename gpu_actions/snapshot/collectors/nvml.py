@@ -128,6 +128,16 @@ class GpuReading(Frozen):
         """Name for people: `GPU 3`."""
         return f"GPU {self.index}"
 
+    @property
+    def subject(self) -> str:
+        """Subject of findings about it: its UUID, or its label if the UUID is not known."""
+        return self.uuid or self.label
+
+    @property
+    def active_links(self) -> int:
+        """Number of active links."""
+        return sum(link.active is True for link in self.links)
+
 
 class PairReading(Frozen):
     """How two GPUs reach each other. P2P status: 0 = OK (NVML's codes); topology: 0 internal ... 50 across sockets."""
@@ -152,6 +162,11 @@ class NvmlReading(Frozen):
     init_error: str | None = Field(default=None, description="why NVML did not start: driver_not_loaded, ...")
     window_s: float | None = Field(default=None, description="between the two samples, measured")
     pairs_unread: str | None = None
+
+    @property
+    def whole_gpus(self) -> list[GpuReading]:
+        """GPUs whose links mean something: they were read, and are not partitioned (MIG reports links as down)."""
+        return [gpu for gpu in self.gpus if gpu.error is None and not gpu.mig]
 
 
 class NvmlSections:
@@ -284,9 +299,7 @@ async def _sweep(sections: NvmlSections, *, window_s: float, stall_s: float, ski
 
 NVML = Collector(
     collect=lambda source: collect_nvml(
-        expect_gpus=source.target.expect_gpus,
-        window_s=source.window_s,
-        stall_s=source.limits.nvml_stall_s,
+        expect_gpus=source.target.expect_gpus, window_s=source.window_s, stall_s=source.limits.nvml_stall_s
     ),
     deadline_s=lambda source: (
         (source.window_s + source.limits.nvml_stall_s + START_ALLOWANCE_S) * (1 + MAX_RESTARTS)

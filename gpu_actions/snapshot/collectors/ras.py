@@ -270,10 +270,7 @@ def _text_line(line: str, into: dict[str, Any], operation: str) -> None:
 
 RAS = Collector(
     collect=lambda source: collect_ras(
-        source.target.ras,
-        window_s=source.window_s,
-        timeout_s=source.limits.ras_timeout_s,
-        began=source.began,
+        source.target.ras, window_s=source.window_s, timeout_s=source.limits.ras_timeout_s, began=source.began
     ),
     deadline_s=lambda source: source.window_s + 2 * source.limits.ras_timeout_s + 1,
 )

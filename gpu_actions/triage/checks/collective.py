@@ -1,46 +1,97 @@
 """Is a collective stuck? A hang needs two sources: no progress under running requests, and ranks that explain it.
 
-The sources beside the token counter are the kernel's process states, NCCL RAS over two polls, and the ranks' own stacks. A
-healthy worker is often inside a collective and an idle one's counts are flat, so none of them counts alone.
+The second source is one of: the kernel's process states, NCCL RAS over two polls, the ranks' own stacks. None of them counts
+alone, because a healthy worker is often inside a collective, and the counts of an idle one do not move.
 """
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from gpu_actions.models import Finding
+from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.collectors.ras import RasCommunicator, RasReading
-from gpu_actions.snapshot.progress import Progress
-from gpu_actions.triage.checks.context import CheckContext, count, make_finding
+from gpu_actions.triage.check import Check, CheckContext, count
+from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
-STATE_WORDS = {"T": "is stopped", "t": "is held by a debugger", "D": "is blocked in the kernel"}
+TWO_SOURCES = "a flat token counter under running requests AND a second source"
+
+RULES = Rules(
+    rule("collective.ok", OK, "the ranks are alive and no collective is stuck", source="RAS, /proc"),
+    rule(
+        "collective.hang", CRITICAL,
+        "no token under running requests, and ranks that are stopped, dead, mismatched or inside a collective",
+        "Start the fallback. The evidence names the rank to look at.", source=TWO_SOURCES, cause="nccl_hang",
+    ),
+    rule(
+        "collective.rank_frozen", CRITICAL,
+        "a rank is stopped (T) or blocked in the kernel (D), but no request waits for it yet",
+        "Continue the process (kill -CONT) or fall back: the next request will hang.", source="/proc/PID/stat",
+        cause="nccl_hang", verdict=VerdictKind.WATCH, when_broken=VerdictKind.FALL_BACK,
+    ),
+    rule(
+        "collective.rank_dead", CRITICAL, "a rank is missing, a zombie or gone: the tier cannot work without it",
+        "Restart the tier or fall back.", source="/proc/PID/stat", cause="nccl_hang", verdict=VerdictKind.WATCH,
+        when_broken=VerdictKind.FALL_BACK,
+    ),
+    rule(
+        "collective.mismatch", WATCH,
+        "RAS operation counts differ between ranks and did not move, though the tier is not stuck",
+        "Run triage again with a longer window.", source="NCCL RAS, two polls", cause="nccl_hang",
+    ),
+    rule(
+        "collective.ras_missing", WATCH, "NCCL RAS gets no answer from a rank",
+        "Check that process and run triage again.", source="NCCL RAS", cause="nccl_hang",
+    ),
+    rule(
+        "collective.ras_silent", INFO,
+        "NCCL RAS did not answer: not an NCCL tier, RAS is off, or its process is frozen", source="NCCL RAS",
+        cause="unknown",
+    ),
+    rule(
+        "collective.unread", UNKNOWN, "no token under running requests, and no second source could be read",
+        "Run triage as root or as the tier's user, with the unit's pid.", source=TWO_SOURCES, cause="engine_stalled",
+    ),
+    rule(
+        "collective.ranks_unread", UNKNOWN, "the tier's processes could not be read, but the engine answers",
+        "Pass the unit's main pid (--pid).", source="/proc", verdict=VerdictKind.WATCH,
+    ),
+)  # fmt: skip
+
+STATE_WORDS = {"T": "is stopped", "t": "is stopped by a debugger", "D": "is blocked in the kernel"}
 MAX_LISTED = 16
+
+WITHOUT_A_STALL = {
+    "process_states": "collective.rank_frozen",
+    "dead_ranks": "collective.rank_dead",
+    "ras_mismatch": "collective.mismatch",
+    "ras_missing": "collective.ras_missing",
+}
+"""The rule of a suspicion while the tier is not stuck."""
 
 
 class Suspicion(NamedTuple):
-    """A second source that says collectives are stuck: what it is, one line for people, its figures."""
+    """A second source that says that a collective is stuck: its name, a summary, its figures."""
 
     source: str
-    words: str
+    summary: str
     evidence: dict[str, Any]
 
 
-def check_collective(context: CheckContext, progress: Progress) -> Iterator[Finding]:
-    """Findings on ranks and their collectives."""
+def check_collective(context: CheckContext) -> Iterator[Finding]:
+    """Judge the tier's ranks and their collectives."""
+    snapshot, progress = context.snapshot, context.progress
     if progress.state == "not_expected":
         return
-    snapshot = context.snapshot
-    suspicions = list(suspicions_of(context, progress))
+    suspicions = list(suspicions_of(context))
     if progress.stuck and suspicions:
-        stands_s = max(progress.flat_s, 0.1)
         what = (
-            "the engine answers nothing"
+            "the engine does not answer"
             if progress.state == "silent"
-            else f"{progress.running or 0:g} running, no token for {stands_s:.1f} s"
+            else f"{progress.running or 0:g} running, no token for {max(progress.flat_s, 0.1):.1f} s"
         )
-        yield make_finding(
+        yield RULES.finding(
             "collective.hang",
-            f"{suspicions[0].words}: {what}",
+            f"{suspicions[0].summary}: {what}",
             evidence={
                 "progress": progress.evidence(),
                 "sources": ["token counter", *[item.source for item in suspicions]],
@@ -49,71 +100,66 @@ def check_collective(context: CheckContext, progress: Progress) -> Iterator[Find
             subject=_subject(suspicions),
         )
     elif progress.state != "down":
-        yield from _without_a_stall(suspicions, progress)
-    if progress.stuck and not suspicions and not _second_source_read(context):
-        yield make_finding(
+        for item in suspicions:
+            normal = item.source == "ras_mismatch" and progress.state in ("idle", "flowing")
+            if item.source in WITHOUT_A_STALL and not normal:
+                yield RULES.finding(WITHOUT_A_STALL[item.source], item.summary, evidence=item.evidence)
+    answered = snapshot.ras is not None and snapshot.ras.answered
+    if progress.stuck and not suspicions and not answered and not _processes_read(context):
+        yield RULES.finding(
             "collective.unread",
             f"no token for {progress.flat_s:.1f} s, and neither ranks ({snapshot.why_not('ranks')}) nor RAS "
             f"({snapshot.why_not('ras')}) could be read",
             evidence={"progress": progress.evidence()},
         )
-    if (
-        snapshot.collectors.get("ranks") is not None
-        and snapshot.ranks is None
-        and not snapshot.skipped("ranks")
-    ):
-        yield make_finding("collective.ranks_unread", snapshot.why_not("ranks"))
-    if not suspicions and not progress.broken and (snapshot.ranks is not None or _ras_answered(snapshot.ras)):
-        live = 0 if snapshot.ranks is None else len(snapshot.ranks.processes)
-        yield make_finding("collective.ok", f"{count(live, 'process', 'processes')} of the tier, none stuck")
-    if _ras_is_quiet(snapshot.ras) and context.has_gpus:
-        assert snapshot.ras is not None  # noqa: S101  (just read)
-        yield make_finding(
+    if snapshot.ranks is None and snapshot.failed("ranks"):
+        yield RULES.finding("collective.ranks_unread", snapshot.why_not("ranks"))
+    if not suspicions and not progress.broken and (snapshot.ranks is not None or answered):
+        processes = 0 if snapshot.ranks is None else len(snapshot.ranks.processes)
+        yield RULES.finding(
+            "collective.ok", f"{count(processes, 'process', 'processes')} of the tier, none stuck"
+        )
+    if snapshot.ras is not None and snapshot.ras.polls and not answered and context.has_gpus:
+        yield RULES.finding(
             "collective.ras_silent",
             f"{snapshot.ras.address}: {snapshot.ras.polls[-1].outcome}",
             evidence={"polls": [poll.outcome for poll in snapshot.ras.polls]},
         )
 
 
-def _without_a_stall(suspicions: list[Suspicion], progress: Progress) -> Iterator[Finding]:
-    rules = {
-        "process_states": "collective.rank_frozen",
-        "dead_ranks": "collective.rank_dead",
-        "ras_mismatch": "collective.mismatch",
-        "ras_missing": "collective.ras_missing",
-    }
-    for item in suspicions:
-        unmoved_is_normal = item.source == "ras_mismatch" and progress.state in ("idle", "flowing")
-        if item.source in rules and not unmoved_is_normal:
-            yield make_finding(rules[item.source], item.words, evidence=item.evidence)
+def _processes_read(context: CheckContext) -> bool:
+    ranks, stacks = context.snapshot.ranks, context.snapshot.stacks
+    return (ranks is not None and bool(ranks.processes)) or (
+        stacks is not None and any(stack.outcome == "ok" for stack in stacks.stacks)
+    )
 
 
-def suspicions_of(context: CheckContext, progress: Progress) -> Iterator[Suspicion]:
-    """Everything but the token counter that says that collectives are stuck, the most telling first."""
+def suspicions_of(context: CheckContext) -> Iterator[Suspicion]:
+    """Yield every source but the token counter that says that a collective is stuck, the most telling first."""
     snapshot = context.snapshot
     if snapshot.ranks is not None:
         yield from _frozen(snapshot.ranks)
         yield from _dead(snapshot.ranks, expected=snapshot.expected.ranks)
     if snapshot.ras is not None:
-        yield from _ras(snapshot.ras, stuck=progress.stuck)
+        yield from _ras(snapshot.ras, stuck=context.progress.stuck)
     yield from _inside_collective(context)
 
 
 def _frozen(ranks: RanksReading) -> Iterator[Suspicion]:
-    frozen = [process for process in ranks.processes if stands_still(process)]
+    frozen = [process for process in ranks.processes if is_frozen(process)]
     if frozen:
         worst = frozen[0]
         more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
         state = worst.state_last or ""
         yield Suspicion(
             "process_states",
-            f"{_name(worst)} {STATE_WORDS.get(state, 'stands still')} ({state}){more}",
+            f"{_name(worst)} {STATE_WORDS[state]} ({state}){more}",
             {"processes": [_row(process) for process in frozen[:MAX_LISTED]]},
         )
 
 
-def stands_still(process: RankProcess) -> bool:
-    """Stopped at both looks, or blocked in the kernel at both without using CPU in between."""
+def is_frozen(process: RankProcess) -> bool:
+    """Return True if it was stopped at both readings, or blocked in the kernel at both without using CPU in between."""
     if process.state_first not in STATE_WORDS or process.state_last not in STATE_WORDS:
         return False
     if process.state_first == process.state_last == "D":
@@ -122,10 +168,10 @@ def stands_still(process: RankProcess) -> bool:
 
 
 def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
-    """Ranks that should be there and are not. The main process counts as rank 0 where no worker has that number."""
+    """Find ranks that are missing. The main process counts as rank 0 if no worker has that number."""
     if not ranks.processes:
         return
-    alive = [process for process in ranks.processes if process.state_last not in ("Z", "X", "gone", None)]
+    alive = [process for process in ranks.processes if process.is_alive]
     gone = [process for process in ranks.processes if process not in alive and process.rank is not None]
     numbers = {process.rank for process in alive if process.rank is not None}
     titled = any("worker" in process.name.lower() or "scheduler" in process.name.lower() for process in alive)
@@ -136,8 +182,9 @@ def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
         missing = sorted(set(range(expected)) - numbers)
     elif expected is not None and len(alive) < expected:
         missing = list(range(len(alive), expected))
-    names = [f"rank {process.rank} (pid {process.pid})" for process in gone] or [f"rank {n}" for n in missing]
+    names = [_name(process) for process in gone] or [f"rank {number}" for number in missing]
     if names:
+        zombies = [process.pid for process in ranks.processes if process.state_last == "Z"]
         yield Suspicion(
             "dead_ranks",
             f"{names[0]} is gone" + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
@@ -146,9 +193,7 @@ def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
                 "alive": sorted(numbers) if numbers else len(alive),
                 "missing": missing,
                 "ended": [_row(process) for process in gone[:MAX_LISTED]],
-                "zombies": [process.pid for process in ranks.processes if process.state_last == "Z"][
-                    :MAX_LISTED
-                ],
+                "zombies": zombies[:MAX_LISTED],
             },
         )
 
@@ -159,7 +204,7 @@ def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:
         later = {communicator.id: communicator for communicator in polls[-1].communicators}
         for before in polls[0].communicators:
             after = later.get(before.id)
-            if after is not None and unmoved_mismatch(before, after):
+            if after is not None and is_unmoved_mismatch(before, after):
                 yield Suspicion(
                     "ras_mismatch",
                     f"operation counts of communicator {after.id[:20]} differ and did not move",
@@ -169,23 +214,23 @@ def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:
     if polls:
         for communicator in polls[-1].communicators:
             if communicator.missing or communicator.missing_count:
-                who = communicator.missing[0].rank if communicator.missing else "?"
+                rank = communicator.missing[0].rank if communicator.missing else "?"
                 yield Suspicion(
                     "ras_missing",
-                    f"NCCL RAS has no answer from rank {who}",
+                    f"NCCL RAS gets no answer from rank {rank}",
                     {"missing": [row.model_dump() for row in communicator.missing[:MAX_LISTED]]},
                 )
                 break
     elif stuck and len(ras.polls) >= 2 and all(poll.outcome == "silent" for poll in ras.polls):
         yield Suspicion(
             "ras_silent",
-            "the process that answers for NCCL RAS accepts but says nothing",
+            "the process that serves NCCL RAS accepts connections but does not answer",
             {"polls": [poll.detail for poll in ras.polls]},
         )
 
 
-def unmoved_mismatch(before: RasCommunicator, after: RasCommunicator) -> bool:
-    """RAS calls it a mismatch in both polls and not one count moved between them."""
+def is_unmoved_mismatch(before: RasCommunicator, after: RasCommunicator) -> bool:
+    """Return True if RAS reports a mismatch in both polls and no count moved between them."""
     return before.mismatch and after.mismatch and _counts(before) == _counts(after)
 
 
@@ -194,51 +239,28 @@ def _counts(communicator: RasCommunicator) -> dict[str, dict[str, int]]:
 
 
 def _inside_collective(context: CheckContext) -> Iterator[Suspicion]:
-    """All ranks whose stack could be taken stand in a collective; one alone proves nothing unless the others cannot run."""
+    """Find ranks that are all inside a collective. A single one counts only if no other stack could be taken."""
     stacks = context.snapshot.stacks
     if stacks is None:
         return
     taken = [stack for stack in stacks.stacks if stack.outcome == "ok"]
     inside = [stack for stack in taken if stack.collective is not None]
-    enough = min(2, context.snapshot.expected.ranks or 2)
-    if taken and len(inside) == len(taken) and len(inside) >= enough:
+    if taken and len(inside) == len(taken) and len(inside) >= min(2, context.snapshot.expected.ranks or 2):
         yield Suspicion(
             "stacks",
-            f"all {count(len(inside), 'rank')} stand in {inside[0].collective}",
+            f"all {count(len(inside), 'rank')} are in {inside[0].collective}",
             {
                 "stacks": [
-                    {
-                        "pid": stack.pid,
-                        "rank": stack.rank,
-                        "collective": stack.collective,
-                        "top": list(stack.frames[:6]),
-                    }
+                    {**stack.model_dump(include={"pid", "rank", "collective"}), "top": list(stack.frames[:6])}
                     for stack in inside[:MAX_LISTED]
                 ]
             },
         )
 
 
-def _second_source_read(context: CheckContext) -> bool:
-    snapshot = context.snapshot
-    if snapshot.ranks is not None and snapshot.ranks.processes:
-        return True
-    if snapshot.stacks is not None and any(stack.outcome == "ok" for stack in snapshot.stacks.stacks):
-        return True
-    return _ras_answered(snapshot.ras)
-
-
-def _ras_answered(ras: RasReading | None) -> bool:
-    return ras is not None and any(poll.outcome == "ok" for poll in ras.polls)
-
-
-def _ras_is_quiet(ras: RasReading | None) -> bool:
-    return ras is not None and bool(ras.polls) and not _ras_answered(ras)
-
-
 def _name(process: RankProcess) -> str:
-    who = process.name or "process"
-    return f"{who if process.rank is None else f'rank {process.rank}'} (pid {process.pid})"
+    who = process.name or "process" if process.rank is None else f"rank {process.rank}"
+    return f"{who} (pid {process.pid})"
 
 
 def _row(process: RankProcess) -> dict[str, Any]:
@@ -261,3 +283,11 @@ def _subject(suspicions: list[Suspicion]) -> str | None:
             first = item.evidence["missing"][0]
             return f"rank {first['rank'] if isinstance(first, dict) else first}"
     return None
+
+
+COLLECTIVE = Check(
+    title="Collectives",
+    rules=RULES,
+    reads=frozenset({"engine", "completion", "ranks", "ras", "stacks"}),
+    judge=check_collective,
+)

@@ -1,12 +1,110 @@
-"""Checks on each GPU by itself: there at all, the driver's own verdict, memory, heat, and what could not be read."""
+"""Each GPU by itself: is it there, what does its driver ask for, memory, heat, and what could not be read."""
 
 from collections.abc import Iterator
 
-from gpu_actions.models import Finding, Severity
+from gpu_actions.models import Finding, Severity, VerdictKind
 from gpu_actions.snapshot.collectors.nvml import GpuReading, NvmlReading
-from gpu_actions.triage.checks.context import CheckContext, count, make_finding
+from gpu_actions.triage.check import Check, CheckContext, count
+from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
+
+FIELD_230 = "NVML field 230, the driver's own recovery action"
+DCGM = "DCGM health watches"
+
+RULES = Rules(
+    rule("gpu.ok", OK, "the GPU was read and nothing is wrong with it", source="NVML"),
+    rule(
+        "gpu.unread", UNKNOWN, "a reading that can call for a fallback failed (missing symbol, not supported, error)",
+        "Update the driver or nvidia-ml-py, or accept it with triage.accept_unknown; the reason is in the summary.",
+        source="NVML return codes: FunctionNotFound and NotSupported are never OK",
+    ),
+    rule(
+        "gpu.unread_detail", UNKNOWN, "this GPU does not have a reading that could have called for a watch at most",
+        "No action needed: the checks of this reading do not apply to this GPU.", source="NVML NotSupported",
+        verdict=VerdictKind.HEALTHY,
+    ),
+    rule(
+        "gpu.unread_watch", UNKNOWN, "a reading that could have called for a watch failed",
+        "Run triage again; the reason is in the summary.", source="NVML return codes", verdict=VerdictKind.WATCH,
+    ),
+    rule(
+        "gpu.driver_hang", CRITICAL, "an NVML call did not return within its deadline: the driver blocks",
+        "Run nvidia-bug-report.sh --safe-mode. If the tier does not serve either, fall back, then reboot the host.",
+        source="NVML calls can block for minutes on a sick driver", cause="driver_hang", verdict=VerdictKind.UNKNOWN,
+        when_broken=VerdictKind.FALL_BACK, threshold="nvml_stall_s",
+    ),
+    rule(
+        "gpu.lost", CRITICAL, "NVML reports a lost GPU, or the host has fewer GPUs than expected",
+        "Fall back to another GPU. Reboot the host, then check the GPU's slot and power.",
+        source="NVML GPU_IS_LOST; hosts.gpus", cause="gpu_lost",
+    ),
+    rule(
+        "gpu.extra", INFO, "the host has more GPUs than expected", "Correct hosts.gpus in the settings.",
+        source="hosts.gpus",
+    ),
+    rule(
+        "gpu.reset_required", CRITICAL,
+        "the driver asks for a GPU reset (recovery action 1, 4 or 6, or RESET_REQUIRED)",
+        "Fall back. Once no process uses the GPU, run nvidia-smi --gpu-reset; for action 4, drain it first.",
+        source=FIELD_230, cause="gpu_reset_required",
+    ),
+    rule(
+        "gpu.reboot_required", CRITICAL, "the driver asks for a reboot of the host (recovery action 2 or 7)",
+        "Fall back if another GPU still works, and plan the reboot.", source=FIELD_230, cause="gpu_reset_required",
+    ),
+    rule(
+        "gpu.drain_p2p", CRITICAL, "the driver asks to drain P2P traffic (recovery action 3)",
+        "Fall back: one GPU needs no P2P. Then reset the GPUs of that fabric.", source=FIELD_230, cause="nvlink_loss",
+    ),
+    rule(
+        "gpu.imex_domain", WATCH, "the driver asks to recover the IMEX domain (recovery action 5)",
+        "Restart nvidia-imex on all nodes of the domain.", source=FIELD_230, cause="nvlink_errors",
+    ),
+    rule(
+        "gpu.row_remap_pending", WATCH, "memory rows wait to be remapped; the GPU works until its next reset",
+        "Reset the GPU at the next quiet time.", source=f"{DCGM}; NVML remapped rows", cause="row_remap_pending",
+    ),
+    rule(
+        "gpu.row_remap_failed", CRITICAL, "the GPU failed to remap bad memory rows",
+        "Fall back to another GPU and have this one replaced.", source=f"{DCGM}; NVML remapped rows",
+        cause="row_remap_failed",
+    ),
+    rule(
+        "gpu.ecc_uncorrected", CRITICAL, "uncorrected ECC errors since the driver was loaded: results may be wrong",
+        "Fall back to another GPU. Reset this one; if the errors come back, have it replaced.",
+        source=f"{DCGM}: volatile > 0 fails", cause="ecc_uncorrected",
+    ),
+    rule(
+        "gpu.ecc_corrected", WATCH, "many corrected ECC errors within the window", "Plan a memory test of this GPU.",
+        source=DCGM, cause="ecc_uncorrected", threshold="ecc_correctable_delta",
+    ),
+    rule(
+        "gpu.thermal", WATCH,
+        "heat slows the GPU down (event reasons 0x20, 0x40), or it is near its slowdown temperature",
+        "Check fans, inlet temperature and neighbouring GPUs; lower the power limit if it stays hot.",
+        source="NVML clocks event reasons", cause="thermal", threshold="temperature_margin_c",
+    ),
+    rule(
+        "gpu.slowdown", WATCH, "hardware slowdown or power brake (event reasons 0x8, 0x80) in both samples",
+        "Check power supplies and the rack's power limit.", source="NVML clocks event reasons", cause="throttling",
+    ),
+    rule("gpu.mig", INFO, "MIG is on: links and P2P do not apply", source="NVML MIG mode"),
+    rule(
+        "gpu.memory_held", WATCH, "the tier is stopped on purpose, but a process still holds GPU memory",
+        "Find the process by its pid and end it before the next start.", source="NVML compute processes",
+        cause="memory_held",
+    ),
+)  # fmt: skip
 
 LOST = ("gpu_is_lost", "gpu_not_found")
+RECOVERY_ACTIONS = {
+    1: "gpu.reset_required",
+    2: "gpu.reboot_required",
+    3: "gpu.drain_p2p",
+    4: "gpu.reset_required",
+    5: "gpu.imex_domain",
+    6: "gpu.reset_required",
+    7: "gpu.reboot_required",
+}
 REQUIRED = ("ecc_uncorrected", "remapped_rows", "recovery_action", "uuid")
 """Readings that can call for a fallback: without them the verdict is unknown."""
 ONLY_DETAIL = (
@@ -18,157 +116,117 @@ ONLY_DETAIL = (
     "remote_ends",
     "link_speed",
 )
-"""Readings that explain others or have a setting in their place."""
-ELSEWHERE = ("links",)
+"""Readings that explain others, or that a setting can replace."""
+OTHER_CHECKS = ("links",)
+"""Readings that other checks report."""
 
 HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x8, 0x20, 0x40, 0x80
-"""Clocks event reasons of NVML."""
-
-
-def name_of(gpu: GpuReading) -> str:
-    """What findings about a GPU have as subject."""
-    return gpu.uuid or gpu.label
+"""NVML's clocks event reasons."""
 
 
 def check_gpus(context: CheckContext) -> Iterator[Finding]:
-    """Findings on the GPUs; none on a host without."""
+    """Judge all GPUs."""
     if not context.has_gpus:
         return
     nvml = context.snapshot.nvml
     if nvml is None:
-        yield make_finding("gpu.unread", f"no GPU could be read: {context.snapshot.why_not('nvml')}")
+        yield RULES.finding("gpu.unread", f"no GPU could be read: {context.snapshot.why_not('nvml')}")
         return
     findings = [*_host(context, nvml)]
     for gpu in nvml.gpus:
-        findings += _one(context, gpu)
+        findings += _gpu(context, gpu)
     findings += _unread(nvml)
     yield from findings
     bad = {finding.subject for finding in findings if finding.severity not in (Severity.OK, Severity.INFO)}
-    fine = [gpu for gpu in nvml.gpus if gpu.error is None and name_of(gpu) not in bad]
+    fine = [gpu for gpu in nvml.gpus if gpu.error is None and gpu.subject not in bad]
     if fine:
-        yield make_finding("gpu.ok", f"{count(len(fine), 'GPU')} without a finding of {len(nvml.gpus)}")
+        yield RULES.finding("gpu.ok", f"no fault found on {len(fine)} of {count(len(nvml.gpus), 'GPU')}")
 
 
 def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
     expected = context.snapshot.expected.gpus
     if nvml.hung_call is not None:
         where = "" if nvml.hung_gpu is None else f" on GPU {nvml.hung_gpu}"
-        yield make_finding(
+        yield RULES.finding(
             "gpu.driver_hang",
-            f"{nvml.hung_call}{where} did not come back within {context.thresholds.nvml_stall_s:g} s",
+            f"{nvml.hung_call}{where} did not return within {context.thresholds.nvml_stall_s:g} s",
             evidence={"call": nvml.hung_call, "gpu": nvml.hung_gpu},
             subject=None if nvml.hung_gpu is None else f"GPU {nvml.hung_gpu}",
         )
     if nvml.init_error is not None:
-        lost = nvml.init_error.startswith(LOST)
-        yield make_finding(
-            "gpu.lost" if lost else "gpu.unread",
+        yield RULES.finding(
+            "gpu.lost" if nvml.init_error.startswith(LOST) else "gpu.unread",
             f"NVML does not start: {nvml.init_error}",
             evidence={"init_error": nvml.init_error},
         )
     elif nvml.count is None:
         if nvml.hung_call is None:
-            yield make_finding("gpu.unread", "NVML gave no number of GPUs")
+            yield RULES.finding("gpu.unread", "NVML did not report the number of GPUs")
     elif expected is not None and nvml.count < expected:
-        yield make_finding(
+        yield RULES.finding(
             "gpu.lost",
-            f"{nvml.count} of {expected} GPUs are there",
+            f"{nvml.count} of {expected} GPUs found",
             evidence={"expected": expected, "found": nvml.count},
         )
     elif expected is not None and nvml.count > expected:
-        yield make_finding("gpu.extra", f"{nvml.count} GPUs, {expected} expected")
+        yield RULES.finding("gpu.extra", f"{nvml.count} GPUs found, {expected} expected")
     elif nvml.count == 0:
-        yield make_finding("gpu.unread", "the driver is loaded but shows no GPU")
+        yield RULES.finding("gpu.unread", "the driver is loaded but lists no GPU")
     absent = (nvml.count or 0) - len(nvml.gpus) - (nvml.hung_gpu is not None)
     if absent > 0 and nvml.init_error is None:
-        yield make_finding("gpu.unread", f"{count(absent, 'GPU')} could not be reached by the sweep")
+        yield RULES.finding("gpu.unread", f"{count(absent, 'GPU')} could not be reached")
 
 
-def _one(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
-    subject = name_of(gpu)
-    if gpu.error is not None:
-        if gpu.error in LOST:
-            yield make_finding(
-                "gpu.lost", f"{gpu.label} is lost ({gpu.error})", evidence={"pci": gpu.pci}, subject=subject
-            )
-        elif gpu.error == "reset_required":
-            yield make_finding(
-                "gpu.reset_required", f"{gpu.label}: NVML says reset_required", subject=subject
-            )
-        else:
-            yield make_finding("gpu.unread", f"{gpu.label} cannot be read: {gpu.error}", subject=subject)
-        return
-    yield from _recovery(gpu)
-    yield from _memory(context, gpu)
-    yield from _heat(context, gpu)
-    if gpu.mig:
-        yield make_finding("gpu.mig", f"{gpu.label} is partitioned", subject=subject)
-    expected = context.snapshot.expected
-    strays = [process for process in gpu.processes if process.pid not in expected.other_pids]
-    if strays and not expected.tier_expected:
-        held_mib = sum(process.memory_mib or 0 for process in strays)
-        yield make_finding(
-            "gpu.memory_held",
-            f"{gpu.label}: {count(len(strays), 'process', 'processes')} hold {held_mib / 1024:.1f} GiB",
-            evidence={"processes": [process.model_dump() for process in strays[:16]]},
-            subject=subject,
-        )
+def _gpu(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
+    if gpu.error in LOST:
+        yield RULES.on_gpu(gpu, "gpu.lost", f"lost ({gpu.error})", {"pci": gpu.pci})
+    elif gpu.error == "reset_required":
+        yield RULES.on_gpu(gpu, "gpu.reset_required", "NVML says reset_required")
+    elif gpu.error is not None:
+        yield RULES.on_gpu(gpu, "gpu.unread", f"cannot be read: {gpu.error}")
+    else:
+        yield from _recovery_and_memory(context, gpu)
+        yield from _heat(context, gpu)
+        yield from _use(context, gpu)
 
 
-def _recovery(gpu: GpuReading) -> Iterator[Finding]:
-    rules = {
-        1: "gpu.reset_required",
-        2: "gpu.reboot_required",
-        3: "gpu.drain_p2p",
-        4: "gpu.reset_required",
-        5: "gpu.imex_domain",
-        6: "gpu.reset_required",
-        7: "gpu.reboot_required",
-    }
+def _recovery_and_memory(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
     if gpu.recovery_action:
-        yield make_finding(
-            rules.get(gpu.recovery_action, "gpu.reset_required"),
-            f"{gpu.label}: the driver's recovery action is {gpu.recovery_action}",
-            evidence={"recovery_action": gpu.recovery_action},
-            subject=name_of(gpu),
+        yield RULES.on_gpu(
+            gpu,
+            RECOVERY_ACTIONS.get(gpu.recovery_action, "gpu.reset_required"),
+            f"the driver's recovery action is {gpu.recovery_action}",
+            {"recovery_action": gpu.recovery_action},
         )
-
-
-def _memory(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
-    subject, latest = name_of(gpu), gpu.latest
     if gpu.remapped_failure:
-        yield make_finding("gpu.row_remap_failed", f"{gpu.label}: row remapping failed", subject=subject)
+        yield RULES.on_gpu(gpu, "gpu.row_remap_failed", "row remapping failed")
     if gpu.remapped_pending:
-        yield make_finding(
-            "gpu.row_remap_pending", f"{gpu.label}: a row remap waits for a reset", subject=subject
-        )
+        yield RULES.on_gpu(gpu, "gpu.row_remap_pending", "a row remap waits for a reset")
+    first, latest = gpu.first, gpu.latest
     if latest.ecc_uncorrected:
-        grown = latest.ecc_uncorrected - (gpu.first.ecc_uncorrected or 0)
-        yield make_finding(
+        grown = latest.ecc_uncorrected - (first.ecc_uncorrected or 0)
+        text = f"{count(latest.ecc_uncorrected, 'uncorrected ECC error')}"
+        yield RULES.on_gpu(
+            gpu,
             "gpu.ecc_uncorrected",
-            f"{gpu.label}: {latest.ecc_uncorrected} uncorrected ECC errors"
-            + (f", {grown} within the window" if grown > 0 else ""),
-            evidence={"volatile": latest.ecc_uncorrected, "delta": max(0, grown)},
-            subject=subject,
+            text + (f", {grown} within the window" if grown > 0 else ""),
+            {"volatile": latest.ecc_uncorrected, "delta": max(0, grown)},
         )
-    if latest.ecc_corrected is not None and gpu.first.ecc_corrected is not None:
-        delta = latest.ecc_corrected - gpu.first.ecc_corrected
+    if latest.ecc_corrected is not None and first.ecc_corrected is not None:
+        delta = latest.ecc_corrected - first.ecc_corrected
         if delta >= context.thresholds.ecc_correctable_delta:
-            yield make_finding(
-                "gpu.ecc_corrected",
-                f"{gpu.label}: {delta} corrected ECC errors within the window",
-                evidence={"delta": delta},
-                subject=subject,
+            yield RULES.on_gpu(
+                gpu, "gpu.ecc_corrected", f"{delta} corrected ECC errors within the window", {"delta": delta}
             )
 
 
 def _heat(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
-    subject, latest = name_of(gpu), gpu.latest
+    latest = gpu.latest
     lasting = (gpu.first.event_reasons or 0) & (latest.event_reasons or 0)
     limit_c = context.thresholds.temperature_watch_c
     if gpu.slowdown_temperature_c:
         limit_c = gpu.slowdown_temperature_c - context.thresholds.temperature_margin_c
-    hot = latest.temperature_c is not None and latest.temperature_c >= limit_c
+    is_slowed = bool(lasting & (SW_THERMAL | HW_THERMAL))
     evidence = {
         "event_reasons": f"{lasting:#x}",
         "temperature_c": latest.temperature_c,
@@ -176,33 +234,50 @@ def _heat(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
         "power_w": latest.power_w,
         "sm_clock_mhz": latest.sm_clock_mhz,
     }
-    if hot or lasting & (SW_THERMAL | HW_THERMAL):
-        yield make_finding(
-            "gpu.thermal",
-            f"{gpu.label}: {latest.temperature_c} C" + (", slowed by heat" if lasting & 0x60 else ""),
-            evidence=evidence,
-            subject=subject,
+    if is_slowed or (latest.temperature_c is not None and latest.temperature_c >= limit_c):
+        temperature = "temperature unknown" if latest.temperature_c is None else f"{latest.temperature_c} C"
+        yield RULES.on_gpu(
+            gpu, "gpu.thermal", temperature + (", slowed down by heat" if is_slowed else ""), evidence
         )
     if lasting & (POWER_BRAKE | HW_SLOWDOWN) and not lasting & HW_THERMAL:
         what = "power brake" if lasting & POWER_BRAKE else "hardware slowdown"
-        yield make_finding("gpu.slowdown", f"{gpu.label}: {what}", evidence=evidence, subject=subject)
+        yield RULES.on_gpu(gpu, "gpu.slowdown", what, evidence)
+
+
+def _use(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
+    if gpu.mig:
+        yield RULES.on_gpu(gpu, "gpu.mig", "partitioned by MIG")
+    expected = context.snapshot.expected
+    strays = [process for process in gpu.processes if process.pid not in expected.other_pids]
+    if strays and not expected.tier_expected:
+        held_gib = sum(process.memory_mib or 0 for process in strays) / 1024
+        pids = ", ".join(str(process.pid) for process in strays[:4])
+        yield RULES.on_gpu(
+            gpu,
+            "gpu.memory_held",
+            f"{count(len(strays), 'process', 'processes')} (pid {pids}) hold {held_gib:.1f} GiB",
+            {"processes": [process.model_dump() for process in strays[:16]]},
+        )
 
 
 def _unread(nvml: NvmlReading) -> Iterator[Finding]:
-    """What could not be read, one finding a reading and reason, over all GPUs."""
+    """One finding per unread field and reason, over all GPUs."""
     where: dict[tuple[str, str], list[str]] = {}
     for gpu in nvml.gpus:
         if gpu.error is None:
-            for field, word in gpu.unread.items():
-                where.setdefault((field, word), []).append(gpu.label)
-    for (field, word), labels in where.items():
-        if field in ELSEWHERE:
+            for field, reason in gpu.unread.items():
+                where.setdefault((field, reason), []).append(gpu.label)
+    for (field, reason), labels in where.items():
+        if field in OTHER_CHECKS:
             continue
-        rule = "gpu.unread" if field in REQUIRED else "gpu.unread_watch"
-        if field in ONLY_DETAIL or (field not in REQUIRED and word == "not_supported"):
-            rule = "gpu.unread_detail"
-        yield make_finding(
-            rule,
-            f"{field}: {word} on {count(len(labels), 'GPU')}",
-            evidence={"field": field, "reason": word, "gpus": labels},
+        rule_id = "gpu.unread" if field in REQUIRED else "gpu.unread_watch"
+        if field in ONLY_DETAIL or (field not in REQUIRED and reason == "not_supported"):
+            rule_id = "gpu.unread_detail"
+        yield RULES.finding(
+            rule_id,
+            f"{field}: {reason} on {count(len(labels), 'GPU')}",
+            evidence={"field": field, "reason": reason, "gpus": labels},
         )
+
+
+GPUS = Check(title="GPUs", rules=RULES, reads=frozenset({"nvml"}), judge=check_gpus)

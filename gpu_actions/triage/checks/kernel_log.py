@@ -1,93 +1,166 @@
-"""What NVIDIA's kernel messages mean: by number, and for NVLink errors also by their text."""
+"""NVIDIA's kernel messages: by number, and for NVLink errors also by their text.
+
+The meaning of each Xid is that of NVIDIA's Xid catalogue and GPU debug guidelines. Application faults (13, 31, 43, 45) never
+lead to a fallback.
+"""
 
 import re
 from collections.abc import Iterator
 
-from gpu_actions.models import Finding
+from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.kernel_log import XidEvent, normal_pci
 from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import utc_text
-from gpu_actions.triage.checks.context import CheckContext, make_finding
-from gpu_actions.triage.checks.gpus import name_of
-from gpu_actions.triage.rules import kernel as table
+from gpu_actions.triage.check import Check, CheckContext
+from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
+
+CATALOGUE = "NVIDIA Xid catalogue"
+
+RULES = Rules(
+    rule("kernel_log.ok", OK, "the kernel log has no NVIDIA error since the time named", source="kernel log"),
+    rule(
+        "kernel_log.unread", UNKNOWN, "the kernel log could not be read",
+        "Run triage as root or in the group adm or systemd-journal, or pass --kernel-log FILE.", source="kernel log",
+    ),
+    rule(
+        "kernel_log.off_bus", CRITICAL, "a GPU has fallen off the bus (Xid 79, or in words)",
+        "Fall back to another GPU and reboot the host.", source=CATALOGUE, cause="gpu_lost",
+    ),
+    rule(
+        "kernel_log.reset", CRITICAL, "an Xid that only a GPU reset clears (62, 64, 95, 109, 119, 120, 140, 143)",
+        "Fall back, and reset that GPU once nothing uses it.", source=CATALOGUE, cause="gpu_reset_required",
+    ),
+    rule(
+        "kernel_log.nvlink_fatal", CRITICAL, "a fatal NVLink error (136, 144-150 marked Fatal, a fatal SXid)",
+        "Fall back, and reset the GPUs of that fabric.", source=CATALOGUE, cause="nvlink_loss",
+    ),
+    rule(
+        "kernel_log.nvlink", WATCH, "a non-fatal NVLink error (74, 137, 144-150, 155, SXid)",
+        "Watch this link; its present state is judged separately.", source=CATALOGUE, cause="nvlink_errors",
+        when_broken=VerdictKind.FALL_BACK,
+    ),
+    rule(
+        "kernel_log.ecc", CRITICAL, "an uncorrected ECC error (Xid 48)",
+        "Fall back to another GPU and reset this one.", source=CATALOGUE, cause="ecc_uncorrected",
+    ),
+    rule(
+        "kernel_log.contained", WATCH, "a contained ECC error ended an application (Xid 94)",
+        "Restart the tier if it is down, and reset the GPU later.", source=CATALOGUE, cause="ecc_uncorrected",
+    ),
+    rule(
+        "kernel_log.remap", WATCH, "a memory row was recorded for remapping (Xid 63, 92)",
+        "Reset the GPU at the next quiet time.", source=CATALOGUE, cause="row_remap_pending",
+    ),
+    rule(
+        "kernel_log.recovery", WATCH, "the recovery action changed (Xid 154), but the GPU asks for nothing now",
+        "Run triage again to confirm that the GPU still asks for nothing.", source=CATALOGUE,
+        cause="gpu_reset_required",
+    ),
+    rule(
+        "kernel_log.recovery_open", CRITICAL,
+        "the recovery action changed (Xid 154), and its present value could not be read",
+        "Fall back, and do what the kernel message says.", source=CATALOGUE, cause="gpu_reset_required",
+    ),
+    rule(
+        "kernel_log.application", WATCH, "an application fault (Xid 13, 31, 43, 45); never a reason to fall back",
+        "Read the application's own log and check its version.", source=CATALOGUE, cause="application_fault",
+    ),
+    rule(
+        "kernel_log.other", WATCH, "an Xid or SXid without a rule", "Look it up in NVIDIA's Xid catalogue.",
+        source=CATALOGUE, cause="kernel_error",
+    ),
+    rule(
+        "kernel_log.cut", INFO, "the log is longer than the limit: only its end was read", source="settings",
+        threshold="kernel_log_max_bytes",
+    ),
+)  # fmt: skip
+
+XIDS: dict[int, tuple[str, str]] = {
+    13: ("application", "graphics engine exception (application)"),
+    31: ("application", "memory page fault (application)"),
+    43: ("application", "GPU stopped processing (application)"),
+    45: ("application", "channels torn down after an application ended"),
+    48: ("ecc", "double-bit ECC error"),
+    62: ("reset", "internal micro-controller halt"),
+    63: ("remap", "row remapping recorded"),
+    64: ("reset", "row remapping failed"),
+    74: ("nvlink", "NVLink error"),
+    79: ("off_bus", "GPU has fallen off the bus"),
+    92: ("remap", "high rate of corrected ECC errors"),
+    94: ("contained", "contained ECC error: the application was stopped"),
+    95: ("reset", "uncontained ECC error"),
+    109: ("reset", "context switch time-out"),
+    119: ("reset", "GSP RPC time-out"),
+    120: ("reset", "GSP error"),
+    136: ("nvlink_fatal", "NVLink training failed"),
+    137: ("nvlink", "NVLink privilege error"),
+    140: ("reset", "unrecovered ECC error"),
+    143: ("reset", "GPU initialisation failed"),
+    **dict.fromkeys(range(144, 151), ("nvlink", "NVLink 5 error")),
+    154: ("recovery", "GPU recovery action changed"),
+    155: ("nvlink", "NVLink software defined error"),
+}
+"""The rule and the meaning of each Xid."""
 
 _FATAL = re.compile(r"(?<!non-)(?<!non )\bfatal\b", re.IGNORECASE)
 _TO_ACTION = re.compile(r"\bto (?:0x)?([0-9a-f]{1,4})\b", re.IGNORECASE)
 
 
 def check_kernel_log(context: CheckContext) -> Iterator[Finding]:
-    """Findings on the kernel log; a host without GPUs is judged only by a file that was named for it."""
-    log = context.snapshot.kernel_log
+    """Judge the kernel log. A host without GPUs is judged only by a configured file."""
+    snapshot = context.snapshot
+    log = snapshot.kernel_log
     if log is None:
-        if context.has_gpus and not context.snapshot.skipped("kernel_log"):
-            yield make_finding("kernel_log.unread", context.snapshot.why_not("kernel_log"))
+        if context.has_gpus and not snapshot.skipped("kernel_log"):
+            yield RULES.finding("kernel_log.unread", snapshot.why_not("kernel_log"))
         return
     if not context.has_gpus and not log.events:
         return
-    gpus = {
-        normal_pci(gpu.pci): gpu
-        for gpu in (context.snapshot.nvml.gpus if context.snapshot.nvml else ())
-        if gpu.pci
-    }
+    gpus = {normal_pci(gpu.pci): gpu for gpu in (snapshot.nvml.gpus if snapshot.nvml else ()) if gpu.pci}
     groups: dict[tuple[str, int | None, str], list[XidEvent]] = {}
     for event in log.events:
         gpu = gpus.get(normal_pci(event.pci))
         groups.setdefault((rule_of(event, gpu), event.code, event.pci), []).append(event)
-    for (rule_id, code, pci), events in groups.items():
-        gpu = gpus.get(normal_pci(pci))
-        yield _finding(rule_id, code, pci, events, gpu)
+    for (rule_id, _, pci), events in groups.items():
+        yield _finding(rule_id, events, gpus.get(normal_pci(pci)))
     if log.truncated or log.dropped_events:
-        yield make_finding(
-            "kernel_log.cut",
-            f"{log.source}: only the end was read"
-            + (f", {log.dropped_events} events more" if log.dropped_events else ""),
-        )
+        more = f", {log.dropped_events} more events were dropped" if log.dropped_events else ""
+        yield RULES.finding("kernel_log.cut", f"{log.source}: only the end was read{more}")
     if not groups:
         since = f" since {utc_text(log.since)}" if log.since is not None else ""
-        yield make_finding(
+        yield RULES.finding(
             "kernel_log.ok", f"no NVIDIA error in {log.source}{since} ({log.lines_read} lines)"
         )
 
 
 def rule_of(event: XidEvent, gpu: GpuReading | None) -> str:
-    """The rule for an event."""
-    code, fatal = event.code, _FATAL.search(event.text) is not None
-    if event.kind == "off_bus" or (event.kind == "xid" and code in table.OFF_BUS_XIDS):
-        return "kernel_log.off_bus"
-    if event.kind == "sxid":
-        return "kernel_log.nvlink_fatal" if fatal else "kernel_log.nvlink"
-    if code in table.NVLINK_RESET_XIDS or (code in table.NVLINK_XIDS and fatal):
-        return "kernel_log.nvlink_fatal"
-    for codes, rule_id in (
-        (table.APPLICATION_XIDS, "kernel_log.application"),
-        (table.NVLINK_XIDS, "kernel_log.nvlink"),
-        (table.RESET_XIDS, "kernel_log.reset"),
-        (table.ECC_XIDS, "kernel_log.ecc"),
-        (table.CONTAINED_XIDS, "kernel_log.contained"),
-        (table.REMAP_XIDS, "kernel_log.remap"),
-    ):
-        if code in codes:
-            return rule_id
-    if code in table.RECOVERY_XIDS:
+    """Return the id of the rule for an event."""
+    fatal = _FATAL.search(event.text) is not None
+    kind, _ = XIDS.get(event.code or -1, ("other", ""))
+    if event.kind == "off_bus":
+        kind = "off_bus"
+    elif event.kind == "sxid":
+        kind = "nvlink_fatal" if fatal else "nvlink"
+    elif kind == "nvlink" and fatal:
+        kind = "nvlink_fatal"
+    elif kind == "recovery":
         target = _TO_ACTION.search(event.text)
         now_unknown = gpu is None or gpu.recovery_action is None
-        asks = target is None or int(target.group(1), 16) != 0
-        return "kernel_log.recovery_open" if now_unknown and asks else "kernel_log.recovery"
-    return "kernel_log.other"
+        if now_unknown and (target is None or int(target.group(1), 16) != 0):
+            kind = "recovery_open"
+    return f"kernel_log.{kind}"
 
 
-def _finding(
-    rule_id: str, code: int | None, pci: str, events: list[XidEvent], gpu: GpuReading | None
-) -> Finding:
-    what = "off the bus" if code is None else f"{'SXid' if events[0].kind == 'sxid' else 'Xid'} {code}"
-    words = table.XID_WORDS.get(code or -1, "") if events[0].kind == "xid" else ""
+def _finding(rule_id: str, events: list[XidEvent], gpu: GpuReading | None) -> Finding:
+    code, kind, pci = events[0].code, events[0].kind, events[0].pci
+    what = "off the bus" if code is None else f"{'SXid' if kind == 'sxid' else 'Xid'} {code}"
+    if kind == "xid" and code in XIDS:
+        what += f", {XIDS[code][1]}"
     where = gpu.label if gpu is not None else pci or "an unnamed GPU"
     times = [event.at for event in events if event.at is not None]
-    return make_finding(
+    return RULES.finding(
         rule_id,
-        f"{where}: {what}"
-        + (f", {words}" if words else "")
-        + (f" ({len(events)} times)" if len(events) > 1 else ""),
+        f"{where}: {what}" + (f" ({len(events)} times)" if len(events) > 1 else ""),
         evidence={
             "code": code,
             "pci": pci,
@@ -96,5 +169,10 @@ def _finding(
             "last": utc_text(max(times)) if times else None,
             "text": events[-1].text[:200],
         },
-        subject=name_of(gpu) if gpu is not None else pci or None,
+        subject=gpu.subject if gpu is not None else pci or None,
     )
+
+
+KERNEL_LOG = Check(
+    title="Kernel log", rules=RULES, reads=frozenset({"kernel_log", "nvml"}), judge=check_kernel_log
+)

@@ -1,113 +1,125 @@
-"""Checks on NVLinks: how many are missing on which GPU, and what stands at their far end.
+"""NVLinks: how many are missing on which GPU, and what is at their remote end.
 
-Missing links of several GPUs that end at one device point at that device: a switch, or one GPU that its peers lost.
+Missing links of several GPUs that end at one device point to that device: a switch, or a GPU that its peers lost.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpu_actions.models import Finding
 from gpu_actions.snapshot.collectors.kernel_log import normal_pci
 from gpu_actions.snapshot.collectors.nvml import GpuReading, LinkReading, NvmlReading
-from gpu_actions.triage.checks.context import CheckContext, count, make_finding
-from gpu_actions.triage.checks.gpus import name_of
-from gpu_actions.triage.gpu_models import model_facts
+from gpu_actions.triage.check import Check, CheckContext, count
+from gpu_actions.triage.gpu_models import expected_links, model_facts
+from gpu_actions.triage.rule import CRITICAL, OK, UNKNOWN, WATCH, Rules, rule
+
+RULES = Rules(
+    rule("nvlink.ok", OK, "all expected links are active and have no new errors", source="NVML"),
+    rule(
+        "nvlink.loss", CRITICAL, "a GPU has no active NVLink left",
+        "Fall back. Then check the fabric manager, and reset the GPU or its baseboard.", source="NVML link states",
+        cause="nvlink_loss",
+    ),
+    rule(
+        "nvlink.partial", CRITICAL, "a GPU has fewer active NVLinks than it should",
+        "Fall back. The summary lists the links and their remote ends.",
+        source="NVML link states; 18 links on H100, H200 and Blackwell", cause="nvlink_partial",
+        threshold="links_missing",
+    ),
+    rule(
+        "nvlink.shared_end", CRITICAL, "the missing links of several GPUs all end at one device: the fault is there",
+        "Fall back. Then check that switch or peer first, not the GPUs.", source="remote ends compared across GPUs",
+        cause="nvlink_partial", threshold="links_missing",
+    ),
+    rule(
+        "nvlink.few_missing", WATCH, "links are missing, but fewer than the setting calls a fault",
+        "Plan a reset of the GPU.", source="settings", cause="nvlink_partial", threshold="links_missing",
+    ),
+    rule(
+        "nvlink.errors", WATCH, "a link had replays, recoveries or many CRC errors within the window",
+        "Watch this link: if the errors go on, it will drop soon.", source="DCGM health watches",
+        cause="nvlink_errors", threshold="nvlink_crc_per_s",
+    ),
+    rule(
+        "nvlink.slow", WATCH, "an active link runs below the speed of its GPU model",
+        "Reset the GPU at the next quiet time.", source="NVML field 90: 26562 MB/s on H100, 53125 on NVLink 5",
+        cause="nvlink_errors",
+    ),
+    rule(
+        "nvlink.unread", UNKNOWN, "the state of links could not be read, so link loss cannot be excluded",
+        "Update the driver or nvidia-ml-py; the reason is in the summary.", source="NVML",
+    ),
+)  # fmt: skip
 
 ERRORS = ("replay", "recovery")
 SLOW_SHARE = 0.95
 
 
 class MissingLink(NamedTuple):
-    """A link that should be active: its GPU, its number (None: not even reported) and its far end where known."""
+    """A link that should be active: its GPU, its number, and its remote end if known."""
 
     gpu: GpuReading
-    number: int | None
+    number: int
     remote_kind: str | None
     remote: str | None
 
 
-def usable_gpus(nvml: NvmlReading) -> list[GpuReading]:
-    """GPUs whose links mean something: read, and not partitioned (MIG reports links as down)."""
-    return [gpu for gpu in nvml.gpus if gpu.error is None and not gpu.mig]
-
-
-def expected_links(context: CheckContext, gpu: GpuReading, nvml: NvmlReading) -> int | None:
-    """Links that a GPU should have: by the settings, its model, or its best sister. None: links are not needed."""
-    told = context.snapshot.expected.links
-    if told is not None:
-        return told
-    if max(nvml.count or 0, len(nvml.gpus)) < 2:
-        return None  # alone, a GPU has nobody to talk to, and rented single GPUs have their links off
-    facts = model_facts(gpu.name)
-    if facts is not None:
-        return facts.links
-    sisters = [other for other in usable_gpus(nvml) if other.name == gpu.name]
-    best = max((sum(link.active is True for link in sister.links) for sister in sisters), default=0)
-    return best or None
-
-
 def check_nvlink(context: CheckContext) -> Iterator[Finding]:
-    """Findings on links; none where none are expected."""
+    """Judge the links of all GPUs that should have some."""
     nvml = context.snapshot.nvml
     if nvml is None or not context.has_gpus:
         return
     missing: dict[int, list[MissingLink]] = {}
-    unread: list[GpuReading] = []
-    judged = 0
-    for gpu in usable_gpus(nvml):
-        expected = expected_links(context, gpu, nvml)
+    unread: dict[str, str] = {}
+    for gpu in nvml.whole_gpus:
+        expected = expected_links(context.snapshot, gpu)
         if not expected:
             continue
         if not gpu.links or any(link.active is None for link in gpu.links):
-            unread.append(gpu)
+            unread[gpu.label] = gpu.unread.get("links", "no link was reported")
         if gpu.links:
-            judged += 1
             missing[gpu.index] = _missing(context, gpu, expected)
     findings = [*_shared_ends(nvml, [link for links in missing.values() for link in links])]
-    for gpu in usable_gpus(nvml):
+    for gpu in nvml.whole_gpus:
         if missing.get(gpu.index):
-            findings.append(_of_gpu(context, gpu, missing[gpu.index]))
+            findings.append(_missing_on(context, gpu, missing[gpu.index]))
     if unread:
-        reasons = {gpu.label: gpu.unread.get("links", "no link was reported") for gpu in unread}
         findings.append(
-            make_finding(
+            RULES.finding(
                 "nvlink.unread",
-                f"links of {count(len(unread), 'GPU')} could not be read: {next(iter(reasons.values()))}",
-                evidence={"reasons": reasons},
+                f"links of {count(len(unread), 'GPU')} could not be read: {next(iter(unread.values()))}",
+                evidence={"reasons": unread},
             )
         )
     findings += _errors(context, nvml)
     findings += _speed(nvml)
     yield from findings
-    if judged and not findings:
-        each = sorted(
-            {sum(link.active is True for link in gpu.links) for gpu in usable_gpus(nvml) if gpu.links}
-        )
-        yield make_finding(
-            "nvlink.ok", f"{count(judged, 'GPU')} with {'/'.join(map(str, each))} links active each"
+    if missing and not findings:
+        each = sorted({gpu.active_links for gpu in nvml.whole_gpus if gpu.links})
+        yield RULES.finding(
+            "nvlink.ok", f"{count(len(missing), 'GPU')} with {'/'.join(map(str, each))} active links each"
         )
 
 
 def _missing(context: CheckContext, gpu: GpuReading, expected: int) -> list[MissingLink]:
     known = context.baseline.remote_ends.get(gpu.uuid, {})
-    down = [
+    missing = [
         MissingLink(gpu, link.index, link.remote_kind, link.remote_pci or known.get(link.index))
         for link in gpu.links
         if link.active is False
     ]
     absent = max(0, expected - len(gpu.links))
-    here = {link.index for link in gpu.links}
-    for index in [number for number in range(expected) if number not in here][:absent]:
-        down.append(MissingLink(gpu, index, None, known.get(index)))
+    reported = {link.index for link in gpu.links}
+    for index in [number for number in range(expected) if number not in reported][:absent]:
+        missing.append(MissingLink(gpu, index, None, known.get(index)))
     surplus = len(gpu.links) + absent - expected  # a board may report links that it does not wire
-    return down[: max(0, len(down) - surplus)] if surplus > 0 else down
+    return missing[: max(0, len(missing) - surplus)] if surplus > 0 else missing
 
 
-def _of_gpu(context: CheckContext, gpu: GpuReading, missing: list[MissingLink]) -> Finding:
-    active = sum(link.active is True for link in gpu.links)
-    numbers = [link.number for link in missing]
+def _missing_on(context: CheckContext, gpu: GpuReading, missing: list[MissingLink]) -> Finding:
+    active, numbers = gpu.active_links, [link.number for link in missing]
     ends = sorted({_end(link) for link in missing})
-    evidence: dict[str, Any] = {
+    evidence = {
         "active": active,
         "missing": len(missing),
         "links": numbers,
@@ -115,17 +127,11 @@ def _of_gpu(context: CheckContext, gpu: GpuReading, missing: list[MissingLink]) 
         "gpu": gpu.index,
     }
     if active == 0:
-        return make_finding(
-            "nvlink.loss", f"{gpu.label} has no active NVLink", evidence=evidence, subject=name_of(gpu)
-        )
-    rule = "nvlink.partial" if len(missing) >= context.thresholds.links_missing else "nvlink.few_missing"
-    listed = ", ".join(str(number) for number in numbers[:8]) + (" ..." if len(numbers) > 8 else "")
-    return make_finding(
-        rule,
-        f"{gpu.label}: {active} of {active + len(missing)} links active; link {listed} down, to {', '.join(ends[:3])}",
-        evidence=evidence,
-        subject=name_of(gpu),
-    )
+        return RULES.on_gpu(gpu, "nvlink.loss", "no active NVLink", evidence)
+    rule_id = "nvlink.partial" if len(missing) >= context.thresholds.links_missing else "nvlink.few_missing"
+    listed = ", ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
+    text = f"{active} of {active + len(missing)} links active; link {listed} down, to {', '.join(ends[:3])}"
+    return RULES.on_gpu(gpu, rule_id, text, evidence)
 
 
 def _end(link: MissingLink) -> str:
@@ -144,7 +150,7 @@ def _shared_ends(nvml: NvmlReading, missing: list[MissingLink]) -> Iterator[Find
         if len(gpus) < 2:
             continue
         what = labels.get(end) or f"{links[0].remote_kind or 'device'} {end}"
-        yield make_finding(
+        yield RULES.finding(
             "nvlink.shared_end",
             f"{count(len(links), 'missing link')} of GPUs {', '.join(map(str, gpus))} all end at {what}",
             evidence={
@@ -158,17 +164,16 @@ def _shared_ends(nvml: NvmlReading, missing: list[MissingLink]) -> Iterator[Find
 
 def _errors(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
     window_s = nvml.window_s or context.snapshot.window_s
-    for gpu in usable_gpus(nvml):
+    for gpu in nvml.whole_gpus:
         bad = [row for link in gpu.links if (row := _growth(context, link, window_s))]
         if bad:
-            worst = bad[0]
-            counters = ", ".join(f"{value} {name}" for name, value in worst.items() if name != "link")
-            yield make_finding(
+            counters = ", ".join(f"{value} {name}" for name, value in bad[0].items() if name != "link")
+            yield RULES.on_gpu(
+                gpu,
                 "nvlink.errors",
-                f"{gpu.label} link {worst['link']}: {counters} errors within {window_s:.1f} s"
+                f"link {bad[0]['link']} had {counters} errors within {window_s:.1f} s"
                 + (f", and {len(bad) - 1} more links" if len(bad) > 1 else ""),
-                evidence={"links": bad, "window_s": window_s},
-                subject=name_of(gpu),
+                {"links": bad, "window_s": window_s},
             )
 
 
@@ -182,21 +187,24 @@ def _growth(context: CheckContext, link: LinkReading, window_s: float) -> dict[s
 
 
 def _speed(nvml: NvmlReading) -> Iterator[Finding]:
-    for gpu in usable_gpus(nvml):
+    for gpu in nvml.whole_gpus:
         facts = model_facts(gpu.name)
-        should = facts.link_mbps if facts is not None else None
+        normal = facts.link_mbps if facts is not None else None
         slow = [
             link
             for link in gpu.links
-            if should
+            if normal
             and link.active
             and link.speed_mbps is not None
-            and link.speed_mbps < should * SLOW_SHARE
+            and link.speed_mbps < normal * SLOW_SHARE
         ]
         if slow:
-            yield make_finding(
+            yield RULES.on_gpu(
+                gpu,
                 "nvlink.slow",
-                f"{gpu.label}: {count(len(slow), 'link')} at {slow[0].speed_mbps} MB/s, {should} expected",
-                evidence={"links": [link.index for link in slow]},
-                subject=name_of(gpu),
+                f"{count(len(slow), 'link')} at {slow[0].speed_mbps} MB/s, {normal} expected",
+                {"links": [link.index for link in slow]},
             )
+
+
+NVLINK = Check(title="NVLinks", rules=RULES, reads=frozenset({"nvml"}), judge=check_nvlink)

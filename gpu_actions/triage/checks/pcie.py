@@ -1,4 +1,4 @@
-"""Is the tier on PCIe although its links are up? P2P status, the tier's environment, and the slots themselves."""
+"""Does the tier use PCIe although its links are up? P2P status, the tier's environment, and the slots themselves."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -6,9 +6,44 @@ from itertools import groupby
 from gpu_actions.models import Finding
 from gpu_actions.snapshot.collectors.environment import EnvironmentReading
 from gpu_actions.snapshot.collectors.nvml import GpuReading, NvmlReading
-from gpu_actions.triage.checks.context import CheckContext, count, make_finding
-from gpu_actions.triage.checks.gpus import name_of
-from gpu_actions.triage.checks.nvlink import expected_links, usable_gpus
+from gpu_actions.triage.check import Check, CheckContext, count
+from gpu_actions.triage.gpu_models import expected_links
+from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
+
+RULES = Rules(
+    rule("pcie.ok", OK, "the GPUs reach each other over NVLink", source="NVML P2P"),
+    rule(
+        "pcie.p2p_off", CRITICAL, "links are up, but NVLink P2P between two GPUs is not OK: their traffic uses PCIe",
+        "Fall back. Check the driver's registry keys, IOMMU and ACS, then restart the tier.",
+        source="NVML P2P status, index NVLINK", cause="pcie_only",
+    ),
+    rule(
+        "pcie.environment", CRITICAL,
+        "the running tier has NCCL_P2P_DISABLE or NCCL_P2P_LEVEL=LOC set: it uses PCIe although its links are up",
+        "Remove the variable from the unit's environment and restart the tier, on the fallback or at a quiet time.",
+        source="NCCL environment variables; measured on 2xH100: 27.5 instead of 331 GB/s", cause="pcie_only",
+    ),
+    rule(
+        "pcie.degraded", WATCH, "a slot has fewer lanes, a lower generation under load, or many replays",
+        "Reseat or service the GPU at the next quiet time.", source="NVML PCIe counters", cause="pcie_degraded",
+        threshold="pcie_replay_per_min",
+    ),
+    rule(
+        "pcie.unread", UNKNOWN,
+        "P2P status or the tier's environment could not be read: a PCIe-only tier cannot be excluded",
+        "Run triage as root or as the tier's user.", source="NVML, /proc/PID/environ",
+    ),
+    rule(
+        "pcie.visible_devices", WATCH,
+        "CUDA_VISIBLE_DEVICES of the running tier lists fewer GPUs than the tier needs",
+        "Remove the leftover variable from the unit's environment before the next start.",
+        source="/proc/PID/environ of the main process", cause="environment",
+    ),
+    rule(
+        "pcie.variables", INFO, "the running tier has other NCCL_* or CUDA_* variables set",
+        source="/proc/PID/environ",
+    ),
+)  # fmt: skip
 
 OFF_VALUES = {"NCCL_P2P_LEVEL": ("LOC", "0")}
 BUSY_PERCENT = 50
@@ -20,51 +55,50 @@ ANCESTORS = {
     40: "one CPU",
     50: "two CPUs",
 }
-"""NVML topology levels: how the pair would talk without NVLink."""
+"""NVML topology levels: the route of a pair without NVLink."""
 
 
 def check_pcie(context: CheckContext) -> Iterator[Finding]:
-    """Findings on the way between GPUs."""
+    """Judge how the GPUs reach each other and the host."""
     if not context.has_gpus:
         return
     nvml = context.snapshot.nvml
     findings: list[Finding] = []
-    linked: list[GpuReading] = []
+    linked: set[int] = set()
     if nvml is not None:
-        linked = [gpu for gpu in usable_gpus(nvml) if any(link.active for link in gpu.links)]
-        needed = [gpu for gpu in usable_gpus(nvml) if expected_links(context, gpu, nvml)]
-        if len(needed) > 1:
-            findings += _p2p(nvml, {gpu.index for gpu in linked})
+        linked = {gpu.index for gpu in nvml.whole_gpus if gpu.active_links}
+        if sum(bool(expected_links(context.snapshot, gpu)) for gpu in nvml.whole_gpus) > 1:
+            findings += _p2p(nvml, linked)
         for gpu in nvml.gpus:
             if gpu.error is None:
                 findings += _slot(context, gpu, nvml.window_s or context.snapshot.window_s)
     findings += _environment(context, has_links=bool(linked) or nvml is None)
     yield from findings
     if len(linked) > 1 and not any(finding.id != "pcie.variables" for finding in findings):
-        yield make_finding("pcie.ok", f"{count(len(linked), 'GPU')} reach each other over NVLink")
+        yield RULES.finding("pcie.ok", f"{count(len(linked), 'GPU')} reach each other over NVLink")
 
 
 def _p2p(nvml: NvmlReading, linked: set[int]) -> Iterator[Finding]:
-    both = [pair for pair in nvml.pairs if pair.first in linked and pair.second in linked]
-    off = [pair for pair in both if pair.nvlink_p2p is not None and pair.nvlink_p2p != 0]
+    pairs = [pair for pair in nvml.pairs if pair.first in linked and pair.second in linked]
+    off = [pair for pair in pairs if pair.nvlink_p2p not in (None, 0)]
     if off:
         first = off[0]
         route = ANCESTORS.get(
             -1 if first.common_ancestor is None else first.common_ancestor, "an unknown route"
         )
-        yield make_finding(
+        yield RULES.finding(
             "pcie.p2p_off",
-            f"GPU {first.first} and {first.second}: NVLink P2P status {first.nvlink_p2p} on active links (PCIe over {route})"
-            + (f", and {len(off) - 1} more pairs" if len(off) > 1 else ""),
+            f"GPU {first.first} and GPU {first.second}: NVLink P2P status {first.nvlink_p2p} on active links "
+            f"(PCIe over {route})" + (f", and {len(off) - 1} more pairs" if len(off) > 1 else ""),
             evidence={"pairs": [pair.model_dump() for pair in off[:64]]},
         )
-    unread = [pair for pair in both if pair.nvlink_p2p is None]
-    if unread or (len(linked) > 1 and not both):
-        yield make_finding(
+    unread = sum(pair.nvlink_p2p is None for pair in pairs)
+    if unread or (len(linked) > 1 and not pairs):
+        yield RULES.finding(
             "pcie.unread",
-            f"P2P status of {count(len(unread), 'pair')} could not be read: {nvml.pairs_unread or 'not reached'}"
+            f"P2P status of {count(unread, 'pair')} could not be read: {nvml.pairs_unread or 'not reached'}"
             if unread
-            else "P2P status was not reached",
+            else "the P2P status was not reached",
             evidence={"reason": nvml.pairs_unread},
         )
 
@@ -73,58 +107,48 @@ def _slot(context: CheckContext, gpu: GpuReading, window_s: float) -> Iterator[F
     problems: list[str] = []
     if gpu.pcie_width is not None and gpu.pcie_width_max is not None and gpu.pcie_width < gpu.pcie_width_max:
         problems.append(f"x{gpu.pcie_width} of x{gpu.pcie_width_max}")
-    busy = min(gpu.first.utilisation_percent or 0, gpu.latest.utilisation_percent or 0) >= BUSY_PERCENT
-    generations = [
-        sample.pcie_generation for sample in (gpu.first, gpu.latest) if sample.pcie_generation is not None
-    ]
-    if (
-        busy
-        and gpu.pcie_generation_max is not None
-        and generations
-        and max(generations) < gpu.pcie_generation_max
-    ):
-        problems.append(f"Gen{max(generations)} of Gen{gpu.pcie_generation_max} under load")
+    samples = (gpu.first, gpu.latest)
+    generation = max((sample.pcie_generation or 0 for sample in samples), default=0)
+    busy = all((sample.utilisation_percent or 0) >= BUSY_PERCENT for sample in samples)
+    if busy and 0 < generation < (gpu.pcie_generation_max or 0):
+        problems.append(f"Gen{generation} of Gen{gpu.pcie_generation_max} under load")
     before, after = gpu.first.pcie_replays, gpu.latest.pcie_replays
     if before is not None and after is not None and window_s > 0:
         per_minute = max(0, after - before) * 60 / window_s
         if per_minute > context.thresholds.pcie_replay_per_min:
-            problems.append(f"{per_minute:.0f} replays a minute")
+            problems.append(f"{per_minute:.0f} replays per minute")
     if problems:
-        yield make_finding(
-            "pcie.degraded",
-            f"{gpu.label}: {', '.join(problems)}",
-            evidence={"problems": problems, "pci": gpu.pci},
-            subject=name_of(gpu),
+        yield RULES.on_gpu(
+            gpu, "pcie.degraded", f"PCIe {', '.join(problems)}", {"problems": problems, "pci": gpu.pci}
         )
 
 
 def _environment(context: CheckContext, *, has_links: bool) -> Iterator[Finding]:
     snapshot = context.snapshot
-    wants_links = has_links and snapshot.expected.links != 0 and snapshot.expected.gpus != 1
+    needs_links = has_links and snapshot.expected.links != 0 and snapshot.expected.gpus != 1
     environment = snapshot.environment
     if environment is None:
-        known = snapshot.collectors.get("environment")
-        if known is not None and known.status == "failed" and wants_links and snapshot.expected.tier_expected:
-            yield make_finding("pcie.unread", f"the tier's environment: {known.reason}")
+        if snapshot.failed("environment") and needs_links and snapshot.expected.tier_expected:
+            yield RULES.finding("pcie.unread", f"the tier's environment: {snapshot.why_not('environment')}")
         return
-    for name, value, pids in _off(environment):
-        if wants_links:
-            yield make_finding(
+    for name, value, pids in _switched_off(environment):
+        if needs_links:
+            yield RULES.finding(
                 "pcie.environment",
                 f"{name}={value} in {count(len(pids), 'process', 'processes')} of the running tier",
                 evidence={"variable": name, "value": value, "pids": list(pids[:32])},
             )
-    yield from _visible(context, environment)
+    yield from _visible_devices(context, environment)
     if environment.values or environment.names_only:
-        yield make_finding(
+        yield RULES.finding(
             "pcie.variables",
             f"set in the tier: {', '.join(sorted({*environment.values, *environment.names_only}))}",
             evidence={name: sorted(values) for name, values in environment.values.items()},
         )
 
 
-def _off(environment: EnvironmentReading) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Variables that switch P2P off, with their processes."""
+def _switched_off(environment: EnvironmentReading) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yield the variables that switch P2P off: name, value, processes."""
     for value, pids in environment.values.get("NCCL_P2P_DISABLE", {}).items():
         if value.strip() not in ("", "0"):
             yield "NCCL_P2P_DISABLE", value, pids
@@ -134,21 +158,22 @@ def _off(environment: EnvironmentReading) -> Iterator[tuple[str, str, tuple[int,
                 yield name, value, pids
 
 
-def _visible(context: CheckContext, environment: EnvironmentReading) -> Iterator[Finding]:
-    """A main process that sees fewer GPUs than its tier has ranks."""
-    ranks, roots = context.snapshot.expected.ranks, set(_roots(context))
-    needed = ranks or context.snapshot.expected.gpus
-    if not needed or context.snapshot.expected.tier != "tp":
+def _visible_devices(context: CheckContext, environment: EnvironmentReading) -> Iterator[Finding]:
+    expected, ranks = context.snapshot.expected, context.snapshot.ranks
+    roots = set(ranks.roots if ranks is not None else ())
+    needed = expected.ranks or expected.gpus
+    if not needed or expected.tier != "tp":
         return
     for value, pids in environment.values.get("CUDA_VISIBLE_DEVICES", {}).items():
         shown = [part for part, _ in groupby(value.split(",")) if part.strip()]
         if roots & set(pids) and len(shown) < needed:
-            yield make_finding(
+            yield RULES.finding(
                 "pcie.visible_devices",
-                f"CUDA_VISIBLE_DEVICES={value} shows {count(len(shown), 'GPU')} of {needed}",
+                f"CUDA_VISIBLE_DEVICES={value} lists {count(len(shown), 'GPU')} of {needed}",
                 evidence={"value": value, "needed": needed},
             )
 
 
-def _roots(context: CheckContext) -> tuple[int, ...]:
-    return context.snapshot.ranks.roots if context.snapshot.ranks is not None else ()
+PCIE = Check(
+    title="PCIe and P2P", rules=RULES, reads=frozenset({"nvml", "environment", "ranks"}), judge=check_pcie
+)

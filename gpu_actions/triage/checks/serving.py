@@ -1,24 +1,119 @@
-"""Does the tier serve, and as fast as it should? The engine's counters, the synthetic completion and the router."""
+"""Does the tier serve, and as fast as it should? The engine's counters and the synthetic completion."""
 
 from collections.abc import Iterator
 
-from gpu_actions.models import Finding
+from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.completion import CompletionReading
-from gpu_actions.snapshot.collectors.engine import EngineSample
 from gpu_actions.snapshot.progress import Progress
+from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.checks.collective import suspicions_of
-from gpu_actions.triage.checks.context import CheckContext, make_finding
+from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
+
+COMPLETION = "synthetic completion"
+TWICE = "/metrics twice"
+
+RULES = Rules(
+    rule("serving.ok", OK, "the tier generates tokens, or has no request", source=f"{COMPLETION}, /metrics"),
+    rule(
+        "serving.down", CRITICAL, "the tier should run, but nothing listens or its main process is gone",
+        "Start the fallback, then read the engine's log.", source="connection refused; process tree",
+        cause="engine_down",
+    ),
+    rule(
+        "serving.starting", WATCH, "nothing listens yet; the tier was started a short while ago and still loads",
+        "Wait until it is ready, then run triage again.", source="process age", cause="engine_down",
+        threshold="starting_s",
+    ),
+    rule(
+        "serving.flat", WATCH,
+        "requests run, but no token was generated within the window; a completion was answered, or none was sent",
+        "Run triage again with a longer window: a long prefill looks like this.", source=TWICE,
+        cause="engine_stalled",
+    ),
+    rule(
+        "serving.stalled", CRITICAL, "no token and no answer to a completion, but no sign of a hung collective",
+        "Run triage again. If it lasts, fall back or restart the tier.", source=f"{TWICE}, {COMPLETION}",
+        cause="engine_stalled", verdict=VerdictKind.UNKNOWN, threshold="completion_deadline_s",
+    ),
+    rule(
+        "serving.stalled_long", CRITICAL,
+        "no token and no answer to a completion for so long that no second source is needed", "Start the fallback.",
+        source=f"{TWICE}, {COMPLETION}", cause="engine_stalled", threshold="stalled_fall_back_s",
+    ),
+    rule(
+        "serving.unread", UNKNOWN,
+        "the engine's counters could not be read, and no completion proves that it generates",
+        "Check the engine's URL, and that its metrics are enabled.", source="/metrics",
+    ),
+    rule(
+        "serving.metrics_unread", UNKNOWN,
+        "the engine's counters could not be read, but a completion proves that it generates",
+        "Enable the engine's metrics: without them a hang is detected late.", source="/metrics",
+        verdict=VerdictKind.WATCH,
+    ),
+    rule(
+        "serving.completion_error", CRITICAL,
+        "the completion ended with an error, an empty answer or a broken stream",
+        "Read the engine's log and run triage again. If it lasts, restart the tier or fall back.", source=COMPLETION,
+        cause="engine_errors", verdict=VerdictKind.UNKNOWN,
+    ),
+    rule(
+        "serving.completion_error_some", WATCH, "one completion failed while other requests get tokens",
+        "Read the engine's log.", source=COMPLETION, cause="engine_errors",
+    ),
+    rule(
+        "serving.overload", WATCH, "the engine sheds load (429 or 503)",
+        "Lower the rate, or wait until its queue is shorter.", source=COMPLETION, cause="serving_regression",
+    ),
+    rule(
+        "serving.completion_rejected", UNKNOWN,
+        "the engine rejects the synthetic completion (4xx), so service is not proved",
+        "Check the model name and the API key in the settings.", source=COMPLETION,
+    ),
+    rule(
+        "serving.completion_late", WATCH, "the completion missed its deadline while other requests get tokens",
+        "Check the engine's queue and batch size.", source=COMPLETION, cause="serving_regression",
+        threshold="completion_deadline_s",
+    ),
+    rule(
+        "serving.completion_slow", WATCH, "the completion was much slower than it should be",
+        "Compare with the hardware findings, and check the load.", source=f"{COMPLETION}, baseline",
+        cause="serving_regression", threshold="completion_slow_factor",
+    ),
+    rule(
+        "serving.ttft", WATCH, "the mean time to first token is far above its baseline",
+        "Compare with the hardware findings, and check the load.", source=f"{TWICE}, baseline",
+        cause="serving_regression", threshold="ttft_slow_factor",
+    ),
+    rule(
+        "serving.throughput", WATCH, "requests are queued, and tokens per second are far below the baseline",
+        "Compare with the hardware findings: a link, PCIe or thermal finding is the likely cause.",
+        source=f"{TWICE}, baseline", cause="serving_regression", threshold="throughput_drop_percent",
+    ),
+    rule(
+        "serving.restarted", WATCH, "the token counter went backwards: the engine restarted within the window",
+        "Read its log to find out why it ended.", source=TWICE, cause="engine_errors",
+    ),
+    rule(
+        "serving.frozen_runs", WATCH,
+        "a tier runs although it is frozen, and takes GPU memory from the tier that serves",
+        "Find out who started it. /restore plan shows how to bring it back in order.",
+        source="the unit's driver; the process that listens on the engine's port", cause="frozen_tier_runs",
+    ),
+    rule("serving.stopped", INFO, "the tier is stopped on purpose", source="target"),
+)  # fmt: skip
 
 OVERLOAD = (429, 503)
 
 
-def check_serving(context: CheckContext, progress: Progress) -> Iterator[Finding]:
-    """Findings on the engine."""
-    # Of looks that read a part of the host, only those at processes tell it.
-    if context.snapshot.expected.unwanted and "ranks" in context.snapshot.collectors:
-        yield make_finding("serving.frozen_runs", ", ".join(context.snapshot.expected.unwanted))
+def check_serving(context: CheckContext) -> Iterator[Finding]:
+    """Judge the engine of the tier that should serve."""
+    snapshot, progress = context.snapshot, context.progress
+    # Of the partial snapshots of monitors, only those that read processes report it.
+    if snapshot.expected.unwanted and "ranks" in snapshot.collectors:
+        yield RULES.finding("serving.frozen_runs", ", ".join(snapshot.expected.unwanted))
     if progress.state == "not_expected":
-        yield make_finding("serving.stopped", "the tier is not meant to run now")
+        yield RULES.finding("serving.stopped", "the tier is stopped on purpose")
         return
     if progress.state == "not_asked":
         return
@@ -30,62 +125,57 @@ def check_serving(context: CheckContext, progress: Progress) -> Iterator[Finding
     yield from _completion(context, progress)
     yield from _speed(context, progress)
     if progress.state in ("flowing", "idle"):
-        done = context.snapshot.completion
+        done = snapshot.completion
         proof = (
             f"a completion took {done.e2e_ms:.0f} ms" if done and done.outcome == "ok" and done.e2e_ms else ""
         )
-        yield make_finding(
-            "serving.ok", proof or f"the engine is {progress.state}", evidence=progress.evidence()
-        )
+        state = "generates tokens" if progress.state == "flowing" else "is idle"
+        yield RULES.finding("serving.ok", proof or f"the engine {state}", evidence=progress.evidence())
 
 
 def _down(context: CheckContext) -> Finding:
     ranks, engine = context.snapshot.ranks, context.snapshot.engine
     roots = [process for process in (ranks.processes if ranks else ()) if process.root]
-    alive = [process for process in roots if process.state_last not in ("Z", "X", "gone", None)]
-    detail = engine.samples[-1].detail if engine is not None and engine.samples else ""
+    alive = [process for process in roots if process.is_alive]
     evidence = {
         "url": engine.url if engine is not None else None,
-        "detail": detail,
+        "detail": engine.samples[-1].detail if engine is not None and engine.samples else "",
         "missing_processes": list(ranks.missing_roots) if ranks else [],
         "unit_active": ranks.unit_active if ranks else None,
         "main_processes": [{"pid": row.pid, "state": row.state_last, "age_s": row.age_s} for row in roots],
     }
-    young = [row for row in alive if row.age_s is not None and row.age_s < context.thresholds.starting_s]
-    if young and len(young) == len(alive):
-        age_s = max(row.age_s or 0 for row in young)
-        return make_finding(
+    ages = [row.age_s for row in alive if row.age_s is not None]
+    if alive and len(ages) == len(alive) and max(ages) < context.thresholds.starting_s:
+        return RULES.finding(
             "serving.starting",
-            f"started {age_s:.0f} s ago and does not listen yet",
-            evidence={**evidence, "age_s": age_s},
+            f"started {max(ages):.0f} s ago and does not listen yet",
+            evidence={**evidence, "age_s": max(ages)},
         )
-    what = (
-        "its main process is gone"
-        if ranks is not None and not alive and roots + list(ranks.missing_roots)
-        else ""
-    )
-    return make_finding(
-        "serving.down",
-        f"the engine is down: {what or (f'nothing listens at {engine.url}' if engine else 'connection refused')}",
-        evidence=evidence,
-    )
+    what = f"nothing listens at {engine.url}" if engine is not None else "connection refused"
+    if ranks is not None and not alive and (roots or ranks.missing_roots):
+        what = "its main process is gone"
+    return RULES.finding("serving.down", f"the engine is down: {what}", evidence=evidence)
 
 
 def _stall(context: CheckContext, progress: Progress) -> Iterator[Finding]:
-    if not progress.stuck or any(True for _ in suspicions_of(context, progress)):
-        return  # a hang is the collective's finding
+    if not progress.stuck or any(True for _ in suspicions_of(context)):
+        return  # a hang is a finding of the collective check
     completion = context.snapshot.completion
     unanswered = progress.state == "silent" or (completion is not None and completion.outcome == "timeout")
     evidence = {"progress": progress.evidence(), "completion": _summary(completion)}
     if unanswered and progress.flat_s >= context.thresholds.stalled_fall_back_s:
-        yield make_finding(
+        yield RULES.finding(
             "serving.stalled_long", f"no token and no answer for {progress.flat_s:.0f} s", evidence=evidence
         )
     elif unanswered:
-        what = "answers nothing" if progress.state == "silent" else f"no token for {progress.flat_s:.1f} s"
-        yield make_finding("serving.stalled", f"{what}, and a completion got none either", evidence=evidence)
+        what = (
+            "the engine does not answer"
+            if progress.state == "silent"
+            else f"no token for {progress.flat_s:.1f} s"
+        )
+        yield RULES.finding("serving.stalled", f"{what}, nor was a completion answered", evidence=evidence)
     else:
-        yield make_finding(
+        yield RULES.finding(
             "serving.flat",
             f"{progress.running or 0:g} running, no token for {progress.flat_s:.1f} s",
             evidence=evidence,
@@ -94,44 +184,47 @@ def _stall(context: CheckContext, progress: Progress) -> Iterator[Finding]:
 
 def _counters(context: CheckContext, progress: Progress) -> Iterator[Finding]:
     snapshot = context.snapshot
-    engine = snapshot.engine
     proved = snapshot.completion is not None and snapshot.completion.outcome == "ok"
-    samples: tuple[EngineSample, ...] = engine.samples if engine is not None else ()
-    problem = ""
-    if engine is None and not snapshot.skipped("engine"):
-        problem = snapshot.why_not("engine")
-    elif bad := [sample for sample in samples if sample.outcome not in ("ok", "timeout")]:
-        problem = bad[-1].detail or bad[-1].outcome
-    elif samples and (lost := {"running", "generation_tokens"} & set(samples[-1].missing)):
-        problem = f"the metrics page has no {' and no '.join(sorted(lost))}"
-    elif any(sample.outcome == "timeout" for sample in samples) and progress.state != "silent":
-        problem = "a scrape timed out"
-    if problem:
-        yield make_finding("serving.metrics_unread" if proved else "serving.unread", problem)
+    if problem := _counter_problem(context, progress):
+        yield RULES.finding("serving.metrics_unread" if proved else "serving.unread", problem)
         return
     before, after = progress.tokens_first, progress.tokens_last
     if before is None or after is None:
         return
     if after < before:
-        yield make_finding(
+        yield RULES.finding(
             "serving.restarted",
             f"the token counter fell from {before:g} to {after:g}",
             evidence=progress.evidence(),
         )
     elif proved and after == before and (progress.running or 0) > 0:
-        yield make_finding(
+        yield RULES.finding(
             "serving.flat",
-            f"{progress.running:g} running and the counter is flat, though our completion got its tokens",
+            f"{progress.running:g} running and the token counter is flat, but the synthetic completion got its tokens",
             evidence=progress.evidence(),
         )
+
+
+def _counter_problem(context: CheckContext, progress: Progress) -> str:
+    """Return why the engine's counters cannot be judged, or an empty string."""
+    engine = context.snapshot.engine
+    if engine is None:
+        return "" if context.snapshot.skipped("engine") else context.snapshot.why_not("engine")
+    if bad := [sample for sample in engine.samples if sample.outcome not in ("ok", "timeout")]:
+        return bad[-1].detail or bad[-1].outcome
+    if engine.samples and (missing := {"running", "generation_tokens"} & set(engine.samples[-1].missing)):
+        return f"the metrics page has no {' and no '.join(sorted(missing))}"
+    if any(sample.outcome == "timeout" for sample in engine.samples) and progress.state != "silent":
+        return "a scrape of /metrics timed out"
+    return ""
 
 
 def _completion(context: CheckContext, progress: Progress) -> Iterator[Finding]:
     snapshot = context.snapshot
     completion = snapshot.completion
     if completion is None:
-        if snapshot.collectors.get("completion") is not None and not snapshot.skipped("completion"):
-            yield make_finding("serving.completion_rejected", snapshot.why_not("completion"))
+        if snapshot.failed("completion"):
+            yield RULES.finding("serving.completion_rejected", snapshot.why_not("completion"))
         return
     evidence = _summary(completion)
     flowing = progress.state == "flowing"
@@ -139,62 +232,55 @@ def _completion(context: CheckContext, progress: Progress) -> Iterator[Finding]:
         yield from _slow(context, completion)
     elif completion.outcome == "timeout":
         if not progress.stuck:
-            rule = "serving.completion_late" if flowing else "serving.stalled"
-            yield make_finding(
-                rule, f"no finished completion within {completion.deadline_s:g} s", evidence=evidence
+            yield RULES.finding(
+                "serving.completion_late" if flowing else "serving.stalled",
+                f"no completion within {completion.deadline_s:g} s",
+                evidence=evidence,
             )
     elif completion.outcome == "rejected":
-        yield make_finding("serving.completion_rejected", completion.detail, evidence=evidence)
+        yield RULES.finding("serving.completion_rejected", completion.detail, evidence=evidence)
     elif completion.status in OVERLOAD:
-        yield make_finding("serving.overload", completion.detail, evidence=evidence)
+        yield RULES.finding("serving.overload", completion.detail, evidence=evidence)
     elif progress.state != "silent":
-        rule = "serving.completion_error_some" if flowing else "serving.completion_error"
-        yield make_finding(rule, f"{completion.outcome}: {completion.detail}", evidence=evidence)
+        yield RULES.finding(
+            "serving.completion_error_some" if flowing else "serving.completion_error",
+            f"{completion.outcome.replace('_', ' ')}: {completion.detail}",
+            evidence=evidence,
+        )
 
 
 def _slow(context: CheckContext, completion: CompletionReading) -> Iterator[Finding]:
-    known = context.baseline.completion_ms
-    limit_ms = (
-        context.thresholds.completion_slow_ms
-        if known is None
-        else known * context.thresholds.completion_slow_factor
-    )
+    known, limits = context.baseline.completion_ms, context.thresholds
+    limit_ms = limits.completion_slow_ms if known is None else known * limits.completion_slow_factor
     if completion.e2e_ms is not None and completion.e2e_ms > limit_ms:
-        yield make_finding(
+        yield RULES.finding(
             "serving.completion_slow",
-            f"a completion took {completion.e2e_ms:.0f} ms, over {limit_ms:.0f} ms",
+            f"a completion took {completion.e2e_ms:.0f} ms, the limit is {limit_ms:.0f} ms",
             evidence={**_summary(completion), "baseline_ms": known, "limit_ms": limit_ms},
         )
 
 
 def _speed(context: CheckContext, progress: Progress) -> Iterator[Finding]:
-    """TTFT and throughput of the window against the baseline; silent where there is none or too few requests."""
-    engine = context.snapshot.engine
+    """Judge TTFT and throughput of the window, if there is a baseline and enough requests."""
+    engine, limits = context.snapshot.engine, context.thresholds
     if engine is None or len(engine.samples) < 2:
         return
-    first, last = engine.samples[0], engine.samples[-1]
-    seconds = last.at_s - first.at_s
-    known_ttft, known_rate = context.baseline.ttft_mean_ms, context.baseline.tokens_per_s
-    counts = (first.ttft_count, last.ttft_count, first.ttft_sum_s, last.ttft_sum_s)
-    if known_ttft is not None and None not in counts:
-        requests = (last.ttft_count or 0) - (first.ttft_count or 0)
-        if requests >= context.thresholds.ttft_min_samples:
-            mean_ms = 1000 * ((last.ttft_sum_s or 0) - (first.ttft_sum_s or 0)) / requests
-            if mean_ms > known_ttft * context.thresholds.ttft_slow_factor:
-                yield make_finding(
-                    "serving.ttft",
-                    f"mean TTFT {mean_ms:.0f} ms over {requests:.0f} requests, baseline {known_ttft:.0f} ms",
-                    evidence={"ttft_mean_ms": mean_ms, "requests": requests, "baseline_ms": known_ttft},
-                )
-    before, after = progress.tokens_first, progress.tokens_last
-    queued = (first.waiting or 0) > 0 and (last.waiting or 0) > 0
-    if known_rate is not None and queued and before is not None and after is not None and seconds > 0:
-        rate = (after - before) / seconds
+    known_ms, known_rate = context.baseline.ttft_mean_ms, context.baseline.tokens_per_s
+    mean_ms, requests = engine.ttft_mean()
+    enough = known_ms is not None and requests >= limits.ttft_min_samples
+    if enough and mean_ms is not None and mean_ms > (known_ms or 0) * limits.ttft_slow_factor:
+        yield RULES.finding(
+            "serving.ttft",
+            f"mean TTFT {mean_ms:.0f} ms over {requests:.0f} requests, baseline {known_ms:.0f} ms",
+            evidence={"ttft_mean_ms": mean_ms, "requests": requests, "baseline_ms": known_ms},
+        )
+    rate = engine.tokens_per_s_under_queue()
+    if known_rate is not None and rate is not None and rate >= 0 and progress.state == "flowing":
         drop = 100 * (1 - rate / known_rate)
-        if rate >= 0 and drop > context.thresholds.throughput_drop_percent and progress.state == "flowing":
-            yield make_finding(
+        if drop > limits.throughput_drop_percent:
+            yield RULES.finding(
                 "serving.throughput",
-                f"{rate:.0f} tokens/s under a queue, {drop:.0f} % below the baseline of {known_rate:.0f}",
+                f"{rate:.0f} tokens/s while requests are queued, {drop:.0f} % below the baseline of {known_rate:.0f}",
                 evidence={"tokens_per_s": rate, "baseline_tokens_per_s": known_rate, "drop_percent": drop},
             )
 
@@ -202,11 +288,12 @@ def _speed(context: CheckContext, progress: Progress) -> Iterator[Finding]:
 def _summary(completion: CompletionReading | None) -> dict[str, object]:
     if completion is None:
         return {"outcome": "not asked"}
-    return {
-        "outcome": completion.outcome,
-        "status": completion.status,
-        "tokens": completion.tokens,
-        "ttft_ms": completion.ttft_ms,
-        "e2e_ms": completion.e2e_ms,
-        "detail": completion.detail,
-    }
+    return completion.model_dump(include={"outcome", "status", "tokens", "ttft_ms", "e2e_ms", "detail"})
+
+
+SERVING = Check(
+    title="Engine",
+    rules=RULES,
+    reads=frozenset({"engine", "completion", "ranks", "ras", "stacks"}),
+    judge=check_serving,
+)

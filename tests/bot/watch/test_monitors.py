@@ -24,7 +24,7 @@ from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.target import target_of_host
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.monitor_state import MonitorPolicy
-from gpu_actions.triage.rules import CAUSES
+from gpu_actions.triage.rule import CAUSES
 from tests.bot.toys import ONCALL, launched, start, store_of, toy_settings
 from tests.gpu_actions.fakes import build_fake_nvml, fake_nvml  # noqa: F401  (fixtures)
 from tests.ports import free_port

@@ -18,7 +18,7 @@ from gpu_actions.host import Host, build_host
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.snapshot.collectors.ranks import process_table
 from gpu_actions.snapshot.model import load_snapshot
-from gpu_actions.triage.action import SPEC, TriageArguments, look, plan_triage
+from gpu_actions.triage.action import SPEC, TriageArguments, plan_triage, triage
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import process_state
 from tests.ports import free_port
@@ -113,7 +113,7 @@ async def test_a_healthy_host_then_a_stopped_rank_give_healthy_then_nccl_hang(
 ) -> None:
     lines: list[str] = []
     context = await context_of(host, tmp_path, lines)
-    result = await look(context)
+    result = await triage(context)
     # the managed router is not started here, so it is down: watch, and nothing worse
     assert result.verdict is not None and result.verdict.cause == "router_down", result.verdict
     assert any(line.startswith("engine: ok") for line in lines)
@@ -124,7 +124,7 @@ async def test_a_healthy_host_then_a_stopped_rank_give_healthy_then_nccl_hang(
     until = time.monotonic() + 5
     while process_state(rank_1) != "T":
         assert time.monotonic() < until
-    result = await look(context)
+    result = await triage(context)
     assert result.verdict is not None
     assert (result.verdict.verdict, result.verdict.cause) == ("fall_back", "nccl_hang"), result.verdict
     assert result.data["tier"] == "tp" and "rank 1" in result.summary
@@ -136,12 +136,12 @@ async def test_a_healthy_host_then_a_stopped_rank_give_healthy_then_nccl_hang(
 async def test_a_host_with_gpus_brings_its_picture_and_one_without_brings_none(
     host: Host, tmp_path: Path, fake_nvml: Callable[..., Path]
 ) -> None:
-    assert [artifact.title for artifact in (await look(await context_of(host, tmp_path, []))).artifacts] == [
-        "raw snapshot"
-    ]
+    assert [
+        artifact.title for artifact in (await triage(await context_of(host, tmp_path, []))).artifacts
+    ] == ["raw snapshot"]
     fake_nvml("gpu.2.link.5.active=0")
     with_gpus = replace(host, config=host.config.model_copy(update={"gpus": 8}))
-    result = await look(await context_of(with_gpus, tmp_path, []))
+    result = await triage(await context_of(with_gpus, tmp_path, []))
     picture = result.artifacts[1]
     assert (picture.title, picture.inline) == ("GPUs and links", True)
     assert Path(picture.path).read_bytes().startswith(b"\x89PNG")
@@ -150,7 +150,7 @@ async def test_a_host_with_gpus_brings_its_picture_and_one_without_brings_none(
 async def test_a_tier_that_was_frozen_on_purpose_is_not_called_down(host: Host, tmp_path: Path) -> None:
     await host.tp.unit.freeze("fallback")
     await host.tp.unit.stop(grace_s=1)
-    result = await look(await context_of(host, tmp_path, []))
+    result = await triage(await context_of(host, tmp_path, []))
     assert result.verdict is not None
     assert "serving.down" not in {finding.id for finding in result.verdict.findings}
 

@@ -11,7 +11,7 @@ from gpu_actions.host import Host
 from gpu_actions.models import VerdictKind
 from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.target import TriageTarget
-from gpu_actions.triage.action import TriageArguments, look, plan_triage
+from gpu_actions.triage.action import TriageArguments, plan_triage, triage
 from gpu_actions.triage.baselines import TriageBaseline, baseline_from, load_baseline, save_baseline
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
@@ -43,7 +43,7 @@ async def test_a_look_records_only_a_healthy_host(host: Host, tmp_path: Path) ->
         )
         args = {**plan.steps[0].args, "baseline": str(path)}
         step = plan.steps[0].model_copy(update={"args": args})
-        result = await look(StepContext(run_id="tri-1", host=host, step=step, outputs={}, workdir=tmp_path))
+        result = await triage(StepContext(run_id="tri-1", host=host, step=step, outputs={}, workdir=tmp_path))
         assert result.verdict is not None
         return result.verdict.verdict, result.summary
 

@@ -46,7 +46,7 @@ def test_the_first_line_is_verdict_and_cause_and_the_second_what_to_do(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FALL BACK: gpu_lost"
     assert lines[1].startswith("Fall back to another GPU")
-    assert any("fall back on GPU 1 (GPU-1)" in line for line in lines)
+    assert any("fall back to GPU 1 (GPU-1)" in line for line in lines)
 
 
 @pytest.mark.parametrize(

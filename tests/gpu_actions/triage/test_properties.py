@@ -16,7 +16,8 @@ from gpu_actions.snapshot.collectors.router import RouterReading
 from gpu_actions.snapshot.collectors.stacks import StacksReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.judge import judge
-from gpu_actions.triage.rules import RULES, rank_of_verdict
+from gpu_actions.triage.registry import RULES
+from gpu_actions.triage.rule import rank_of_verdict
 from tests.gpu_actions.triage import builders as make
 
 Fault = Callable[[Snapshot], Snapshot]

@@ -1,44 +1,31 @@
-"""The rules table as a document, so that people read what the code judges by."""
+"""The rules of all checks as a document: docs/triage-rules.md."""
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import VerdictKind
-from gpu_actions.triage.rules import CAUSES, RULES
-from gpu_actions.triage.rules.rule import Rule
-
-TITLES = {
-    "gpu": "GPUs",
-    "nvlink": "NVLinks",
-    "fabric": "NVSwitch fabric",
-    "pcie": "PCIe and P2P",
-    "deep": "Deep probe",
-    "kernel_log": "Kernel log",
-    "collective": "Collectives",
-    "serving": "Engine",
-    "router": "Router",
-}
+from gpu_actions.triage.registry import CHECKS
+from gpu_actions.triage.rule import CAUSES, Rule
 
 
 def rules_markdown() -> str:
-    """The whole of docs/triage-rules.md."""
+    """Return the text of docs/triage-rules.md."""
     lines = [
         "# Rules of triage",
         "",
-        "Generated from the table in `gpu_actions/triage/rules/` by `make docs`; a test keeps it in step.",
+        "Generated from the checks in `gpu_actions/triage/checks/` by `make docs`; a test keeps it up to date.",
         "",
         "The verdict of a host is the worst that any finding leads to: healthy, watch, unknown, fall back. "
-        '"If broken" is what a finding leads to when the tier makes no progress either. A rule named in the setting '
+        '"If broken" is what a finding leads to if the tier makes no progress either. A rule listed in the setting '
         "`triage.accept_unknown` does not make the verdict unknown on that host.",
         "",
-        f"Causes, the root first: {', '.join(f'`{cause}`' for cause in CAUSES)}.",
+        f"Causes, root causes first: {', '.join(f'`{cause}`' for cause in CAUSES)}.",
     ]
-    for component, title in TITLES.items():
-        rows = [rule for rule in RULES.values() if rule.component == component]
-        lines += ["", f"## {title}", ""]
+    for check in CHECKS:
+        lines += ["", f"## {check.title}", ""]
         lines += [
             "| rule | severity | leads to | cause | what it finds | what to do | source |",
             "|---|---|---|---|---|---|---|",
         ]
-        lines += [_row(rule) for rule in rows]
+        lines += [_row(rule) for rule in check.rules.values()]
     lines += ["", "## Thresholds", "", "| setting | default | meaning |", "|---|---|---|"]
     for name, field in TriageThresholds.model_fields.items():
         default = "none" if field.default == () else field.default
@@ -52,8 +39,8 @@ def _row(rule: Rule) -> str:
         leads += f"; if broken: {rule.when_broken.value.replace('_', ' ')}"
     if rule.verdict is VerdictKind.HEALTHY:
         leads = "-"
-    check = rule.check + (f" (`{rule.threshold}`)" if rule.threshold else "")
-    cells = (f"`{rule.id}`", rule.severity.value, leads, rule.cause, check, rule.action or "-", rule.source)
+    finds = rule.finds + (f" (`{rule.threshold}`)" if rule.threshold else "")
+    cells = (f"`{rule.id}`", rule.severity.value, leads, rule.cause, finds, rule.action or "-", rule.source)
     return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 
