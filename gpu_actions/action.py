@@ -1,7 +1,7 @@
-"""The one interface of all actions: an action makes a plan, and registered step functions carry it out on the host.
+"""The interface of all actions: an action makes a plan, and registered step functions carry it out on the host.
 
-A step function probes (already done?), acts and verifies, since a step cut in the middle runs again. It knows nothing of
-Slack or of the run engine: it gets a `StepContext` and gives a `StepResult` or raises `StepFailed`.
+A step function probes (is it done already?), acts and verifies, because a step that was interrupted runs again. It knows
+nothing of Slack or the run engine: it receives a `StepContext` and returns a `StepResult` or raises `StepFailed`.
 """
 
 import math
@@ -19,24 +19,25 @@ if TYPE_CHECKING:
     from gpu_actions.host import Host
 
 Signal = Literal["hold", "next", "abort", "stop"]
-"""What a person can tell a running step: hold the shift, go on now, put it back, end early and keep what there is."""
+"""What a person can tell a running step: pause the traffic shift (`hold`), continue now, move the traffic back, or end early
+and keep the results so far."""
 
 
 class StepResult(Frozen):
-    """What a finished step gives: a line for people, data for later steps, findings, files."""
+    """The result of a finished step: a line for people, data for later steps, findings and files."""
 
     summary: str
     data: JsonObject = Field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     verdict: Verdict | None = None
-    warning: bool = Field(default=False, description="finished, but a person should look at the summary")
+    warning: bool = Field(default=False, description="finished, but a person should read the summary")
 
 
 class StepFailed(Exception):
-    """A step could not reach its verified end.
+    """Raised when a step could not reach its verified end.
 
-    `summary` says what happened and what it means, `next_action` what to do next; what was gathered so far goes along.
+    `summary` says what happened and what it means, `next_action` what to do next. Results gathered so far are attached.
     """
 
     def __init__(
@@ -57,27 +58,28 @@ class StepFailed(Exception):
 
 
 class PlanRefused(Exception):
-    """Preflight found that the plan cannot work. Each problem is a full sentence that names the thing and the fix."""
+    """Raised when the plan cannot work. Each problem is a full sentence that names the cause and the fix."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = tuple(problems)
 
 
-async def _no_signals() -> Sequence[Signal]:
+async def no_signals() -> Sequence[Signal]:
+    """Return no signals, for runs that nobody can signal."""
     return ()
 
 
 def _no_report(text: str, fraction: float | None = None) -> None:
-    """Used where nobody watches."""
+    """Discard a progress report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """What a step function gets.
+    """Everything that a step function receives.
 
-    `outputs` holds the data of the finished steps by step id; `workdir` is the run's own folder on the host (created);
-    `report(text, fraction)` shows progress; `signals()` gives what people told this run, oldest first.
+    `outputs` is the data of the finished steps by step id. `workdir` is the run's own folder on the host and exists.
+    `report(text, fraction)` shows progress. `signals()` returns all signals that people sent to this run, oldest first.
     """
 
     run_id: str
@@ -86,11 +88,11 @@ class StepContext:
     outputs: Mapping[str, JsonObject]
     workdir: Path
     report: Callable[[str, float | None], None] = field(default=_no_report)
-    signals: Callable[[], Awaitable[Sequence[Signal]]] = field(default=_no_signals)
+    signals: Callable[[], Awaitable[Sequence[Signal]]] = field(default=no_signals)
 
     @property
     def args(self) -> JsonObject:
-        """The step's arguments, alternatives already merged."""
+        """Return the step's arguments, with its alternative merged in."""
         return self.step.args
 
 
@@ -100,7 +102,7 @@ _STEPS: dict[str, StepFunction] = {}
 
 
 def step(verb: str) -> Callable[[StepFunction], StepFunction]:
-    """Register a step function under its verb. Raises ValueError when the verb is taken by another function."""
+    """Register a step function under its verb. Raises ValueError when another function has that verb."""
 
     def register(function: StepFunction) -> StepFunction:
         known = _STEPS.get(verb)
@@ -115,20 +117,19 @@ def step(verb: str) -> Callable[[StepFunction], StepFunction]:
 
 
 def step_function(verb: str) -> StepFunction:
-    """Give the function of a verb. Raises StepFailed for a verb this version does not know (an older or newer plan)."""
+    """Return the function of a verb. Raises StepFailed for an unknown verb (the plan of an older or newer version)."""
     try:
         return _STEPS[verb]
     except KeyError:
         raise StepFailed(
             f"this version does not know the step {verb!r}",
-            next_action="the plan was made by another version: make a new plan and start it",
+            next_action="another version of gpu-oncall made the plan: make a new plan and start it",
         ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What an action plans from: the host, the typed arguments, the last verdict of triage, the seconds since that
-    triage began to look, and where baselines lie."""
+    """Input of an action's `plan`. `verdict` is triage's last one; `verdict_age_s` counts from the start of that triage."""
 
     host: "Host"
     arguments: Any

@@ -1,7 +1,7 @@
 """A plan is an action's steps as data: shown before it runs, hashed for approval, walked by the run engine.
 
-Everything a step will do stands in its `args` at planning time, so that what was approved is what runs. The walker knows
-only this file; the steps' code is found by `verb` in the registry of `gpu_actions.action`.
+A step's `args` hold everything it will do, so that what was approved is what runs. The walker depends on this file only; it
+finds a step's code by its `verb` in the registry of `gpu_actions.action`.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ PLAN_VERSION = 1
 class Step(Frozen):
     """One step of a plan.
 
-    `id` is unique in the plan, `verb` names the registered step function (`fallback.drain`), `title` is the line people
-    see, `details` are the commands, files, environment and weights it will use. `group` ties steps that are tried again
-    together with the next of the plan's `alternatives` when one of them fails.
+    `id` is unique in the plan, `verb` names the registered step function (`tier.drain`), `title` is the line that people
+    see, `details` are the commands, files, environment and weights it will use. When a step with a `group` fails, its whole
+    group is tried again with the next of the plan's `alternatives`.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Step(Frozen):
 
 
 class Gate(Frozen):
-    """A wait for approvals before the steps behind it. `approvers` names a role of the settings."""
+    """A wait for approvals before the first step. `approvers` names a role of the settings."""
 
     approvals: int = Field(ge=1)
     approvers: str
@@ -48,8 +48,8 @@ class Gate(Frozen):
 class Plan(Frozen):
     """What a run will do, in order.
 
-    `gate`, if set, is passed before the first step. `compensation` is walked when a step failed (after the alternatives of its
-    group are used up) or the run was cancelled: its steps probe what is really there and leave one defined state.
+    `compensation` is walked when the run was cancelled, or when a step failed and its group has no alternative left. Its steps
+    probe the real state of the host and leave one defined state.
     """
 
     version: int = PLAN_VERSION
@@ -60,7 +60,7 @@ class Plan(Frozen):
     gate: Gate | None = None
     alternatives: dict[str, tuple[JsonObject, ...]] = Field(
         default_factory=dict,
-        description="per group: argument overrides, the first used first, the next after a failure",
+        description="per group: argument overrides for the first attempt, the second, ...",
     )
     compensation: tuple[Step, ...] = ()
     losses: str = Field(default="", description="what is lost by running it, in one line")
@@ -77,7 +77,7 @@ class Plan(Frozen):
         for step in self.steps:
             if not seen or seen[-1] != step.group:
                 if step.group is not None and step.group in seen:
-                    raise ValueError(f"the steps of group {step.group!r} must stand next to each other")
+                    raise ValueError(f"the steps of group {step.group!r} must be adjacent")
                 seen.append(step.group)
         unknown = set(self.alternatives) - {group for group in seen if group is not None}
         if unknown:
@@ -86,11 +86,11 @@ class Plan(Frozen):
 
     @property
     def hash(self) -> str:
-        """The first 12 hex digits of the sha256 over the canonical JSON: what an approval is bound to."""
+        """Return the first 12 hex digits of the sha256 of the canonical JSON. Approvals are bound to it."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
     def expected_s(self) -> float:
-        """Seconds the whole plan should take: the sum over the steps that state one."""
+        """Return the seconds that the whole plan should take: the sum over the steps that state one."""
         return sum(step.expected_s or 0.0 for step in self.steps)

@@ -1,11 +1,12 @@
-"""How a plan is walked: the pure decision what comes next, and a small walker for a shell without Slack and database.
+"""Walk a plan: a pure decision of what comes next, and a small walker for a shell without Slack and a database.
 
-`next_move` replays the outcomes so far and gives the next step or the end; the durable engine of the bot and `walk` below
-both ask it, so a plan means the same in both.
+`next_move` replays the outcomes so far and returns the next step or the end. The bot's durable engine and `walk` below both
+ask it, so a plan means the same in both.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from gpu_actions.action import Signal, StepContext, StepFailed, StepResult, step_function
+from gpu_actions.action import Signal, StepContext, StepFailed, StepResult, no_signals, step_function
 from gpu_actions.models import Artifact, Finding, Frozen, JsonObject, Verdict
 from gpu_actions.plan import Plan, Step
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError
@@ -27,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 EndStatus = Literal["succeeded", "failed", "cancelled"]
 
-# -- the pure part -----------------------------------------------------------------------------------------------
+# -- what comes next (pure) ------------------------------------------------------------------------------------------
 
 
 class Outcome(Frozen):
-    """How one attempt of one step ended. `cancelled` is a step that was cut by a person's stop."""
+    """How one attempt of one step ended. `cancelled` means that a person stopped the run during the step."""
 
     step_id: str
     attempt: int = Field(default=1, ge=1)
@@ -42,7 +43,7 @@ class Outcome(Frozen):
 
 
 class RunStep(Frozen):
-    """Run this step now. `step.args` has the attempt's alternative merged over; attempts count from 1."""
+    """Run this step now. The attempt's alternative is already merged into `step.args`; attempts count from 1."""
 
     step: Step
     attempt: int
@@ -50,7 +51,7 @@ class RunStep(Frozen):
 
 
 class Ended(Frozen):
-    """The run has ended. `warnings` names the steps that a person should look at, compensation included."""
+    """The run has ended. `warnings` names the steps that a person should check, compensation included."""
 
     status: EndStatus
     failed_step: str | None = None
@@ -61,7 +62,7 @@ Move = RunStep | Ended
 
 
 def with_alternative(plan: Plan, step: Step, attempt: int) -> Step:
-    """The step as its n-th attempt runs it: the n-th alternative of its group merged over its arguments."""
+    """Return the step with its group's n-th alternative merged over its arguments."""
     alternatives = plan.alternatives.get(step.group or "", ())
     if not alternatives:
         return step
@@ -69,12 +70,12 @@ def with_alternative(plan: Plan, step: Step, attempt: int) -> Step:
 
 
 def next_move(plan: Plan, outcomes: Sequence[Outcome], *, cancelled: bool = False) -> Move:
-    """Say what comes after these outcomes (in the order they happened).
+    """Return what comes after these outcomes, which are in the order in which they happened.
 
-    A failed step with `on_failure="continue"` counts as a warning. Another failure starts its group again with the next
-    alternative; with none left the compensation is walked to its end, whatever its own steps give, and the run is
-    `failed`. `cancelled` (or a cancelled outcome) leads to the compensation too, unless every step is already done or
-    the compensation of a failure is already under way. Raises ValueError for outcomes that this plan cannot have had.
+    A failed step with `on_failure="continue"` counts as a warning. Any other failure starts its group again with the next
+    alternative. With none left, the whole compensation is walked, whatever its own steps return, and the run is `failed`.
+    `cancelled` (or a cancelled outcome) also leads to the compensation, unless every step is done already or the
+    compensation of a failure has begun. Raises ValueError for outcomes that this plan cannot have had.
     """
     place = 0  # index in plan.steps; len(plan.steps) = all done
     attempt = 1
@@ -84,9 +85,8 @@ def next_move(plan: Plan, outcomes: Sequence[Outcome], *, cancelled: bool = Fals
     compensation = {step.id for step in plan.compensation}
     for outcome in outcomes:
         if ending is None and outcome.step_id in compensation:
-            ending = Ended(
-                status="cancelled"
-            )  # the stop came between two steps: it left no outcome of its own
+            # The stop came between two steps, so no step has a cancelled outcome.
+            ending = Ended(status="cancelled")
         if ending is not None:
             _check_belongs(plan.compensation, cleaned, 1, outcome)
             cleaned += 1
@@ -128,21 +128,21 @@ def _check_belongs(steps: Sequence[Step], place: int, attempt: int, outcome: Out
     if expected != (outcome.step_id, outcome.attempt):
         wanted = f"{expected[0]!r} attempt {expected[1]}" if expected else "the end"
         raise ValueError(
-            f"the outcome {outcome.step_id!r} attempt {outcome.attempt} does not belong to this plan: "
-            f"{wanted} was to come; the run was recorded with another plan"
+            f"the outcome {outcome.step_id!r} attempt {outcome.attempt} does not belong to this plan, which expected "
+            f"{wanted}: the run was recorded with another plan"
         )
 
 
 def outputs_of(outcomes: Sequence[Outcome]) -> dict[str, JsonObject]:
-    """The data of finished steps by step id, the latest attempt's; what later steps get as `outputs`."""
+    """Return the data of finished steps by step id, from the latest attempt of each."""
     return {outcome.step_id: outcome.data for outcome in outcomes if outcome.status in ("done", "warning")}
 
 
-# -- carrying one step out ---------------------------------------------------------------------------------------
+# -- running one step ------------------------------------------------------------------------------------------------
 
 
 class StepEnd(Frozen):
-    """An outcome with everything that people get to see of it."""
+    """An outcome with everything that is shown to people."""
 
     outcome: Outcome
     findings: tuple[Finding, ...] = ()
@@ -152,75 +152,59 @@ class StepEnd(Frozen):
 
 
 async def run_step(move: RunStep, context: StepContext) -> StepEnd:
-    """Run a step's function under its deadline and give how it ended; never raises but for cancellation."""
+    """Run a step's function under its deadline and return how it ended. Raises nothing but CancelledError."""
     started = time.monotonic()
+    title, timeout_s = move.step.title, move.step.timeout_s
+    result: StepResult | StepFailed
     try:
-        async with asyncio.timeout(move.step.timeout_s):
+        async with asyncio.timeout(timeout_s):
             result = await step_function(move.step.verb)(context)
-        return _end(move, started, result)
     except StepFailed as failure:
-        return _failed(move, started, failure)
+        result = failure
     except TimeoutError:
-        return _failed(
-            move,
-            started,
-            StepFailed(
-                f"{move.step.title}: not finished within {move.step.timeout_s:g} s and was cut",
-                next_action="see what it waited for in the host's logs; the next steps probe what is really there",
-            ),
+        result = StepFailed(
+            f"{title}: not finished within {timeout_s:g} s, so it was aborted",
+            next_action="find what it waited for in the host's logs; the next steps probe the real state",
         )
     except (UnitError, RouterError, EngineError, OSError) as error:
-        return _failed(move, started, StepFailed(f"{move.step.title}: {error}"))
+        result = StepFailed(f"{title}: {error}")
     except Exception as error:
-        logger.exception("step %s (%s) broke", move.step.id, move.step.verb)
-        return _failed(
-            move,
-            started,
-            StepFailed(
-                f"{move.step.title}: broke with {type(error).__name__}: {error}",
-                next_action="this is a defect of gpu-oncall: its log has the traceback",
-            ),
+        logger.exception("step %s (%s) raised an unexpected exception", move.step.id, move.step.verb)
+        result = StepFailed(
+            f"{title}: failed with {type(error).__name__}: {error}",
+            next_action="this is a defect of gpu-oncall: its log has the traceback",
         )
+    return _step_end(move, result, time.monotonic() - started)
 
 
-def _end(move: RunStep, started: float, result: StepResult) -> StepEnd:
+def _step_end(move: RunStep, result: StepResult | StepFailed, seconds: float) -> StepEnd:
+    status: Literal["done", "warning", "failed"]
+    if isinstance(result, StepFailed):
+        status, next_action, verdict = "failed", result.next_action, None
+    else:
+        status, next_action, verdict = "warning" if result.warning else "done", "", result.verdict
     return StepEnd(
         outcome=Outcome(
             step_id=move.step.id,
             attempt=move.attempt,
-            status="warning" if result.warning else "done",
+            status=status,
             summary=result.summary,
+            next_action=next_action,
             data=result.data,
         ),
         findings=result.findings,
         artifacts=result.artifacts,
-        verdict=result.verdict,
-        seconds=time.monotonic() - started,
+        verdict=verdict,
+        seconds=seconds,
     )
 
 
-def _failed(move: RunStep, started: float, failure: StepFailed) -> StepEnd:
-    return StepEnd(
-        outcome=Outcome(
-            step_id=move.step.id,
-            attempt=move.attempt,
-            status="failed",
-            summary=failure.summary,
-            next_action=failure.next_action,
-            data=failure.data,
-        ),
-        findings=failure.findings,
-        artifacts=failure.artifacts,
-        seconds=time.monotonic() - started,
-    )
-
-
-# -- walking a whole plan without a database -----------------------------------------------------------------------
+# -- walking a whole plan without a database -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class WalkReport:
-    """Called as the walk goes on: a step began, says something, or ended. The defaults tell nobody."""
+    """Callbacks for a step that began, reported progress, or ended. By default they do nothing."""
 
     began: Callable[[RunStep], None] = lambda move: None
     progress: Callable[[RunStep, str, float | None], None] = lambda move, text, fraction: None
@@ -235,12 +219,8 @@ class WalkEnd(Frozen):
 
     @property
     def last(self) -> StepEnd | None:
-        """The end of the last step that ran: after a failure the settling step's, which says what state is left."""
+        """Return the end of the last step. After a failure this is the clean-up, which says what state is left."""
         return self.steps[-1] if self.steps else None
-
-
-async def _no_signals() -> Sequence[Signal]:
-    return ()
 
 
 async def walk(
@@ -251,11 +231,11 @@ async def walk(
     workdir: Path,
     report: WalkReport | None = None,
     stop: asyncio.Event | None = None,
-    signals: Callable[[], Awaitable[Sequence[Signal]]] = _no_signals,
+    signals: Callable[[], Awaitable[Sequence[Signal]]] = no_signals,
 ) -> WalkEnd:
-    """Walk a plan on this host to its end. Setting `stop` cuts the running step and compensates.
+    """Walk a plan on this host to its end. Setting `stop` cancels the running step and compensates.
 
-    The plan's gate is not asked here: whoever calls has the right to run it (break-glass in a shell, or a test).
+    The plan's gate is not checked here: the caller has the right to run it (break-glass in a shell, or a test).
     """
     report = report or WalkReport()
     stop = stop or asyncio.Event()
@@ -272,7 +252,7 @@ async def walk(
             step=move.step,
             outputs=outputs_of(outcomes),
             workdir=workdir,
-            report=_reporter(report, move),
+            report=functools.partial(report.progress, move),
             signals=signals,
         )
         report.began(move)
@@ -281,15 +261,8 @@ async def walk(
         report.ended(move, end)
 
 
-def _reporter(report: WalkReport, move: RunStep) -> Callable[[str, float | None], None]:
-    def tell(text: str, fraction: float | None = None) -> None:
-        report.progress(move, text, fraction)
-
-    return tell
-
-
 async def _run_until_stopped(move: RunStep, context: StepContext, stop: asyncio.Event) -> StepEnd:
-    """Run a step; a stop cuts it, unless it belongs to the compensation, which always goes to its end."""
+    """Run a step until it ends or the run is stopped. A compensation step always runs to its end."""
     running = asyncio.create_task(run_step(move, context))
     if move.compensating:
         return await running

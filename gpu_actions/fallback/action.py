@@ -1,7 +1,7 @@
 """The fallback action: probe the host, choose one of three orders, and lay out every step with what it will use.
 
-`planned`: the fallback is launched and proved beside a serving tier, then traffic moves: no request is lost. `overlapped`:
-the tier does not serve but there is room, so the launch comes first. `in_place`: no room, the tier stops first.
+`planned`: the fallback is launched and proved beside a serving tier, then the traffic moves; no request is lost. `overlapped`:
+the tier does not serve but there is room, so the launch comes first. `in_place`: no room, so the tier stops first.
 """
 
 from pydantic import Field
@@ -23,7 +23,7 @@ STEP_MODULES = (drain, launch, scope, settle, stop, traffic, validate, warm)
 GROUP = "serve"
 
 HANG_CAUSE = "nccl_hang"
-"""Triage's word for a collective that hangs; it was judged from two sources, so planning does not wait to see it again."""
+"""Triage's cause for a hung collective. It needs two sources of evidence, so planning only confirms it."""
 
 
 class FallbackArguments(Frozen):
@@ -39,36 +39,34 @@ class FallbackArguments(Frozen):
 
 
 def choose_order(tp: Condition, *, beside: bool) -> Order:
-    """`planned` needs a serving tier and room beside it; without room the tier must go first."""
+    """Choose the order: without room for the fallback the tier stops first; `planned` needs a serving tier."""
     if not beside:
         return Order.IN_PLACE
     return Order.PLANNED if tp is Condition.SERVING else Order.OVERLAPPED
 
 
 def losses_of(order: Order, host: Host, facts: Facts) -> str:
-    """What running it costs the clients, in one sentence."""
-    policy = host.config.fallback
+    """Describe in one sentence what the fallback costs the clients."""
     sessions = facts.tp.server.sessions if facts.tp.server else 0
     retry = host.config.router.back_pressure.retry_after_s
     refused = f"new requests get 503 with Retry-After: {retry} until the fallback generates"
     if facts.tp.condition is Condition.STOPPED:
-        return f"nothing more: tp is stopped already; {refused}"
+        return f"nothing more, because tp is stopped already; {refused}"
     if order is Order.PLANNED:
         return "no request: traffic moves after the fallback generates; tp's caches are lost when it stops"
     if facts.tp.condition is Condition.SERVING:
         return (
-            f"requests that do not finish within {policy.drain_timeout_s:g} s of draining ({sessions} are running now); "
-            f"{refused}; tp's caches"
+            f"requests that do not finish within {host.config.fallback.drain_timeout_s:g} s of draining "
+            f"({sessions} are running now); {refused}; tp's caches"
         )
-    return f"the requests that hang on tp ({sessions} now) are cut; {refused}"
+    return f"the requests that hang on tp ({sessions} now) are aborted; {refused}"
 
 
 async def plan_fallback(request: PlanRequest) -> Plan:
-    """Plan a fallback. Raises PlanRefused with every problem found. Reads only; a hung tier takes it about 4 s."""
+    """Plan a fallback. Raises PlanRefused with every problem found. Reads only; a hung tier takes about 4 s."""
     arguments: FallbackArguments = request.arguments
     host = request.host
     facts = await gather_facts(host, known=known_hang(request.verdict, age_s=request.verdict_age_s))
-    problems = problems_of(host.config, facts)
     choice = choose_gpus(
         host.fallback.config,
         facts.memories,
@@ -76,23 +74,25 @@ async def plan_fallback(request: PlanRequest) -> Plan:
         wanted=arguments.gpu,
         limit_percent=host.config.fallback.memory_limit_percent,
     )
-    problems += choice.problems
+    problems = [*problems_of(host.config, facts), *choice.problems]
     if problems:
         raise PlanRefused(problems)
     return lay_out(host, facts, choice, arguments)
 
 
 def known_hang(verdict: Verdict | None, *, age_s: float) -> KnownHang | None:
-    """What a verdict says of a hang of the tier; None when it says nothing of one."""
+    """Return the hang of the tier that a verdict reports, or None."""
     if verdict is None or verdict.cause != HANG_CAUSE:
         return None
-    told = [finding.evidence["progress"] for finding in verdict.findings if "progress" in finding.evidence]
-    tokens = told[0].get("generation_tokens_last") if told else None
+    progress = [
+        finding.evidence["progress"] for finding in verdict.findings if "progress" in finding.evidence
+    ]
+    tokens = progress[0].get("generation_tokens_last") if progress else None
     return KnownHang(age_s=age_s, tokens=tokens)
 
 
 def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArguments) -> Plan:
-    """The plan from what preflight found and which GPUs were chosen; pure but for the time of the last start."""
+    """Build the plan from the facts and the chosen GPUs. It reads nothing but how long the last start took."""
     order = choose_order(facts.tp.condition, beside=choice.candidates[0].beside)
     steps = {step.id: step for step in fallback_steps(host, facts, choice, order)}
     ids = [i for i in ORDERS[order] if i != "validate" or not arguments.skip_validation]
@@ -100,11 +100,11 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
     if facts.router_error:
         warnings.append(f"the router does not answer and will be started: {facts.router_error}")
     if arguments.skip_validation:
-        warnings.append("the load test is left out: nothing will prove the fallback under load")
+        warnings.append("the load test is left out, so nothing will prove the fallback under load")
     how = {
         Order.PLANNED: "launch it beside the serving tp tier, then move the traffic",
         Order.OVERLAPPED: f"tp is {facts.tp.condition.value}: launch at once, tp stays for the evidence until tokens flow",
-        Order.IN_PLACE: "stop tp first, it needs tp's GPU memory",
+        Order.IN_PLACE: "stop tp first, because the fallback needs its GPU memory",
     }[order]
     return Plan(
         action="fallback",

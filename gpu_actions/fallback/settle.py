@@ -1,7 +1,7 @@
-"""The compensation of a fallback: look what is really there and leave exactly one defined state, then say which.
+"""The compensation of a fallback: probe what is really there, leave exactly one defined state, and say which.
 
-`decide` is pure: it maps what was found to one of three states. Each state fixes the weights, the freezes, and which unit
-runs, so no half state is left. The table is in docs/fallback.md.
+`decide` is pure: it maps what was found to one of three states. Each state defines the weights, the freezes, and which unit
+runs, so no mixed state is left. The table is in docs/fallback.md.
 """
 
 import asyncio
@@ -15,17 +15,16 @@ from gpu_actions.forensics.step import save_evidence
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError
-from gpu_actions.tier.condition import Condition, generates, look_at
+from gpu_actions.tier.condition import Condition, generates, read_condition
 from gpu_actions.tier.preflight import OWN_PREFIX
-from gpu_actions.tier.router_ready import ready_router
-from gpu_actions.tier.traffic import prove_route, route_to
+from gpu_actions.tier.traffic import prove_route, ready_router, route_to
 
 SECOND_CHANCE_S = 8.0
-"""A tier that is silent, though not known to hang, gets this long once more: a clean-up may come in a moment of load."""
+"""A silent tier that is not known to hang gets this long once more: the clean-up may run in a moment of high load."""
 
 
 class ServingState(StrEnum):
-    """What serves on a host. There is no fourth."""
+    """What serves on a host. There is no fourth state."""
 
     TP = "tp_serving"
     FALLBACK = "fallback_serving"
@@ -33,7 +32,7 @@ class ServingState(StrEnum):
 
 
 class Found(Frozen):
-    """What the probes of both tiers said."""
+    """Results of probing both tiers."""
 
     tp_active: bool
     tp_generates: bool
@@ -43,14 +42,14 @@ class Found(Frozen):
 
 
 class Decision(Frozen):
-    """Where to go. `start_tp`: it was stopped by this run though it served, so it is started again."""
+    """The state to leave. `start_tp`: this run stopped tp although it served, so it is started again."""
 
     state: ServingState
     start_tp: bool = False
 
 
 def decide(found: Found) -> Decision:
-    """The full tier where it generates; else the fallback; else the full tier again if it served when the run began."""
+    """Choose the full tier if it generates, else the fallback, else the full tier again if it served when the run began."""
     if found.tp_active and found.tp_generates:
         return Decision(state=ServingState.TP)
     if found.fallback_active and found.fallback_generates:
@@ -60,15 +59,15 @@ def decide(found: Found) -> Decision:
     return Decision(state=ServingState.NOTHING)
 
 
-async def look(host: Host, *, tp_served_before: bool) -> Found:
-    """Probe both tiers at once, in some seconds also where one hangs."""
+async def probe_tiers(host: Host, *, tp_served_before: bool) -> Found:
+    """Probe both tiers concurrently. A hung tier takes some seconds."""
 
     async def probe(tier: Tier) -> tuple[bool, bool]:
         state = await tier.unit.state()
-        seen = (await look_at(tier, state, stall_s=host.config.fallback.drain_stall_s)).condition
-        if seen is Condition.SILENT and await generates(tier, timeout_s=SECOND_CHANCE_S):
-            seen = Condition.SERVING
-        return seen is not Condition.STOPPED, seen is Condition.SERVING
+        condition = (await read_condition(tier, state, stall_s=host.config.fallback.drain_stall_s)).condition
+        if condition is Condition.SILENT and await generates(tier, timeout_s=SECOND_CHANCE_S):
+            condition = Condition.SERVING
+        return condition is not Condition.STOPPED, condition is Condition.SERVING
 
     tp, fallback = await asyncio.gather(probe(host.tp), probe(host.fallback))
     return Found(
@@ -81,13 +80,13 @@ async def look(host: Host, *, tp_served_before: bool) -> Found:
 
 
 class Troubles:
-    """Collects what a clean-up could not do, so that one failure never hides the rest."""
+    """Collects what a clean-up could not do, so that one failure never hides the others."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     async def attempt(self, what: str, work: Awaitable[object]) -> bool:
-        """Do one thing; a driver's refusal becomes a line."""
+        """Do one thing. Return False if it failed, and keep the reason."""
         try:
             await work
         except (UnitError, RouterError, EngineError, OSError) as error:
@@ -97,14 +96,26 @@ class Troubles:
 
 
 async def unfreeze_own(tier: Tier) -> None:
-    """Lift a freeze of ours; somebody else's stays."""
+    """Lift our own freeze of a tier; another operator's stays."""
     state = await tier.unit.state()
     if state.frozen and state.frozen_reason.startswith(OWN_PREFIX):
         await tier.unit.unfreeze()
 
 
+async def start_again(tier: Tier, troubles: Troubles, *, ready_timeout_s: float) -> bool:
+    """Start a tier and wait for its first token. Return True if it generates."""
+    if not await troubles.attempt(f"start {tier.name}", tier.unit.start()):
+        return False
+
+    async def still_starting() -> bool:
+        return (await tier.unit.state()).active
+
+    ready = tier.engine.wait_ready(timeout_s=ready_timeout_s, still_starting=still_starting)
+    return await troubles.attempt(f"wait for {tier.name}", ready)
+
+
 async def settle_on_tp(host: Host, troubles: Troubles) -> None:
-    """The full tier takes everything, the fallback is stopped, its limits and its scope are gone."""
+    """Move all traffic to the full tier, then stop the fallback and remove its limits and its scope."""
     await troubles.attempt("unfreeze tp", unfreeze_own(host.tp))
     await troubles.attempt("route to tp", route_to(host, host.tp, host.fallback))
     await troubles.attempt("lift the limits", host.router.clear_back_pressure(host.fallback.config.server))
@@ -112,21 +123,21 @@ async def settle_on_tp(host: Host, troubles: Troubles) -> None:
         await troubles.attempt("let the fallback finish", _drain_briefly(host, host.fallback))
     await troubles.attempt("stop the fallback", host.fallback.unit.stop())
     await troubles.attempt("clear the fallback's scope", host.fallback.unit.set_scope({}))
-    # Ready with weight 0: how a fallback stands when nothing is wrong.
+    # Ready with weight 0 is the fallback's normal state on a healthy host.
     await troubles.attempt(
         "make the fallback's server ready", host.router.undrain(host.fallback.config.server)
     )
 
 
 async def save_evidence_first(context: StepContext, troubles: Troubles) -> None:
-    """Nothing is stopped before its evidence is saved, also here, where the run was cut before it came to that."""
+    """Save the evidence of a running tp, if this run ended before it did so, because it is stopped next."""
     if (await context.host.tp.unit.state()).active:
         budget_s = float(context.args["capture_budget_s"])
         await troubles.attempt("save the evidence", save_evidence(context, budget_s=budget_s))
 
 
 async def settle_on_fallback(host: Host, troubles: Troubles, *, freeze_reason: str) -> None:
-    """The fallback takes everything under its limits; the full tier is frozen and stopped."""
+    """Move all traffic to the fallback under its limits, then freeze and stop the full tier."""
     await troubles.attempt("route to the fallback", route_to(host, host.fallback, host.tp))
     await troubles.attempt("apply the limits", host.router.apply_back_pressure(host.fallback.config.server))
     await troubles.attempt("drain tp", host.router.drain(host.tp.config.server, allow_zero_total=True))
@@ -135,64 +146,42 @@ async def settle_on_fallback(host: Host, troubles: Troubles, *, freeze_reason: s
 
 
 async def settle_on_nothing(host: Host, troubles: Troubles) -> None:
-    """No tier generates: the fallback is stopped and unscoped. A tier that still runs is put back as it was before;
-    a stopped one stays frozen and drained, so that clients get 503 with Retry-After at once instead of hanging."""
-    await troubles.attempt("lift the limits", host.router.clear_back_pressure(host.fallback.config.server))
+    """No tier generates: stop the fallback and remove its scope. A tp that still runs gets its traffic back; a stopped one
+    stays frozen and drained, so that clients get 503 with Retry-After at once instead of hanging."""
+    router, tp, fallback = host.router, host.tp.config, host.fallback.config
+    await troubles.attempt("lift the limits", router.clear_back_pressure(fallback.server))
     await troubles.attempt("stop the fallback", host.fallback.unit.stop(grace_s=2))
     await troubles.attempt("clear the fallback's scope", host.fallback.unit.set_scope({}))
-    tp = host.tp.config
     if (await host.tp.unit.state()).active:
         await troubles.attempt("unfreeze tp", unfreeze_own(host.tp))
         await troubles.attempt("route to tp", route_to(host, host.tp, host.fallback))
-    else:
-        await troubles.attempt("drain tp", host.router.drain(tp.server, allow_zero_total=True))
+        return
+    await troubles.attempt("drain tp", router.drain(tp.server, allow_zero_total=True))
+    for server, weight in ((tp.server, tp.weight), (fallback.server, 0)):
         await troubles.attempt(
-            "weight of tp", host.router.set_weight(tp.server, tp.weight, allow_zero_total=True)
-        )
-        await troubles.attempt(
-            "weight of the fallback",
-            host.router.set_weight(host.fallback.config.server, 0, allow_zero_total=True),
+            f"weight of {server}", router.set_weight(server, weight, allow_zero_total=True)
         )
 
 
 async def _drain_briefly(host: Host, tier: Tier, *, timeout_s: float = 15.0) -> None:
-    """Let the fallback's sessions end before it is stopped; the full tier already takes the new ones."""
+    """Let a tier's sessions end before it is stopped. The other tier takes the new ones already."""
     await host.router.drain(tier.config.server)
     async with asyncio.timeout(timeout_s):
-        while (await host.router.server(tier.config.server)).sessions:  # noqa: ASYNC110  (a router is asked)
+        while (await host.router.server(tier.config.server)).sessions:  # noqa: ASYNC110  (a router is polled)
             await asyncio.sleep(0.1)
-
-
-async def _start_tp_again(context: StepContext, troubles: Troubles) -> bool:
-    """Start the full tier that this run stopped while it served; gives whether it generates again."""
-    tp = context.host.tp
-    context.report("nothing serves: starting the tp tier again", None)
-    await troubles.attempt("unfreeze tp", unfreeze_own(tp))
-    # Its GPUs may be the ones that a half-started fallback still holds.
-    await troubles.attempt("stop the fallback", context.host.fallback.unit.stop(grace_s=2))
-    if not await troubles.attempt("start tp", tp.unit.start()):
-        return False
-
-    async def still_starting() -> bool:
-        return (await tp.unit.state()).active
-
-    return await troubles.attempt(
-        "wait for tp",
-        tp.engine.wait_ready(timeout_s=float(context.args["ready_timeout_s"]), still_starting=still_starting),
-    )
 
 
 @step("fallback.settle")
 async def settle(context: StepContext) -> StepResult:
-    """Effect: exactly one of the three states. Verified: what serves is proved by a token through the router. Never raises
-    for a sick part: what could not be done is said."""
+    """Effect: exactly one of the three states. Verified by a token through the router. Never raises for a sick part: the
+    result says what could not be done."""
     host, args, troubles = context.host, context.args, Troubles()
     freeze_reason = f"{args['own_freeze']} {context.run_id}"
     await troubles.attempt("router", ready_router(host.router))
-    context.report("looking at what is there", None)
-    decision = decide(await look(host, tp_served_before=bool(args["tp_served_before"])))
+    context.report("probing both tiers", None)
+    decision = decide(await probe_tiers(host, tp_served_before=bool(args["tp_served_before"])))
     state = decision.state
-    if decision.start_tp and not await _start_tp_again(context, troubles):
+    if decision.start_tp and not await _start_tp(context, troubles):
         state = ServingState.NOTHING
         await troubles.attempt("freeze tp", host.tp.unit.freeze(freeze_reason))
         await troubles.attempt("stop tp", host.tp.unit.stop(grace_s=2))
@@ -206,37 +195,46 @@ async def settle(context: StepContext) -> StepResult:
     return await result_of(host, state, troubles)
 
 
+async def _start_tp(context: StepContext, troubles: Troubles) -> bool:
+    """Start the full tier, which this run stopped while it served. Return True if it generates again."""
+    host = context.host
+    context.report("nothing serves: starting the tp tier again", None)
+    await troubles.attempt("unfreeze tp", unfreeze_own(host.tp))
+    # A half-started fallback may hold one of its GPUs.
+    await troubles.attempt("stop the fallback", host.fallback.unit.stop(grace_s=2))
+    return await start_again(host.tp, troubles, ready_timeout_s=float(context.args["ready_timeout_s"]))
+
+
 async def result_of(host: Host, state: ServingState, troubles: Troubles) -> StepResult:
-    """Prove the state with a token through the router, and say it in words that a person can act on."""
+    """Prove the state with a token through the router, and describe it with what a person must do."""
     if state is not ServingState.NOTHING:
         tier = host.tp if state is ServingState.TP else host.fallback
         if not await troubles.attempt("proof through the router", prove_route(host, tier)):
             state = ServingState.NOTHING
-    tp_state, fallback_state = await asyncio.gather(host.tp.unit.state(), host.fallback.unit.state())
-    words = {
+    tp, fallback = await asyncio.gather(host.tp.unit.state(), host.fallback.unit.state())
+    summary = {
         ServingState.TP: "the tp tier serves (tp_serving); the fallback is stopped",
         ServingState.FALLBACK: "the fallback tier serves (fallback_serving); the tp tier is stopped and frozen",
         ServingState.NOTHING: "NOTHING IS SERVING (nothing_serving)",
-    }
-    summary = words[state]
+    }[state]
     if state is ServingState.NOTHING:
-        tp = (
+        found = (
             "the tp tier runs but does not generate"
-            if tp_state.active
-            else f"the tp tier is stopped{' and frozen' if tp_state.frozen else ''}, clients get 503 with Retry-After"
+            if tp.active
+            else f"the tp tier is stopped{' and frozen' if tp.frozen else ''}, clients get 503 with Retry-After"
         )
         summary += (
-            f": {tp}. A human must act: read the bundle and the tiers' logs, repair the host, "
+            f": {found}. A human must act: read the bundle and the tiers' logs, repair the host, "
             f"then /fallback start {host.name} or /restore start {host.name}; or send the traffic to another host"
         )
     if troubles.lines:
-        summary += f". Not everything went well: {'; '.join(troubles.lines)}"
+        summary += f". These clean-up actions failed: {'; '.join(troubles.lines)}"
     return StepResult(
         summary=summary,
         data={
             "state": state.value,
-            "tp": {"active": tp_state.active, "frozen": tp_state.frozen},
-            "fallback": {"active": fallback_state.active, "frozen": fallback_state.frozen},
+            "tp": {"active": tp.active, "frozen": tp.frozen},
+            "fallback": {"active": fallback.active, "frozen": fallback.frozen},
             "troubles": troubles.lines,
         },
         warning=state is ServingState.NOTHING or bool(troubles.lines),

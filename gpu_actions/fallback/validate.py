@@ -1,6 +1,6 @@
-"""The step `fallback.validate`: the runbook's load test, through the router, judged by its numbers.
+"""The step `fallback.validate`: the runbook's load test, through the router, judged by its figures.
 
-A failed limit is a warning and no way back: the fallback serves, and the tier it replaced does not.
+A missed limit is a warning, not a reason to go back: the fallback serves, and the tier it replaced does not.
 """
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
@@ -13,25 +13,23 @@ from gpu_actions.tier.under_load import load_test
 
 @step("fallback.validate")
 async def validate(context: StepContext) -> StepResult:
-    """Effect: load on the service for some seconds, and result files. Verified by the measured figures themselves."""
+    """Effect: some seconds of load on the service, and result files. Verified by the measured figures themselves."""
     host = context.host
-    policy = LoadPolicy.model_validate(context.args["load"])
     tested = await load_test(
         context,
         host.fallback,
         url=host.router.url,
-        policy=policy,
+        policy=LoadPolicy.model_validate(context.args["load"]),
         name="fallback validation",
         folder="single_gpu_fallback",
     )
-    findings = await _restarted(context)
-    data = tested.data
+    findings = await _tp_restarted(context)
     if tested.result.verdict is RunVerdict.VOID:
         raise StepFailed(
-            f"the load test says nothing of the service: {tested.summary}",
+            f"the load test does not tell whether the service is good: {tested.summary}",
             next_action=f"the fallback goes on serving; run /loadtest start {host.name}",
             artifacts=tested.artifacts,
-            data=data,
+            data=tested.data,
             findings=findings,
         )
     summary = tested.summary
@@ -39,15 +37,15 @@ async def validate(context: StepContext) -> StepResult:
         summary += "; the fallback goes on serving: consider less traffic for this host"
     return StepResult(
         summary="; ".join([summary, *(finding.summary for finding in findings)]),
-        data=data,
+        data=tested.data,
         artifacts=tested.artifacts,
         findings=findings,
         warning=not tested.passed or bool(findings),
     )
 
 
-async def _restarted(context: StepContext) -> tuple[Finding, ...]:
-    """Tell when something started the frozen tier again."""
+async def _tp_restarted(context: StepContext) -> tuple[Finding, ...]:
+    """Return a finding if something started the frozen tp again."""
     tp = context.host.tp
     state = await tp.unit.state()
     who = await runs_although_frozen(state, tp.engine.url)
@@ -61,7 +59,7 @@ async def _restarted(context: StepContext) -> tuple[Finding, ...]:
             severity=Severity.WATCH,
             summary=f"something started tp again {frozen} ({who or f'process {state.main_pid}'})",
             evidence={"main_pid": state.main_pid, "started_at_s": state.started_at_s},
-            action="find out who: it takes GPU memory from the fallback",
+            action="find out what started it: it takes GPU memory from the fallback",
             subject="tp",
         ),
     )

@@ -1,6 +1,6 @@
 """The restore action: start the full tier beside the fallback, prove it, compare it, and shift the traffic in watched stages.
 
-The approval gate is the bot's: it adds one to the plan from its settings. What approvers should know stands in the warnings.
+The bot adds the approval gate from its settings. What approvers should know is in the plan's warnings.
 """
 
 from pydantic import Field
@@ -26,10 +26,10 @@ class RestoreArguments(Frozen):
     """Options of `/restore plan` and `/restore start`."""
 
     cause: str = Field(
-        default="", max_length=300, description="what was wrong and how it was mended, for the record"
+        default="", max_length=300, description="what was wrong and how it was repaired, for the record"
     )
     override_reason: str = Field(
-        default="", max_length=300, description="go on although triage is not healthy, and why"
+        default="", max_length=300, description="why to continue although triage is not healthy"
     )
     accept_no_baseline: bool = Field(
         default=False, description="yes: restore without a baseline to compare with"
@@ -38,7 +38,7 @@ class RestoreArguments(Frozen):
 
 
 def problems_of(config: HostConfig, facts: Facts) -> list[str]:
-    """Why a restore cannot work now; empty when it can."""
+    """Return why a restore cannot work now; empty if it can."""
     problems = common_problems(config, facts)
     if facts.tp.port_owner is not None:
         port = port_of(config.tiers["tp"].engine.url)
@@ -50,7 +50,7 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
     server = facts.tp.server
     has_traffic = server is not None and server.weight > 0 and server.admin_state == "ready"
     if facts.tp.condition is Condition.SERVING and has_traffic and not facts.fallback.active:
-        problems.append("the tp tier already serves all the traffic: nothing to restore")
+        problems.append("the tp tier already serves all the traffic, so there is nothing to restore")
     if facts.tp.condition in (Condition.HUNG, Condition.SILENT) and has_traffic:
         problems.append(
             f"the tp tier runs, has traffic and does not generate: /fallback start {config.name} comes first"
@@ -59,9 +59,9 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
 
 
 def losses_of(way: Way, host: Host) -> str:
-    """What running it costs the clients, in one sentence."""
+    """Describe in one sentence what the restore costs the clients."""
     if way is Way.BESIDE:
-        return "no request: tp gets traffic only after it generates, in stages that step back by themselves"
+        return "no request: tp gets traffic only after it generates, in stages that step back automatically"
     gap = gap_s(host)
     length = (
         "a gap as long as tp's start-up (not measured here yet)"
@@ -102,7 +102,7 @@ async def plan_restore(request: PlanRequest) -> Plan:
             "accept_no_baseline=yes, or record one with /loadtest baseline on a good day"
         )
     if not arguments.cause:
-        warnings.append("nobody said what was wrong and how it was mended (cause=...)")
+        warnings.append("the plan does not say what was wrong and how it was repaired (cause=...)")
     if arguments.override_reason:
         warnings.append(f"triage is overridden: {arguments.override_reason}")
     if not serving:

@@ -1,9 +1,10 @@
-"""How one stage of the shift is judged: pure, from what was seen while it was held.
+"""How one stage of the shift is judged: pure, from what was observed since the stage began.
 
-The shape is that of Argo Rollouts and Flagger (serving.md): failed puts the weight back, inconclusive waits for a human, and
-what could not be measured is named and never read as good.
+As in Argo Rollouts and Flagger, a failed stage moves the traffic back and an inconclusive one waits for a person. What could
+not be measured is named and never read as good.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from pydantic import Field
@@ -12,11 +13,11 @@ from gpu_actions.config.host import RestorePolicy
 from gpu_actions.models import Frozen
 
 APPLICATION_XIDS = frozenset({13, 31, 43, 45})
-"""Xids of a faulty program and not of the host (NVIDIA's Xid table, gpu-checks.md): shown, but no reason to step back."""
+"""Xids of a faulty program rather than of the host (NVIDIA's Xid catalogue): shown, but no reason to step back."""
 
 
 class Window(Frozen):
-    """What was seen of the tier since the stage began. None = it could not be measured, and stands in `missing`."""
+    """What was observed of the tier since the stage began. None = it could not be measured, and is named in `missing`."""
 
     percent: int
     seconds: float = Field(ge=0)
@@ -28,7 +29,7 @@ class Window(Frozen):
     queue_peak: int = 0
     hung: bool = False
     died: str = Field(default="", description="how its process ended or was started again")
-    xids: tuple[str, ...] = Field(default=(), description="new ones that speak of the host")
+    xids: tuple[str, ...] = Field(default=(), description="new ones that concern the host")
     application_xids: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -38,7 +39,7 @@ class Window(Frozen):
 
 
 class StageVerdict(StrEnum):
-    """What a stage gives."""
+    """The verdict on a stage."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -55,20 +56,20 @@ class Judged(Frozen):
 def judge_stage(window: Window, policy: RestorePolicy, *, min_requests: int | None = None) -> Judged:
     """Judge a stage. Faults of the host fail it at once; error rates and percentiles count once there are enough requests.
 
-    `min_requests` replaces the policy's (0 where nothing but faults is watched for).
+    `min_requests` replaces the policy's (0 where only faults matter).
     """
     enough = policy.min_requests_per_stage if min_requests is None else min_requests
     reasons = []
     if window.died:
         reasons.append(f"its process {window.died}")
     if window.hung:
-        reasons.append("it holds requests and its token counter stands still")
+        reasons.append("it holds requests and its token counter does not move")
     if window.xids:
         reasons.append(f"new in the kernel log: {', '.join(window.xids[:3])}")
     if window.queue_peak > policy.max_queue:
         reasons.append(f"its queue reached {window.queue_peak}, the limit is {policy.max_queue}")
     few = window.requests < enough
-    # A few failures say enough even of a small stage: that many errors cannot become a passing rate any more.
+    # So many errors that even a small stage cannot reach a passing rate any more.
     hopeless = window.errors > max(2.0, enough * policy.max_error_percent / 100)
     if window.error_percent > policy.max_error_percent and (not few or hopeless):
         reasons.append(
@@ -85,17 +86,15 @@ def judge_stage(window: Window, policy: RestorePolicy, *, min_requests: int | No
     if reasons:
         return Judged(verdict=StageVerdict.FAILED, reasons=tuple(reasons))
     if few:
-        return Judged(
-            verdict=StageVerdict.INCONCLUSIVE,
-            reasons=(f"{window.requests} requests are too few to judge, {enough} are needed",),
-        )
+        reason = f"{window.requests} requests are too few to judge, {enough} are needed"
+        return Judged(verdict=StageVerdict.INCONCLUSIVE, reasons=(reason,))
     if window.requests == 0 and enough == 0:
         return Judged(verdict=StageVerdict.PASSED, reasons=("no request came, no fault was seen",))
     return Judged(verdict=StageVerdict.PASSED)
 
 
 def describe(window: Window) -> str:
-    """The window in one line for people."""
+    """Describe the window in one line for people."""
     parts = [f"{window.requests} requests", f"{window.errors} errors"]
     if window.ttft_p99_ms is not None:
         parts.append(f"TTFT p99 {window.ttft_p99_ms:.0f} ms")
@@ -110,9 +109,9 @@ def describe(window: Window) -> str:
 
 
 def weights_for(percent: int, *, tp_weight: int, fallback_weight: int) -> tuple[int, int]:
-    """Router weights (tp, fallback) that give tp `percent` of the requests. 100 gives tp its full weight and the fallback 0."""
+    """Return the router weights (tp, fallback) for `percent` of the requests on tp. At 100 tp has its full weight."""
     if not 0 <= percent <= 100:
-        raise ValueError(f"{percent} is no percentage")
+        raise ValueError(f"{percent} is not a percentage")
     if percent == 100:
         return tp_weight, 0
     if percent == 0:
@@ -121,7 +120,7 @@ def weights_for(percent: int, *, tp_weight: int, fallback_weight: int) -> tuple[
 
 
 class Orders(Frozen):
-    """What people told this run: `hold` stays in force until `next`; `go_on` is a `next` for the stage at hand."""
+    """What people asked of this run. `holding` is a pause until `next`; `go_on` is a `next` for the current stage."""
 
     seen: int = 0
     holding: bool = False
@@ -129,7 +128,7 @@ class Orders(Frozen):
     abort: bool = False
 
 
-def take_orders(orders: Orders, signals: tuple[str, ...]) -> Orders:
+def take_orders(orders: Orders, signals: Sequence[str]) -> Orders:
     """Take the signals beyond those seen. `signals` are all of the run, oldest first."""
     new = orders.model_dump()
     for signal in signals[orders.seen :]:
@@ -151,28 +150,29 @@ class Then(StrEnum):
     STEP_BACK = "step_back"
 
 
+PRESS = "press next to continue, abort to move the traffic back"
+
+
 def decide_stage(
     judged: Judged, orders: Orders, *, elapsed_s: float, hold_s: float, inconclusive_wait_s: float
 ) -> tuple[Then, str]:
-    """Decide from the analysis, the people and the clock; gives the decision and its reason.
+    """Return what to do next and why, from the analysis, the people and the clock.
 
-    A fault or an abort steps back at once. `next` moves on without the rest of the hold, and settles an inconclusive stage.
+    A fault or an abort steps back at once. `next` ends the observation period early and decides an inconclusive stage.
     """
+    why = "; ".join(judged.reasons)
     if judged.verdict is StageVerdict.FAILED:
-        return Then.STEP_BACK, "; ".join(judged.reasons)
+        return Then.STEP_BACK, why
     if orders.abort:
-        return Then.STEP_BACK, "a person said abort"
+        return Then.STEP_BACK, "a person pressed abort"
     if orders.go_on:
-        return Then.PASS, "a person said next"
+        return Then.PASS, "a person pressed next"
     if elapsed_s < hold_s:
-        return Then.WAIT, f"holding, {elapsed_s:.0f} of {hold_s:g} s"
+        return Then.WAIT, f"observing, {elapsed_s:.0f} of {hold_s:g} s"
     if orders.holding:
-        return Then.WAIT, "held by a person: press next to go on, abort to put the traffic back"
+        return Then.WAIT, f"paused by a person: {PRESS}"
     if judged.verdict is StageVerdict.PASSED:
         return Then.PASS, ""
     if elapsed_s >= hold_s + inconclusive_wait_s:
-        return (
-            Then.STEP_BACK,
-            f"{'; '.join(judged.reasons)}, and nobody decided within {inconclusive_wait_s:g} s",
-        )
-    return Then.WAIT, f"{'; '.join(judged.reasons)}: press next to go on, abort to put the traffic back"
+        return Then.STEP_BACK, f"{why}, and nobody decided within {inconclusive_wait_s:g} s"
+    return Then.WAIT, f"{why}: {PRESS}"

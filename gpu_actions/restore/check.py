@@ -1,7 +1,7 @@
 """The steps before the tier starts: `restore.check` (is the host healthy?) and `restore.prepare` (a clean environment).
 
 A leftover CUDA_VISIBLE_DEVICES=0 breaks the tier that needs all GPUs, and a leftover NCCL_P2P_DISABLE=1 is itself a cause of a
-PCIe-only failover (runbook-defects.md): both are cleared and named.
+PCIe-only failover: both are cleared and named.
 """
 
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ from gpu_actions.snapshot.model import Snapshot, save_snapshot
 from gpu_actions.system.files import artifact_of
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.launch import environment_of
-from gpu_actions.tier.router_ready import ready_router
 from gpu_actions.tier.scope import DEVICES
+from gpu_actions.tier.traffic import ready_router
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.judge import judge
 
 CLEARED = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "CUDA_LAUNCH_BLOCKING")
-"""Variables of a fault search that a healthy full tier never wants. Others (NCCL_SOCKET_IFNAME, ...) may be meant."""
+"""Debugging variables that a healthy full tier never needs. Others (NCCL_SOCKET_IFNAME, ...) may be intended."""
 
 
 def too_few_devices(value: str | None, gpus: int) -> bool:
-    """Say whether a CUDA_VISIBLE_DEVICES names fewer GPUs than the tier takes. Unset, or a tier on the CPU: no."""
+    """Return True if a CUDA_VISIBLE_DEVICES names fewer GPUs than the tier needs. False if unset, or for a tier on the CPU."""
     if value is None or gpus == 0:
         return False
     return len([part for part in value.split(",") if part.strip()]) < gpus
 
 
 def leftovers_of(environment: Mapping[str, str], tier: TierConfig) -> tuple[str, ...]:
-    """The variables in an environment that a full tier must not have, by name."""
+    """Return the names of the variables in an environment that a full tier must not have."""
     found = [name for name in CLEARED if name in environment]
     if too_few_devices(environment.get(DEVICES), tier.gpus):
         found.append(DEVICES)
@@ -42,7 +42,7 @@ def leftovers_of(environment: Mapping[str, str], tier: TierConfig) -> tuple[str,
 
 
 def blocks(verdict: Verdict, *, override_reason: str) -> str | None:
-    """Why a verdict forbids a restore; None when it may go on. Missing evidence is no health."""
+    """Return why a verdict forbids a restore, or None. Missing evidence does not count as healthy."""
     if override_reason or verdict.verdict in (VerdictKind.HEALTHY, VerdictKind.WATCH):
         return None
     word = "is not healthy" if verdict.verdict is VerdictKind.FALL_BACK else "cannot be judged"
@@ -50,7 +50,7 @@ def blocks(verdict: Verdict, *, override_reason: str) -> str | None:
 
 
 def deep_unread(verdict: Verdict) -> str:
-    """Why the deep probe could not run to its end; empty when it did or was not asked for."""
+    """Return why the deep probe could not finish; empty if it did or was not requested."""
     return next((finding.summary for finding in verdict.findings if finding.id == "deep.unread"), "")
 
 
@@ -76,7 +76,7 @@ async def check(context: StepContext) -> StepResult:
     reason = blocks(verdict, override_reason=override)
     unread = deep_unread(verdict)
     if reason is not None and unread:
-        # The fallback holds memory that the probe needs on every GPU: then what was only read decides.
+        # The fallback holds memory that the probe needs on every GPU, so the passive evidence decides.
         verdict = without_deep(snapshot, host.thresholds, baseline_of(host))
         reason = blocks(verdict, override_reason=override)
     if reason is not None:
@@ -106,12 +106,12 @@ async def check(context: StepContext) -> StepResult:
 
 @step("restore.prepare")
 async def prepare(context: StepContext) -> StepResult:
-    """Effect: the tier may start again, unscoped, and gets no request yet. Verified by reading its freeze, scope and weight."""
+    """Effect: the tier may start again, without a scope, and gets no request yet. Verified by reading its freeze back."""
     host = context.host
     tp = host.tp
     await ready_router(host.router)
     state = await tp.unit.state()
-    # A tier that runs unseen by the router may be somebody's repair; its weight must be 0 before anything else.
+    # tp may already run, for example during a repair. Its weight must be 0 before anything else.
     if (await host.router.server(tp.config.server)).weight and (await host.fallback.unit.state()).active:
         await host.router.shift(
             {host.fallback.config.server: host.fallback.config.weight, tp.config.server: 0}
@@ -125,7 +125,7 @@ async def prepare(context: StepContext) -> StepResult:
     if after.frozen:
         raise StepFailed(
             f"tp is still frozen: {after.frozen_reason}",
-            next_action="somebody else froze it: ask them, then plan the restore again",
+            next_action="another operator froze it: ask them, then plan the restore again",
         )
     cleared = [
         *(f"{name} (scope)" for name in scoped),
@@ -140,7 +140,7 @@ async def prepare(context: StepContext) -> StepResult:
 
 @step("restore.environment")
 async def environment(context: StepContext) -> StepResult:
-    """Effect: none. Reads the running processes' environment: what was cleared must really be gone."""
+    """Effect: none. Verified by the environment of the running processes: what was cleared must be gone."""
     finding = await _leftover_finding(context.host)
     if finding is None:
         return StepResult(summary="no leftover CUDA_VISIBLE_DEVICES or NCCL variable in its processes")
@@ -155,7 +155,7 @@ async def _leftover_finding(host: Host) -> Finding | None:
         if variables is None:
             unreadable.append(pid)
         elif pid == state.main_pid and (names := leftovers_of(variables, host.tp.config)):
-            # Only of the main process: an engine gives each of its workers one GPU by this very variable.
+            # Only of the main process: an engine assigns each worker its GPU by this very variable.
             found[pid] = list(names)
     if found:
         names_text = ", ".join(sorted({name for names in found.values() for name in names}))
@@ -173,7 +173,7 @@ async def _leftover_finding(host: Host) -> Finding | None:
             id="serving.environment_unread",
             component="serving",
             severity=Severity.UNKNOWN,
-            summary="the environment of the tier's process may not be read, so leftovers are not known",
+            summary="no permission to read the environment of the tier's process, so leftovers are unknown",
             action="run gpu-oncall as root or as the tier's user",
             subject="tp",
         )

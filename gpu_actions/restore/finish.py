@@ -1,17 +1,13 @@
-"""The last step of a restore: the fallback's limits and scope are gone, its server is ready with weight 0, and tp serves.
-
-Verified by a token through the router, by the tier that it should come from.
-"""
+"""The last step of a restore: remove the fallback's limits and scope, and prove by a token through the router that tp serves."""
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.serving.interfaces import EngineError, RouterError
-from gpu_actions.tier.router_ready import ready_router
-from gpu_actions.tier.traffic import prove_route
+from gpu_actions.tier.traffic import prove_route, ready_router
 
 
 @step("restore.finish")
 async def finish(context: StepContext) -> StepResult:
-    """Effect: the host stands as before the incident. Verified: a token through the router, by tp; the fallback is stopped."""
+    """Effect: the host is as before the incident. Verified: tp answers through the router, and the fallback is stopped."""
     host = context.host
     tp, fallback = host.tp, host.fallback
     await ready_router(host.router)
@@ -19,7 +15,7 @@ async def finish(context: StepContext) -> StepResult:
     if server.admin_state != "ready" or server.weight == 0:
         raise StepFailed(
             f"tp does not have the traffic (weight {server.weight}, {server.admin_state})",
-            next_action=f"somebody changed the router meanwhile: see its weights, then /triage {host.name}",
+            next_action=f"an operator changed the router meanwhile: check its weights, then /triage {host.name}",
         )
     await host.router.clear_back_pressure(fallback.config.server)
     await fallback.unit.set_scope({})
@@ -34,7 +30,7 @@ async def finish(context: StepContext) -> StepResult:
     states = {name: await tier.unit.state() for name, tier in host.tiers.items()}
     if states["fallback"].active or states["tp"].frozen:
         left = "the fallback still runs" if states["fallback"].active else "tp is frozen"
-        raise StepFailed(f"tp serves, but {left}", next_action="see the unit's log")
+        raise StepFailed(f"tp serves, but {left}", next_action="check the unit's log")
     return StepResult(
         summary=f"the tp tier serves (tp_serving): weight {tp.config.weight}, "
         f"a token through the router in {proof.ttft_ms:.0f} ms; the fallback is stopped, its limits are lifted",

@@ -1,6 +1,6 @@
 """The steps that prove the returning tier: `restore.loadtest` off the router, `restore.compare` with this host's baseline.
 
-Without a baseline a person must accept that: beforehand by an option, or while the step waits, by `next`.
+Without a baseline a person must accept that: by an option beforehand, or by `next` while the step waits.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ ASK_EVERY_S = 0.5
 
 
 def likely_baseline(host: Host, folder: Path | None) -> str | None:
-    """The name of a recorded baseline that the restore's load test will probably match; None when there is none.
+    """Return the name of the baseline that the restore's load test will probably be compared with, or None.
 
-    A guess for the plan: the exact workload is known only after the run, and the comparison itself decides.
+    The plan can only guess: the exact workload is known after the run, and the comparison decides.
     """
     if folder is None:
         return None
@@ -33,7 +33,7 @@ def likely_baseline(host: Host, folder: Path | None) -> str | None:
         try:
             baseline = store.get(name)
         except BaselineError:
-            continue  # the comparison says it in full, if this is the one that it needs
+            continue  # the comparison reports it, if it needs this one
         if isinstance(baseline, Baseline) and store.is_current(name):
             workload = baseline.workload
             same = (workload.model, workload.target_qps, workload.max_new_tokens) == (
@@ -48,8 +48,8 @@ def likely_baseline(host: Host, folder: Path | None) -> str | None:
 
 @step("restore.loadtest")
 async def loadtest(context: StepContext) -> StepResult:
-    """Effect: load on the tier itself, past the router. Verified by the measured figures; a missed limit fails the step
-    where no traffic has moved yet."""
+    """Effect: load on the tier itself, not through the router. Verified by the measured figures. A missed limit fails the
+    step if no traffic has moved yet."""
     tp = context.host.tp
     tested = await load_test(
         context,
@@ -63,7 +63,7 @@ async def loadtest(context: StepContext) -> StepResult:
     if not tested.passed and context.args["enforce"]:
         raise StepFailed(
             f"tp under load: {tested.summary}",
-            next_action="tp gets no traffic; see the report and /triage",
+            next_action="tp gets no traffic; read the report and run /triage",
             data=data,
             artifacts=tested.artifacts,
         )
@@ -73,12 +73,12 @@ async def loadtest(context: StepContext) -> StepResult:
 
 
 async def wait_for_acceptance(context: StepContext, why: str, *, wait_s: float) -> str:
-    """Wait until a person accepts with `next`. Raises StepFailed on abort, and when nobody decides in time."""
+    """Wait until a person accepts with `next`. Raises StepFailed on abort, or if nobody decides in time."""
     started = time.monotonic()
     while True:
         orders = await read_orders(context)
         if orders.abort:
-            raise StepFailed(f"{why}; a person said abort", next_action="the fallback goes on serving")
+            raise StepFailed(f"{why}; a person pressed abort", next_action="the fallback goes on serving")
         if orders.go_on:
             return f"{why}; accepted by a person"
         waited = time.monotonic() - started
@@ -93,8 +93,8 @@ async def wait_for_acceptance(context: StepContext, why: str, *, wait_s: float) 
 
 @step("restore.compare")
 async def compare_with_baseline(context: StepContext) -> StepResult:
-    """Effect: a file with the comparison. Verified: the run of this restore is compared figure by figure with the baseline in
-    force for its host and workload. A regression fails; what cannot be said is put to a person."""
+    """Effect: a file with the comparison. Verified figure by figure against the current baseline of this host and workload. A
+    regression fails the step; an inconclusive comparison waits for a person."""
     args = context.args
     try:
         result = read_result(context.workdir / FOLDER / "load_test.json")
@@ -108,7 +108,7 @@ async def compare_with_baseline(context: StepContext) -> StepResult:
     if baseline is None:
         why = "there is no baseline of this host for this workload"
         if args["accepted"]:
-            return StepResult(summary=f"{why}; accepted beforehand (accept_no_baseline)", warning=True)
+            return StepResult(summary=f"{why}; accepted in advance (accept_no_baseline)", warning=True)
         return await _ask(context, why)
     comparison = await asyncio.to_thread(compare, result, baseline)
     text = comparison_text(comparison)
@@ -125,7 +125,7 @@ async def compare_with_baseline(context: StepContext) -> StepResult:
     if comparison.verdict is Change.REGRESSED:
         raise StepFailed(
             summary,
-            next_action="tp gets no traffic while it is worse than its baseline: see /triage and the report",
+            next_action="tp gets no traffic while it is worse than its baseline: run /triage and read the report",
             data=data,
             artifacts=(artifact,),
         )
@@ -136,7 +136,7 @@ async def compare_with_baseline(context: StepContext) -> StepResult:
 
 
 async def _ask(context: StepContext, why: str) -> StepResult:
-    """Put an open question to a person, where traffic depends on it; else it is a warning."""
+    """Ask a person if traffic depends on the answer; otherwise return a warning."""
     if not context.args["enforce"]:
         return StepResult(summary=why, warning=True)
     accepted = await wait_for_acceptance(context, why, wait_s=float(context.args["wait_s"]))

@@ -1,4 +1,4 @@
-"""The steps of a restore with everything they will use, and the two orders they come in.
+"""The steps of a restore with everything they will use, and the two orders of them.
 
 `beside`: the tier starts while the fallback serves, and traffic moves in watched stages. `cut_over`: both do not fit on the
 GPUs, so the fallback stops first and clients wait out the gap that the plan shows.
@@ -7,19 +7,19 @@ GPUs, so the fallback stops first and clients wait out the gap that the plan sho
 from enum import StrEnum
 
 from gpu_actions.config.host import TierConfig
-from gpu_actions.fallback.plan_steps import HUNG_GRACE_S, warm_step
 from gpu_actions.host import Host
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
 from gpu_actions.restore.analysis import weights_for
 from gpu_actions.restore.check import CLEARED, leftovers_of
 from gpu_actions.tier.gpu_memory import GpuMemories
+from gpu_actions.tier.plan_steps import drain_step, load_details, start_step, stop_step, warm_step
 from gpu_actions.tier.preflight import Facts
 from gpu_actions.tier.warm import expected_startup_s
 
 CHECK_EXPECTED_S = 5.0
 DEEP_EXPECTED_S = 15.0
-"""A deep probe took 11-13 s on 2xH100, nearly all of it imports (gpu-checks.md)."""
+"""A deep probe took 11-13 s on 2 x H100, nearly all of it imports."""
 
 
 class Way(StrEnum):
@@ -30,17 +30,15 @@ class Way(StrEnum):
 
 
 def fits_beside(tier: TierConfig, memories: GpuMemories) -> tuple[bool, str]:
-    """Say whether the full tier fits on its GPUs while they hold what they hold now, with the arithmetic in words.
+    """Return True if the full tier fits beside what its GPUs hold now, and the arithmetic in words.
 
-    The tier takes the first `gpus` GPUs by index. Without its need in the settings nothing is assumed.
+    The tier takes the first `gpus` GPUs by index. If the settings do not say what it needs, it does not fit.
     """
     if tier.gpus == 0:
         return True, "both tiers run on the CPU"
     if not memories.gpus:
-        return (
-            False,
-            f"GPU memory is unknown ({memories.error or 'NVML lists no GPU'}), so they are not run side by side",
-        )
+        why = memories.error or "NVML lists no GPU"
+        return False, f"GPU memory is unknown ({why}), so they are not run side by side"
     if tier.memory_gib_per_gpu is None:
         return False, "memory_gib_per_gpu of tp is not set, so they are not run side by side"
     taken = sorted(memories.gpus, key=lambda gpu: gpu.index)[: tier.gpus]
@@ -55,31 +53,32 @@ def fits_beside(tier: TierConfig, memories: GpuMemories) -> tuple[bool, str]:
 
 
 def order_of(way: Way, stages: tuple[int, ...]) -> tuple[str, ...]:
-    """The ids of the steps in their order."""
+    """Return the ids of the steps in their order."""
     before = ("check", "prepare")
     after = ("warm", "environment")
     proof = ("loadtest", "compare")
     if way is Way.BESIDE:
         shifts = tuple(f"shift-{percent}" for percent in stages)
         return (*before, "start", *after, *proof, *shifts, "keep-warm", "drain", "stop", "finish")
-    # Without a serving tier every second counts: traffic first, and the load test says how good it is.
+    # While no tier serves every second counts: the load test comes after the traffic.
     return (*before, "drain", "stop", "start", *after, "shift-100", *proof, "finish")
 
 
 def gap_s(host: Host) -> float | None:
-    """Seconds without service of a cut-over, as far as they are known: tp's last start. None when it never ran here."""
+    """Return the expected seconds without service of a cut-over, or None if tp never ran here."""
     startup = expected_startup_s(host, "tp")
     return None if startup is None else startup + 3.0
 
 
 def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) -> dict[str, Step]:
-    """Every step of a restore by id."""
+    """Return every step of a restore by id."""
     config, policy = host.config, host.config.restore
     tp, fallback = host.tp.config, host.fallback.config
     beside = way is Way.BESIDE
     deep = policy.deep_triage and config.gpus != 0
     configured = leftovers_of(getattr(tp.unit, "env", {}), tp)
     load = policy.load
+    last_stage = _shift_step(host, 100)
     steps = [
         Step(
             id="check",
@@ -109,21 +108,15 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
             timeout_s=60,
             expected_s=0.2,
         ),
-        Step(
-            id="start",
-            verb="tier.start",
-            title="start tp" + (" beside the fallback" if beside else ""),
-            args={"tier": "tp"},
-            details=(facts.tp.command, f"engine: {tp.engine.kind} at {tp.engine.url}"),
-            timeout_s=120,
-            expected_s=0.5,
+        start_step(
+            host.tp, facts.tp, step_id="start", title="start tp" + (" beside the fallback" if beside else "")
         ),
-        warm_step(host, "tp", startup_s=expected_startup_s(host, "tp")),
+        warm_step(host, host.tp),
         Step(
             id="environment",
             verb="restore.environment",
             title="read its environment back",
-            details=("/proc/PID/environ of its processes: no leftover may be there",),
+            details=("/proc/PID/environ of its processes must hold no leftover",),
             timeout_s=30,
             expected_s=0.1,
             mutates=False,
@@ -133,11 +126,7 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
             verb="restore.loadtest",
             title="load-test tp" + (" off the router" if beside else ""),
             args={"load": load.model_dump(mode="json"), "enforce": beside},
-            details=(
-                f"{load.duration_s:g} s at {load.target_qps:g} requests/s at {tp.engine.url}",
-                f"limits: TTFT p99 {load.slo_ttft_ms:g} ms, E2E p99 {load.slo_e2e_ms:g} ms, "
-                f"errors {load.max_error_percent:g} %",
-            ),
+            details=load_details(load, tp.engine.url),
             timeout_s=load.duration_s * 3 + 180,
             expected_s=load.duration_s + 5,
             on_failure="stop" if beside else "continue",
@@ -154,65 +143,36 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
             },
             details=(
                 f"baseline: {options['baseline'] or 'none'}",
-                "a regression refuses the traffic"
+                "a regression keeps the traffic on the fallback"
                 if beside
-                else "a regression is a warning: tp serves already",
+                else "a regression is a warning, because tp serves already",
             ),
             timeout_s=policy.inconclusive_wait_s + 60,
             expected_s=0.5,
             mutates=False,
             on_failure="stop" if beside else "continue",
         ),
-        *(_shift_step(host, percent) for percent in {*policy.stages_percent, 100}),
-        _shift_step(host, 100).model_copy(
+        *(_shift_step(host, percent) for percent in policy.stages_percent),
+        last_stage.model_copy(
             update={
                 "id": "keep-warm",
                 "title": "keep the fallback warm",
-                "args": {
-                    **_shift_step(host, 100).args,
-                    "hold_s": policy.keep_fallback_warm_s,
-                    "min_requests": 0,
-                },
+                "args": {**last_stage.args, "hold_s": policy.keep_fallback_warm_s, "min_requests": 0},
                 "details": (
-                    f"{policy.keep_fallback_warm_s:g} s, watching; next ends it early, abort puts the traffic back",
+                    f"observes for {policy.keep_fallback_warm_s:g} s; next ends it early, abort moves the traffic back",
                 ),
                 "expected_s": policy.keep_fallback_warm_s,
             }
         ),
-        Step(
-            id="drain",
-            verb="tier.drain",
-            title="drain the fallback",
-            args={
-                "tier": "fallback",
-                "timeout_s": policy.drain_timeout_s,
-                "stall_s": config.fallback.drain_stall_s,
-                "allow_zero_total": not beside,
-            },
-            details=(
-                f"router: set server {config.router.backend}/{fallback.server} state drain, "
-                f"at most {policy.drain_timeout_s:g} s",
-                *(() if beside else ("from here to tp's first token new requests get 503 with Retry-After",)),
-            ),
-            timeout_s=policy.drain_timeout_s + 60,
+        drain_step(
+            host,
+            host.fallback,
+            timeout_s=policy.drain_timeout_s,
             expected_s=2,
+            allow_zero_total=not beside,
+            details=() if beside else ("until tp's first token new requests get 503 with Retry-After",),
         ),
-        Step(
-            id="stop",
-            verb="tier.stop",
-            title="stop the fallback",
-            args={
-                "tier": "fallback",
-                "freeze_reason": "",
-                "grace_s": fallback.unit.stop_grace_s,
-                "hung_grace_s": HUNG_GRACE_S,
-            },
-            details=(
-                f"SIGTERM, SIGKILL after {fallback.unit.stop_grace_s:g} s; GPU memory must be released",
-            ),
-            timeout_s=fallback.unit.stop_grace_s + 90,
-            expected_s=2,
-        ),
+        stop_step(host.fallback, freeze_reason="", title="stop the fallback", expected_s=2),
         Step(
             id="finish",
             verb="restore.finish",
@@ -244,7 +204,7 @@ def _shift_step(host: Host, percent: int) -> Step:
             "policy": policy.model_dump(mode="json"),
         },
         details=(
-            f"weights: {tp.server} {weights[0]}, {fallback.server} {weights[1]}; hold {policy.hold_s:g} s",
+            f"weights: {tp.server} {weights[0]}, {fallback.server} {weights[1]}; observe for {policy.hold_s:g} s",
             f"steps back on: errors over {policy.max_error_percent:g} %, TTFT p99 over {policy.max_ttft_p99_ms:g} ms, "
             f"E2E p99 over {policy.max_e2e_p99_ms:g} ms, queue over {policy.max_queue}, a hang, a new Xid",
             f"fewer than {policy.min_requests_per_stage} requests: waits for more, or for a person",
@@ -255,7 +215,7 @@ def _shift_step(host: Host, percent: int) -> Step:
 
 
 def stepback_step(host: Host, *, last_stage: str) -> Step:
-    """The one compensation step of a restore."""
+    """Return the one compensation step of a restore."""
     ready_s = host.fallback.config.engine.ready_timeout_s
     return Step(
         id="stepback",

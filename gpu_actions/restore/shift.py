@@ -1,4 +1,4 @@
-"""The step `restore.shift`: one stage. Set the weights, hold them, watch; a failure puts the traffic back at once.
+"""The step `restore.shift`: one stage. Set the weights, observe, and move the traffic back at once if the stage fails.
 
 `hold`, `next` and `abort` come from people while it runs (`StepContext.signals`).
 """
@@ -23,55 +23,53 @@ from gpu_actions.restore.watch import Watcher
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import generates
-from gpu_actions.tier.router_ready import ready_router
-from gpu_actions.tier.traffic import route_to
+from gpu_actions.tier.traffic import ready_router, route_to
 
-LOOK_EVERY_S = 0.5
+READ_EVERY_S = 0.5
 ORDERS_NOTE = "orders"
 PROBE_S = 10.0
-ROUTER_AWAY_LOOKS = 6
-"""A router that is being started again is away for a moment; this many looks without it end the stage."""
+ROUTER_AWAY_READINGS = 6
+"""A router that is being restarted does not answer for a moment; this many readings without it end the stage."""
 
 
 @step("restore.shift")
 async def shift(context: StepContext) -> StepResult:
-    """Effect: the stage's weights. Verified by reading them back and by the analysis over the hold. Executed again, it goes
-    on with the window and the orders that the first execution had."""
+    """Effect: the stage's weights. Verified by reading them back and by the analysis of the observation period. A second
+    execution continues with the window and the orders of the first."""
     host, args = context.host, context.args
     percent = int(args["percent"])
     policy = RestorePolicy.model_validate(args["policy"])
     stage = context.step.id
     if not await generates(host.tp, timeout_s=PROBE_S):
-        await put_back(context)
+        await move_back(context)
         raise StepFailed(
             f"tp does not generate, so it gets no traffic (stage {percent} %)",
             next_action=f"/triage {host.name}; the fallback has the traffic",
         )
     await ready_router(host.router)
     watcher = Watcher(host, percent, stall_s=float(args["stall_s"]))
-    kept = run_notes.recall(context.workdir, f"began_{stage}")
-    began = await watcher.begin(kept)
+    began = await watcher.begin(run_notes.recall(context.workdir, f"began_{stage}"))
     run_notes.keep(context.workdir, f"began_{stage}", began.model_dump(mode="json"))
     await set_stage(context, percent)
-    then, reason, window = await _hold(context, watcher, policy)
+    then, reason, window = await _observe(context, watcher, policy)
     data = {"percent": percent, "window": window.model_dump(mode="json"), "reason": reason}
     if then is Then.STEP_BACK:
-        back = await put_back(context)
+        back = await move_back(context)
         raise StepFailed(
             f"{percent} %: {reason}. {back}",
             next_action=f"/triage {host.name}; then plan the restore again",
             data=data,
         )
-    told = f" ({reason})" if reason else ""
+    because = f" ({reason})" if reason else ""
     return StepResult(
-        summary=f"{percent} % to tp: {describe(window)}{told}",
+        summary=f"{percent} % to tp: {describe(window)}{because}",
         data=data,
         warning=bool(window.missing or reason),
     )
 
 
 async def set_stage(context: StepContext, percent: int) -> None:
-    """Set the weights of a stage; tp becomes ready only after its weight is set, so that it never gets more than that."""
+    """Set the weights of a stage. tp becomes ready only after its weight is set, so that it never gets more than that."""
     tp, fallback = context.host.tp.config, context.host.fallback.config
     tp_weight, fallback_weight = weights_for(percent, tp_weight=tp.weight, fallback_weight=fallback.weight)
     router = context.host.router
@@ -81,43 +79,42 @@ async def set_stage(context: StepContext, percent: int) -> None:
     await router.shift({tp.server: tp_weight, fallback.server: fallback_weight})
 
 
-async def put_back(context: StepContext) -> str:
-    """All traffic to the fallback, where it generates; gives the sentence that says what was done. Never raises."""
+async def move_back(context: StepContext) -> str:
+    """Move all traffic to the fallback if it generates. Return a sentence that says what was done. Never raises."""
     host = context.host
     try:
         if not (await host.fallback.unit.state()).active or not await generates(
             host.fallback, timeout_s=PROBE_S
         ):
-            return "the fallback does not generate, so the weights stay until the clean-up has looked"
+            return (
+                "The fallback does not generate, so the weights stay until the clean-up has probed both tiers"
+            )
         await route_to(host, host.fallback, host.tp)
     except RouterError as error:
-        return f"the weights could not be put back: {error}"
+        return f"The weights could not be set back: {error}"
     return "All traffic is back on the fallback"
 
 
-async def _hold(context: StepContext, watcher: Watcher, policy: RestorePolicy) -> tuple[Then, str, Window]:
-    """Watch until the stage is decided."""
+async def _observe(context: StepContext, watcher: Watcher, policy: RestorePolicy) -> tuple[Then, str, Window]:
+    """Read and judge until the stage is decided."""
     args = context.args
     hold_s = float(args["hold_s"])
-    min_requests = args.get("min_requests")
     away = 0
     window = Window(percent=watcher.percent, seconds=0, requests=0)
     while True:
         orders = await read_orders(context)
         try:
-            window = await watcher.look()
+            window = await watcher.read()
             away = 0
         except RouterError as error:
             away += 1
-            if away >= ROUTER_AWAY_LOOKS:
-                return Then.STEP_BACK, f"the router is away: {error}", window
-            with contextlib.suppress(
-                RouterError
-            ):  # counted above; the look after the last one ends the stage
+            if away >= ROUTER_AWAY_READINGS:
+                return Then.STEP_BACK, f"the router does not answer: {error}", window
+            with contextlib.suppress(RouterError):  # the next reading counts it
                 await ready_router(context.host.router)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(READ_EVERY_S)
             continue
-        judged = judge_stage(window, policy, min_requests=min_requests)
+        judged = judge_stage(window, policy, min_requests=args.get("min_requests"))
         then, reason = decide_stage(
             judged,
             orders,
@@ -130,16 +127,16 @@ async def _hold(context: StepContext, watcher: Watcher, policy: RestorePolicy) -
         if then is not Then.WAIT:
             return then, reason, window
         context.report(f"{reason}; {describe(window)}", min(1.0, window.seconds / hold_s) if hold_s else None)
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(READ_EVERY_S)
 
 
 async def read_orders(context: StepContext) -> Orders:
-    """What people want of this step. `hold` carries over to the next stage; `next` is spent on the step that it reached."""
+    """Return what people asked of this step. A pause carries over to the next stage; `next` counts for one step only."""
     stage = context.step.id
     note = run_notes.recall(context.workdir, ORDERS_NOTE)
     orders = Orders() if note is None else Orders.model_validate(note["orders"])
     if note is not None and note["stage"] != stage:
         orders = orders.model_copy(update={"go_on": False})
-    orders = take_orders(orders, tuple(await context.signals()))
+    orders = take_orders(orders, await context.signals())
     run_notes.keep(context.workdir, ORDERS_NOTE, {"stage": stage, "orders": orders.model_dump()})
     return orders

@@ -1,6 +1,6 @@
-"""The compensation of a restore: return all traffic to the fallback where it serves, and leave exactly one defined state.
+"""The compensation of a restore: return all traffic to the fallback if it serves, and leave exactly one defined state.
 
-`decide_back` is pure. A tier that failed its return is frozen and stopped again, after its evidence is saved.
+`decide_back` is pure. A tier whose return failed is frozen and stopped again, after its evidence is saved.
 """
 
 from gpu_actions.action import StepContext, StepResult, step
@@ -8,29 +8,30 @@ from gpu_actions.fallback.settle import (
     Found,
     ServingState,
     Troubles,
-    look,
+    probe_tiers,
     result_of,
     save_evidence_first,
     settle_on_fallback,
     settle_on_nothing,
     settle_on_tp,
+    start_again,
 )
 from gpu_actions.models import Frozen
 from gpu_actions.tier.preflight import OWN_PREFIX
-from gpu_actions.tier.router_ready import ready_router
+from gpu_actions.tier.traffic import ready_router
 
 RESTORE_FREEZE = f"{OWN_PREFIX}restore"
 
 
 class Back(Frozen):
-    """Where to go. `start_fallback`: nothing generates, so the fallback is started once more."""
+    """The state to leave. `start_fallback`: nothing generates, so the fallback is started once more."""
 
     state: ServingState
     start_fallback: bool = False
 
 
 def decide_back(found: Found, *, stages_passed: bool) -> Back:
-    """The fallback where it generates, unless the tier had passed every stage; else the tier; else try the fallback again."""
+    """Choose the fallback if it generates, unless every stage had passed; else the tier; else try the fallback again."""
     tp = found.tp_active and found.tp_generates
     fallback = found.fallback_active and found.fallback_generates
     if tp and (stages_passed or not fallback):
@@ -41,11 +42,11 @@ def decide_back(found: Found, *, stages_passed: bool) -> Back:
 @step("restore.stepback")
 async def stepback(context: StepContext) -> StepResult:
     """Effect: exactly one of the three states. Verified by a token through the router. Never raises for a sick part."""
-    host, args, troubles = context.host, context.args, Troubles()
+    host, troubles = context.host, Troubles()
     await troubles.attempt("router", ready_router(host.router))
-    context.report("looking at what is there", None)
-    passed = str(args["last_stage"]) in context.outputs
-    back = decide_back(await look(host, tp_served_before=False), stages_passed=passed)
+    context.report("probing both tiers", None)
+    passed = str(context.args["last_stage"]) in context.outputs
+    back = decide_back(await probe_tiers(host, tp_served_before=False), stages_passed=passed)
     state = back.state
     if back.start_fallback and not await _start_fallback(context, troubles):
         state = ServingState.NOTHING
@@ -61,23 +62,11 @@ async def stepback(context: StepContext) -> StepResult:
 
 
 async def _start_fallback(context: StepContext, troubles: Troubles) -> bool:
-    """Start the fallback once more, with the scope that it still has; the tier is stopped first, since it may hold its GPU."""
+    """Start the fallback once more with the scope that it still has. The tier is stopped first: it may hold the same GPU."""
     host = context.host
     context.report("nothing serves: starting the fallback again", None)
     await save_evidence_first(context, troubles)
     await troubles.attempt("freeze tp", host.tp.unit.freeze(f"{RESTORE_FREEZE} {context.run_id}"))
     await troubles.attempt("stop tp", host.tp.unit.stop(grace_s=2))
-    fallback = host.fallback
-    await troubles.attempt("stop what is left of the fallback", fallback.unit.stop(grace_s=2))
-    if not await troubles.attempt("start the fallback", fallback.unit.start()):
-        return False
-
-    async def still_starting() -> bool:
-        return (await fallback.unit.state()).active
-
-    return await troubles.attempt(
-        "wait for the fallback",
-        fallback.engine.wait_ready(
-            timeout_s=float(context.args["ready_timeout_s"]), still_starting=still_starting
-        ),
-    )
+    await troubles.attempt("stop the rest of the fallback", host.fallback.unit.stop(grace_s=2))
+    return await start_again(host.fallback, troubles, ready_timeout_s=float(context.args["ready_timeout_s"]))

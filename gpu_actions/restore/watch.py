@@ -1,6 +1,6 @@
-"""Watches the returning tier while a stage is held: router counters, engine histograms, its process, the kernel log.
+"""Read the returning tier during a stage: router counters, engine histograms, its process, the kernel log.
 
-Effects only; `analysis.judge_stage` judges the `Window` that this gives. What cannot be read is named in the window.
+This only reads; `analysis.judge_stage` judges the `Window` that results. What cannot be read is named in the window.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ SAMPLES_KEPT = 400
 
 
 class Beginning(Frozen):
-    """The counters as a stage begins: what later readings are subtracted from. Kept in the run's folder."""
+    """The counters at the start of a stage, which later readings are compared with. Kept in the run's folder."""
 
     at: Moment
     requests: int
@@ -35,14 +35,14 @@ class Beginning(Frozen):
 
 
 def name_of(event: XidEvent) -> str:
-    """One event in a few words; equal for equal lines of the log."""
+    """Return an event in a few words; equal lines of the log have equal names."""
     number = f" {event.code}" if event.code is not None else ""
     when = event.at.isoformat(timespec="milliseconds") if event.at else ""
     return " ".join(f"{event.kind}{number} {event.pci} {when} {event.text[:60]}".split())
 
 
 async def read_xids(host: Host) -> tuple[tuple[XidEvent, ...], str]:
-    """The kernel log's NVIDIA errors of the last quarter of an hour, and why they could not be read, if so."""
+    """Return the kernel log's NVIDIA errors of the last 15 minutes, and why they could not be read (empty if they could)."""
     try:
         reading = await collect_kernel_log(
             host.config.kernel_log,
@@ -59,7 +59,7 @@ async def read_xids(host: Host) -> tuple[tuple[XidEvent, ...], str]:
 
 
 class Watcher:
-    """Gathers one stage's window. `begin` it once, `look` it every second or so."""
+    """Collects one stage's window: call `begin` once, then `read` every second or so."""
 
     def __init__(self, host: Host, percent: int, *, stall_s: float) -> None:
         self.host, self.tier, self.percent, self.stall_s = host, host.tp, percent, stall_s
@@ -69,7 +69,7 @@ class Watcher:
         self.unread = 0
 
     async def begin(self, kept: JsonObject | None) -> Beginning:
-        """Read the counters, or take those of the stage's first execution."""
+        """Read the counters, or restore those that the stage's first execution kept."""
         if kept is not None:
             self.beginning = Beginning.model_validate(kept)
             return self.beginning
@@ -90,8 +90,8 @@ class Watcher:
         )
         return self.beginning
 
-    async def look(self) -> Window:
-        """Read everything once more and give the window so far. Raises RouterError when the router is away."""
+    async def read(self) -> Window:
+        """Read everything again and return the window so far. Raises RouterError if the router does not answer."""
         assert self.beginning is not None, "begin comes first"  # noqa: S101
         began = self.beginning
         server = await self.host.router.server(self.tier.config.server)
@@ -115,7 +115,7 @@ class Watcher:
         return Window(
             percent=self.percent,
             seconds=began.at.seconds_ago(),
-            # A router that was started again counts from 0.
+            # A restarted router counts from 0.
             requests=_delta(began.requests, server.requests_total),
             errors=_delta(began.errors, server.responses_5xx),
             ttft_p99_ms=ttft,
@@ -149,19 +149,19 @@ def _delta(before: int, after: int) -> int:
 
 
 def _p99_ms(before: Histogram | None, after: Histogram | None) -> tuple[float | None, int]:
-    """The 99th percentile of what was observed between two moments, in ms, and of how many observations."""
+    """Return the 99th percentile between two moments, in ms, and the number of observations."""
     if before is None or after is None:
         return None, 0
     try:
         between = histogram_delta(before, after)
     except ValueError:
-        return None, 0  # other buckets: another engine answers, which `died` tells
+        return None, 0  # other buckets: another engine answers, which `died` reports
     p99 = histogram_percentile(between, 0.99)
     return (None if p99 is None else p99 * 1000), int(histogram_count(between))
 
 
 def _new(events: tuple[XidEvent, ...], known: tuple[str, ...]) -> list[XidEvent]:
-    """Events that are not among the known ones, counted: the same line twice is new once."""
+    """Return the events that are not known. Equal lines are counted: a line that is known once and appears twice is new once."""
     left = Counter(known)
     fresh = []
     for event in events:

@@ -1,6 +1,6 @@
-"""What a tier is really doing, from its own answers: does it generate, does it only hold requests, is it gone.
+"""What a tier is really doing, judged by its own answers: it generates, it only holds requests, or it is gone.
 
-`judge_progress` is pure: it reads the token counter's samples, since a hung collective still answers its health page.
+A hung collective still answers its health page, so `judge_progress` (pure) reads samples of the token counter instead.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ PROBE_PROMPT = "gpu-oncall asks: are you there?"
 PROBE_TOKENS = 2
 SAMPLE_EVERY_S = 0.25
 CONFIRM_S = 0.15
-"""A busy tier generates many tokens in this time; one that a verdict calls hung and that generates none is hung still."""
+"""A busy tier generates many tokens in this time. One that a verdict calls hung and that generates none still hangs."""
 RESTART_MARGIN_S = 1.0
-"""A process that ran this long when triage began to look is the one that its verdict is about."""
+"""A verdict is about the running process if that process was at least this old when triage began."""
 
 
 class Condition(StrEnum):
-    """`serving`: it generated tokens just now. `hung`: it holds requests and its token counter stands still. `silent`:
-    it runs, does not generate, and the reason is not known. `stopped`: its unit is not active."""
+    """`serving`: it generated tokens just now. `hung`: it holds requests and its token counter does not move. `silent`:
+    it runs and does not generate, for an unknown reason. `stopped`: its unit is not active."""
 
     SERVING = "serving"
     HUNG = "hung"
@@ -33,7 +33,7 @@ class Condition(StrEnum):
 
 
 class Progress(StrEnum):
-    """What samples of the token counter say."""
+    """What samples of the token counter show."""
 
     MOVING = "moving"
     FLAT = "flat"
@@ -42,7 +42,7 @@ class Progress(StrEnum):
 
 
 class TokenSample(Frozen):
-    """The counters at one moment: `tokens` generated so far, `held` = running + waiting requests. None = not known."""
+    """The engine's counters at one moment: `tokens` generated so far, `held` = running + waiting requests. None = unknown."""
 
     at_s: float
     tokens: float | None
@@ -50,15 +50,15 @@ class TokenSample(Frozen):
 
 
 def sample_of(metrics: EngineMetrics) -> TokenSample:
-    """Take what the progress test needs from the engine's counters."""
+    """Return the part of the engine's counters that shows progress."""
     held = None if metrics.running is None else metrics.running + (metrics.waiting or 0)
     return TokenSample(at_s=metrics.taken_at_s, tokens=metrics.progress, held=held)
 
 
 def judge_progress(samples: Sequence[TokenSample], *, stall_s: float) -> Progress:
-    """Judge the newest `stall_s` seconds: the counter rose, or stood still while requests were held all the time.
+    """Judge the newest `stall_s` seconds: the counter moved, or it was flat while requests were held all the time.
 
-    Fewer seconds than that, or an engine without these counters, is `unknown`: never taken for a hang.
+    A shorter period, or an engine without these counters, is `unknown` and never taken for a hang.
     """
     known = [sample for sample in samples if sample.tokens is not None and sample.held is not None]
     if not known:
@@ -78,7 +78,7 @@ def judge_progress(samples: Sequence[TokenSample], *, stall_s: float) -> Progres
 
 
 async def sample(tier: Tier, *, timeout_s: float = 1.0) -> TokenSample:
-    """Read a tier's counters; an engine that does not answer gives a sample that knows nothing."""
+    """Read a tier's counters. An engine that does not answer yields a sample in which nothing is known."""
     try:
         return sample_of(await tier.engine.metrics(timeout_s=timeout_s))
     except EngineError:
@@ -86,7 +86,7 @@ async def sample(tier: Tier, *, timeout_s: float = 1.0) -> TokenSample:
 
 
 async def generates(tier: Tier, *, timeout_s: float, tokens: int = PROBE_TOKENS) -> bool:
-    """Say whether the tier's own engine generates tokens now."""
+    """Return True if the tier's own engine generates tokens now."""
     try:
         answer = await tier.engine.complete(PROBE_PROMPT, max_tokens=tokens, timeout_s=timeout_s)
     except EngineError:
@@ -94,37 +94,38 @@ async def generates(tier: Tier, *, timeout_s: float, tokens: int = PROBE_TOKENS)
     return answer.completion_tokens > 0
 
 
-class Look(Frozen):
-    """A tier's condition, and for a hung one the sample since which its counter stands still."""
+class TierReading(Frozen):
+    """A tier's condition. `flat_since` is the sample of a hung tier since which its counter has not moved."""
 
     condition: Condition
     flat_since: TokenSample | None = None
 
 
 class KnownHang(Frozen):
-    """A verdict's word that a tier hangs; triage began to look `age_s` seconds ago and found the token counter at `tokens`."""
+    """A hang that triage found `age_s` seconds ago, with the token counter at `tokens`."""
 
     age_s: float
     tokens: float | None = None
 
 
-async def look_at(tier: Tier, state: UnitState, *, stall_s: float, known: KnownHang | None = None) -> Look:
-    """Find the condition of a tier whose unit is in `state` within about `stall_s` seconds: a real request, beside it the
-    token counter.
+async def read_condition(
+    tier: Tier, state: UnitState, *, stall_s: float, known: KnownHang | None = None
+) -> TierReading:
+    """Find the condition of a tier whose unit is in `state`, within about `stall_s` seconds.
 
-    A known hang is believed when the counter of the same process stands where it stood, else when it does not move in a
-    short look.
+    It sends a real request and samples the token counter beside it. A known hang is confirmed without that wait, if the same
+    process still has the counter that triage saw, or if the counter does not move in a short check.
     """
     if not state.active:
-        return Look(condition=Condition.STOPPED)
+        return TierReading(condition=Condition.STOPPED)
     if known is not None:
         before = await sample(tier)
         if before.held and before.tokens and before.tokens == known.tokens and _is_older(state, known.age_s):
-            return Look(condition=Condition.HUNG, flat_since=before)
+            return TierReading(condition=Condition.HUNG, flat_since=before)
         await asyncio.sleep(CONFIRM_S)
         now = await sample(tier)
         if before.held and now.held and before.tokens is not None and before.tokens == now.tokens:
-            return Look(condition=Condition.HUNG, flat_since=before)
+            return TierReading(condition=Condition.HUNG, flat_since=before)
     samples: list[TokenSample] = []
 
     async def watch() -> None:
@@ -135,15 +136,15 @@ async def look_at(tier: Tier, state: UnitState, *, stall_s: float, known: KnownH
     watching = asyncio.create_task(watch())
     try:
         if await generates(tier, timeout_s=stall_s + 2 * SAMPLE_EVERY_S):
-            return Look(condition=Condition.SERVING)
+            return TierReading(condition=Condition.SERVING)
     finally:
         watching.cancel()
     if judge_progress(samples, stall_s=stall_s * 0.8) is Progress.FLAT:
-        return Look(condition=Condition.HUNG, flat_since=next(s for s in samples if s.held))
-    return Look(condition=Condition.SILENT)
+        return TierReading(condition=Condition.HUNG, flat_since=next(s for s in samples if s.held))
+    return TierReading(condition=Condition.SILENT)
 
 
 def _is_older(state: UnitState, age_s: float) -> bool:
-    """Say whether the unit's main process ran well before a moment `age_s` seconds ago: it was not started again since."""
+    """Return True if the unit's main process is older than `age_s`, so it was not started again since."""
     process_s = None if state.main_pid is None else process_age_s(state.main_pid)
     return process_s is not None and process_s > age_s + RESTART_MARGIN_S

@@ -1,5 +1,6 @@
-"""GPU memory and who holds it, read by a child process (`gpu_memory_child.py`) so that a sick driver can hang it and nothing
-else. Figures are NVML's.
+"""GPU memory and the processes that hold it, as NVML reports them.
+
+A child process (`gpu_memory_child.py`) reads them, so that a sick driver can hang the child and nothing else.
 """
 
 import sys
@@ -10,11 +11,11 @@ from gpu_actions.models import Frozen
 from gpu_actions.system.processes import child_environment, run_process
 
 READ_TIMEOUT_S = 10.0
-"""A sweep of 8 GPUs takes 0.3 s on a healthy host (30 ms a GPU were measured); a call can hang for minutes on a sick one."""
+"""Reading 8 GPUs takes 0.3 s on a healthy host (30 ms a GPU were measured); on a sick one a call can hang for minutes."""
 
 
 class GpuMemory(Frozen):
-    """One GPU at one moment. `pids` hold memory of it; None where NVML would not say."""
+    """One GPU at one moment. `pids` hold memory on it; None where NVML does not list them."""
 
     index: int
     uuid: str
@@ -22,6 +23,9 @@ class GpuMemory(Frozen):
     total_mib: float
     free_mib: float
     pids: tuple[int, ...] | None = None
+    held_mib: dict[int, float] = Field(
+        default_factory=dict, description="by process, where NVML reports a figure"
+    )
 
     @property
     def used_percent(self) -> float:
@@ -29,17 +33,17 @@ class GpuMemory(Frozen):
 
 
 class GpuMemories(Frozen):
-    """All GPUs that could be read. `error` says why there is nothing, or what is missing."""
+    """All GPUs that could be read. `error` says what could not be read; empty when everything was."""
 
     gpus: tuple[GpuMemory, ...] = ()
-    error: str = Field(default="", description="empty when everything was read")
+    error: str = ""
 
     def by_uuid(self, uuid: str) -> GpuMemory | None:
         return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
 
 
 async def read_gpus(*, timeout_s: float = READ_TIMEOUT_S) -> GpuMemories:
-    """Read all GPUs of this machine. Never raises for a missing or sick driver: `error` says what is wrong."""
+    """Read all GPUs of this machine. Never raises for a missing or sick driver; `error` says what is wrong."""
     result = await run_process(
         [sys.executable, "-m", "gpu_actions.tier.gpu_memory_child"],
         timeout_s=timeout_s,
@@ -50,5 +54,5 @@ async def read_gpus(*, timeout_s: float = READ_TIMEOUT_S) -> GpuMemories:
     try:
         return GpuMemories.model_validate_json(result.stdout)
     except ValidationError:
-        said = " ".join(result.stderr.split())[-200:]
-        return GpuMemories(error=f"NVML could not be read: exit code {result.exit_code}: {said}")
+        stderr = " ".join(result.stderr.split())[-200:]
+        return GpuMemories(error=f"NVML could not be read: exit code {result.exit_code}: {stderr}")

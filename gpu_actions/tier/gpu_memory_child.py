@@ -1,6 +1,6 @@
-"""The child of `read_gpus`: reads the memory of all GPUs and who holds it, prints one JSON object, and ends.
+"""The child process of `read_gpus`: print the memory of all GPUs and its holders as one JSON object.
 
-Standard library and nvidia-ml-py only, so that it is up in 50 ms: a fallback waits for it before anything else.
+It imports only the standard library and nvidia-ml-py, so that it starts in 50 ms: a fallback waits for it first of all.
 """
 
 import json
@@ -12,32 +12,33 @@ import pynvml
 MIB = 1024**2
 
 
-def sweep() -> dict[str, Any]:
-    """Everything that NVML tells, in the fields of `GpuMemories`."""
+def read_all() -> dict[str, Any]:
+    """Return the fields of `GpuMemories`."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return {"error": f"NVML: {error}"}
-    gpus, trouble = [], []
+    gpus, errors = [], []
     for index in range(pynvml.nvmlDeviceGetCount()):
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
         except pynvml.NVMLError as error:
-            trouble.append(f"GPU {index}: {error}")
+            errors.append(f"GPU {index}: {error}")
             continue
         try:
-            holders = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            pids = sorted(process.pid for process in holders)
+            rows = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            pids = sorted(row.pid for row in rows)
+            held = {row.pid: row.usedGpuMemory / MIB for row in rows if row.usedGpuMemory is not None}
         except pynvml.NVMLError:
-            pids = None  # unknown, which the reader must not take for "nobody"
+            pids, held = None, {}  # unknown, which the reader must not take for "no process"
         gpus.append({
             "index": index, "uuid": uuid, "name": name, "total_mib": memory.total / MIB,
-            "free_mib": memory.free / MIB, "pids": pids,
+            "free_mib": memory.free / MIB, "pids": pids, "held_mib": held,
         })  # fmt: skip
-    return {"gpus": gpus, "error": "; ".join(trouble)}
+    return {"gpus": gpus, "error": "; ".join(errors)}
 
 
 if __name__ == "__main__":
-    json.dump(sweep(), sys.stdout)
+    json.dump(read_all(), sys.stdout)

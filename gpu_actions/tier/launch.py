@@ -1,9 +1,10 @@
-"""The step `tier.start`: start a tier's unit, beside whatever runs already, and see that its process lives.
+"""The step `tier.start`: start a tier's unit, beside whatever runs already, and check that its process stays alive.
 
-It does not wait for tokens: that is the warm step's, so that evidence can be saved while an engine loads its weights.
+It does not wait for tokens. The warm step does, so that evidence can be saved while an engine loads its weights.
 """
 
 import asyncio
+import re
 from pathlib import Path
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
@@ -16,13 +17,30 @@ from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import generates
 
 ALIVE_FOR_S = 0.3
-"""A wrong path or a missing library ends a program within its first moments; later deaths are seen by the warm step."""
+"""A wrong path or a missing library ends a program within its first moments. The warm step notices later deaths."""
 
 KEEP_PROBE_S = 5.0
+LOG_BYTES = 16_384
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
+AN_ERROR = re.compile(r"\b\w*(Error|Exception)\b|\berror:|\bfatal\b|No such file|Permission denied")
+"""What a line says that explains an end. Several lines may match; see `explaining_line`."""
+
+
+def explaining_line(log: str) -> str:
+    """Return the line of a log that explains why its program ended, at most 300 characters.
+
+    An engine that runs out of memory says so and then reports more errors that follow from it, so that line comes first, then
+    the last line that names an error, then the last line.
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for pattern in (OUT_OF_MEMORY, AN_ERROR):
+        if explaining := [line for line in lines if pattern.search(line)]:
+            return explaining[-1][:300]
+    return lines[-1][:300] if lines else "its log is empty"
 
 
 def environment_of(pid: int) -> dict[str, str] | None:
-    """The environment that a process was started with; None where it may not be read."""
+    """Return the environment that a process was started with, or None where it may not be read."""
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
@@ -31,16 +49,10 @@ def environment_of(pid: int) -> dict[str, str] | None:
     return {name.decode(errors="replace"): value.decode(errors="replace") for name, _, value in pairs}
 
 
-def has_scope(state: UnitState, variables: dict[str, str]) -> bool:
-    """Say whether the running process was started with these variables; False when it cannot be told."""
-    environment = None if state.main_pid is None else environment_of(state.main_pid)
-    return environment is not None and all(environment.get(n) == v for n, v in variables.items())
-
-
 @step("tier.start")
 async def launch(context: StepContext) -> StepResult:
-    """Effect: the tier's process runs. Verified: it lives, with the scope of this run. A process that this run started
-    already, or a warm one with the same scope that generates, is kept."""
+    """Effect: the tier's process runs. Verified: it is alive, with this run's scope. A process that this run started already,
+    or one that generates and was started with the same scope, is kept."""
     tier = context.host.tiers[context.args["tier"]]
     run_notes.began_at_s(context.workdir)
     state = await tier.unit.state()
@@ -50,42 +62,48 @@ async def launch(context: StepContext) -> StepResult:
         if kept:
             return _result(context, tier, state, kept)
         context.report("ending an earlier process of this tier", None)
-    # Also when it is not active: a supervisor that waits to restart a dead process would count ours as a restart.
+    # Also when it is not active: a supervisor that waits to restart a dead process would count this start as a restart.
     await tier.unit.stop()
     if (owner := listener_of(port_of(tier.engine.url))) is not None:
         raise StepFailed(
             f"port {port_of(tier.engine.url)} of the {tier.name} tier is taken by {owner}",
-            next_action=f"end it, or give the {tier.name} tier another port in the settings",
+            next_action=f"end it, or set another port for the {tier.name} tier in the settings",
         )
-    # Written before the start: a run cut right after it must know the process as its own.
+    # Written before the start: a run that is interrupted right after it must recognize the process as its own.
     run_notes.keep(context.workdir, note, Moment.now().model_dump())
     try:
         await tier.unit.start()
     except UnitError as error:
         raise StepFailed(
-            f"{tier.name} did not start: {error}", next_action="see its log and its command in /fallback plan"
+            f"{tier.name} did not start: {error}",
+            next_action="check its log, and its command in /fallback plan",
         ) from error
     first = await tier.unit.state()
     await asyncio.sleep(ALIVE_FOR_S)
     state = await tier.unit.state()
     if not state.active or state.restarts != first.restarts:
-        tail = (await tier.unit.log_tail(2000)).strip().splitlines()
         raise StepFailed(
-            f"{tier.name} ended right after its start: {tail[-1][:300] if tail else 'its log is empty'}",
-            next_action="see the tail of its log in the bundle",
+            f"{tier.name} ended right after its start: {explaining_line(await tier.unit.log_tail(LOG_BYTES))}",
+            next_action="read the end of its log in the bundle",
         )
     return _result(context, tier, state, "started")
 
 
 async def _why_kept(context: StepContext, tier: Tier, state: UnitState, note: str) -> str:
-    """Why the running process may stay, or nothing: it is this run's own, or warm and scoped as wanted."""
-    mine = run_notes.recall(context.workdir, note)
-    if mine is not None and state.main_pid and Moment.model_validate(mine).precedes_process(state.main_pid):
+    """Return why the running process may stay, or an empty string."""
+    started = run_notes.recall(context.workdir, note)
+    if (
+        started is not None
+        and state.main_pid
+        and Moment.model_validate(started).precedes_process(state.main_pid)
+    ):
         return "already started by this run"
     if context.args.get("attempt", 1) > 1:
         return ""
-    variables = {str(name): str(value) for name, value in (await tier.unit.scope()).items()}
-    if has_scope(state, variables) and await generates(tier, timeout_s=KEEP_PROBE_S):
+    environment = None if state.main_pid is None else environment_of(state.main_pid)
+    scope = await tier.unit.scope()
+    has_scope = environment is not None and scope.items() <= environment.items()
+    if has_scope and await generates(tier, timeout_s=KEEP_PROBE_S):
         return "was running already, with the right scope, and generates"
     return ""
 

@@ -1,6 +1,6 @@
-"""What a fallback needs before it may begin: read-only probes, each problem a sentence with the thing and the fix.
+"""Read-only checks before a fallback or a restore. Each problem is a sentence that names the cause and the fix.
 
-Gathered as data (`Facts`), judged by `problems_of`, so that the rules can be tested as a table.
+`gather_facts` collects data (`Facts`) and `problems_of` judges it, so that the rules can be tested as a table.
 """
 
 import asyncio
@@ -9,39 +9,46 @@ import sys
 
 from pydantic import Field
 
-from gpu_actions.config.host import HostConfig, ProcessUnit, SystemdUnit, TierName, UnitConfig
+from gpu_actions.config.host import HostConfig, ProcessUnit, SystemdUnit, UnitConfig
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
 from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.urls import port_of
-from gpu_actions.tier.condition import Condition, KnownHang, Look, TokenSample, generates, look_at
+from gpu_actions.tier.condition import (
+    Condition,
+    KnownHang,
+    TierReading,
+    TokenSample,
+    generates,
+    read_condition,
+)
 from gpu_actions.tier.gpu_memory import GpuMemories, read_gpus
 
 OWN_PREFIX = "gpu-oncall "
-"""How a freeze of ours begins. Another reason is somebody else's, and stays."""
+"""How the reason of our own freezes begins. Freezes with another reason are never lifted."""
 
 OWN_FREEZE = f"{OWN_PREFIX}fallback"
-"""A fallback's freeze; the run's id follows."""
+"""Reason of a fallback's freeze; the run's id follows."""
 
 LIVE_PROBE_S = 5.0
 
 
 class TierFacts(Frozen):
-    """One tier as it stands."""
+    """The state of one tier."""
 
     state: UnitState | None = None
     unit_error: str = ""
     command: str = ""
     condition: Condition = Condition.STOPPED
-    flat_since: TokenSample | None = Field(default=None, description="of a hung tier: its counters then")
+    flat_since: TokenSample | None = Field(
+        default=None, description="of a hung tier: the sample since which nothing moved"
+    )
     port_owner: str | None = Field(
-        default=None, description="who listens on its port though it is not active"
+        default=None, description="process that listens on its port although the tier is not active"
     )
-    program_missing: str = Field(
-        default="", description="what its unit would run and this machine does not have"
-    )
+    program_missing: str = Field(default="", description="what its unit needs and this machine does not have")
     server: ServerState | None = None
 
     @property
@@ -50,7 +57,7 @@ class TierFacts(Frozen):
 
 
 class Facts(Frozen):
-    """Everything preflight read."""
+    """Everything that the checks read."""
 
     tp: TierFacts
     fallback: TierFacts
@@ -61,8 +68,8 @@ class Facts(Frozen):
 
 
 async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
-    """Read both tiers, the router, the disk and the GPUs at once. Changes nothing; takes a few seconds on a hung tier, but
-    for one that a verdict calls hung already."""
+    """Read both tiers, the router, the disk and the GPUs concurrently. Changes nothing. A hung tier takes a few seconds,
+    unless a verdict says already that it hangs."""
     needs_gpu = any(tier.config.gpus for tier in host.tiers.values())
     tp, fallback, memories = await asyncio.gather(
         _tier_facts(host, host.tp, known=known),
@@ -77,9 +84,8 @@ async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
     except RouterError as error:
         router_error = str(error)
         own = host.router.unit if isinstance(host.router, ManagedRouter) else None
-        if (
-            own is not None and not (await own.state()).active
-        ):  # one that runs without its socket is started again
+        # A router that runs without its socket is started again, so its port does not matter.
+        if own is not None and not (await own.state()).active:
             obstacle = await asyncio.to_thread(_router_obstacle, host.config)
     return Facts(
         tp=tp,
@@ -97,36 +103,36 @@ async def _tier_facts(host: Host, tier: Tier, *, known: KnownHang | None = None)
     except UnitError as error:
         return TierFacts(unit_error=str(error))
     if not state.active:
-        seen = Look(condition=Condition.STOPPED)
+        reading = TierReading(condition=Condition.STOPPED)
     elif tier.name == "tp":
-        seen = await look_at(tier, state, stall_s=host.config.fallback.drain_stall_s, known=known)
+        reading = await read_condition(tier, state, stall_s=host.config.fallback.drain_stall_s, known=known)
     else:
         serves = await generates(tier, timeout_s=LIVE_PROBE_S)
-        seen = Look(condition=Condition.SERVING if serves else Condition.SILENT)
+        reading = TierReading(condition=Condition.SERVING if serves else Condition.SILENT)
     return TierFacts(
         state=state,
         command=command,
-        condition=seen.condition,
-        flat_since=seen.flat_since,
+        condition=reading.condition,
+        flat_since=reading.flat_since,
         port_owner=None if state.active else listener_of(port_of(tier.engine.url)),
         program_missing="" if state.active else missing_program(tier.config.unit),
     )
 
 
 def missing_program(unit: UnitConfig) -> str:
-    """What a unit of ours would run and cannot: its program or its folder; empty for systemd, which checks that itself."""
+    """Return what a unit needs and lacks: its program or its folder. Empty for systemd, which checks that itself."""
     if isinstance(unit, SystemdUnit):
         return ""
     argv = unit.argv if isinstance(unit, ProcessUnit) else unit.start
     program = argv[0].replace("{python}", sys.executable)
     if isinstance(unit, ProcessUnit) and unit.cwd is not None and not unit.cwd.is_dir():
-        return f"its folder {unit.cwd} (unit.cwd) is not there"
+        return f"its folder {unit.cwd} (unit.cwd) does not exist"
     path = unit.env.get("PATH")
     return "" if shutil.which(program, path=path) else f"its program {program} is not on this machine"
 
 
 def _router_obstacle(config: HostConfig) -> str:
-    """Why a router of ours that does not run cannot be started; empty when nothing stands in its way."""
+    """Return why the managed router cannot be started, or an empty string."""
     if shutil.which(config.router.binary) is None:
         return f"{config.router.binary} is not on this machine: install it, or set router.binary"
     port = port_of(config.router.url)
@@ -139,32 +145,31 @@ def _router_obstacle(config: HostConfig) -> str:
 
 
 def common_problems(config: HostConfig, facts: Facts) -> list[str]:
-    """What stands in the way of a fallback and of a restore alike."""
+    """Return what prevents a fallback and a restore alike."""
     problems = []
-    for name, tier in _both(facts):
+    for name, tier in (("tp", facts.tp), ("fallback", facts.fallback)):
         if tier.unit_error:
             problems.append(f"the unit of the {name} tier cannot be described: {tier.unit_error}")
-    for name, tier in _both(facts):
         state = tier.state
         if state is not None and state.frozen and not state.frozen_reason.startswith(OWN_PREFIX):
             problems.append(
-                f"the {name} tier is frozen by somebody else ({state.frozen_reason or 'no reason given'}): "
+                f"the {name} tier is frozen by another operator ({state.frozen_reason or 'no reason given'}): "
                 "ask them, unfreeze it, and try again"
             )
     if facts.router_error and not config.router.managed:
-        problems.append(f"the router is away: {facts.router_error}")
+        problems.append(f"the router does not answer: {facts.router_error}")
     if facts.router_obstacle:
         problems.append(f"the router does not run and cannot be started: {facts.router_obstacle}")
     if facts.free_disk_gib < config.fallback.min_free_disk_gib:
         problems.append(
-            f"the disk of the state folder has {facts.free_disk_gib:.1f} GiB free, "
+            f"the disk of the state folder has {facts.free_disk_gib:.1f} GiB free, but "
             f"{config.fallback.min_free_disk_gib:g} are needed (fallback.min_free_disk_gib): delete old runs there"
         )
     return problems
 
 
 def problems_of(config: HostConfig, facts: Facts) -> list[str]:
-    """Why a fallback cannot work now; empty when it can."""
+    """Return why a fallback cannot work now; empty when it can."""
     problems = common_problems(config, facts)
     if facts.fallback.port_owner is not None:
         port = port_of(config.tiers["fallback"].engine.url)
@@ -176,14 +181,10 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
             f"the fallback tier cannot be started: {facts.fallback.program_missing}; correct tiers.fallback.unit"
         )
     server = facts.fallback.server
-    serving = facts.fallback.condition is Condition.SERVING and server is not None
-    if serving and server is not None and server.weight > 0 and not facts.tp.active:
+    serving = facts.fallback.condition is Condition.SERVING and not facts.tp.active
+    if serving and server is not None and server.weight > 0:
         problems.append(
-            f"the fallback tier already serves (weight {server.weight}) and tp is stopped: nothing to do; "
+            f"the fallback tier already serves (weight {server.weight}) and tp is stopped, so there is nothing to do; "
             f"to return to tp: /restore plan {config.name}"
         )
     return problems
-
-
-def _both(facts: Facts) -> tuple[tuple[TierName, TierFacts], tuple[TierName, TierFacts]]:
-    return ("tp", facts.tp), ("fallback", facts.fallback)

@@ -1,6 +1,6 @@
-"""Small facts that a run keeps in its own folder, so that a step cut in the middle and run again still knows them.
+"""Small facts that a run keeps in its own folder, so that a step that is interrupted and run again still knows them.
 
-The run engine repeats a step whose end it did not record; when it began and how many requests it cut must not be lost.
+The run engine repeats a step whose end it did not record. The moment it began and the requests it aborted must not be lost.
 """
 
 import errno
@@ -15,33 +15,35 @@ from gpu_actions.system.files import write_atomically
 logger = logging.getLogger(__name__)
 
 BEGAN = "began"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
-_remembered: dict[Path, JsonObject] = {}
-"""Notes that found no room on the disk."""
+_in_memory: dict[Path, JsonObject] = {}
+"""Notes that could not be written because the disk is full."""
 
 
 def keep(workdir: Path, name: str, value: JsonObject) -> JsonObject:
-    """Write a note (whole or not at all) and give it back. On a full disk this process remembers it: the host's traffic is
-    worth more than what a kill at this moment would make the run forget."""
+    """Write a note atomically and return it.
+
+    On a full disk only this process remembers it: moving the traffic matters more than what a kill now would lose.
+    """
     path = _path(workdir, name)
     try:
         write_atomically(path, json.dumps(value))
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_SPACE:
             raise
-        logger.warning("%s is only remembered: %s", path, error)
-        _remembered[path] = value
+        logger.warning("%s is kept in memory only: %s", path, error)
+        _in_memory[path] = value
     else:
-        _remembered.pop(path, None)
+        _in_memory.pop(path, None)
     return value
 
 
 def recall(workdir: Path, name: str) -> JsonObject | None:
-    """Give a note of this run, None when there is none."""
+    """Return a note of this run, or None if there is none."""
     path = _path(workdir, name)
-    if path in _remembered:
-        return _remembered[path]
+    if path in _in_memory:
+        return _in_memory[path]
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -51,12 +53,12 @@ def recall(workdir: Path, name: str) -> JsonObject | None:
 
 
 def began(workdir: Path) -> Moment:
-    """When this run's first step began; the first caller sets it."""
+    """Return when this run's first step began. The first call sets it."""
     return Moment.model_validate(recall(workdir, BEGAN) or keep(workdir, BEGAN, Moment.now().model_dump()))
 
 
 def began_at_s(workdir: Path) -> float:
-    """The same in Unix seconds, for people; durations are `began(...).seconds_ago()`."""
+    """Return the same in Unix seconds, for people. Durations are `began(...).seconds_ago()`."""
     return began(workdir).wall_s
 
 

@@ -1,6 +1,6 @@
-"""The step `tier.stop`: freeze a tier so that nothing starts it again, stop it whole, and see its GPU memory released.
+"""The step `tier.stop`: freeze a tier so that nothing starts it again, stop all of it, and see its GPU memory released.
 
-An exit code proves nothing here: success is no process left and no GPU memory held by one (runbook-defects.md, step 1.1).
+An exit code proves nothing here. Success means that no process is left and none holds GPU memory.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from gpu_actions.tier import run_notes
 from gpu_actions.tier.gpu_memory import GpuMemories, read_gpus
 
 RELEASE_TIMEOUT_S = 20.0
-"""The driver frees the memory of a killed process within a second or two; a stuck one keeps it for good."""
+"""The driver frees the memory of a killed process within a second or two; a stuck process keeps it for good."""
 
 
 def holders(memories: GpuMemories, pids: Iterable[int]) -> dict[str, list[int]]:
-    """Which of these processes still hold memory of which GPU (by UUID)."""
+    """Return which of these processes still hold memory, by the UUID of the GPU."""
     wanted = set(pids)
     held = {gpu.uuid: sorted(wanted & set(gpu.pids or ())) for gpu in memories.gpus}
     return {uuid: found for uuid, found in held.items() if found}
@@ -25,8 +25,8 @@ def holders(memories: GpuMemories, pids: Iterable[int]) -> dict[str, list[int]]:
 
 @step("tier.stop")
 async def stop(context: StepContext) -> StepResult:
-    """Effect: the tier is frozen (where asked) and its processes are ended. Verified: none is left, and none of them
-    holds GPU memory. A second execution finds nothing to end."""
+    """Effect: the tier is frozen (where the plan says so) and its processes are ended. Verified: none is left, and none holds
+    GPU memory. A second execution finds nothing to end."""
     tier = context.host.tiers[context.args["tier"]]
     reason = context.args["freeze_reason"]
     if reason:
@@ -34,7 +34,7 @@ async def stop(context: StepContext) -> StepResult:
     grace_s = float(context.args["grace_s"])
     if any(outputs.get("stalled") for outputs in context.outputs.values()):
         grace_s = min(grace_s, float(context.args["hung_grace_s"]))
-    # Known before the stop: afterwards nobody can say which processes held the memory.
+    # Read before the stop: afterwards nothing says which processes were the tier's.
     note = f"stopped_{tier.name}"
     before = set((run_notes.recall(context.workdir, note) or {"pids": []})["pids"])
     before |= set((await tier.unit.state()).pids)
@@ -45,15 +45,15 @@ async def stop(context: StepContext) -> StepResult:
     if state.active or state.pids:
         raise StepFailed(
             f"{tier.name} still runs after its stop: processes {list(state.pids)}",
-            next_action="look at them with ps: state D means stuck in the driver, which only a reboot ends",
+            next_action="check them with ps: state D means stuck in the driver, which only a reboot ends",
         )
     if reason and not state.frozen:
         raise StepFailed(
             f"{tier.name} is stopped but not frozen: something could start it again",
-            next_action="see its unit's configuration for a freeze command",
+            next_action="check its unit's configuration for a freeze command",
         )
     before |= set(report.pids)
-    memory, is_clear = await _memory_released(context, tier, before)
+    memory, is_released = await _memory_released(context, tier, before)
     how = "killed" if report.killed else "ended"
     parts = [
         f"{tier.name}: {len(before)} processes {how} in {report.seconds:.1f} s"
@@ -71,12 +71,12 @@ async def stop(context: StepContext) -> StepResult:
             "memory": memory,
             "seconds": round(report.seconds, 3),
         },
-        warning=not is_clear,
+        warning=not is_released,
     )
 
 
 async def _memory_released(context: StepContext, tier: Tier, pids: set[int]) -> tuple[str, bool]:
-    """Wait until none of the processes holds GPU memory; gives the sentence and whether it was seen to be so."""
+    """Wait until none of the processes holds GPU memory. Return what was seen, and True if all of it is released."""
     if tier.config.gpus == 0:
         return "GPU memory: does not apply, this tier runs on the CPU", True
     started = time.monotonic()
@@ -86,13 +86,13 @@ async def _memory_released(context: StepContext, tier: Tier, pids: set[int]) -> 
             return f"GPU memory not checked: {memories.error or 'no GPU found'}", False
         unread = [gpu.uuid for gpu in memories.gpus if gpu.pids is None]
         held = holders(memories, pids)
-        if not held and not unread:
-            return "GPU memory released", True
-        if not held:
+        if not held and unread:
             return (
-                f"GPU memory not checked on {', '.join(unread)}: the driver does not name its processes",
+                f"GPU memory not checked on {', '.join(unread)}: the driver does not list its processes",
                 False,
             )
+        if not held:
+            return "GPU memory released", True
         if time.monotonic() - started >= RELEASE_TIMEOUT_S:
             named = "; ".join(f"{uuid}: {found}" for uuid, found in held.items())
             return (

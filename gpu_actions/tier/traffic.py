@@ -1,25 +1,37 @@
 """The steps that move traffic: `fallback.route`, `fallback.backpressure`, and proof by a token through the router itself.
 
-Traffic never goes to a tier that has not generated a token a moment ago, and the total usable weight never becomes 0 here.
+Traffic goes only to a tier that generated a token a moment ago, and the total usable weight never becomes 0 here.
 """
+
+import asyncio
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
-from gpu_actions.serving.interfaces import EngineError, RouterError
+from gpu_actions.serving.interfaces import EngineError, Router, RouterError
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import generates
-from gpu_actions.tier.router_ready import ready_router
 
 PROOF_PROMPT = "gpu-oncall proves the route"
 PROOF_TOKENS = 2
 DIRECT_PROBE_S = 10.0
+SECOND_TRY_AFTER_S = 0.5
+"""A supervisor restarts a killed HAProxy after 0.25 s; a start in that very moment may collide with it."""
+
+
+async def ready_router(router: Router) -> None:
+    """Check that the router runs, and start a managed one that does not. Raises RouterError if it fails twice."""
+    try:
+        await router.ensure_running()
+    except RouterError:
+        await asyncio.sleep(SECOND_TRY_AFTER_S)
+        await router.ensure_running()
 
 
 class RouteProof(Frozen):
-    """A completion that went through the router and was served by the named tier."""
+    """A completion through the router that the named tier served."""
 
     tier: str
     tokens: int
@@ -29,7 +41,7 @@ class RouteProof(Frozen):
 
 
 async def prove_route(host: Host, tier: Tier) -> RouteProof:
-    """Generate through the router and see by the router's count that this tier served it. Raises EngineError or RouterError."""
+    """Generate through the router and check by its counters that this tier served it. Raises EngineError or RouterError."""
     before = (await host.router.server(tier.config.server)).requests_total
     through = build_engine(tier.config.engine.model_copy(update={"url": host.router.url}))
     asked_s = boot_clock_s()
@@ -52,10 +64,7 @@ async def prove_route(host: Host, tier: Tier) -> RouteProof:
 
 
 async def route_to(host: Host, tier: Tier, other: Tier) -> None:
-    """Give `tier` all the traffic: ready, its full weight, the other one 0. Safe to repeat.
-
-    A tier that cannot get all requests because the weight of the other is not yet gone shares them meanwhile.
-    """
+    """Move all traffic to `tier`: ready, full weight, and weight 0 for the other. Safe to repeat."""
     await host.router.undrain(tier.config.server)
     await host.router.shift({tier.config.server: tier.config.weight, other.config.server: 0})
 
@@ -65,17 +74,17 @@ async def route(context: StepContext) -> StepResult:
     """Effect: all requests go to the fallback tier. Verified by a completion through the router that its server counted."""
     host, tier, other = context.host, context.host.fallback, context.host.tp
     await ready_router(host.router)
-    if not await generates(tier, timeout_s=DIRECT_PROBE_S, tokens=1):  # it generated more a moment ago
+    if not await generates(tier, timeout_s=DIRECT_PROBE_S, tokens=1):
         raise StepFailed(
             "the fallback tier does not generate, so it gets no traffic",
-            next_action="see its log; the clean-up says what serves now",
+            next_action="check its log; the clean-up says what serves now",
         )
     try:
         await route_to(host, tier, other)
         proof = await prove_route(host, tier)
     except (EngineError, RouterError) as error:
         raise StepFailed(
-            f"no token came through the router: {error}", next_action="see `show stat` of the router"
+            f"no token came through the router: {error}", next_action="check `show stat` of the router"
         ) from error
     elapsed_s = round(run_notes.began(context.workdir).seconds_ago() - proof.first_token_ago_s, 3)
     note = run_notes.recall(context.workdir, "first_token_through_router") or run_notes.keep(
@@ -98,7 +107,7 @@ UNITS = {"queue_timeout_s": " s", "long_window_s": " s", "retry_after_s": " s", 
 
 @step("fallback.backpressure")
 async def backpressure(context: StepContext) -> StepResult:
-    """Effect: the playbook's limits hold for the fallback tier. Verified: the values shown are read back from the router."""
+    """Effect: the configured limits are in force for the fallback tier. Verified by reading them back from the router."""
     router = context.host.router
     await ready_router(router)
     in_force = await router.apply_back_pressure(context.host.fallback.config.server)
@@ -111,8 +120,8 @@ async def backpressure(context: StepContext) -> StepResult:
     wrong = {name: in_force[name] for name in wanted if name in in_force and in_force[name] != wanted[name]}
     if wrong:
         raise StepFailed(
-            f"the router reports other limits than asked: {wrong}, asked for {wanted}",
-            next_action="see the router's configuration",
+            f"the router reports other limits than requested: {wrong} instead of {wanted}",
+            next_action="check the router's configuration",
         )
     note = (
         f"; not in force here: {', '.join(missing)} (an existing router's own configuration)"

@@ -1,4 +1,4 @@
-"""A load test as part of a step: run in a child process, its figures as one line, its files as artifacts."""
+"""A load test as part of a step: it runs in a child process and yields one line of figures and its files as artifacts."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SHOWN = (".png", ".html", ".json")
 
 
 class UnderLoad(Frozen):
-    """What a load test gave: its result, one line of it, and its files."""
+    """A finished load test: its result, a one-line summary, and its files."""
 
     result: LoadTestResult
     summary: str
@@ -29,7 +29,7 @@ class UnderLoad(Frozen):
 
     @property
     def data(self) -> JsonObject:
-        """For the step's row: the verdict, and the five lines for the thread."""
+        """Return the step's data: the verdict, and a text for the thread."""
         return {
             "verdict": self.result.verdict.value,
             "reasons": list(self.result.reasons),
@@ -42,7 +42,7 @@ def _ms(value: float | None) -> str:
 
 
 def summarise(result: LoadTestResult) -> str:
-    """The figures in one line, with why it failed or is void."""
+    """Return the figures in one line, with the reasons if it failed or is void."""
     rates, latency, requests = result.rates, result.latency, result.requests
     line = (
         f"{result.verdict.value}: {requests.ok} of {requests.sent} requests ok, "
@@ -56,7 +56,7 @@ def summarise(result: LoadTestResult) -> str:
 async def load_test(
     context: StepContext, tier: Tier, *, url: str, policy: LoadPolicy, name: str, folder: str
 ) -> UnderLoad:
-    """Run one load test from a child process into the run's folder. Raises StepFailed where it cannot begin."""
+    """Run a load test in a child process, with its files in the run's folder. Raises StepFailed if it cannot run."""
     spec = LoadSpec.from_policy(
         policy,
         url=url,
@@ -77,7 +77,7 @@ async def load_test(
         result = await run_in_child(spec, out_dir, progress)
     except LoadTestRefused as error:
         raise StepFailed(
-            f"the load test cannot run: {error}", next_action="see the tier's url and model in the settings"
+            f"the load test cannot run: {error}", next_action="check the tier's url and model in the settings"
         ) from error
     except LoadTestBroken as error:
         raise StepFailed(
@@ -87,7 +87,7 @@ async def load_test(
 
 
 def artifacts_in(folder: Path, name: str) -> tuple[Artifact, ...]:
-    """The result files of a load test; the picture is shown in the thread."""
+    """Return the result files of a load test. The picture is shown in the thread."""
     files = sorted(path for path in folder.iterdir() if path.suffix in SHOWN) if folder.is_dir() else []
     return tuple(
         artifact_of(

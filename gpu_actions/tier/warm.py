@@ -1,7 +1,6 @@
-"""The step `tier.warm`: wait until the tier's own process generates tokens, prime it, and write down what it gives.
+"""The step `tier.warm`: wait until the tier's own process generates tokens, prime it, and measure its latency.
 
-The runbook warmed a process of its own and wrote nothing when all failed; here the serving process is warmed over its API,
-and a figure that is missing fails the step.
+The serving process itself is warmed, over its API. A figure that is missing fails the step.
 """
 
 import asyncio
@@ -11,8 +10,10 @@ import json
 import os
 import statistics
 import time
+from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -25,18 +26,19 @@ from gpu_actions.system.clock import process_age_s
 from gpu_actions.system.files import artifact_of, write_atomically
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.gpu_memory import read_gpus
+from gpu_actions.tier.launch import LOG_BYTES, explaining_line
 
 WARM_PROMPT = "The on-call engineer looked at the graph and said that the service would be back in "
 WARM_TOKENS = 8
 AT_ONCE = 16
-"""The playbook's batch limit of the fallback."""
+"""Concurrent completions: the fallback's batch limit."""
 CORES_TO_SPARE = 8
-SMALL_HOST_PATIENCE_S = 10.0
-"""On a host with few cores a capture would slow the engine's start, so it waits whether the engine is there soon."""
+SMALL_HOST_DELAY_S = 10.0
+"""On a host with fewer cores a capture slows the engine's start, so it begins only if the engine takes longer than this."""
 
 
 class BenchmarkMemory(Frozen):
-    """Memory of the GPU that serves, against the limit of the playbook (80 %)."""
+    """Memory of the GPU that serves, against the configured limit."""
 
     gpu_uuid: str
     used_percent: float
@@ -45,7 +47,7 @@ class BenchmarkMemory(Frozen):
 
 
 class Benchmark(Frozen):
-    """The tier's latency envelope right after its start: what `fallback_benchmark.json` holds."""
+    """The tier's latency right after its start; the content of `fallback_benchmark.json`."""
 
     created_at: str
     host: str
@@ -62,36 +64,40 @@ class Benchmark(Frozen):
     e2e_ms_p50: float = Field(gt=0)
     tokens_per_s: float = Field(gt=0, description="of all measured completions together")
     memory: BenchmarkMemory | None = None
-    memory_missing: str = Field(default="", description="why `memory` is not there")
+    memory_missing: str = Field(default="", description="why `memory` is missing")
 
 
 def startup_path(host: Host, tier_name: str) -> Path:
-    """Where a host remembers how long a tier took to its first token, for the next plan's expected time."""
+    """Return the file that records how long a tier's last start took."""
     return host.state_dir / f"startup_{tier_name}.json"
 
 
 def expected_startup_s(host: Host, tier_name: str) -> float | None:
-    """Seconds that this tier's last start took; None when it never ran here."""
+    """Return how many seconds this tier's last start took, or None if it never ran here."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         return float(json.loads(startup_path(host, tier_name).read_text(encoding="utf-8"))["startup_s"])
     return None
 
 
-def summarise(completions: list[Completion], *, seconds: float) -> tuple[float, float, float, float]:
-    """TTFT p50 and max, E2E p50 (all ms) and tokens a second of completions that took `seconds` in all. Raises ValueError
-    without any."""
+def summarise(completions: list[Completion], *, seconds: float) -> dict[str, float]:
+    """Return the benchmark figures of completions that took `seconds` together. Raises ValueError if there are none."""
     if not completions:
         raise ValueError("no completion was measured")
     ttft = [completion.ttft_ms for completion in completions]
-    e2e = [completion.e2e_ms for completion in completions]
-    tokens = sum(completion.completion_tokens for completion in completions)
-    return statistics.median(ttft), max(ttft), statistics.median(e2e), tokens / seconds
+    return {
+        "ttft_ms_p50": statistics.median(ttft),
+        "ttft_ms_max": max(ttft),
+        "e2e_ms_p50": statistics.median(completion.e2e_ms for completion in completions),
+        "tokens_per_s": sum(completion.completion_tokens for completion in completions) / seconds,
+    }
 
 
 @step("tier.warm")
 async def warm(context: StepContext) -> StepResult:
-    """Effect: the engine's caches are primed. Verified by generated tokens and a fresh benchmark file with every figure; a disk
-    without room for that file is a warning."""
+    """Effect: the engine's caches are primed. Verified by generated tokens and a fresh benchmark file with every figure.
+
+    A full disk that takes no benchmark file is a warning: a tier that generates is not given up for it.
+    """
     tier = context.host.tiers[context.args["tier"]]
     first = await _first_token(context, tier)
     startup_s = await _startup_s(context, tier)
@@ -100,7 +106,6 @@ async def warm(context: StepContext) -> StepResult:
     (completions, seconds), (memory, missing) = await asyncio.gather(
         _prime(tier, iterations), _memory(context, tier)
     )
-    ttft_p50, ttft_max, e2e_p50, tokens_per_s = summarise(completions, seconds=seconds)
     benchmark = Benchmark(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         host=context.host.name,
@@ -112,44 +117,41 @@ async def warm(context: StepContext) -> StepResult:
         iterations=iterations,
         startup_s=round(startup_s, 3),
         first_ttft_ms=first.ttft_ms,
-        ttft_ms_p50=ttft_p50,
-        ttft_ms_max=ttft_max,
-        e2e_ms_p50=e2e_p50,
-        tokens_per_s=tokens_per_s,
+        **summarise(completions, seconds=seconds),
         memory=memory,
         memory_missing=missing,
     )
-    artifacts, not_written = _write(context, benchmark, iterations)
+    artifacts, not_written = _write(context, tier, benchmark)
     over = memory is not None and memory.used_percent > memory.limit_percent
     space = (
-        f"; GPU memory {memory.used_percent:.0f} % of at most {memory.limit_percent:g} %" if memory else ""
+        f"; GPU memory {memory.used_percent:.0f} %, the limit is {memory.limit_percent:g} %" if memory else ""
     )
     return StepResult(
-        summary=f"{tier.name} generates: first token {startup_s:.1f} s after its start, TTFT {ttft_p50:.0f} ms, "
-        f"{tokens_per_s:.0f} tokens/s of {min(iterations, AT_ONCE)} at once{space}{not_written}",
+        summary=f"{tier.name} generates: first token {benchmark.startup_s:.1f} s after its start, TTFT "
+        f"{benchmark.ttft_ms_p50:.0f} ms, {benchmark.tokens_per_s:.0f} tokens/s with "
+        f"{min(iterations, AT_ONCE)} at once{space}{not_written}",
         data=benchmark.model_dump(mode="json"),
         artifacts=artifacts,
         warning=over or bool(not_written),
     )
 
 
-def _write(context: StepContext, benchmark: Benchmark, iterations: int) -> tuple[tuple[Artifact, ...], str]:
-    """Write the figures down; gives the file, or why there is none: a tier that generates is not given up for a full disk."""
-    tier = context.host.tiers[context.args["tier"]]
-    startup = json.dumps({"startup_s": benchmark.startup_s})
+def _write(context: StepContext, tier: Tier, benchmark: Benchmark) -> tuple[tuple[Artifact, ...], str]:
+    """Write the figures. Return the file, or why there is none."""
     try:
         path = write_atomically(
             context.workdir / f"{tier.name}_benchmark.json", benchmark.model_dump_json(indent=1)
         )
+        startup = json.dumps({"startup_s": benchmark.startup_s})
         write_atomically(startup_path(context.host, tier.name), startup)
-        return (artifact_of(path, source=f"{iterations} completions over {tier.engine.url}"),), ""
+        source = f"{benchmark.iterations} completions over {tier.engine.url}"
+        return (artifact_of(path, source=source),), ""
     except OSError as error:
         return (), f"; its figures could not be written: {error}"
 
 
 async def _prime(tier: Tier, iterations: int) -> tuple[list[Completion], float]:
-    """Generate at once: it primes the batched path too, and clients wait for one of them and not for all. Gives the
-    completions and how many seconds they took together."""
+    """Generate concurrently, which primes the batched path too. Return the completions and the seconds they took together."""
     at_once = asyncio.Semaphore(AT_ONCE)
 
     async def complete() -> Completion:
@@ -161,8 +163,8 @@ async def _prime(tier: Tier, iterations: int) -> tuple[list[Completion], float]:
     began = time.monotonic()
     try:
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(complete()) for _ in range(iterations)]
-        return [task.result() for task in asked], time.monotonic() - began
+            tasks = [group.create_task(complete()) for _ in range(iterations)]
+        return [task.result() for task in tasks], time.monotonic() - began
     except ExceptionGroup as errors:
         refusals = errors.subgroup(EngineError)
         if refusals is None:
@@ -170,60 +172,70 @@ async def _prime(tier: Tier, iterations: int) -> tuple[list[Completion], float]:
         error = refusals.exceptions[0]
         raise StepFailed(
             f"{tier.name} generated its first token, then failed in warm-up: {error}",
-            next_action="see the tail of its log",
+            next_action="read the end of its log",
         ) from error
 
 
 async def _first_token(context: StepContext, tier: Tier) -> Completion:
-    """Wait for the first generated token and say how long it has been; a process that died is not waited for."""
-    timeout_s = float(context.args["ready_timeout_s"])
-    expected_s = context.args.get("expected_s")
+    """Wait for the first generated token. A process that dies is not waited for."""
     began = await tier.unit.state()
 
     async def still_starting() -> bool:
         state = await tier.unit.state()
         return state.active and state.restarts == began.restarts
 
-    async def tell() -> None:
-        started = time.monotonic()
-        of = f" of about {expected_s:.0f} s" if expected_s else ""
-        while True:
-            elapsed = time.monotonic() - started
-            context.report(
-                f"waiting for the first token: {elapsed:.0f} s{of}",
-                min(0.95, elapsed / (expected_s or timeout_s)),
-            )
-            await asyncio.sleep(1)
-
     if not began.active:
         raise await _died(tier, f"the process of {tier.name} is gone")
-    telling = asyncio.create_task(tell())
-    saving = asyncio.create_task(_save_meanwhile(context))
+    timeout_s = float(context.args["ready_timeout_s"])
     try:
-        return await tier.engine.wait_ready(timeout_s=timeout_s, still_starting=still_starting)
+        async with _in_background(_report_wait(context, timeout_s), _run_meanwhile(context)):
+            return await tier.engine.wait_ready(timeout_s=timeout_s, still_starting=still_starting)
     except EngineError as error:
         raise await _died(tier, str(error)) from error
+
+
+@contextlib.asynccontextmanager
+async def _in_background(*work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """Run coroutines beside the block and cancel them at its end."""
+    tasks = {asyncio.create_task(one) for one in work}
+    try:
+        yield
     finally:
-        telling.cancel()
-        saving.cancel()
-        await asyncio.wait({saving})
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
-async def _save_meanwhile(context: StepContext) -> None:
+async def _report_wait(context: StepContext, timeout_s: float) -> None:
+    """Report every second how long the first token has been waited for."""
+    expected_s = context.args.get("expected_s")
+    started = time.monotonic()
+    of = f" of about {expected_s:.0f} s" if expected_s else ""
+    while True:
+        elapsed = time.monotonic() - started
+        fraction = min(0.95, elapsed / (expected_s or timeout_s))
+        context.report(f"waiting for the first token: {elapsed:.0f} s{of}", fraction)
+        await asyncio.sleep(1)
+
+
+async def _run_meanwhile(context: StepContext) -> None:
     """Run the plan's `meanwhile` step while an engine loads its weights. It is cancelled when the engine is ready first."""
     if context.args.get("meanwhile") is None:
         return
     meanwhile = Step.model_validate(context.args["meanwhile"])
     if (os.cpu_count() or 1) < CORES_TO_SPARE:
-        await asyncio.sleep(SMALL_HOST_PATIENCE_S)
+        await asyncio.sleep(SMALL_HOST_DELAY_S)
     await step_function(meanwhile.verb)(dataclasses.replace(context, step=meanwhile))
 
 
 async def _startup_s(context: StepContext, tier: Tier) -> float:
-    """Seconds from the process's start to its first token; kept in the run's folder, so that a repeated step tells the same."""
+    """Return the seconds from the process's start to its first token; 0 for a unit that does not report its process.
+
+    It is kept in the run's folder, so that a repeated step returns the same.
+    """
     pid = (await tier.unit.state()).main_pid
     age_s = None if pid is None else process_age_s(pid)
-    if age_s is None:  # a unit that does not tell its process
+    if age_s is None:
         return 0.0
     name = f"first_token_{tier.name}"
     note = run_notes.recall(context.workdir, name)
@@ -233,13 +245,15 @@ async def _startup_s(context: StepContext, tier: Tier) -> float:
 
 
 async def _died(tier: Tier, what: str) -> StepFailed:
-    tail = (await tier.unit.log_tail(4000)).strip().splitlines()
-    said = f"; its log ends: {tail[-1][:300]}" if tail else ""
-    return StepFailed(f"{tier.name} never got ready: {what}{said}", next_action="see its log")
+    log = await tier.unit.log_tail(LOG_BYTES)
+    return StepFailed(
+        f"{tier.name} never became ready: {what}; its log: {explaining_line(log)}",
+        next_action="read the end of its log",
+    )
 
 
 async def _memory(context: StepContext, tier: Tier) -> tuple[BenchmarkMemory | None, str]:
-    """Memory of the GPU that the tier was scoped to, or why it cannot be told."""
+    """Return the memory of the GPU that the tier was scoped to, or why it is unknown."""
     uuid = context.args.get("gpu")
     if tier.config.gpus == 0 or uuid is None:
         return None, "the tier runs on the CPU" if tier.config.gpus == 0 else "no single GPU was chosen"
@@ -248,12 +262,10 @@ async def _memory(context: StepContext, tier: Tier) -> tuple[BenchmarkMemory | N
     if gpu is None:
         return None, memories.error or f"NVML does not list {uuid}"
     limit = float(context.args["memory_limit_percent"])
-    return (
-        BenchmarkMemory(
-            gpu_uuid=gpu.uuid,
-            used_percent=round(gpu.used_percent, 1),
-            limit_percent=limit,
-            headroom_gib=round((limit - gpu.used_percent) / 100 * gpu.total_mib / 1024, 2),
-        ),
-        "",
+    memory = BenchmarkMemory(
+        gpu_uuid=gpu.uuid,
+        used_percent=round(gpu.used_percent, 1),
+        limit_percent=limit,
+        headroom_gib=round((limit - gpu.used_percent) / 100 * gpu.total_mib / 1024, 2),
     )
+    return memory, ""

@@ -40,7 +40,7 @@ async def test_an_engine_that_never_gets_ready_is_given_up_and_nothing_was_lost(
     async with site.traffic() as seen:
         end = await site.run(await site.plan(skip_validation=True))
     assert (end.ended.status, end.ended.failed_step) == ("failed", "warm")
-    assert "never got ready" in summary_of(end, "warm")
+    assert "never became ready" in summary_of(end, "warm")
     assert data_of(end, "settle")["state"] == "tp_serving"
     assert (seen.lost, seen.refused) == ([], 0)
     await site.check_serving("tp")
@@ -176,6 +176,6 @@ async def test_a_clock_that_is_set_does_not_hide_a_hang(
     async with site.traffic(clients=4) as seen:
         end = await site.run(await restore_plan(site), report=report)
     assert end.ended.failed_step == "shift-50"
-    assert "token counter stands still" in summary_of(end, "shift-50")
+    assert "token counter does not move" in summary_of(end, "shift-50")
     assert 1 <= len(seen.lost) <= 4
     await site.check_serving("fallback")

@@ -53,7 +53,7 @@ def window(**changes: Any) -> Window:
         ({"ttft_p99_ms": 501}, StageVerdict.FAILED, "TTFT p99 is 501 ms"),
         ({"e2e_p99_ms": 2001}, StageVerdict.FAILED, "E2E p99 is 2001 ms"),
         ({"queue_peak": 9}, StageVerdict.FAILED, "its queue reached 9"),
-        ({"hung": True}, StageVerdict.FAILED, "token counter stands still"),
+        ({"hung": True}, StageVerdict.FAILED, "token counter does not move"),
         ({"died": "is gone"}, StageVerdict.FAILED, "its process is gone"),
         ({"xids": ("xid 79",)}, StageVerdict.FAILED, "new in the kernel log: xid 79"),
         ({"application_xids": ("xid 31",)}, StageVerdict.PASSED, ""),
@@ -62,7 +62,7 @@ def window(**changes: Any) -> Window:
         ({"requests": 19, "ttft_p99_ms": 9000}, StageVerdict.INCONCLUSIVE, "too few"),
         ({"requests": 2, "errors": 1}, StageVerdict.INCONCLUSIVE, "too few"),
         ({"requests": 5, "errors": 4}, StageVerdict.FAILED, "4 of 5 requests failed"),
-        ({"requests": 0, "hung": True}, StageVerdict.FAILED, "token counter stands still"),
+        ({"requests": 0, "hung": True}, StageVerdict.FAILED, "token counter does not move"),
     ],
 )
 def test_a_stage_is_judged_by_its_window(changes: dict[str, Any], verdict: StageVerdict, reason: str) -> None:

@@ -100,7 +100,7 @@ async def test_a_hang_at_a_stage_puts_the_traffic_back_and_loses_only_what_hung(
     async with site.traffic(clients=4) as seen:
         end = await site.run(await restore_plan(site), report=When("shift-50", freeze))
     assert end.ended.failed_step == "shift-50"
-    assert "token counter stands still" in summary_of(end, "shift-50")
+    assert "token counter does not move" in summary_of(end, "shift-50")
     assert data_of(end, "stepback")["state"] == "fallback_serving"
     assert 1 <= len(seen.lost) <= 4
     evidence = list((site.folder / "runs").glob("re-*/evidence_*.tar.gz"))
@@ -165,10 +165,10 @@ async def test_a_stage_with_too_few_requests_waits_for_a_person(
     end = await site.run(await restore_plan(site), report=report, signals=signals)
     assert end.ended.status == status
     if said == "next":
-        assert "a person said next, though" in summary_of(end, "shift-100")
+        assert "a person pressed next, though" in summary_of(end, "shift-100")
         await site.check_serving("tp")
     else:
-        assert "a person said abort" in summary_of(end, "shift-100")
+        assert "a person pressed abort" in summary_of(end, "shift-100")
         await site.check_serving("fallback")
 
 

@@ -27,7 +27,7 @@ async def test_a_taken_port_a_foreign_freeze_and_a_full_disk_are_refused_togethe
     text = "\n".join(refused.value.problems)
     assert f"port {port} of the fallback tier is taken by" in text
     assert f"(process {os.getpid()})" in text
-    assert "frozen by somebody else (maintenance by Ada)" in text
+    assert "frozen by another operator (maintenance by Ada)" in text
     assert "min_free_disk_gib" in text
 
 
@@ -42,7 +42,7 @@ async def test_a_host_that_is_on_its_fallback_already_has_nothing_to_fall_back_f
 
 async def test_an_existing_router_that_is_away_is_refused(site_with: MakeSite, tmp_path: Path) -> None:
     site = await site_with(up=False, router={"managed": False, "socket": str(tmp_path / "nobody.sock")})
-    with pytest.raises(PlanRefused, match="the router is away"):
+    with pytest.raises(PlanRefused, match="the router does not answer"):
         await site.plan()
 
 

@@ -1,4 +1,4 @@
-"""The warm-up's figures, and that it never asks more at once than the playbook's batch limit."""
+"""The warm-up's figures, and its limit of concurrent requests."""
 
 import asyncio
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from gpu_actions.tier import warm
 
 
 class CountingEngine:
-    """An engine that takes 20 ms and counts what runs at once; the completion of number `fails_at` is refused."""
+    """An engine that takes 20 ms and counts concurrent completions. It refuses number `fails_at`."""
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.running = self.most = self.asked = 0
@@ -35,22 +35,25 @@ def tier_of(engine: CountingEngine) -> Tier:
     return cast("Tier", SimpleNamespace(name="fallback", engine=engine, config=config))
 
 
-async def test_many_warm_up_requests_are_asked_in_batches_and_their_rate_is_of_the_whole_time() -> None:
+async def test_warm_up_requests_are_limited_to_a_batch_and_their_rate_counts_the_whole_time() -> None:
     engine = CountingEngine()
     completions, seconds = await warm._prime(tier_of(engine), 40)
     assert (len(completions), engine.most) == (40, warm.AT_ONCE)
     assert seconds >= 0.06
-    *_, tokens_per_s = warm.summarise(completions, seconds=seconds)
-    assert tokens_per_s == pytest.approx(40 * warm.WARM_TOKENS / seconds)
+    assert warm.summarise(completions, seconds=seconds)["tokens_per_s"] == pytest.approx(
+        40 * warm.WARM_TOKENS / seconds
+    )
 
 
-async def test_one_refused_completion_fails_the_warm_up_with_the_engines_words_and_ends_the_others() -> None:
+async def test_one_refused_completion_fails_the_warm_up_with_the_engines_message_and_cancels_the_others() -> (
+    None
+):
     engine = CountingEngine(fails_at=3)
     with pytest.raises(StepFailed, match="failed in warm-up: out of memory"):
         await warm._prime(tier_of(engine), 40)
     assert engine.asked < 40
 
 
-def test_no_completion_gives_no_figures() -> None:
+def test_there_are_no_figures_without_a_completion() -> None:
     with pytest.raises(ValueError, match="no completion"):
         warm.summarise([], seconds=1)

@@ -1,0 +1,122 @@
+"""The steps that a fallback and a restore share, as data: start, warm, drain and stop a tier, and put load on it."""
+
+from collections.abc import Sequence
+
+from gpu_actions.config.host import LoadPolicy
+from gpu_actions.host import Host, Tier
+from gpu_actions.models import JsonObject
+from gpu_actions.plan import Step
+from gpu_actions.tier.condition import TokenSample
+from gpu_actions.tier.preflight import TierFacts
+from gpu_actions.tier.warm import expected_startup_s
+
+HUNG_GRACE_S = 2.0
+"""A rank inside a dead collective does not react to SIGTERM, and has no work worth saving."""
+
+
+def start_step(tier: Tier, facts: TierFacts, *, step_id: str, title: str) -> Step:
+    """Return the step that starts a tier's process."""
+    engine = tier.config.engine
+    return Step(
+        id=step_id,
+        verb="tier.start",
+        title=title,
+        args={"tier": tier.name},
+        details=(facts.command, f"engine: {engine.kind} at {engine.url}"),
+        timeout_s=120,
+        expected_s=0.5,
+    )
+
+
+def warm_step(host: Host, tier: Tier, *, meanwhile: Step | None = None) -> Step:
+    """Return the step that waits for a tier's first token and primes it. `meanwhile` is a step that runs during the wait."""
+    engine = tier.config.engine
+    startup_s = expected_startup_s(host, tier.name)
+    args: JsonObject = {
+        "tier": tier.name,
+        "iterations": engine.warmup_requests,
+        "ready_timeout_s": engine.ready_timeout_s,
+        "expected_s": startup_s,
+        "memory_limit_percent": host.config.fallback.memory_limit_percent,
+        "meanwhile": None if meanwhile is None else meanwhile.model_dump(mode="json"),
+    }
+    return Step(
+        id="warm",
+        verb="tier.warm",
+        title=f"warm {'the fallback' if tier.name == 'fallback' else tier.name}",
+        args=args,
+        details=(
+            f"waits at most {engine.ready_timeout_s:g} s for a generated token at {engine.url}",
+            f"{engine.warmup_requests} completions; writes {tier.name}_benchmark.json",
+        ),
+        timeout_s=engine.ready_timeout_s + (engine.warmup_requests + 1) * engine.request_timeout_s + 60,
+        expected_s=startup_s,
+    )
+
+
+def drain_step(
+    host: Host,
+    tier: Tier,
+    *,
+    timeout_s: float,
+    expected_s: float,
+    allow_zero_total: bool,
+    flat_since: TokenSample | None = None,
+    details: Sequence[str] = (),
+) -> Step:
+    """Return the step that drains a tier. `allow_zero_total`: no other tier takes requests, so clients get 503 meanwhile."""
+    stall_s = host.config.fallback.drain_stall_s
+    return Step(
+        id="drain",
+        verb="tier.drain",
+        title=f"drain {'the fallback' if tier.name == 'fallback' else tier.name}",
+        args={
+            "tier": tier.name,
+            "timeout_s": timeout_s,
+            "stall_s": stall_s,
+            "allow_zero_total": allow_zero_total,
+            "flat_since": None if flat_since is None else flat_since.model_dump(),
+        },
+        details=(
+            f"router: set server {host.config.router.backend}/{tier.config.server} state drain",
+            f"waits at most {timeout_s:g} s; aborts at once when the token counter does not move for {stall_s:g} s",
+            *details,
+        ),
+        timeout_s=timeout_s + 60,
+        expected_s=expected_s,
+    )
+
+
+def stop_step(
+    tier: Tier, *, freeze_reason: str, title: str, expected_s: float, details: Sequence[str] = ()
+) -> Step:
+    """Return the step that stops a tier; with a reason it is frozen first, so that nothing restarts it."""
+    grace_s = tier.config.unit.stop_grace_s
+    return Step(
+        id="stop",
+        verb="tier.stop",
+        title=title,
+        args={
+            "tier": tier.name,
+            "freeze_reason": freeze_reason,
+            "grace_s": grace_s,
+            "hung_grace_s": HUNG_GRACE_S,
+        },
+        details=(
+            f"{'freeze so that nothing restarts it, ' if freeze_reason else ''}SIGTERM, SIGKILL after {grace_s:g} s "
+            f"({HUNG_GRACE_S:g} s if it hangs)",
+            *details,
+            "then no process may hold GPU memory",
+        ),
+        timeout_s=grace_s + 90,
+        expected_s=expected_s,
+    )
+
+
+def load_details(load: LoadPolicy, url: str) -> tuple[str, ...]:
+    """Describe a load test and its limits."""
+    return (
+        f"{load.duration_s:g} s at {load.target_qps:g} requests/s at {url}, {load.max_new_tokens} new tokens, "
+        f"prompts {load.prompt_len_min}-{load.prompt_len_max}",
+        f"limits: TTFT p99 {load.slo_ttft_ms:g} ms, E2E p99 {load.slo_e2e_ms:g} ms, errors {load.max_error_percent:g} %",
+    )
