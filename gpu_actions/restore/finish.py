@@ -1,4 +1,4 @@
-"""The last step of a restore: remove the fallback's limits and scope, and prove by a token through the router that tp serves."""
+"""The last step of a restore: remove the fallback's limits and scope, and prove that tp serves."""
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.serving.interfaces import EngineError, RouterError

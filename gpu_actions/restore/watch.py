@@ -161,7 +161,7 @@ def _p99_ms(before: Histogram | None, after: Histogram | None) -> tuple[float | 
 
 
 def _new(events: tuple[XidEvent, ...], known: tuple[str, ...]) -> list[XidEvent]:
-    """Return the events that are not known. Equal lines are counted: a line that is known once and appears twice is new once."""
+    """Return the events that are not known. A line that is known once and appears twice is new once."""
     left = Counter(known)
     fresh = []
     for event in events:

@@ -1,4 +1,4 @@
-"""kill -9 of the worker at every step of a real fallback and a real restore, with traffic running all the while.
+"""kill -9 of the worker at every step of a real fallback and a real restore, under traffic.
 
 After it: one terminal state, the weights that it names, nothing repeated that a row says is done, no process left over.
 """

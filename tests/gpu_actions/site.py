@@ -1,4 +1,4 @@
-"""A serving host for tests: two tiers as real supervised processes, a real HAProxy, and clients that count what they lose."""
+"""A serving host for tests: two tiers as real supervised processes, a real HAProxy, and clients that count their losses."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ TINY = Path(__file__).with_name("tiny_engine.py")
 
 @dataclass
 class Traffic:
-    """What clients saw. `lost`: accepted and not answered in full; `refused`: told at once to come again (429, 503)."""
+    """Client-side results. `lost`: accepted and not answered in full; `refused`: asked at once to retry (429, 503)."""
 
     ok: int = 0
     refused: int = 0
@@ -42,7 +42,7 @@ def statuses(end: WalkEnd) -> list[tuple[str, str]]:
 
 
 def data_of(end: WalkEnd, step_id: str) -> dict[str, Any]:
-    """The data of a step's last attempt."""
+    """Return the data of a step's last attempt."""
     return [step.outcome.data for step in end.steps if step.outcome.step_id == step_id][-1]
 
 
@@ -62,7 +62,7 @@ class StopAt(WalkReport):
 
 
 class Site:
-    """One host and what tests do to it."""
+    """One host, and what tests do to it."""
 
     def __init__(self, host: Host, folder: Path) -> None:
         self.host = host
@@ -75,7 +75,7 @@ class Site:
         return build_engine(engine.model_copy(update={"url": self.host.router.url}))
 
     async def up(self) -> None:
-        """Start tp and the router, and see a token through it."""
+        """Start tp and the router, and wait for a token through it."""
         await self.host.router.ensure_running()
         await self.host.tp.unit.start()
         await self.host.tp.engine.wait_ready(timeout_s=60)
@@ -112,7 +112,7 @@ class Site:
         return await walk(plan, self.host, run_id=run_id, workdir=self.folder / "runs" / run_id, **options)
 
     async def weights(self) -> dict[str, tuple[int, str]]:
-        """Weight and administrative state of each tier's server."""
+        """Return the weight and administrative state of each tier's server."""
         return {
             name: (state.weight, state.admin_state)
             for name, tier in self.host.tiers.items()
@@ -140,7 +140,7 @@ class Site:
     async def traffic(
         self, *, clients: int = 3, tokens: int = 8, timeout_s: float = 20
     ) -> AsyncIterator[Traffic]:
-        """Clients that ask one thing after the other through the router until the block ends; what is in flight finishes."""
+        """Run clients that send one request after the other through the router until the block ends; the last ones finish."""
         seen, going = Traffic(), True
         engine = self.through
 
@@ -170,7 +170,7 @@ class Site:
 
 
 def host_config(folder: Path, **changes: Any) -> HostConfig:
-    """A host on free ports: tp with two ranks of the tiny engine, fallback with one. `tp=` and `fb=` are more flags;
+    """Return a host on free ports: tp with two ranks of the tiny engine, fallback with one. `tp=` and `fb=` are more flags;
     `fallback=`, `restore=` and `router=` overlay the policies, `ready_timeout_s=` is both engines'."""
     tp_port, fallback_port, router_port = free_ports(3)
 

@@ -1,4 +1,4 @@
-"""What comes next in a plan, as a table and as properties; the walker itself runs real step functions."""
+"""The next move in a plan, as a table and as properties. The walker runs real step functions."""
 
 import asyncio
 from collections.abc import Iterator
@@ -195,7 +195,7 @@ async def test_a_broken_step_and_a_step_past_its_deadline_fail_and_compensate(tm
     assert "not finished within 0.1 s" in end.steps[0].outcome.summary
 
 
-async def test_a_stop_cuts_the_running_step_and_compensates(tmp_path: Path) -> None:
+async def test_a_stop_cancels_the_running_step_and_compensates(tmp_path: Path) -> None:
     SCRIPT["c"] = "hang"
     stop = asyncio.Event()
     walking = asyncio.create_task(walk(plan(), NO_HOST, run_id="t-1", workdir=tmp_path, stop=stop))

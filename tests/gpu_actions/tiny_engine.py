@@ -74,7 +74,7 @@ class Engine:
         self.tokens += 1
 
     def slow_s(self) -> float:
-        """Seconds a token; a file makes a running engine slow."""
+        """Return the seconds per token. Writing `--slow-file` slows a running engine down."""
         slow = self.options.slow_file
         if slow and Path(slow).exists():
             return float(Path(slow).read_text())

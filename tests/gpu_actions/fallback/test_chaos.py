@@ -1,4 +1,4 @@
-"""Faults in the middle of a run: the router killed, its socket gone, the tier dying by itself, the bundle's disk read-only."""
+"""Faults in the middle of a run: the router is killed or loses its socket, the tier dies, the bundle cannot be written."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tests.gpu_actions.site import Site, data_of, summary_of
 
 
 class AtStep(WalkReport):
-    """Does something to a site when a step has begun."""
+    """Calls a function when a step has begun."""
 
     def __init__(self, step_id: str, action: Callable[[], None]) -> None:
         def began(move: RunStep) -> None:
@@ -35,7 +35,7 @@ async def router_pid(site: Site) -> int:
 
 
 async def router_answers(site: Site) -> None:
-    """Wait for the router that its own supervisor starts again."""
+    """Wait until the router, which its supervisor restarts, answers."""
     async with asyncio.timeout(15):
         while True:
             try:
@@ -47,7 +47,7 @@ async def router_answers(site: Site) -> None:
 
 
 async def ends_in_one_state(site: Site, run: Awaitable[object]) -> str:
-    """Finish the run and check the whole state that it says it left; gives that state."""
+    """Finish the run, check the whole state that it left, and return the name of the serving tier."""
     await run
     await router_answers(site)
     tp, fallback = await site.host.tp.unit.state(), await site.host.fallback.unit.state()
@@ -69,7 +69,7 @@ STEPS = [step for step in ORDERS[Order.PLANNED] if step != "validate"]
     "step",
     [pytest.param(step, marks=() if step == "route" else pytest.mark.heavy) for step in STEPS],
 )
-async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_run_ends_in_one_state(
+async def test_a_router_killed_at_a_step_is_restarted_and_the_run_ends_in_one_state(
     site_with: MakeSite, step: str
 ) -> None:
     site = await site_with()
@@ -85,7 +85,7 @@ async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_run_ends_in_
     after="the router is started again; the fallback serves",
 )
 @pytest.mark.heavy
-async def test_a_router_without_its_admin_socket_is_started_again(site_with: MakeSite) -> None:
+async def test_a_router_without_its_admin_socket_is_restarted(site_with: MakeSite) -> None:
     site = await site_with()
     socket = site.host.state_dir / "router" / "admin.sock"
     plan = await site.plan(skip_validation=True)
@@ -96,7 +96,7 @@ async def test_a_router_without_its_admin_socket_is_started_again(site_with: Mak
     fault="tp dies by itself", at="the warm-up of the fallback", after="succeeded; the fallback serves"
 )
 @pytest.mark.heavy
-async def test_a_tier_that_dies_by_itself_meanwhile_is_no_obstacle(site_with: MakeSite) -> None:
+async def test_a_tier_that_dies_during_the_run_does_not_stop_the_fallback(site_with: MakeSite) -> None:
     site = await site_with(unit={"restart": False})
     pids = (await site.host.tp.unit.state()).pids
     plan = await site.plan(skip_validation=True)
@@ -133,7 +133,7 @@ async def test_a_fallback_that_dies_after_its_warm_up_gets_no_traffic(site_with:
     at="the capture",
     after="succeeded with a warning; the fallback serves",
 )
-async def test_evidence_that_cannot_be_written_does_not_hold_the_fallback_up(site_with: MakeSite) -> None:
+async def test_evidence_that_cannot_be_written_does_not_delay_the_fallback(site_with: MakeSite) -> None:
     site = await site_with()
     plan = await site.plan(skip_validation=True)
     in_the_way = site.folder / "runs" / "fa-full" / ".bundle.note.json"

@@ -1,4 +1,4 @@
-"""The pure decisions of a fallback: which GPU, which order, what a counter says, which state is left."""
+"""The pure decisions of a fallback: which GPU, which order, what a token counter shows, which state is left."""
 
 import itertools
 
@@ -69,7 +69,7 @@ def chosen(
     return [candidate.gpu for candidate in choice.candidates]
 
 
-def test_triages_choice_comes_first_and_sick_gpus_never() -> None:
+def test_triages_choice_comes_first_and_a_faulty_gpu_is_never_chosen() -> None:
     assert chosen(FOUR, verdict(chosen=2, sick=(0,))) == ["GPU-2", "GPU-1", "GPU-3"]
 
 
@@ -79,11 +79,11 @@ def test_without_a_verdict_the_emptiest_gpus_come_first() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["3", "GPU-3"])
-def test_a_gpu_that_was_asked_for_is_the_only_one_and_tried_twice(wanted: str) -> None:
+def test_a_requested_gpu_is_the_only_candidate_and_is_tried_twice(wanted: str) -> None:
     assert chosen(FOUR, verdict(chosen=1), wanted=wanted) == ["GPU-3", "GPU-3"]
 
 
-def test_a_sick_gpu_that_was_asked_for_comes_with_a_warning() -> None:
+def test_a_faulty_gpu_can_be_requested_with_a_warning() -> None:
     choice = choose_gpus(tier(), FOUR, verdict(sick=(3,)), wanted="3", limit_percent=80)
     assert "was asked for, but: GPU 3: links" in choice.warnings[0]
 
@@ -103,7 +103,7 @@ def test_a_sick_gpu_that_was_asked_for_comes_with_a_warning() -> None:
         ),
     ],
 )
-def test_what_cannot_work_is_a_problem_in_words(
+def test_a_choice_that_cannot_work_names_the_problem(
     memories: GpuMemories, word: Verdict | None, wanted: str, need_gib: float, problem: str
 ) -> None:
     choice = choose_gpus(tier(need_gib=need_gib), memories, word, wanted=wanted, limit_percent=80)
@@ -111,7 +111,7 @@ def test_what_cannot_work_is_a_problem_in_words(
     assert problem in choice.problems[0]
 
 
-def test_with_a_sick_driver_the_verdicts_gpu_is_still_good_enough_to_try() -> None:
+def test_with_an_unreadable_driver_the_verdicts_gpu_is_still_tried() -> None:
     choice = choose_gpus(tier(), GpuMemories(error="NVML hangs"), verdict(chosen=2), limit_percent=80)
     assert [c.gpu for c in choice.candidates] == ["GPU-2", "GPU-2"]
     assert not choice.candidates[0].beside
@@ -121,7 +121,7 @@ def test_with_a_sick_driver_the_verdicts_gpu_is_still_good_enough_to_try() -> No
 @pytest.mark.parametrize(
     ("free_gib", "need_gib", "beside"), [(50, 40, True), (39, 40, False), (79, None, True), (50, None, False)]
 )
-def test_beside_is_computed_from_free_memory_and_never_assumed(
+def test_whether_it_fits_beside_tp_is_computed_from_free_memory_and_never_assumed(
     free_gib: float, need_gib: float | None, beside: bool
 ) -> None:
     memories = GpuMemories(gpus=(gpu(0, free_gib=free_gib),))
@@ -134,7 +134,7 @@ def test_beside_is_computed_from_free_memory_and_never_assumed(
     first=st.one_of(st.none(), st.integers(0, 7)),
     free=st.lists(st.floats(0, 80), min_size=8, max_size=8),
 )
-def test_no_choice_ever_holds_a_sick_gpu(sick: set[int], first: int | None, free: list[float]) -> None:
+def test_a_faulty_gpu_is_never_a_candidate(sick: set[int], first: int | None, free: list[float]) -> None:
     memories = GpuMemories(gpus=tuple(gpu(i, free_gib=g) for i, g in enumerate(free)))
     choice = choose_gpus(tier(), memories, verdict(chosen=first, sick=tuple(sick)), limit_percent=80)
     assert not {c.gpu for c in choice.candidates} & {f"GPU-{i}" for i in sick}
@@ -155,14 +155,14 @@ def test_no_choice_ever_holds_a_sick_gpu(sick: set[int], first: int | None, free
         (Condition.HUNG, False, Order.IN_PLACE),
     ],
 )
-def test_the_order_follows_from_the_tier_and_the_room(
+def test_the_order_follows_from_the_tiers_condition_and_the_free_memory(
     condition: Condition, beside: bool, order: Order
 ) -> None:
     assert choose_order(condition, beside=beside) is order
 
 
 @pytest.mark.parametrize("order", list(Order))
-def test_every_order_saves_evidence_before_it_cuts_or_stops_and_routes_after_a_token(order: Order) -> None:
+def test_every_order_saves_evidence_before_it_aborts_or_stops_and_routes_after_a_token(order: Order) -> None:
     ids = ORDERS[order]
     assert ids.index("capture") < ids.index("drain") < ids.index("stop")
     assert ids.index("warm") < ids.index("route") < ids.index("backpressure")
@@ -191,7 +191,7 @@ def samples(*rows: tuple[float, float | None, float | None]) -> list[TokenSample
         ([(0, 1, 2), (10, 5, 2), (13, 5, 2)], Progress.FLAT),
     ],
 )
-def test_a_counter_is_flat_only_when_requests_were_held_all_the_while(
+def test_a_counter_is_flat_only_if_requests_were_held_all_the_time(
     rows: list[tuple[float, float | None, float | None]], progress: Progress
 ) -> None:
     assert judge_progress(samples(*rows), stall_s=3) is progress
@@ -218,7 +218,7 @@ def test_a_counter_that_rose_within_the_window_is_never_called_flat(
         for row in itertools.product((False, True), repeat=5)
     ],
 )
-def test_every_finding_leads_to_one_state_that_it_supports(found: Found) -> None:
+def test_every_combination_of_probe_results_leads_to_one_state_that_it_supports(found: Found) -> None:
     decision = decide(found)
     if decision.state is ServingState.TP:
         assert (found.tp_active and found.tp_generates) or decision.start_tp
@@ -233,12 +233,12 @@ def test_every_finding_leads_to_one_state_that_it_supports(found: Found) -> None
         assert not found.tp_active
 
 
-def test_only_our_own_processes_count_as_holders_of_gpu_memory() -> None:
+def test_only_the_tiers_own_processes_count_as_holders_of_gpu_memory() -> None:
     memories = GpuMemories(gpus=(gpu(0, pids=(7, 8)), gpu(1, pids=(9,)), gpu(2, pids=None)))
     assert holders(memories, [8, 100]) == {"GPU-0": [8]}
 
 
-def test_silence_counts_from_the_last_answer() -> None:
+def test_silence_is_counted_from_the_last_answer() -> None:
     def at(second: float, tokens: float | None) -> TokenSample:
         return TokenSample(at_s=second, tokens=tokens, held=None if tokens is None else 1)
 

@@ -1,4 +1,4 @@
-"""Whole fallbacks on real processes and a real HAProxy, with traffic running all the while."""
+"""Whole fallbacks on real processes and a real HAProxy, under traffic."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ async def test_a_planned_fallback_loses_no_request_and_refuses_none(site_with: M
     await site.check_serving("fallback")
 
 
-async def test_a_hung_tier_loses_only_the_requests_that_hung_and_their_count_is_right(
+async def test_a_hung_tier_loses_only_the_requests_that_hung_and_counts_them(
     site_with: MakeSite,
 ) -> None:
     site = await site_with(fallback={"capture_budget_s": 6})
@@ -60,11 +60,11 @@ async def test_a_hung_tier_loses_only_the_requests_that_hung_and_their_count_is_
 
 
 @pytest.mark.chaos(
-    fault="somebody starts the frozen tier by hand",
+    fault="an operator starts the frozen tier by hand",
     at="after the stop",
-    after="succeeded with a warning that names the process; triage goes on telling it",
+    after="succeeded with a warning that names the process; triage keeps reporting it",
 )
-async def test_whoever_starts_the_frozen_tier_again_is_told(site_with: MakeSite) -> None:
+async def test_a_frozen_tier_that_is_started_by_hand_is_reported(site_with: MakeSite) -> None:
     site = await site_with()
     tp = site.host.tp
 
@@ -87,7 +87,7 @@ async def test_whoever_starts_the_frozen_tier_again_is_told(site_with: MakeSite)
     assert (await target_of_host(site.host)).unwanted == ()
 
 
-async def test_a_verdict_that_names_the_hang_spares_the_plan_its_own_wait(site_with: MakeSite) -> None:
+async def test_a_verdict_that_names_the_hang_shortens_planning(site_with: MakeSite) -> None:
     site = await site_with(fallback={"drain_stall_s": 30})
     async with site.traffic(clients=2):
         await site.freeze_rank()
@@ -101,7 +101,7 @@ async def test_a_verdict_that_names_the_hang_spares_the_plan_its_own_wait(site_w
     assert facts.tp.flat_since is not None
 
 
-async def test_a_counter_that_stands_where_triage_saw_it_needs_no_second_look(
+async def test_a_counter_that_has_not_moved_since_triage_needs_no_second_check(
     site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(condition, "CONFIRM_S", 30.0)
@@ -129,17 +129,19 @@ async def test_a_counter_that_stands_where_triage_saw_it_needs_no_second_look(
         def known() -> KnownHang | None:
             return known_hang(verdict, age_s=asyncio.get_running_loop().time() - began)
 
-        look = await asyncio.wait_for(
-            condition.look_at(tp, await tp.unit.state(), stall_s=30, known=known()), 5
+        reading = await asyncio.wait_for(
+            condition.read_condition(tp, await tp.unit.state(), stall_s=30, known=known()), 5
         )
-        assert look.condition == "hung"
+        assert reading.condition == "hung"
         moved = known_hang(verdict, age_s=3600)  # the process is younger than that verdict
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(condition.look_at(tp, await tp.unit.state(), stall_s=30, known=moved), 1)
+            await asyncio.wait_for(
+                condition.read_condition(tp, await tp.unit.state(), stall_s=30, known=moved), 1
+            )
         await tp.unit.stop(grace_s=0)
 
 
-async def test_without_room_beside_it_the_tier_stops_first_and_clients_are_told_to_come_again(
+async def test_without_room_beside_it_the_tier_stops_first_and_clients_are_asked_to_retry(
     site_with: MakeSite,
 ) -> None:
     site = await site_with()
@@ -159,7 +161,7 @@ async def test_without_room_beside_it_the_tier_stops_first_and_clients_are_told_
 @pytest.mark.chaos(
     fault="the fallback engine ends at its start", at="launch", after="the next GPU is tried; succeeded"
 )
-async def test_a_start_that_fails_is_tried_again_as_the_next_alternative(
+async def test_a_failed_start_is_tried_again_with_the_next_alternative(
     site_with: MakeSite, tmp_path: Any
 ) -> None:
     failures = tmp_path / "failures"
@@ -193,7 +195,7 @@ async def test_an_engine_that_dies_in_warm_up_leaves_a_healthy_tier_serving(site
     at="launch, tp hung",
     after="failed; says NOTHING IS SERVING and what a human must do; clients get 503",
 )
-async def test_when_nothing_can_serve_the_run_says_so_and_leaves_one_state(
+async def test_a_run_after_which_nothing_serves_says_so_and_leaves_one_state(
     site_with: MakeSite, tmp_path: Any
 ) -> None:
     failures = tmp_path / "failures"
@@ -216,7 +218,7 @@ async def test_when_nothing_can_serve_the_run_says_so_and_leaves_one_state(
     assert await site.weights() == {"tp": (100, "drain"), "fallback": (0, "ready")}
 
 
-async def test_a_stop_before_the_cut_goes_back_to_the_serving_tier(site_with: MakeSite) -> None:
+async def test_a_stop_before_the_drain_goes_back_to_the_serving_tier(site_with: MakeSite) -> None:
     site = await site_with(fb=["--startup-s", "20"])
     stop = asyncio.Event()
     async with site.traffic() as seen:
@@ -240,9 +242,13 @@ async def test_a_stop_after_the_tier_was_stopped_stays_on_the_fallback(site_with
 
 
 @pytest.mark.chaos(
-    fault="all processes of tp frozen", at="drain", after="cut long before the deadline; the fallback serves"
+    fault="all processes of tp frozen",
+    at="drain",
+    after="its requests are aborted long before the deadline; the fallback serves",
 )
-async def test_an_engine_that_answers_nothing_is_cut_long_before_the_deadline(site_with: MakeSite) -> None:
+async def test_an_engine_that_answers_nothing_is_given_up_long_before_the_deadline(
+    site_with: MakeSite,
+) -> None:
     site = await site_with(fallback={"drain_timeout_s": 60, "drain_stall_s": 0.5})
     pids = (await site.host.tp.unit.state()).pids
     async with site.traffic():

@@ -1,4 +1,4 @@
-"""A fallback on a host with GPUs, played by a fake libnvidia-ml that the real nvidia-ml-py reads."""
+"""A fallback on a host with GPUs, simulated by a fake libnvidia-ml under the real nvidia-ml-py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ Install = Callable[..., Path]
 GPUS: dict[str, Any] = {"tp_tier": {"gpus": 2}, "fallback_tier": {"gpus": 1, "memory_gib_per_gpu": 20}}
 
 
-async def test_gpus_are_read_in_a_child_and_a_driver_that_hangs_costs_only_its_deadline(
+async def test_gpus_are_read_in_a_child_and_a_hanging_driver_costs_only_the_deadline(
     fake_nvml: Install,
 ) -> None:
     fake_nvml("gpus=2", "gpu.1.process=4711")
@@ -36,7 +36,7 @@ async def test_gpus_are_read_in_a_child_and_a_driver_that_hangs_costs_only_its_d
     assert "NVML" in (await read_gpus()).error
 
 
-async def test_the_fallback_serves_from_the_gpu_by_uuid_and_the_memory_is_seen_released(
+async def test_the_fallback_is_scoped_to_a_gpu_by_uuid_and_the_release_of_tps_memory_is_checked(
     site_with: MakeSite, fake_nvml: Install
 ) -> None:
     fake_nvml("gpus=2")
@@ -54,7 +54,7 @@ async def test_the_fallback_serves_from_the_gpu_by_uuid_and_the_memory_is_seen_r
     assert data_of(end, "warm")["memory"]["gpu_uuid"] == chosen
 
 
-async def test_memory_that_a_killed_process_still_holds_is_named_and_holds_nothing_up(
+async def test_memory_that_a_killed_process_still_holds_is_reported_without_delaying_the_fallback(
     site_with: MakeSite, fake_nvml: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stop_module, "RELEASE_TIMEOUT_S", 0.2)

@@ -1,4 +1,4 @@
-"""The main course with the project's own engine: two ranks over torch.distributed, one of them frozen, and back again."""
+"""A whole incident with the project's own engine: one of two torch.distributed ranks freezes, fallback, restore."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ ENGINE = [
 
 
 def reference(*flags: str) -> dict[str, Any]:
-    """A tier of the reference engine; its port is the site's."""
+    """Return a tier of the reference engine; the site adds its port."""
     return {"kind": "reference", "argv": [*ENGINE, *flags]}
 
 

@@ -1,4 +1,4 @@
-"""A step that is cut in the middle runs again: every step function is executed cut, then whole, then once more."""
+"""An interrupted step runs again: every step function is interrupted, then run to its end, then run once more."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ from tests.gpu_actions.site import Site
 
 
 async def walk_with_repeats(site: Site, plan: Plan, *, run_id: str, cut_after_s: float) -> list[Outcome]:
-    """Walk a plan as a host would whose bot is killed in every step: cut, run again to its end, and once more."""
+    """Walk a plan as if the bot were killed in every step: interrupt it, run it again to its end, and once more."""
     workdir = site.folder / "runs" / run_id
     workdir.mkdir(parents=True)
     outcomes: list[Outcome] = []
@@ -42,12 +42,12 @@ def of(outcomes: list[Outcome], step_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.chaos(
-    fault="every step is cut, run again and run once more",
+    fault="every step is interrupted, run again and run once more",
     at="a fallback",
     after="as if it ran once; no request lost",
 )
 @pytest.mark.parametrize("cut_after_s", [pytest.param(0.01, marks=pytest.mark.heavy), 0.12])
-async def test_a_fallback_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_once(
+async def test_a_fallback_with_every_step_interrupted_and_repeated_ends_as_if_it_ran_once(
     site_with: MakeSite, cut_after_s: float
 ) -> None:
     site = await site_with()
@@ -61,11 +61,11 @@ async def test_a_fallback_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran
 
 
 @pytest.mark.chaos(
-    fault="every step is cut, run again and run once more",
+    fault="every step is interrupted, run again and run once more",
     at="a fallback from a hung tier",
-    after="the requests that were cut are counted once",
+    after="the aborted requests are counted once",
 )
-async def test_a_hung_tiers_cut_requests_are_counted_once_however_often_the_drain_runs(
+async def test_aborted_requests_are_counted_once_however_often_the_drain_runs(
     site_with: MakeSite,
 ) -> None:
     site = await site_with()
@@ -79,10 +79,10 @@ async def test_a_hung_tiers_cut_requests_are_counted_once_however_often_the_drai
 
 
 @pytest.mark.parametrize("already_ended", [0, 2])
-async def test_a_kill_in_the_middle_of_the_cut_neither_loses_nor_doubles_a_request(
+async def test_a_kill_while_requests_are_aborted_neither_loses_nor_doubles_any_in_the_count(
     site_with: MakeSite, already_ended: int
 ) -> None:
-    """The killed execution meant to end 3 + already_ended sessions and had ended the latter; 3 are still there."""
+    """The killed execution was about to end 3 + already_ended sessions and had ended the latter; 3 are still open."""
     site = await site_with()
     async with site.traffic(clients=3) as seen:
         await site.freeze_rank()
@@ -98,11 +98,11 @@ async def test_a_kill_in_the_middle_of_the_cut_neither_loses_nor_doubles_a_reque
 
 
 @pytest.mark.chaos(
-    fault="every step is cut, run again and run once more",
+    fault="every step is interrupted, run again and run once more",
     at="a restore",
     after="as if it ran once; no request lost",
 )
-async def test_a_restore_whose_every_step_is_cut_and_repeated_ends_as_if_it_ran_once(
+async def test_a_restore_with_every_step_interrupted_and_repeated_ends_as_if_it_ran_once(
     site_with: MakeSite,
 ) -> None:
     site = await site_with(restore={"stages_percent": [50, 100], "hold_s": 0.7, "keep_fallback_warm_s": 0})

@@ -1,4 +1,4 @@
-"""How a stage is judged and decided, as tables and properties; what the checks before it say."""
+"""The judgement of a stage and what follows from it, as tables and properties, and the checks before it."""
 
 import itertools
 from datetime import UTC, datetime
@@ -71,7 +71,7 @@ def test_a_stage_is_judged_by_its_window(changes: dict[str, Any], verdict: Stage
     assert reason in "; ".join(judged.reasons)
 
 
-def test_while_only_faults_are_watched_for_no_traffic_is_fine() -> None:
+def test_no_traffic_passes_where_only_faults_matter() -> None:
     assert judge_stage(window(requests=0), POLICY, min_requests=0).verdict is StageVerdict.PASSED
     assert judge_stage(window(requests=0, hung=True), POLICY, min_requests=0).verdict is StageVerdict.FAILED
 
@@ -91,7 +91,7 @@ def test_more_errors_never_turn_a_failed_stage_into_a_passed_one(
         assert after.verdict is StageVerdict.FAILED
 
 
-def test_the_line_for_people_names_what_could_not_be_measured() -> None:
+def test_the_description_names_what_could_not_be_measured() -> None:
     line = describe(window(missing=("kernel log (denied)",), ttft_p99_ms=None))
     assert "not measured: kernel log (denied)" in line
     assert "TTFT" not in line
@@ -119,7 +119,7 @@ FEW = Judged(verdict=StageVerdict.INCONCLUSIVE, reasons=("few",))
         (FEW, Orders(holding=True), 161, Then.WAIT),
     ],
 )
-def test_what_a_stage_does_next(judged: Judged, orders: Orders, elapsed_s: float, then: Then) -> None:
+def test_the_next_move_of_a_stage(judged: Judged, orders: Orders, elapsed_s: float, then: Then) -> None:
     assert decide_stage(judged, orders, elapsed_s=elapsed_s, hold_s=60, inconclusive_wait_s=100)[0] is then
 
 
@@ -135,18 +135,18 @@ def test_what_a_stage_does_next(judged: Judged, orders: Orders, elapsed_s: float
         (("stop",), Orders(seen=1, abort=True)),
     ],
 )
-def test_the_last_word_of_people_counts(signals: tuple[str, ...], orders: Orders) -> None:
+def test_the_latest_signal_counts(signals: tuple[str, ...], orders: Orders) -> None:
     assert take_orders(Orders(), signals) == orders
 
 
 @given(st.lists(st.sampled_from(["hold", "next", "abort"]), max_size=8), st.integers(0, 8))
-def test_signals_read_in_two_looks_are_those_read_in_one(signals: list[str], cut: int) -> None:
+def test_signals_read_in_two_parts_equal_those_read_at_once(signals: list[str], cut: int) -> None:
     whole = take_orders(Orders(), tuple(signals))
     assert take_orders(take_orders(Orders(), tuple(signals[:cut])), tuple(signals)) == whole
 
 
 @pytest.mark.parametrize("percent", [0, 1, 5, 25, 50, 99, 100])
-def test_the_weights_of_a_stage_are_its_share_and_never_all_zero(percent: int) -> None:
+def test_the_weights_of_a_stage_match_its_share_and_are_never_all_zero(percent: int) -> None:
     tp, fallback = weights_for(percent, tp_weight=200, fallback_weight=90)
     assert tp + fallback > 0
     assert 100 * tp / (tp + fallback) == percent
@@ -154,7 +154,7 @@ def test_the_weights_of_a_stage_are_its_share_and_never_all_zero(percent: int) -
 
 
 @pytest.mark.parametrize("stages", [(5, 25, 50, 100), (100,), (10, 100)])
-def test_traffic_comes_after_the_proofs_and_the_fallback_goes_last(stages: tuple[int, ...]) -> None:
+def test_traffic_moves_after_the_proofs_and_the_fallback_stops_last(stages: tuple[int, ...]) -> None:
     ids = order_of(Way.BESIDE, stages)
     first = ids.index(f"shift-{stages[0]}")
     assert all(ids.index(step) < first for step in ("check", "warm", "loadtest", "compare"))
@@ -167,7 +167,7 @@ def test_traffic_comes_after_the_proofs_and_the_fallback_goes_last(stages: tuple
 
 
 @pytest.mark.parametrize("row", list(itertools.product((False, True), repeat=5)))
-def test_a_failed_restore_leaves_one_state_that_its_findings_support(row: tuple[bool, ...]) -> None:
+def test_a_failed_restore_leaves_one_state_that_the_probes_support(row: tuple[bool, ...]) -> None:
     found = Found(**dict(zip(Found.model_fields, row, strict=True)))
     tp = found.tp_active and found.tp_generates
     fallback = found.fallback_active and found.fallback_generates
@@ -192,7 +192,7 @@ def test_a_failed_restore_leaves_one_state_that_its_findings_support(row: tuple[
         ("GPU-a,GPU-b", 3, True),
     ],
 )
-def test_a_leftover_device_list_is_one_that_is_too_short(value: str | None, gpus: int, few: bool) -> None:
+def test_a_device_list_is_a_leftover_if_it_is_too_short(value: str | None, gpus: int, few: bool) -> None:
     assert too_few_devices(value, gpus) is few
 
 
@@ -208,7 +208,7 @@ def tier(gpus: int, need_gib: float | None) -> TierConfig:
     )
 
 
-def test_leftovers_are_named_and_what_may_be_meant_is_left() -> None:
+def test_leftovers_are_named_and_variables_that_may_be_intended_stay() -> None:
     environment = {
         "NCCL_P2P_DISABLE": "1",
         "CUDA_VISIBLE_DEVICES": "0",
@@ -230,7 +230,7 @@ def test_leftovers_are_named_and_what_may_be_meant_is_left() -> None:
         (1, 30, [35, 1], True),
     ],
 )
-def test_side_by_side_is_computed_and_never_assumed(
+def test_whether_both_tiers_fit_is_computed_and_never_assumed(
     gpus: int, need_gib: float | None, free_gib: list[float], fits: bool
 ) -> None:
     memories = GpuMemories(
@@ -255,14 +255,14 @@ def test_side_by_side_is_computed_and_never_assumed(
         (VerdictKind.UNKNOWN, "no rights here", False),
     ],
 )
-def test_only_a_healthy_host_or_a_reason_lets_a_restore_begin(
+def test_a_restore_begins_only_on_a_healthy_host_or_with_a_reason(
     kind: VerdictKind, override: str, blocked: bool
 ) -> None:
     verdict = Verdict(verdict=kind, cause="none", summary="s")
     assert (blocks(verdict, override_reason=override) is not None) is blocked
 
 
-def test_a_deep_probe_without_room_leaves_the_passive_evidence_to_decide() -> None:
+def test_the_passive_evidence_decides_if_the_deep_probe_has_no_memory() -> None:
     snapshot = Snapshot(
         host="h",
         taken_at=datetime.now(UTC),
@@ -282,7 +282,7 @@ def test_a_deep_probe_without_room_leaves_the_passive_evidence_to_decide() -> No
     assert deep_unread(passive) == ""
 
 
-def test_the_same_line_of_the_kernel_log_twice_is_new_once() -> None:
+def test_a_known_kernel_log_line_that_appears_again_is_new_once() -> None:
     event = XidEvent(kind="xid", code=79, pci="0000:3b:00", text="fell off the bus")
     assert _new((event,), (name_of(event),)) == []
     assert _new((event, event), (name_of(event),)) == [event]

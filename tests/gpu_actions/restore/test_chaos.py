@@ -1,4 +1,4 @@
-"""Faults in the middle of a restore: the router killed, its socket gone, the returning tier killed, the fallback killed."""
+"""Faults in the middle of a restore: the router, the returning tier or the fallback is killed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ STEPS = ("check", "prepare", "start", "warm", "shift-50", "shift-100", "keep-war
 @pytest.mark.parametrize(
     "step", [pytest.param(step, marks=() if step == "shift-50" else pytest.mark.heavy) for step in STEPS]
 )
-async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_restore_ends_in_one_state(
+async def test_a_router_killed_at_a_step_is_restarted_and_the_restore_ends_in_one_state(
     site_with: MakeSite, step: str
 ) -> None:
     site = await on_fallback(site_with)
@@ -41,7 +41,7 @@ async def test_a_router_that_is_killed_at_a_step_comes_back_and_the_restore_ends
     at="a stage of a restore",
     after="the router is started again and the restore ends in one state, which holds",
 )
-async def test_a_router_whose_socket_goes_at_a_stage_is_started_again(site_with: MakeSite) -> None:
+async def test_a_router_that_loses_its_socket_at_a_stage_is_restarted(site_with: MakeSite) -> None:
     site = await on_fallback(site_with)
     socket = site.host.state_dir / "router" / "admin.sock"
     plan = await restore_plan(site)
@@ -51,7 +51,7 @@ async def test_a_router_whose_socket_goes_at_a_stage_is_started_again(site_with:
 
 
 def kill_unit(site: Site, name: str) -> Callable[[], None]:
-    """Kill the main process of a tier, whatever it is by then."""
+    """Return a function that kills the current main process of a tier."""
 
     def now() -> None:
         state = json.loads((site.folder / "state" / "units" / name / "state.json").read_text())
@@ -65,7 +65,7 @@ def kill_unit(site: Site, name: str) -> Callable[[], None]:
     at="a stage of a restore",
     after="failed; all traffic is back on the fallback at once",
 )
-async def test_a_tier_that_dies_at_a_stage_gives_its_traffic_back(site_with: MakeSite) -> None:
+async def test_the_traffic_of_a_tier_that_dies_at_a_stage_moves_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, unit={"restart": False}, restore={"hold_s": 20})
     async with site.traffic(clients=2) as seen:
         end = await site.run(await restore_plan(site), report=AtStep("shift-50", kill_unit(site, "tp")))
@@ -83,7 +83,9 @@ async def test_a_tier_that_dies_at_a_stage_gives_its_traffic_back(site_with: Mak
     after="tp has the traffic already: the restore succeeds, or goes back to one state that holds",
 )
 @pytest.mark.heavy
-async def test_a_fallback_that_dies_when_it_is_needed_no_more_is_no_obstacle(site_with: MakeSite) -> None:
+async def test_a_fallback_that_dies_when_it_is_no_longer_needed_does_not_stop_the_restore(
+    site_with: MakeSite,
+) -> None:
     site = await on_fallback(site_with, unit={"restart": False})
     plan = await restore_plan(site)
     async with site.traffic(clients=2):

@@ -1,4 +1,4 @@
-"""The comparison with the baseline: a real load test, then every answer that the step can give."""
+"""The comparison with the baseline: a real load test, then every result of the step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.gpu_actions.site import Site, data_of, statuses, summary_of
 
 
 def baseline_from(result: LoadTestResult, folder: Path, name: str, *, times_faster: float = 1.0) -> None:
-    """Record a baseline of three runs like this one."""
+    """Record a baseline made from three copies of a run."""
     samples = {
         field: tuple(value / times_faster for value in getattr(result.samples, field))
         for field in type(result.samples).model_fields
@@ -55,7 +55,7 @@ async def run_one(site: Site, step: Step, *, told: Sequence[Signal] = ()) -> Wal
     return await site.run(plan, run_id="rs-1", signals=signals)
 
 
-async def test_the_comparison_passes_refuses_or_asks(site_with: MakeSite) -> None:
+async def test_the_comparison_passes_fails_or_asks(site_with: MakeSite) -> None:
     site = await site_with(restore={"inconclusive_wait_s": 0.5, "load": {"duration_s": 2, "target_qps": 20}})
     steps = await steps_of(site)
     tested = await run_one(site, steps["loadtest"])
@@ -85,7 +85,7 @@ async def test_the_comparison_passes_refuses_or_asks(site_with: MakeSite) -> Non
     assert "regressed against faster-day" in summary_of(worse, "compare")
 
 
-async def test_the_plan_says_when_there_is_no_baseline_and_how_to_accept_that(site_with: MakeSite) -> None:
+async def test_the_plan_says_that_there_is_no_baseline_and_how_to_accept_it(site_with: MakeSite) -> None:
     site = await site_with()
     await site.host.tp.unit.stop()
     plan = await site.plan(RESTORE)

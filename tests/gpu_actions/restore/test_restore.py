@@ -1,4 +1,4 @@
-"""Whole restores on real processes and a real HAProxy: the traffic comes back in stages, and goes back when a stage fails."""
+"""Whole restores on real processes and a real HAProxy: the traffic moves in stages, and back when a stage fails."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ QUICK = {"stages_percent": [50, 100], "hold_s": 1, "keep_fallback_warm_s": 0}
 
 
 async def on_fallback(make: MakeSite, **changes: Any) -> Site:
-    """A host after a fallback: the fallback serves, tp is stopped and frozen."""
+    """Return a host after a fallback: the fallback serves, tp is stopped and frozen."""
     site = await make(**{**changes, "restore": {**QUICK, **changes.get("restore", {})}})
     plan = await site.plan(skip_validation=True)
     quick = [step for step in plan.steps if step.id not in ("capture", "drain")]
@@ -30,7 +30,7 @@ async def on_fallback(make: MakeSite, **changes: Any) -> Site:
 async def restore_plan(
     site: Site, *, without: Sequence[str] = ("loadtest", "compare", "environment"), **options: Any
 ) -> Plan:
-    """A restore's plan without the steps that a test does not need."""
+    """Return a restore's plan without the steps that a test does not need."""
     plan = await site.plan(RESTORE, **{"accept_no_baseline": True, **options})
     return plan.model_copy(update={"steps": tuple(s for s in plan.steps if s.id not in without)})
 
@@ -51,7 +51,7 @@ async def test_a_restore_beside_the_fallback_loses_no_request(site_with: MakeSit
 
 
 class When(WalkReport):
-    """Does something once, a moment after a step has begun."""
+    """Calls a function once, a moment after a step has begun."""
 
     def __init__(self, step_id: str, action: Any, *, after_s: float = 0.5) -> None:
         def began(move: RunStep) -> None:
@@ -61,7 +61,7 @@ class When(WalkReport):
         super().__init__(began=began)
 
 
-async def test_errors_at_a_stage_put_the_traffic_back_at_once(site_with: MakeSite) -> None:
+async def test_errors_at_a_stage_move_the_traffic_back_at_once(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"hold_s": 20})
     async with site.traffic(clients=4) as seen:
         broken = When("shift-50", (site.folder / "errors_tp").touch)
@@ -79,7 +79,7 @@ async def test_errors_at_a_stage_put_the_traffic_back_at_once(site_with: MakeSit
 
 
 @pytest.mark.heavy
-async def test_slow_first_tokens_at_a_stage_put_the_traffic_back(site_with: MakeSite) -> None:
+async def test_slow_first_tokens_at_a_stage_move_the_traffic_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"max_ttft_p99_ms": 200})
     slow = When("shift-50", lambda: (site.folder / "slow_tp").write_text("0.3"), after_s=0)
     async with site.traffic(clients=4, tokens=2) as seen:
@@ -90,7 +90,7 @@ async def test_slow_first_tokens_at_a_stage_put_the_traffic_back(site_with: Make
     await site.check_serving("fallback")
 
 
-async def test_a_hang_at_a_stage_puts_the_traffic_back_and_loses_only_what_hung(site_with: MakeSite) -> None:
+async def test_a_hang_at_a_stage_moves_the_traffic_back_and_loses_only_what_hung(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"hold_s": 20})
 
     def freeze() -> None:
@@ -109,7 +109,7 @@ async def test_a_hang_at_a_stage_puts_the_traffic_back_and_loses_only_what_hung(
 
 
 @pytest.mark.heavy
-async def test_a_new_xid_at_a_stage_puts_the_traffic_back(site_with: MakeSite) -> None:
+async def test_a_new_xid_at_a_stage_moves_the_traffic_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"hold_s": 20, "stages_percent": [100]})
     line = f"[ {boot_clock_s():.1f}] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n"
 
@@ -125,7 +125,7 @@ async def test_a_new_xid_at_a_stage_puts_the_traffic_back(site_with: MakeSite) -
     await site.check_serving("fallback")
 
 
-async def test_an_unhealthy_host_gets_no_tier_and_keeps_the_fallback(site_with: MakeSite) -> None:
+async def test_tp_is_not_started_on_an_unhealthy_host(site_with: MakeSite) -> None:
     site = await on_fallback(site_with)
     log = site.folder / "kernel.log"
     log.write_text(
@@ -172,7 +172,7 @@ async def test_a_stage_with_too_few_requests_waits_for_a_person(
         await site.check_serving("fallback")
 
 
-async def test_a_stop_in_the_middle_of_the_shift_returns_the_traffic(site_with: MakeSite) -> None:
+async def test_a_stop_during_the_shift_moves_the_traffic_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with)
     stop = asyncio.Event()
     async with site.traffic() as seen:
@@ -183,7 +183,7 @@ async def test_a_stop_in_the_middle_of_the_shift_returns_the_traffic(site_with: 
     await site.check_serving("fallback")
 
 
-async def test_a_cut_over_shows_its_gap_and_loses_no_accepted_request(site_with: MakeSite) -> None:
+async def test_a_cut_over_announces_its_gap_and_loses_no_accepted_request(site_with: MakeSite) -> None:
     site = await on_fallback(site_with)
     async with site.traffic() as seen:
         plan = await restore_plan(site, cut_over=True)
@@ -196,7 +196,7 @@ async def test_a_cut_over_shows_its_gap_and_loses_no_accepted_request(site_with:
 
 
 @pytest.mark.heavy
-async def test_a_cut_over_whose_tier_never_starts_comes_back_to_the_fallback(
+async def test_a_cut_over_whose_tier_never_starts_returns_to_the_fallback(
     site_with: MakeSite, tmp_path: Any
 ) -> None:
     failures = tmp_path / "failures"

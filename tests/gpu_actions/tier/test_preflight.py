@@ -1,4 +1,4 @@
-"""What a plan refuses, and what it shows, on a real host."""
+"""Reasons to refuse a plan, and what a plan shows, on a real host."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ from tests.gpu_actions.conftest import MakeSite
 
 @pytest.mark.chaos(
     fault="the fallback's port is taken",
-    at="before the plan; with a full disk and somebody's freeze",
+    at="before the plan; with a full disk and another operator's freeze",
     after="refused before anything is touched, each with its reason",
 )
-async def test_a_taken_port_a_foreign_freeze_and_a_full_disk_are_refused_together(
+async def test_a_taken_port_another_operators_freeze_and_a_full_disk_are_reported_together(
     site_with: MakeSite,
 ) -> None:
     site = await site_with(fallback={"min_free_disk_gib": 1e9})
@@ -31,7 +31,7 @@ async def test_a_taken_port_a_foreign_freeze_and_a_full_disk_are_refused_togethe
     assert "min_free_disk_gib" in text
 
 
-async def test_a_host_that_is_on_its_fallback_already_has_nothing_to_fall_back_from(
+async def test_a_host_that_serves_from_its_fallback_is_refused(
     site_with: MakeSite,
 ) -> None:
     site = await site_with()
@@ -40,13 +40,15 @@ async def test_a_host_that_is_on_its_fallback_already_has_nothing_to_fall_back_f
         await site.plan()
 
 
-async def test_an_existing_router_that_is_away_is_refused(site_with: MakeSite, tmp_path: Path) -> None:
+async def test_an_existing_router_that_does_not_answer_is_refused(
+    site_with: MakeSite, tmp_path: Path
+) -> None:
     site = await site_with(up=False, router={"managed": False, "socket": str(tmp_path / "nobody.sock")})
     with pytest.raises(PlanRefused, match="the router does not answer"):
         await site.plan()
 
 
-async def test_a_program_that_is_not_there_is_refused_before_the_tier_is_touched(
+async def test_a_missing_program_is_refused_before_the_tier_is_touched(
     site_with: MakeSite, tmp_path: Path
 ) -> None:
     site = await site_with()
@@ -65,7 +67,9 @@ async def test_a_program_that_is_not_there_is_refused_before_the_tier_is_touched
 @pytest.mark.chaos(
     fault="the router's port is taken", at="before the plan", after="refused, naming the process that has it"
 )
-async def test_a_router_that_cannot_start_is_refused_with_who_has_its_port(site_with: MakeSite) -> None:
+async def test_a_router_that_cannot_start_is_refused_with_the_process_that_has_its_port(
+    site_with: MakeSite,
+) -> None:
     site = await site_with(up=False)
     port = int(site.host.router.url.rsplit(":", 1)[1])
     with socket.create_server(("127.0.0.1", port)), pytest.raises(PlanRefused) as refused:
@@ -95,7 +99,7 @@ async def test_the_plan_shows_commands_files_environment_and_weights_and_has_a_s
     assert plan.steps[-1].id == "validate"
 
 
-async def test_a_healthy_idle_tier_is_told_from_a_stopped_one(site_with: MakeSite) -> None:
+async def test_a_healthy_idle_tier_differs_from_a_stopped_one(site_with: MakeSite) -> None:
     site = await site_with()
     assert (await gather_facts(site.host)).tp.condition == "serving"
     await site.host.tp.unit.stop()
