@@ -18,8 +18,9 @@ from aiohttp import web
 from benchmarks.triage_passive import REAL_CALL_US, fake_driver
 from bot.settings.model import MonitorSettings
 from bot.store.store import Store
-from bot.watch.monitor_kinds import LOOKS
-from bot.watch.monitors import MonitorMemory, Monitors
+from bot.watch.monitor_kinds import MONITOR_KINDS
+from bot.watch.monitor_memory import MonitorMemory
+from bot.watch.monitors import Monitors
 from bot.watch.scheduler import Schedule
 from gpu_actions.config.host import HostConfig
 from gpu_actions.host import build_host
@@ -38,7 +39,7 @@ class Nobody:
     def __init__(self) -> None:
         self.told = 0
 
-    def raise_alarm(self, alarm: object) -> None:
+    def report(self, alarm: object) -> None:
         self.told += 1
         print("told:", alarm)
 
@@ -133,7 +134,7 @@ async def eight_gpus(folder: Path) -> None:
     seconds = time.monotonic() - began
     after = _used()
     own, children = (100 * (b - a) / seconds for a, b in zip(before, after, strict=True))
-    periods = ", ".join(f"{look.name} {look.period_s(settings):g} s" for look in LOOKS)
+    periods = ", ".join(f"{look.name} {look.period_s(settings):g} s" for look in MONITOR_KINDS)
     print(f"8 fake GPUs ({periods}): looks {own:.2f} % of a core, their children {children:.2f} %")
     schedule.close()
     await host.tp.unit.stop(grace_s=1)

@@ -33,7 +33,8 @@ from bot.slack.live_messages import LiveMessages
 from bot.store.store import Store
 from bot.watch.alertmanager import Webhook
 from bot.watch.alerts import Alerts
-from bot.watch.monitors import MonitorMemory, Monitors
+from bot.watch.monitor_memory import MonitorMemory
+from bot.watch.monitors import Monitors
 from bot.watch.scheduler import Schedule
 from bot.web.server import web_app
 from gpu_actions.action import ActionSpec
@@ -245,7 +246,7 @@ async def _started(bot: Bot, stop: asyncio.Event | None) -> AsyncIterator[Bot]:
 def _schedule(bot: Bot) -> Schedule:
     """Return the periodic work: monitors, delivery of undelivered alerts, and removal of old files and keys."""
     schedule = Schedule()
-    schedule.every(ALERT_RETRY_S, "untold alarms", bot.alerts.retry)
+    schedule.every(ALERT_RETRY_S, "undelivered alerts", bot.alerts.retry)
     if bot.settings.monitors.enabled:
         bot.monitors.schedule(schedule, bot.settings.hosts)
     for name, sweep, first_after_s in (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bot.presenter.view import View
-from bot.settings.model import COMMANDS, Settings
+from bot.settings.model import Settings
 from bot.slack.access import Access
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def make_view(settings: Settings, access: Access, *, now: float, bot_user_id: st
     """Return the command names of the settings and the mentions of the roles."""
     return View(
         now=now,
-        commands={name: settings.slack.command(name) for name in COMMANDS},
+        commands={name: settings.slack.command(name) for name in settings.slack.commands},
         roles={role: mention for role in settings.access.roles if (mention := access.mention(role))},
         bot_user_id=bot_user_id,
     )

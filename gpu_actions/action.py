@@ -156,6 +156,8 @@ class ActionSpec:
     arguments: type[Frozen]
     plan: Callable[[PlanRequest], Awaitable[Plan]]
     changes_host: bool
+    disturbs_service: bool = False
+    """It loads or pauses the service without changing the host; starting it needs the same role as a change."""
     title: str = ""
     """Its name in a sentence (`Load test`); empty: the name, capitalized."""
     usages: tuple[tuple[str, str], ...] = ()

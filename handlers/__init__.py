@@ -1,10 +1,12 @@
-"""Slack's side of the bot: one module a slash command, thin listeners that acknowledge, check, hand over and return.
+"""The Slack side of the bot: the slash commands, and the listeners that connect them to Bolt.
 
-`register` is the only entry. Every listener acknowledges before it looks anything up, then runs in the frame of
-`handlers.call.guarded`, so nothing that a person does is ignored in silence.
+Every action has a command, built from its spec; a command of its own, or one with more subcommands, takes one module and
+one entry in `COMMANDS`. Help, manifest, Home tab, `/gpu`, mentions and the command names in the settings read this table.
+Every listener acknowledges before it looks anything up.
 """
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -12,159 +14,162 @@ from slack_bolt.async_app import AsyncAck, AsyncApp, AsyncBoltContext, AsyncResp
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.presenter import answers
+from bot.presenter.help import CommandText
 from bot.services import Services
+from bot.settings.model import SettingsError, SlackSettings
 from bot.store.records import Person, UserError
 from gpu_actions.registry import actions
 from handlers import buttons, gpu, home, incident, loadtest, mentions
-from handlers.call import ARRIVED, Call, ephemeral_answer, guarded, respond_answer, stamp_arrival
+from handlers.arguments import did_you_mean
+from handlers.call import Call, Request, ephemeral_answer, guarded, respond_answer
 from handlers.command import Command, action_command
 
-__all__ = ["COMMANDS", "UMBRELLA", "register", "stamp_arrival"]
-
-UMBRELLA = "gpu"
 COMMANDS: Mapping[str, Command] = {
     **{spec.name: action_command(spec) for spec in actions().values()},
     **{module.COMMAND.name: module.COMMAND for module in (loadtest, incident)},
 }
-"""Every command of its own, by its name in the settings; the umbrella `gpu` reaches all of them."""
+"""Every slash command by its name in the settings, in the order of help and manifest."""
+SLASH_COMMANDS: tuple[CommandText, ...] = (*COMMANDS.values(), gpu.UMBRELLA)
+
+ARRIVED = "gpu_oncall_arrived"
+ACK_LIMIT_S = 3.0
+"""Slack reports a command or button as failed if it is not acknowledged within this time."""
+EVENT_LIMIT_S = 300.0
+"""A mention older than this is refused: Slack repeats an undelivered event for minutes, and the situation has changed."""
 
 Body = dict[str, Any]
+Work = Callable[[Call, str], Awaitable[None]]
+
+
+def check_command_names(slack: SlackSettings) -> None:
+    """Raise SettingsError if `slack.commands` renames a command that does not exist."""
+    known = [command.name for command in SLASH_COMMANDS]
+    problems = [
+        f"slack.commands: {name!r} is not a command.{did_you_mean(name, known)} Commands: {', '.join(known)}."
+        for name in slack.commands
+        if name not in known
+    ]
+    if problems:
+        raise SettingsError(problems)
+
+
+async def stamp_arrival(context: AsyncBoltContext, next: Callable[[], Awaitable[Any]]) -> None:
+    """Record when a request arrived (monotonic seconds); Bolt middleware, also used as `before_authorize` to run first."""
+    context.setdefault(ARRIVED, time.monotonic())
+    await next()
 
 
 def register(app: AsyncApp, services: Services) -> None:
-    """Attach every listener to a Bolt app; `before_authorize=stamp_arrival` in its building times requests from their start."""
-    app.use(stamp_arrival)
+    """Attach every listener to a Bolt app."""
+
+    def listener(read: Callable[[Body], Request | None], work: Work) -> Callable[..., Awaitable[None]]:
+        return _listener(services, read, work)
+
+    async def umbrella(call: Call, text: str) -> None:
+        await gpu.run(call, text, COMMANDS)
+
+    async def mention(call: Call, text: str) -> None:
+        await mentions.run(call, text, COMMANDS)
+
+    async def home_opened(call: Call, _: str) -> None:
+        await home.publish(call, COMMANDS)
+
     slash = services.settings.slack.command
+    app.use(stamp_arrival)
     for command in COMMANDS.values():
-        app.command(slash(command.name))(_command_listener(services, _runner(command)))
-    app.command(slash(UMBRELLA))(_command_listener(services, _umbrella))
-    app.command(re.compile(r".*"))(_command_listener(services, _unknown_command))
+        app.command(slash(command.name))(listener(_command, command.run))
+    app.command(slash(gpu.UMBRELLA.name))(listener(_command, umbrella))
+    app.command(re.compile(r".*"))(listener(_command, _unknown_command))
     for action_id, press in buttons.PRESSES.items():
-        app.action(action_id)(_button_listener(services, press))
-    app.action(re.compile(r".*"))(_button_listener(services, _unknown_button))
-    app.event("app_mention")(_mention_listener(services))
-    app.event("app_home_opened")(_home_listener(services))
-    app.event("message")(_not_for_us)
+        app.action(action_id)(listener(_button, press))
+    app.action(re.compile(r".*"))(listener(_button, _unknown_button))
+    app.event("app_mention")(listener(_mention, mention))
+    app.event("app_home_opened")(listener(_home_tab, home_opened))
+    app.event("message")(_ignore)
 
 
-def _runner(command: Command) -> Callable[[Call, Body], Awaitable[None]]:
-    async def run(call: Call, body: Body) -> None:
-        await command.run(call, str(body.get("text") or ""))
-
-    return run
-
-
-async def _umbrella(call: Call, body: Body) -> None:
-    await gpu.run(call, str(body.get("text") or ""), COMMANDS)
-
-
-async def _unknown_command(call: Call, body: Body) -> None:
-    name = str(body.get("command") or "")
-    known = ", ".join(call.services.settings.slack.command(n) for n in (*COMMANDS, UMBRELLA))
-    raise UserError(f"{name} is not one of mine. I have {known}.")
-
-
-def _command_listener(
-    services: Services, work: Callable[[Call, Body], Awaitable[None]]
+def _listener(
+    services: Services, read: Callable[[Body], Request | None], work: Work
 ) -> Callable[..., Awaitable[None]]:
     async def listener(
         ack: AsyncAck, body: Body, respond: AsyncRespond, client: AsyncWebClient, context: AsyncBoltContext
     ) -> None:
         await ack()
-        user, channel = str(body["user_id"]), str(body["channel_id"])
-        call = Call(
-            services=services,
-            client=client,
-            person=Person(id=user, name=str(body.get("user_name") or "")),
-            channel=channel,
-            thread_ts=None,
-            key=f"command:{body['trigger_id']}",
-            what=str(body.get("command") or "the command"),
-            answer=respond_answer(respond, None, ephemeral_answer(client, channel, user, None)),
-            arrived=context.get(ARRIVED),
-        )
-        await guarded(call, lambda call: work(call, body))
+        request = read(body)
+        if request is None:
+            return
+        answer = ephemeral_answer(client, request.channel, request.person.id, request.thread_ts)
+        if body.get("response_url"):
+            answer = respond_answer(respond, request.thread_ts, answer)
+        late_s, limit_s = time.monotonic() - context[ARRIVED], ACK_LIMIT_S
+        if request.sent_at is not None:
+            late_s, limit_s = services.clock() - request.sent_at, EVENT_LIMIT_S
+        call = Call(**vars(request), services=services, client=client, answer=answer)
+        await guarded(call, work, late_s=late_s, limit_s=limit_s)
 
     return listener
 
 
-def _button_listener(services: Services, press: buttons.Press) -> Callable[..., Awaitable[None]]:
-    async def listener(
-        ack: AsyncAck, body: Body, respond: AsyncRespond, client: AsyncWebClient, context: AsyncBoltContext
-    ) -> None:
-        await ack()
-        action = body["actions"][0]
-        if action.get("url"):
-            return  # a link: the client opened it already
-        container = body.get("container") or {}
-        thread_ts = container.get("thread_ts")
-        person = body["user"]
-        channel = str((body.get("channel") or {}).get("id") or container.get("channel_id") or "")
-        call = Call(
-            services=services,
-            client=client,
-            person=Person(id=str(person["id"]), name=str(person.get("username") or person.get("name") or "")),
-            channel=channel,
-            thread_ts=thread_ts,
-            key=f"action:{body['trigger_id']}:{action.get('action_ts', '')}",
-            what=f"the button {str((action.get('text') or {}).get('text') or action['action_id'])!r}",
-            answer=respond_answer(
-                respond, thread_ts, ephemeral_answer(client, channel, str(person["id"]), thread_ts)
-            ),
-            arrived=context.get(ARRIVED),
-        )
-        await guarded(call, lambda call: press(call, str(action.get("value") or "")))
-
-    return listener
+def _command(body: Body) -> Request:
+    return Request(
+        person=Person(id=str(body["user_id"]), name=str(body.get("user_name") or "")),
+        channel=str(body["channel_id"]),
+        key=f"command:{body['trigger_id']}",
+        what=str(body.get("command") or "the command"),
+        text=str(body.get("text") or ""),
+    )
 
 
-async def _unknown_button(call: Call, value: str) -> None:
+def _button(body: Body) -> Request | None:
+    action, user, container = body["actions"][0], body["user"], body.get("container") or {}
+    if action.get("url"):
+        return None  # a link: the client has opened it
+    label = (action.get("text") or {}).get("text") or action["action_id"]
+    return Request(
+        person=Person(id=str(user["id"]), name=str(user.get("username") or user.get("name") or "")),
+        channel=str((body.get("channel") or {}).get("id") or container.get("channel_id") or ""),
+        thread_ts=container.get("thread_ts"),
+        key=f"action:{body['trigger_id']}:{action.get('action_ts', '')}",
+        what=f"the button {str(label)!r}",
+        text=str(action.get("value") or ""),
+    )
+
+
+def _mention(body: Body) -> Request | None:
+    event = body["event"]
+    if event.get("bot_id") or not event.get("user"):
+        return None  # bots cannot give orders
+    return Request(
+        person=Person(id=str(event["user"])),
+        channel=str(event["channel"]),
+        thread_ts=event.get("thread_ts"),
+        key=f"event:{body.get('event_id') or event.get('ts')}",
+        what="your mention",
+        text=str(event.get("text") or ""),
+        sent_at=float(event.get("event_ts") or event["ts"]),
+    )
+
+
+def _home_tab(body: Body) -> Request | None:
+    event = body["event"]
+    if event.get("tab", "home") != "home":
+        return None
+    return Request(
+        person=Person(id=str(event["user"])),
+        channel=str(event.get("channel") or event["user"]),
+        key=f"event:{body.get('event_id') or event.get('event_ts')}",
+        what="the Home tab",
+    )
+
+
+async def _unknown_command(call: Call, _: str) -> None:
+    known = ", ".join(call.slash(command.name) for command in SLASH_COMMANDS)
+    raise UserError(f"{call.what} is not one of my commands. I have {known}.")
+
+
+async def _unknown_button(call: Call, _: str) -> None:
     await call.answer(answers.outdated_button())
 
 
-def _mention_listener(services: Services) -> Callable[..., Awaitable[None]]:
-    async def listener(body: Body, client: AsyncWebClient) -> None:
-        event = body["event"]
-        if event.get("bot_id") or not event.get("user"):
-            return  # bots do not give us orders
-        thread_ts = event.get("thread_ts")
-        channel, user = str(event["channel"]), str(event["user"])
-        call = Call(
-            services=services,
-            client=client,
-            person=Person(id=user),
-            channel=channel,
-            thread_ts=thread_ts,
-            key=f"event:{body.get('event_id') or event.get('ts')}",
-            what="your mention",
-            answer=ephemeral_answer(client, channel, user, thread_ts),
-        )
-        text = mentions.words_behind_mention(str(event.get("text") or ""), services)
-        await guarded(call, lambda call: mentions.run(call, text, COMMANDS))
-
-    return listener
-
-
-def _home_listener(services: Services) -> Callable[..., Awaitable[None]]:
-    async def listener(body: Body, client: AsyncWebClient) -> None:
-        event = body["event"]
-        if event.get("tab", "home") != "home":
-            return
-        user = str(event["user"])
-        call = Call(
-            services=services,
-            client=client,
-            person=Person(id=user),
-            channel=str(event.get("channel") or user),
-            thread_ts=None,
-            key=f"event:{body.get('event_id') or event.get('event_ts')}",
-            what="the Home tab",
-            answer=ephemeral_answer(client, str(event.get("channel") or user), user, None),
-        )
-        await guarded(call, lambda call: home.opened(call, COMMANDS))
-
-    return listener
-
-
-async def _not_for_us() -> None:
-    """Messages that are no mention: Slack sends them where the app is in the channel, and they are none of our business."""
+async def _ignore() -> None:
+    """Ignore messages that do not mention the bot; Slack sends them all where the app is in the channel."""

@@ -1,7 +1,7 @@
-"""The words behind a command, parsed: subcommand, host, run id, flags, `name=value` options.
+"""Parse the words of a command: subcommand, host, run id, flags, `name=value` options.
 
-Pure functions. They forgive what a phone's keyboard does to text (curly quotes, long dashes, odd spaces, a capital first
-letter), and answer everything else they do not understand with one line that says what would be understood.
+Pure functions. They undo what a phone keyboard does to text (curly quotes, long dashes, odd spaces, a capital first letter)
+and answer anything else they cannot parse with one line that says what would be accepted.
 """
 
 import difflib
@@ -12,40 +12,29 @@ from dataclasses import dataclass, field
 from bot.presenter.mrkdwn import unescape
 from bot.store.records import UserError
 
+MAX_TEXT = 2000
+HELP_WORDS = ("help", "?", "h")
 RUN_ID = re.compile(r"^[a-z]{2,4}-[a-z0-9]{4,12}$")
 _KEY = re.compile(r"^-{0,2}([A-Za-z][A-Za-z0-9_.-]*)$")
-_TYPOGRAPHY = str.maketrans(
-    {
-        "“": '"',
-        "”": '"',
-        "„": '"',
-        "‘": "'",
-        "’": "'",
-        "—": "--",
-        "–": "--",
-        "\u00a0": " ",
-        "\u202f": " ",
-        "\u200b": "",
-    }
-)
-MAX_TEXT = 2000
+_TYPOGRAPHY = str.maketrans({
+    "“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "—": "--", "–": "--", "\u00a0": " ", "\u202f": " ", "\u200b": "",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grammar:
-    """What a command understands. `default` is the subcommand meant when the first word is none; empty: one must be given."""
+    """What a command accepts. `name` is as typed, with its slash; `default` is the subcommand that may be left out."""
 
     name: str
     subcommands: tuple[str, ...]
     default: str = ""
     flags: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
     takes_options: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """The parsed words. `host` and `run_id` are None where none was named; the action's own types judge the raw options."""
+    """The parsed words. `host` and `run_id` are None if not given; the action's own types validate the options."""
 
     subcommand: str
     host: str | None = None
@@ -54,17 +43,18 @@ class Words:
 
 
 def split(text: str) -> list[str]:
-    """Words of a text; quotes keep words together, an unclosed quote is a letter like any other."""
+    """Split a text into words. Quotes keep words together; an unclosed quote is an ordinary character."""
     clean = unescape(text.translate(_TYPOGRAPHY))[:MAX_TEXT]
     clean = re.sub(r"\s*=\s*", "=", clean) if re.search(r"\w\s+=|=\s+\w", clean) else clean
     words = re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*'|["'])+""", clean)
-    return [_unquote(word) for word in words]
+    return [
+        re.sub(r'"([^"]*)"|' + r"'([^']*)'", lambda found: found[1] or found[2] or "", word) for word in words
+    ]
 
 
 def parse(text: str, grammar: Grammar, hosts: Sequence[str]) -> Words:
-    """Words of a command's text. Raises UserError with one clear line for anything not understood."""
-    words = split(text)
-    subcommand, rest = _subcommand(words, grammar, hosts)
+    """Parse a command's text. Raises UserError with one line for anything that is not understood."""
+    subcommand, rest = _subcommand(split(text), grammar, hosts)
     host: str | None = None
     run_id: str | None = None
     options: dict[str, str] = {}
@@ -92,71 +82,56 @@ def parse(text: str, grammar: Grammar, hosts: Sequence[str]) -> Words:
 
 
 def run_id_of(word: str) -> str:
-    """The run id in a word as people write it in a sentence: copied with its back ticks, or with a comma behind it."""
+    """Return the run id in a word as people paste it: with back ticks around it, or punctuation behind it."""
     return word.lower().strip("`*_~.,:;!?()")
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that was probably meant."""
+    """Return the known word that was probably meant, or None."""
     found = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.55)
     return found[0] if found else None
 
 
+def did_you_mean(word: str, known: Sequence[str], otherwise: str = "") -> str:
+    """Return ` Did you mean 'start'?` for a misspelt word, else `otherwise`."""
+    meant = nearest(word, known)
+    return f" Did you mean {meant!r}?" if meant else otherwise
+
+
 def _subcommand(words: list[str], grammar: Grammar, hosts: Sequence[str]) -> tuple[str, list[str]]:
-    if not words:
-        return grammar.default or "help", []
-    first = words[0].lower().lstrip("-")
-    if first in ("help", "?", "h"):
+    first = words[0].lower().lstrip("-") if words else grammar.default or "help"
+    if first in HELP_WORDS:
         return "help", []
     if first in grammar.subcommands:
         return first, words[1:]
     if grammar.default:
-        # Where a subcommand may be left out, a typo of one must not be read as a host.
-        meant = nearest(first, grammar.subcommands)
-        if (
-            meant is None
-            or first in hosts
-            or first in grammar.flags
-            or "=" in first
-            or nearest(first, [*hosts, *grammar.flags])
-        ):
+        # A misspelt subcommand must not be read as a host.
+        free = (*hosts, *grammar.flags)
+        if "=" in first or nearest(first, free) or not nearest(first, grammar.subcommands):
             return grammar.default, words
-        raise UserError(f"{words[0]!r} is not something /{grammar.name} knows. Did you mean {meant!r}?")
-    if first in hosts:
-        example = " or ".join(f"/{grammar.name} {sub} {first}" for sub in grammar.subcommands[:2])
-        raise UserError(f"{words[0]!r} is a host; say first what to do with it, for example {example}.")
-    meant = nearest(first, [*grammar.subcommands, "help"])
-    hint = f" Did you mean {meant!r}?" if meant else ""
+    elif first in hosts:
+        examples = " or ".join(f"{grammar.name} {sub} {first}" for sub in grammar.subcommands[:2])
+        raise UserError(f"{words[0]!r} is a host; first say what to do with it, for example {examples}.")
+    known = (*grammar.subcommands, "help")
     raise UserError(
-        f"{words[0]!r} is not something /{grammar.name} knows.{hint} It knows: {', '.join((*grammar.subcommands, 'help'))}."
+        f"{grammar.name} has no subcommand {words[0]!r}.{did_you_mean(first, known)} It takes: {', '.join(known)}."
     )
 
 
 def _option_name(key: str, grammar: Grammar, subcommand: str) -> str:
     found = _KEY.match(key)
     if found is None:
-        raise UserError(f"{key!r} is no name of an option; options look like duration=20.")
+        raise UserError(f"{key!r} is not an option name; options look like duration=20.")
     if not grammar.takes_options or subcommand not in ("start", "plan"):
-        where = "takes no options" if not grammar.takes_options else f"{subcommand} takes no options"
-        raise UserError(f"/{grammar.name} {where}, so I do not know what to do with {key}=.")
-    name = found.group(1).replace("-", "_").lower()
-    if grammar.options and name not in grammar.options:
-        meant = nearest(name, grammar.options)
-        hint = f" Did you mean {meant!r}?" if meant else f" It takes: {', '.join(grammar.options)}."
-        raise UserError(f"/{grammar.name} has no option {name!r}.{hint}")
-    return name
+        which = f"{grammar.name} {subcommand if grammar.takes_options else ''}".strip()
+        raise UserError(f"{which} takes no options, so {key}= means nothing here.")
+    return found[1].replace("-", "_").lower()
 
 
 def _not_understood(word: str, grammar: Grammar, hosts: Sequence[str]) -> str:
-    meant = nearest(word.lstrip("-"), [*hosts, *grammar.flags])
-    if meant:
-        return f"I know no host {word!r}. Did you mean {meant!r}?"
-    known = f"Hosts: {', '.join(hosts)}."
-    flags = f" Words it understands: {', '.join(grammar.flags)}." if grammar.flags else ""
-    return (
-        f"I know no host {word!r}. {known}{flags} Options are written name=value; see /{grammar.name} help."
+    flags = f" It also takes: {', '.join(grammar.flags)}." if grammar.flags else ""
+    return f"I know no host {word!r}." + did_you_mean(
+        word.lstrip("-"),
+        (*hosts, *grammar.flags),
+        f" Hosts: {', '.join(hosts)}.{flags} Options are written name=value; see {grammar.name} help.",
     )
-
-
-def _unquote(word: str) -> str:
-    return re.sub(r'"([^"]*)"|' + r"'([^']*)'", lambda found: found.group(1) or found.group(2) or "", word)

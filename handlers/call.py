@@ -1,66 +1,71 @@
-"""One request of one person, whichever way it came (slash command, button, mention), and the frame of every listener.
+"""One request from Slack and the steps every request goes through, whether it is a command, a button or a mention.
 
-`guarded` is that frame: refuse what arrived too late, drop what was delivered twice, and answer every error with words: a
-person's mistake in one line, an error of ours with an id that stands in the log.
+`guarded` refuses a request that arrived too late, drops a repeated delivery, and answers every error: a user's mistake in
+one line, an internal error with an id that is also in the log.
 """
 
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
-from aiohttp import ClientError
-from slack_bolt.async_app import AsyncBoltContext
-from slack_sdk.errors import SlackApiError, SlackClientError
+from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.presenter import answers
 from bot.presenter.message import Message
 from bot.presenter.view import View
 from bot.services import Services
-from bot.slack.thread_posts import REFUSED_BLOCKS
+from bot.slack.posts import REFUSED_BLOCKS, SLACK_FAILURES
 from bot.store.records import Person, UserError
 
 log = structlog.get_logger()
 
-ACK_LIMIT_S = 3.0
-"""Slack tells the user that a command failed when it is not acknowledged within this time."""
 LOADING_AFTER_S = 1.0
-"""Work that takes longer than this says so."""
-ARRIVED = "gpu_oncall_arrived"
+"""Work that takes longer than this shows a progress line."""
 
 Answer = Callable[[Message], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
-    """Who asks, where, and how to answer only them. `key` names this request for ever: a second delivery has the same."""
+class Request:
+    """What a person sent. `key` is the same for every delivery of one request; `text` is the words, or a button's value."""
+
+    person: Person
+    channel: str
+    thread_ts: str | None = None
+    key: str
+    what: str
+    text: str = ""
+    sent_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Request):
+    """A request with what is needed to serve it. `answer` reaches only the person who asked."""
 
     services: Services
     client: AsyncWebClient
-    person: Person
-    channel: str
-    thread_ts: str | None
-    key: str
-    what: str
     answer: Answer
-    arrived: float | None = None
 
     @property
     def view(self) -> View:
         return self.services.view()
 
     def about(self, what: str) -> "Call":
-        """The same request under a name that says more, for its error messages."""
+        """Return the same call under a more precise name for its error messages."""
         return replace(self, what=what)
+
+    def slash(self, name: str, words: str = "") -> str:
+        """Return a command as a person types it, under the name it has in the settings."""
+        return f"{self.services.settings.slack.command(name)} {words}".strip()
 
     @contextlib.asynccontextmanager
     async def loading(self, text: str) -> AsyncIterator[None]:
-        """Tell the person that work goes on, once it has taken longer than a second."""
+        """Answer with a progress line if the block takes longer than a second."""
 
         async def later() -> None:
             await asyncio.sleep(LOADING_AFTER_S)
@@ -75,24 +80,18 @@ class Call:
                 await task
 
 
-async def stamp_arrival(context: AsyncBoltContext, next: Callable[[], Awaitable[Any]]) -> None:
-    """Bolt middleware that notes when a request arrived (monotonic seconds); give it as `before_authorize` to see it first."""
-    context.setdefault(ARRIVED, time.monotonic())
-    await next()
-
-
-async def guarded(call: Call, work: Callable[[Call], Awaitable[None]]) -> None:
-    """Run the work of one request that is acknowledged already, in the frame that this module's docstring tells."""
-    late = time.monotonic() - call.arrived if call.arrived is not None else 0.0
+async def guarded(
+    call: Call, work: Callable[[Call, str], Awaitable[None]], *, late_s: float, limit_s: float
+) -> None:
+    """Run the work of an acknowledged request. Never raises."""
     try:
-        if late > ACK_LIMIT_S:
-            log.warning("request came too late and is refused", what=call.what, late_s=round(late, 2))
-            await call.answer(answers.too_late(late, call.what))
-            return
-        if not await first_time(call):
-            log.info("request was delivered before, dropped", what=call.what, key=call.key)
-            return
-        await work(call)
+        if late_s > limit_s:
+            log.warning("request refused: it arrived too late", what=call.what, late_s=round(late_s, 2))
+            await call.answer(answers.too_late(late_s, call.what))
+        elif not await asyncio.to_thread(call.services.store.deliveries.first_time, call.key):
+            log.info("request dropped: it was delivered before", what=call.what, key=call.key)
+        else:
+            await work(call, call.text)
     except UserError as error:
         await call.answer(answers.refused(str(error)))
     except Exception as error:
@@ -101,17 +100,12 @@ async def guarded(call: Call, work: Callable[[Call], Awaitable[None]]) -> None:
         await call.answer(answers.broken(error_id, call.what))
 
 
-async def first_time(call: Call) -> bool:
-    """Whether this request is seen for the first time, decided durably."""
-    return await asyncio.to_thread(call.services.store.deliveries.first_time, call.key)
-
-
 def respond_answer(
     respond: Callable[..., Awaitable[Any]], thread_ts: str | None, otherwise: Answer
 ) -> Answer:
-    """Answer through the request's response_url: it works also where the bot is no member.
+    """Answer through the request's response_url, which works even where the bot is not a member.
 
-    It works five times within half an hour. An answer that it does not take goes the way of `otherwise`.
+    Slack accepts five answers within 30 minutes; any answer it refuses goes to `otherwise`.
     """
 
     async def answer(message: Message) -> None:
@@ -124,12 +118,12 @@ def respond_answer(
                 replace_original=False,
                 **extra,
             )
-        except (SlackClientError, ClientError, OSError, TimeoutError) as error:
-            log.warning("the response address does not answer", error=repr(error))
+        except SLACK_FAILURES as error:
+            log.warning("no answer from the response_url", error=repr(error))
         else:
             if result.status_code == 200:
                 return
-            log.warning("the response address refused an answer", status=result.status_code, body=result.body)
+            log.warning("the response_url refused an answer", status=result.status_code, body=result.body)
         await otherwise(message)
 
     return answer
@@ -147,7 +141,7 @@ def ephemeral_answer(client: AsyncWebClient, channel: str, user: str, thread_ts:
                 blocks=list(message.blocks) if with_blocks else None,
                 thread_ts=thread_ts,
             )
-        except (SlackApiError, SlackClientError, ClientError, OSError, TimeoutError) as error:
+        except SLACK_FAILURES as error:
             log.error("an answer could not be sent", text=message.text, error=repr(error))
             refused = isinstance(error, SlackApiError) and error.response.get("error") in REFUSED_BLOCKS
             if refused and with_blocks:
@@ -157,12 +151,12 @@ def ephemeral_answer(client: AsyncWebClient, channel: str, user: str, thread_ts:
 
 
 async def permalink(client: AsyncWebClient, channel: str, message_ts: str | None) -> str:
-    """The address of a message; empty where there is none yet or Slack does not give it."""
+    """Return the address of a message, or an empty string if Slack does not provide it."""
     if message_ts is None:
         return ""
     try:
         answer = await client.chat_getPermalink(channel=channel, message_ts=message_ts)
-    except (SlackApiError, SlackClientError, ClientError, OSError, TimeoutError) as error:
+    except SLACK_FAILURES as error:
         log.info("no permalink", channel=channel, ts=message_ts, error=repr(error))
         return ""
     return str(answer.get("permalink") or "")

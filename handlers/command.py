@@ -1,14 +1,14 @@
-"""What a slash command is to us, and what all commands on runs share: plan, start, status, stop.
+"""A slash command, and the subcommands that all actions share: plan, start, status, stop.
 
-A command module states its grammar and help once and gives a function; the same function serves the slash command, the umbrella
-`/gpu` and a mention in a thread.
+A command module declares one `Command`; the slash command, `/gpu NAME` and a mention in a thread all call its `run`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from bot.presenter import answers
-from bot.presenter.help import CommandHelp, SubcommandHelp, command_help
+from bot.presenter.help import CommandText, command_help
 from bot.presenter.plan_message import plan_message
 from bot.presenter.view import action_name, diagnoses
 from bot.store.records import Place, RunRecord, UserError
@@ -17,62 +17,88 @@ from handlers.arguments import Grammar, Words, parse
 from handlers.call import Call, permalink
 
 Subcommand = Callable[[Call, Words], Awaitable[None]]
+FreeText = Callable[[Call, str], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
-    """One command: its name in `settings.slack.commands`, what it understands, and the function of each subcommand."""
+class Command(CommandText):
+    """One slash command: its texts, the function of each subcommand, and what else its words may be.
 
-    name: str
-    summary: str
-    grammar: Grammar
-    usages: tuple[SubcommandHelp, ...]
+    `free_text` holds subcommands that take the rest of the line as it was typed; `default` is the subcommand that may be
+    left out; `flags` are words that set an option to true.
+    """
+
     subcommands: Mapping[str, Subcommand]
+    free_text: Mapping[str, FreeText] = field(default_factory=dict)
+    default: str = ""
+    flags: tuple[str, ...] = ()
+    takes_options: bool = True
 
     async def run(self, call: Call, text: str) -> None:
-        """Parse the words and do what they say. Raises UserError for words that are not understood."""
-        services = call.services
-        words = parse(text, self.grammar, services.hosts)
-        if words.subcommand == "help":
-            await call.answer(command_help(self.help(call), call.view, hosts=services.hosts))
+        """Parse the words and call the subcommand. Raises UserError for words that are not understood."""
+        first, _, rest = text.strip().partition(" ")
+        first = first.lower().lstrip("-")
+        if first in self.free_text:
+            await self.free_text[first](call.about(call.slash(self.name, first)), rest.strip())
             return
-        await self.subcommands[words.subcommand](call.about(f"/{self.name} {words.subcommand}"), words)
+        words = parse(text, self.grammar(call.slash(self.name)), call.services.hosts)
+        if words.subcommand == "help":
+            spec = call.services.actions.get(self.name) if self.takes_options else None
+            fields = spec.arguments.model_fields if spec is not None else {}
+            options = {name: field.description or "" for name, field in fields.items()}
+            await call.answer(command_help(self, call.view, hosts=call.services.hosts, options=options))
+            return
+        await self.subcommands[words.subcommand](call.about(call.slash(self.name, words.subcommand)), words)
 
-    def help(self, call: Call) -> CommandHelp:
-        """Its help, with the options that the action itself declares."""
-        spec = call.services.actions.get(self.name)
-        options = (
-            ()
-            if spec is None or not self.grammar.takes_options
-            else tuple((name, field.description or "") for name, field in spec.arguments.model_fields.items())
+    def grammar(self, name: str) -> Grammar:
+        """Return what the command accepts; `name` is the name it has in the settings, with its slash."""
+        return Grammar(
+            name=name,
+            subcommands=(*self.subcommands, *self.free_text),
+            default=self.default,
+            flags=self.flags,
+            takes_options=self.takes_options,
         )
-        return CommandHelp(self.name, self.summary, self.usages, options)
+
+
+def action_command(
+    spec: ActionSpec,
+    *,
+    usages: Mapping[str, str] | None = None,
+    free_text: Mapping[str, FreeText] | None = None,
+) -> Command:
+    """Build the command of an action from what the action declares, plus further subcommands."""
+    shared = {"plan": _plan, "start": _start, "status": _status, "stop": _stop}
+    return Command(
+        name=spec.name,
+        summary=spec.summary,
+        hint=spec.usage_hint,
+        usages=dict(spec.usages) | dict(usages or {}),
+        subcommands={name: partial(shared[name], spec.name) for name in spec.subcommands},
+        free_text=free_text or {},
+        default="start" if spec.starts_by_name else "",
+        flags=spec.flags,
+    )
 
 
 def host_of(call: Call, words: Words) -> str:
-    """The host that was named, or the only sensible one: the default host of the settings."""
+    """Return the host that was named, or the default host of the settings."""
     return words.host or call.services.settings.default_host.name
 
 
-async def require_change(call: Call, action: str, doing: str) -> None:
-    """Raise UserError when the action changes a host and the person does not hold the role for it."""
+async def require_role(call: Call, action: str, doing: str) -> None:
+    """Raise UserError if the action needs a role that the person does not hold."""
     spec = call.services.actions.get(action)
-    if spec is None or spec.changes_host:
+    if spec is None or spec.changes_host or spec.disturbs_service:
         await call.services.access.require(call.person, call.services.access.change_role, doing)
-
-
-async def start(call: Call, action: str, words: Words) -> None:
-    """Start a run and tell where it is to be seen. The run engine plans, checks and works; this returns at once."""
-    await start_run(call, action, host_of(call, words), words.options)
 
 
 async def start_run(
     call: Call, action: str, host: str, options: Mapping[str, str], *, place: Place | None = None
-) -> RunRecord:
-    """Start an action at a place (by default: where the person is, in the incident's thread if there is one)."""
-    await require_change(call, action, f"start {action} on {host}")
+) -> None:
+    """Start a run and answer with where to follow it. `place` defaults to where the person is (see `_place_for`)."""
+    await require_role(call, action, f"start {action} on {host}")
     services = call.services
-    where = place or place_for(call, action, host)
     incident = services.incidents.active(host)
     async with call.loading(f"Starting {action_name(action).lower()} on {host} ..."):
         result = await services.runs.start(
@@ -80,22 +106,85 @@ async def start_run(
             host=host,
             options=dict(options),
             requester=call.person,
-            place=where,
+            place=place or _place_for(call, action, host),
             dedupe_key=call.key,
             incident_id=incident.id if incident is not None else None,
         )
     run = result.run
     url = await permalink(call.client, run.place.channel, run.message_ts or run.place.thread_ts)
-    in_thread = run.place.thread_ts is not None
-    await call.answer(answers.started(run, duplicate=result.duplicate, url=url, in_thread=in_thread))
+    await call.answer(answers.started(run, duplicate=result.duplicate, url=url))
+
+
+async def stop_run(call: Call, run: RunRecord) -> None:
+    """Stop one run. Some actions end early and keep what they measured; all others are cancelled and cleaned up."""
+    await require_role(call, run.action, f"stop {run.action} on {run.host}")
+    spec = call.services.actions.get(run.action)
+    if spec is not None and spec.keeps_partial_results and run.started_at is not None:
+        run = await call.services.runs.signal(run.id, "stop", by=call.person)
+        await call.answer(answers.accepted(f"{run.id} is ending early and keeps what it has measured."))
+        return
+    run = await call.services.runs.stop(run.id, by=call.person)
+    await call.answer(answers.accepted(f"{run.id} is stopping. Its message will say how it left the host."))
+
+
+async def _start(action: str, call: Call, words: Words) -> None:
+    await start_run(call, action, host_of(call, words), words.options)
+
+
+async def _plan(action: str, call: Call, words: Words) -> None:
+    """Show what a start would do. Open to everyone; nothing is changed."""
+    host = host_of(call, words)
+    async with call.loading(f"Planning {action_name(action).lower()} on {host} ..."):
+        plan = await call.services.runs.plan(
+            action=action, host=host, options=dict(words.options), requester=call.person
+        )
+    await call.answer(plan_message(plan, call.view))
+
+
+async def _status(action: str, call: Call, words: Words) -> None:
+    host = host_of(call, words)
+    latest = call.services.runs.latest
+    run = _named_run(call, action, words.run_id) if words.run_id else latest(action=action, host=host)
+    url = await permalink(call.client, run.place.channel, run.message_ts) if run is not None else ""
+    await call.answer(answers.status_message(run, action, host, call.view, url=url))
+
+
+async def _stop(action: str, call: Call, words: Words) -> None:
+    """Stop the named run, or the only active run of the action on the host."""
+    if words.run_id:
+        run = _named_run(call, action, words.run_id)
+        if run.status.final:
+            raise UserError(f"{run.id} is over ({run.status.value}), so there is nothing to stop.")
+        await stop_run(call, run)
+        return
+    host = host_of(call, words)
+    active = call.services.runs.list(action=action, host=host, active_only=True)
+    if not active:
+        raise UserError(
+            f"No {action_name(action).lower()} is running on {host}, so there is nothing to stop."
+        )
+    if len(active) > 1:
+        raise UserError(
+            f"Several are running on {host}: {', '.join(run.id for run in active)}. Say which one."
+        )
+    await stop_run(call, active[0])
+
+
+def _named_run(call: Call, action: str, run_id: str) -> RunRecord:
+    run = call.services.runs.get(run_id)
+    if run is None:
+        raise UserError(f"I know no run {run_id!r}.")
+    if run.action != action:
+        raise UserError(
+            f"{run.id} is a {action_name(run.action).lower()}, not a {action_name(action).lower()}."
+        )
     return run
 
 
-def place_for(call: Call, action: str, host: str) -> Place:
-    """Where a run's message goes.
+def _place_for(call: Call, action: str, host: str) -> Place:
+    """Return where a run's message goes: the thread it was asked for in, else the incident's thread, else the channel.
 
-    In a thread: there. In a channel with an open incident of the host: in the incident's thread, but a verdict card stands in
-    the channel itself, where everybody sees it. Else: in the channel.
+    A verdict card goes to the channel even during an incident, so that everyone sees it.
     """
     if call.thread_ts is not None:
         return Place(channel=call.channel, thread_ts=call.thread_ts)
@@ -103,99 +192,3 @@ def place_for(call: Call, action: str, host: str) -> Place:
     if not diagnoses(action) and incident is not None and incident.place.channel == call.channel:
         return incident.place
     return Place(channel=call.channel)
-
-
-async def plan(call: Call, action: str, words: Words) -> None:
-    """Show what a start would do. Free for everybody; nothing is changed."""
-    host = host_of(call, words)
-    async with call.loading(f"Making the plan: looking at what is there on {host} ..."):
-        made = await call.services.runs.plan(
-            action=action, host=host, options=dict(words.options), requester=call.person
-        )
-    await call.answer(plan_message(made, call.view))
-
-
-async def status(call: Call, action: str, words: Words) -> None:
-    """Where the latest run of the action on the host stands, or the run that was named."""
-    run = (
-        named_run(call, action, words)
-        if words.run_id
-        else call.services.runs.latest(action=action, host=host_of(call, words))
-    )
-    url = await permalink(call.client, run.place.channel, run.message_ts) if run is not None else ""
-    await call.answer(answers.status_message(run, action, host_of(call, words), call.view, url=url))
-
-
-async def stop(call: Call, action: str, words: Words) -> None:
-    """Stop the active run of the action on the host, or the run that was named."""
-    run = active_run(call, action, words)
-    await stop_run(call, run)
-
-
-async def stop_run(call: Call, run: RunRecord) -> None:
-    """Stop one run. A load test or a trace ends early and keeps what it has; everything else is cancelled and cleaned up."""
-    await require_change(call, run.action, f"stop {run.action} on {run.host}")
-    spec = call.services.actions.get(run.action)
-    if spec is not None and spec.keeps_partial_results and run.started_at is not None:
-        run = await call.services.runs.signal(run.id, "stop", by=call.person)
-        await call.answer(answers.accepted(f"{run.id} ends now and keeps what it measured so far."))
-        return
-    run = await call.services.runs.stop(run.id, by=call.person)
-    await call.answer(answers.accepted(f"{run.id} is being stopped; its message says what state it leaves."))
-
-
-def active_run(call: Call, action: str, words: Words) -> RunRecord:
-    """The run to act on. Raises UserError when there is none or it is over."""
-    host = host_of(call, words)
-    if words.run_id:
-        run = named_run(call, action, words)
-        if run.status.final:
-            raise UserError(f"{run.id} is over ({run.status.value}); there is nothing to stop.")
-        return run
-    active = call.services.runs.list(action=action, host=host, active_only=True)
-    if not active:
-        raise UserError(f"No {action_name(action).lower()} is running on {host}; there is nothing to stop.")
-    if len(active) > 1:
-        ids = ", ".join(run.id for run in active)
-        raise UserError(f"Several are running on {host}: {ids}. Say which one.")
-    return active[0]
-
-
-def named_run(call: Call, action: str, words: Words) -> RunRecord:
-    run = call.services.runs.get(words.run_id or "")
-    if run is None:
-        raise UserError(f"I know no run {words.run_id!r}.")
-    if run.action != action:
-        raise UserError(
-            f"{run.id} is a {action_name(run.action).lower()} run, not a {action_name(action).lower()} run."
-        )
-    return run
-
-
-def action_command(spec: ActionSpec) -> Command:
-    """Build the command of an action from what the action declares."""
-    shared: dict[str, Callable[[Call, str, Words], Awaitable[None]]] = {
-        "plan": plan,
-        "start": start,
-        "status": status,
-        "stop": stop,
-    }
-
-    def bound(function: Callable[[Call, str, Words], Awaitable[None]]) -> Subcommand:
-        async def run(call: Call, words: Words) -> None:
-            await function(call, spec.name, words)
-
-        return run
-
-    return Command(
-        name=spec.name,
-        summary=spec.summary,
-        grammar=Grammar(
-            name=spec.name,
-            subcommands=spec.subcommands,
-            default="start" if spec.starts_by_name else "",
-            flags=spec.flags,
-        ),
-        usages=tuple(SubcommandHelp(usage, text) for usage, text in spec.usages),
-        subcommands={name: bound(shared[name]) for name in spec.subcommands},
-    )

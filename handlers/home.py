@@ -7,17 +7,12 @@ from handlers.call import Call
 from handlers.command import Command
 
 
-async def opened(call: Call, commands: Mapping[str, Command]) -> None:
+async def publish(call: Call, commands: Mapping[str, Command]) -> None:
     """Publish the Home tab for the person who opened it."""
     services = call.services
     hosts = [
         (name, services.runs.latest(action="triage", host=name), services.incidents.active(name))
         for name in services.hosts
     ]
-    view = home_view(
-        hosts,
-        services.runs.list(active_only=True),
-        [command.help(call) for command in commands.values()],
-        call.view,
-    )
+    view = home_view(hosts, services.runs.list(active_only=True), list(commands.values()), call.view)
     await call.client.views_publish(user_id=call.person.id, view=view)

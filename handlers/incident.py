@@ -1,38 +1,24 @@
-"""`/incident open|status|note|timeline|close [host]`: the incident's record, kept while people work."""
+"""`/incident open|status|note|timeline|close [host]`: the incident's thread and its record."""
 
 from bot.presenter import incidents as texts
-from bot.presenter.help import SubcommandHelp
 from bot.store.records import IncidentRecord, Place, UserError
-from handlers.arguments import Grammar, Words, split
+from handlers.arguments import Words, split
 from handlers.call import Call, permalink
 from handlers.command import Command, host_of
 
 TIMELINE_LINES = 100
 
 
-class IncidentCommand(Command):
-    """Like the other commands, but what stands behind `note` and `open` is free text."""
-
-    async def run(self, call: Call, text: str) -> None:
-        """Parse and do. Raises UserError for words that are not understood."""
-        first, _, rest = text.strip().partition(" ")
-        if first.lower() in ("note", "open") and rest.strip():
-            host, free = _host_and_text(call, rest)
-            work = note if first.lower() == "note" else open_incident
-            await work(call.about(f"/incident {first.lower()}"), host, free)
-            return
-        await super().run(call, text)
-
-
-async def open_incident(call: Call, host: str, title: str) -> None:
-    """Open the incident of a host with a message of its own, whose thread it lives in."""
+async def open_incident(call: Call, text: str) -> None:
+    """Open the incident of a host with a message of its own, whose thread collects everything about it."""
+    host, title = _host_and_text(call, text)
     services = call.services
     await services.access.require(call.person, services.access.change_role, f"open an incident on {host}")
     if (known := services.incidents.active(host)) is not None:
         url = await permalink(call.client, known.place.channel, known.place.thread_ts)
         await call.answer(texts.already_open(known, url))
         return
-    title = title or f"{host} needs a look"
+    title = title or f"{host} needs attention"
     message = texts.opened(host, title, call.person, call.view)
     posted = await call.client.chat_postMessage(
         channel=call.channel, text=message.text, blocks=list(message.blocks), thread_ts=call.thread_ts
@@ -42,19 +28,14 @@ async def open_incident(call: Call, host: str, title: str) -> None:
     await call.answer(texts.accepted_open(incident))
 
 
-async def note(call: Call, host: str, text: str) -> None:
-    """Put a line into the incident's timeline."""
+async def note(call: Call, text: str) -> None:
+    """Add a line to the incident's timeline."""
+    host, line = _host_and_text(call, text)
+    if not line:
+        raise UserError(f"Say what to note: {call.slash('incident', 'note [host] WHAT HAPPENED')}.")
     incident = _active(call, host)
-    call.services.incidents.note(incident.id, by=call.person, text=text)
-    await call.answer(texts.noted(incident, text))
-
-
-async def _open(call: Call, words: Words) -> None:
-    await open_incident(call, host_of(call, words), "")
-
-
-async def _note(call: Call, words: Words) -> None:
-    raise UserError("Say what to note: /incident note [host] WHAT HAPPENED.")
+    call.services.incidents.note(incident.id, by=call.person, text=line)
+    await call.answer(texts.noted(incident, line))
 
 
 async def _status(call: Call, words: Words) -> None:
@@ -75,11 +56,10 @@ async def _close(call: Call, words: Words) -> None:
     services = call.services
     await services.access.require(call.person, services.access.change_role, f"close the incident on {host}")
     incident = _active(call, host)
-    running = services.runs.list(host=host, active_only=True)
-    if running:
+    if running := services.runs.list(host=host, active_only=True):
         ids = ", ".join(run.id for run in running)
         raise UserError(
-            f"{incident.id} stays open: {ids} still at work on {host}. Wait for the end, or stop them first."
+            f"{incident.id} stays open: {ids} still running on {host}. Wait for the end, or stop it first."
         )
     closed = services.incidents.close(incident.id, by=call.person)
     if closed.place.thread_ts is not None:
@@ -96,30 +76,31 @@ async def _close(call: Call, words: Words) -> None:
 def _active(call: Call, host: str) -> IncidentRecord:
     incident = call.services.incidents.active(host)
     if incident is None:
-        raise UserError(f"No incident is open on {host}. To open one: /incident open {host} WHAT IS WRONG.")
+        how = call.slash("incident", f"open {host} WHAT IS WRONG")
+        raise UserError(f"No incident is open on {host}. To open one: {how}.")
     return incident
 
 
-def _host_and_text(call: Call, rest: str) -> tuple[str, str]:
-    """The host where the first word names one, and the rest as it was typed."""
-    first, _, behind = rest.strip().partition(" ")
+def _host_and_text(call: Call, text: str) -> tuple[str, str]:
+    """Split off a leading host name. Return `(host, rest)`, with the default host if none is named."""
+    first, _, rest = text.partition(" ")
     if first.lower() in call.services.hosts:
-        return first.lower(), " ".join(split(behind))
-    return call.services.settings.default_host.name, " ".join(split(rest))
+        return first.lower(), " ".join(split(rest))
+    return call.services.settings.default_host.name, " ".join(split(text))
 
 
-COMMAND = IncidentCommand(
+COMMAND = Command(
     name="incident",
-    summary="keeps the record of an incident: its thread, its runs, its timeline.",
-    grammar=Grammar(
-        name="incident", subcommands=("open", "status", "note", "timeline", "close"), takes_options=False
-    ),
-    usages=(
-        SubcommandHelp("open [host] WHAT IS WRONG", "open one; its thread gathers everything"),
-        SubcommandHelp("status [host]", "what is open and what is at work"),
-        SubcommandHelp("note [host] TEXT", "put a line into the timeline"),
-        SubcommandHelp("timeline [host]", "everything that happened, in order"),
-        SubcommandHelp("close [host]", "close it"),
-    ),
-    subcommands={"open": _open, "status": _status, "note": _note, "timeline": _timeline, "close": _close},
+    summary="Keep the record of an incident: its thread, its runs, its timeline.",
+    hint="open|status|note|timeline|close [host]",
+    usages={
+        "open [host] WHAT IS WRONG": "open one; its thread collects everything",
+        "status [host]": "show the open incident and what is running",
+        "note [host] TEXT": "add a line to the timeline",
+        "timeline [host]": "show everything that happened, in order",
+        "close [host]": "close it",
+    },
+    subcommands={"status": _status, "timeline": _timeline, "close": _close},
+    free_text={"open": open_incident, "note": note},
+    takes_options=False,
 )

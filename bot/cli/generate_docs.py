@@ -13,12 +13,13 @@ def documents() -> dict[str, Callable[[], str]]:
     from bot.slack.manifest import render
     from gpu_actions.loadtest.schema import schema_text
     from gpu_actions.triage.document import rules_markdown
+    from handlers import SLASH_COMMANDS
 
     return {
         "docs/settings.md": settings_markdown,
         "docs/triage-rules.md": rules_markdown,
         "docs/loadtest.schema.json": schema_text,
-        "manifest.yaml": lambda: render(SlackSettings()),
+        "manifest.yaml": lambda: render(SlackSettings(), SLASH_COMMANDS),
     }
 
 

@@ -51,9 +51,12 @@ DEFAULT_DEMO_STATE = Path("var/demo")
 
 def _settings(config: Path | None) -> Any:
     from bot.settings.model import SettingsError, load_settings
+    from handlers import check_command_names
 
     try:
-        return load_settings(config)
+        settings = load_settings(config)
+        check_command_names(settings.slack)
+        return settings
     except SettingsError as error:
         for problem in error.problems:
             typer.echo(f"settings: {problem}", err=True)
@@ -98,8 +101,9 @@ def doctor(config: ConfigOption = None, json_output: Annotated[bool, typer.Optio
 def manifest(config: ConfigOption = None) -> None:
     """Print the Slack app manifest for these settings."""
     from bot.slack.manifest import render
+    from handlers import SLASH_COMMANDS
 
-    typer.echo(render(_settings(config).slack), nl=False)
+    typer.echo(render(_settings(config).slack, SLASH_COMMANDS), nl=False)
 
 
 def _pass_through(name: str, summary: str) -> None:

@@ -1,22 +1,21 @@
-"""The short answers to one person: started, stopped, not allowed, not understood, broken. One clear line each."""
+"""Short answers that only one person sees: started, stopped, not allowed, not understood, failed."""
 
 from collections.abc import Iterable, Sequence
 
-from bot.presenter.message import Lines, Message, Part, compose, context, header, section
+from bot.presenter.message import Lines, Message, Part, compose, context, section
 from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user, words
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
 from bot.presenter.verdict_card import verdict_of, verdict_title
-from bot.presenter.view import VERDICT_SIGNS, View, action_name, diagnoses, start_words
+from bot.presenter.view import VERDICT_SIGNS, View, action_name, diagnoses
 from bot.store.records import RunRecord, RunStatus
 
 
 def plain(text: str) -> Message:
-    """A text that is escaped already, or ours."""
+    """Return a message of text that is escaped already."""
     return compose(text, [section(text)])
 
 
 def refused(text: str) -> Message:
-    """What cannot be done, from an error made for people: escaped here."""
     return plain(f":no_entry: {one_line(text, 1200)}")
 
 
@@ -24,101 +23,99 @@ def accepted(text: str) -> Message:
     return plain(f":white_check_mark: {one_line(text, 1200)}")
 
 
+def working(text: str) -> Message:
+    return plain(f":hourglass_flowing_sand: {one_line(text, 300)}")
+
+
 def broken(error_id: str, what: str) -> Message:
-    """An error of ours. The id stands in the log beside its cause."""
+    """Report an internal error; the log holds its cause under the same id."""
     return plain(
-        f":x: {one_line(what, 200)} hit an error of the bot's own ({code(error_id)}; its log has the cause under this id). "
-        "Look with `status` before you try again: it may have started."
+        f":x: {one_line(what, 200)} failed because of an error in the bot ({code(error_id)} in its log). "
+        "It may have started: check `status` before you try again."
     )
 
 
 def too_late(seconds: float, what: str) -> Message:
     return plain(
-        f":hourglass: {one_line(what, 200)} reached me {duration(seconds)} late and Slack had told you that it failed, "
-        "so I started nothing. Please send it again."
+        f":hourglass: {one_line(what, 200)} reached me {duration(seconds)} late, so I started nothing. "
+        "Send it again if you still want it."
     )
 
 
-def started(run: RunRecord, *, duplicate: bool, url: str, in_thread: bool) -> Message:
-    """The answer to a start: which run, and where it can be watched."""
-    name = f"{action_name(run.action)} on {one_line(run.host)}"
-    where = "in the incident's thread" if in_thread else "in this channel"
-    follow = f"Follow it {link(url, 'here')}." if url else f"Follow it {where}."
-    verb = "was already asked for" if duplicate else "is on its way"
-    return plain(f"{name} ({code(run.id)}) {verb}. {follow}")
-
-
-def working(text: str) -> Message:
-    return plain(f":hourglass_flowing_sand: {one_line(text, 300)}")
+def started(run: RunRecord, *, duplicate: bool, url: str) -> Message:
+    """Answer a start: which run it is and where to follow it."""
+    where = "in its thread" if run.place.thread_ts is not None else "in this channel"
+    follow = f"Follow it {link(url, 'here') if url else where}."
+    verb = "was started already" if duplicate else "is starting"
+    return plain(f"{action_name(run.action)} on {one_line(run.host)} ({code(run.id)}) {verb}. {follow}")
 
 
 def status_message(run: RunRecord | None, action: str, host: str, view: View, *, url: str = "") -> Message:
-    """Where the latest run of an action stands, or that there is none."""
+    """Return the state of an action's latest run, or how to start one."""
     if run is None:
-        how = view.command(action, start_words(action, host))
-        return plain(
-            f"No {action_name(action).lower()} has run on {one_line(host)} yet. To start one: {how}."
-        )
-    if diagnoses(action) and run.status.final and (verdict := verdict_of(run)) is not None:
+        name, start = action_name(action).lower(), view.start(action, host)
+        return plain(f"No {name} has run on {one_line(host)} yet. To start one: {start}.")
+    verdict = verdict_of(run) if diagnoses(action) and run.status.final else None
+    if verdict is not None:
         first = f"{VERDICT_SIGNS[verdict.verdict]} {one_line(verdict_title(verdict, run.host))}"
-        ended = run.ended_at or run.created_at
-        second = f"{one_line(verdict.summary, 400)} ({duration(view.now - ended)} ago)"
+        age = duration(view.now - (run.ended_at or run.created_at))
+        second = f"{one_line(verdict.summary, 400)} ({age} ago)"
     else:
         first = f"{state_sign(run)} {one_line(run_title(run))}"
         second = now_line(run, view)
-    parts: list[Part] = [section(f"{first}\n{second}")]
+    text = f"{first}\n{second}"
+    parts: list[Part] = [section(text)]
     if url:
         parts.append(context(link(url, "Its message")))
-    return compose(f"{first}\n{second}", parts)
+    return compose(text, parts)
 
 
 def runs_message(runs: Sequence[RunRecord], view: View) -> Message:
-    """Several runs, one line each."""
     if not runs:
         return plain("Nothing is running.")
     return compose(f"{len(runs)} runs", [Lines(tuple(run_line(run, view) for run in runs), noun="runs")])
 
 
 def run_line(run: RunRecord, view: View) -> str:
-    at = f", {duration(view.now - run.created_at)} ago"
-    return f"{state_sign(run)} {code(run.id)} {action_name(run.action)} on {one_line(run.host)}: {state_word(run)}{at}"
+    age = duration(view.now - run.created_at)
+    title = f"{action_name(run.action)} on {one_line(run.host)}"
+    return f"{state_sign(run)} {code(run.id)} {title}: {state_word(run)}, {age} ago"
 
 
-def gate_closed(run: RunRecord, view: View) -> str:
-    """Why a decision on this run comes too late or too early, in one line; empty while it waits."""
+def approval_closed(run: RunRecord) -> str:
+    """Return why a decision on this run is too early or too late, or an empty string while the run waits for one."""
     if run.status is RunStatus.WAITING:
         return ""
-    who = [f"{user(d.user)} ({d.decision} at {clock(d.at)})" for d in run.decisions]
-    decided = f" It was decided by {words(who)}." if who else ""
     state = {
         RunStatus.PLANNING: "is still being planned: wait for its plan",
         RunStatus.EXPIRED: "has expired without a decision; ask for it again",
         RunStatus.DENIED: "was denied",
     }.get(run.status, f"is {state_word(run)}")
-    return f"{code(run.id)} {state}.{decided}"
+    who = [f"{user(d.user)} ({d.decision} at {clock(d.at)})" for d in run.decisions]
+    return f"{code(run.id)} {state}." + (f" It was decided by {words(who)}." if who else "")
+
+
+def waiting_runs(waiting: Iterable[RunRecord]) -> str:
+    ids = [run.id for run in waiting]
+    return f"Waiting for approval now: {words(ids)}." if ids else "No run is waiting for approval now."
 
 
 def unknown_run(run_id: str, waiting: Iterable[RunRecord]) -> Message:
-    ids = [code(run.id) for run in waiting]
-    hint = f" Waiting now: {words(ids)}." if ids else " No run waits for an approval now."
-    return plain(f":no_entry: I know no run {code(run_id)}.{hint}")
+    return plain(f":no_entry: I know no run {code(run_id)}. {waiting_runs(waiting)}")
 
 
 def outdated_button() -> Message:
     return plain(
-        ":no_entry: This button is of an older version of mine and does nothing any more. Use the newest message, or `help`."
+        ":no_entry: This button belongs to an older version of the bot and no longer works. "
+        "Use the newest message, or ask for `help`."
     )
 
 
 def triage_outdated(newer: RunRecord, view: View) -> Message:
-    """The answer to "Start fallback" on a card that a newer triage has overtaken."""
+    """Answer a press of Start fallback on a card that a newer triage contradicts."""
     verdict = verdict_of(newer)
     says = verdict_title(verdict, newer.host) if verdict is not None else run_title(newer)
     return plain(
         f":no_entry: A newer triage ({code(newer.id)}) says {one_line(says)}, so this button started nothing. "
-        f"If you want it all the same: {view.command('fallback', f'start {newer.host}')}."
+        f"To fall back anyway: {view.start('fallback', newer.host)}."
     )
-
-
-def titled(title: str, lines: Sequence[str], noun: str = "lines") -> Message:
-    return compose(title, [header(title), Lines(tuple(lines), noun=noun)])

@@ -1,9 +1,6 @@
-"""Help texts: what each command does, with its exact words, built from the commands' own descriptions.
+"""Help texts, built from the texts that each command declares beside its parser."""
 
-A usage stands once, beside the code that parses it, so that help and parser cannot differ.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bot.presenter.message import Lines, Message, Part, compose, context, section
@@ -11,66 +8,64 @@ from bot.presenter.mrkdwn import one_line
 from bot.presenter.view import View
 
 
-@dataclass(frozen=True)
-class SubcommandHelp:
-    """One way to use a command: `usage` is what stands behind the command's name."""
+@dataclass(frozen=True, kw_only=True)
+class CommandText:
+    """What people read about a slash command.
 
-    usage: str
-    text: str
-
-
-@dataclass(frozen=True)
-class CommandHelp:
-    """One command: what it is for and its subcommands."""
+    `name` is its key in `slack.commands` of the settings, `hint` Slack's usage hint; `usages` maps the words after the
+    command's name to what they do.
+    """
 
     name: str
     summary: str
-    subcommands: tuple[SubcommandHelp, ...]
-    options: tuple[tuple[str, str], ...] = field(default=())
+    hint: str
+    usages: Mapping[str, str] = field(default_factory=dict)
 
 
-def command_help(command: CommandHelp, view: View, *, hosts: Sequence[str]) -> Message:
-    """The help of one command."""
+def command_help(
+    command: CommandText, view: View, *, hosts: Sequence[str], options: Mapping[str, str] | None = None
+) -> Message:
+    """Return the help of one command; `options` maps the options of `start` and `plan` to what they mean."""
     parts: list[Part] = [section(f"*{view.command(command.name)}* {one_line(command.summary, 300)}")]
     parts.append(
         Lines(
-            tuple(f"{view.command(command.name, s.usage)} - {one_line(s.text)}" for s in command.subcommands)
+            tuple(
+                f"{view.command(command.name, usage)} - {one_line(text)}"
+                for usage, text in command.usages.items()
+            )
         )
     )
-    if command.options:
-        lines = tuple(f"`{one_line(name)}=` {one_line(text, 200)}" for name, text in command.options)
+    if options:
+        lines = tuple(f"`{one_line(name)}=` {one_line(text, 200)}" for name, text in options.items())
         parts.append(Lines(("*Options of* `start` *and* `plan`", *lines), noun="options", small=True))
     parts.append(context(_hosts(hosts)))
     return compose(f"{command.name}: {command.summary}", parts)
 
 
-def overview(commands: Sequence[CommandHelp], view: View, *, hosts: Sequence[str]) -> Message:
-    """What the bot can do, one line a command, and how to reach it in a thread."""
+def overview(commands: Sequence[CommandText], view: View, *, hosts: Sequence[str]) -> Message:
+    """Return everything the bot can do, one entry per command, and how to reach it in a thread."""
     return compose("gpu-oncall: what I can do", overview_parts(commands, view, hosts=hosts))
 
 
-def overview_parts(commands: Sequence[CommandHelp], view: View, *, hosts: Sequence[str]) -> list[Part]:
+def overview_parts(commands: Sequence[CommandText], view: View, *, hosts: Sequence[str]) -> list[Part]:
     lines = []
     for command in commands:
-        usages = " · ".join(s.usage for s in command.subcommands if s.usage)
+        usages = " · ".join(usage for usage in command.usages if usage)
         lines.append(
-            f"{view.command(command.name)} {one_line(command.summary, 200)}"
-            + (f"\n      {one_line(usages)}" if usages else "")
+            f"{view.command(command.name)} {one_line(command.summary, 200)}\n      {one_line(usages)}"
         )
     return [
-        section("*gpu-oncall* carries a GPU serving host through an incident. What you can ask:"),
+        section("*gpu-oncall* helps you carry a GPU serving host through an incident. You can ask for:"),
         Lines(tuple(lines), noun="commands"),
         section(
-            f"In a thread: {view.mention('status')}, {view.mention('approve RUN')}, {view.mention('deny RUN why')}, "
-            f"and every command without its slash. {view.command('gpu', 'COMMAND ...')} reaches all of them too."
+            f"In a thread, mention me: {view.mention('status')}, {view.mention('approve RUN')}, "
+            f"{view.mention('deny RUN why')}, or any command without its slash. "
+            f"{view.command('gpu', 'COMMAND ...')} also reaches every command."
         ),
         context(_hosts(hosts)),
     ]
 
 
 def _hosts(hosts: Sequence[str]) -> str:
-    return (
-        f"Hosts: {', '.join(one_line(host) for host in hosts)}. Without a host I take {one_line(hosts[0])}."
-        if hosts
-        else ""
-    )
+    names = ", ".join(one_line(host) for host in hosts)
+    return f"Hosts: {names}. If you name no host, I use {one_line(hosts[0])}." if hosts else ""

@@ -1,13 +1,13 @@
-"""The Home tab: each host with its last verdict, what is at work, and the help.
+"""The Home tab: each host with its last verdict, what is running, and the help.
 
-It has no buttons: it is published when it is opened, and a button there would go stale.
+It has no buttons: it is published when a person opens it, and a button there would go stale.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from bot.presenter.answers import run_line
-from bot.presenter.help import CommandHelp, overview_parts
+from bot.presenter.help import CommandText, overview_parts
 from bot.presenter.message import Lines, Part, compose, context, header
 from bot.presenter.mrkdwn import clock, duration, one_line
 from bot.presenter.verdict_card import verdict_of, verdict_title
@@ -18,17 +18,17 @@ from bot.store.records import IncidentRecord, RunRecord
 def home_view(
     hosts: Sequence[tuple[str, RunRecord | None, IncidentRecord | None]],
     active: Sequence[RunRecord],
-    commands: Sequence[CommandHelp],
+    commands: Sequence[CommandText],
     view: View,
 ) -> dict[str, Any]:
-    """The view of the Home tab: `hosts` are (name, last finished triage, open incident)."""
+    """Return the view of the Home tab; `hosts` are (name, last finished triage, open incident)."""
     lines = tuple(_host_line(name, triage, incident, view) for name, triage, incident in hosts)
     parts: list[Part] = [
         header("Hosts"),
         Lines(lines, noun="hosts"),
-        header("At work now"),
-        Lines(tuple(run_line(run, view) for run in active) or ("Nothing.",), noun="runs"),
-        header("What you can ask"),
+        header("Running now"),
+        Lines(tuple(run_line(run, view) for run in active) or ("Nothing is running.",), noun="runs"),
+        header("What you can ask for"),
         *overview_parts(commands, view, hosts=[name for name, _, _ in hosts]),
         context(f"as of {clock(view.now, with_date=True)}"),
     ]
@@ -38,11 +38,9 @@ def home_view(
 def _host_line(name: str, triage: RunRecord | None, incident: IncidentRecord | None, view: View) -> str:
     verdict = verdict_of(triage) if triage is not None else None
     if verdict is None or triage is None:
-        first = f":black_circle: *{one_line(name)}*: no triage yet. {view.command('triage', name)}"
+        line = f":black_circle: *{one_line(name)}*: no triage yet. {view.command('triage', name)}"
     else:
         age = duration(view.now - (triage.ended_at or triage.created_at))
         title = one_line(verdict_title(verdict, name))
-        first = f"{VERDICT_SIGNS[verdict.verdict]} *{title}* ({age} ago) {one_line(verdict.summary, 200)}"
-    return first + (
-        f"\n      :rotating_light: {one_line(incident.title, 200)}" if incident is not None else ""
-    )
+        line = f"{VERDICT_SIGNS[verdict.verdict]} *{title}* ({age} ago) {one_line(verdict.summary, 200)}"
+    return line if incident is None else f"{line}\n      :rotating_light: {one_line(incident.title, 200)}"

@@ -1,4 +1,4 @@
-"""The texts of incidents: opened, where it stands, its timeline, closed."""
+"""The texts of incidents: opened, status, timeline, closed."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from bot.store.records import IncidentRecord, Person, RunRecord, TimelineEntry
 
 
 def opened(host: str, title: str, by: Person, view: View) -> Message:
-    """The first message of an incident's thread."""
+    """Return the first message of an incident's thread."""
     first = f"INCIDENT: {title} ({host})"
     return compose(
         one_line(first),
         [
             header(first),
             section(
-                f"*What to do:* {view.command('triage', host)} for a verdict. Everything about it goes into this thread."
+                f"*What to do:* {view.command('triage', host)} for a verdict. Everything goes into this thread."
             ),
             context(f"opened by {user(by)} at {clock(view.now, with_date=True)}"),
         ],
@@ -27,7 +27,8 @@ def opened(host: str, title: str, by: Person, view: View) -> Message:
 def already_open(incident: IncidentRecord, url: str) -> Message:
     where = f" {link(url, 'Its thread')}." if url else ""
     return plain(
-        f":no_entry: {code(incident.id)} is open on {one_line(incident.host)} already: {one_line(incident.title)}.{where}"
+        f":no_entry: {one_line(incident.host)} already has an open incident, {code(incident.id)}: "
+        f"{one_line(incident.title)}.{where}"
     )
 
 
@@ -42,24 +43,23 @@ def noted(incident: IncidentRecord, text: str) -> Message:
 
 
 def status(incident: IncidentRecord | None, host: str, runs: Sequence[RunRecord], view: View) -> Message:
-    """What is open on a host, and what is at work there."""
+    """Return the open incident of a host and its running runs."""
     if incident is None:
         first = f"No incident is open on {one_line(host)}."
     else:
         age = duration(view.now - incident.opened_at)
         cause = f" Cause: {one_line(incident.cause)}." if incident.cause else ""
         first = f":rotating_light: {code(incident.id)} on {one_line(host)}, open for {age}: {one_line(incident.title)}.{cause}"
-    lines = tuple(run_line(run, view) for run in runs) or ("Nothing is at work there.",)
+    lines = tuple(run_line(run, view) for run in runs) or ("Nothing is running there.",)
     return compose(first, [section(first), Lines(lines, noun="runs")])
 
 
 def timeline(incident: IncidentRecord, entries: Sequence[TimelineEntry]) -> Message:
-    """What happened, in order; where it is too long, the latest lines."""
+    """Return what happened, in order; if it is too long, the latest lines."""
     first = f"Timeline of {code(incident.id)} on {one_line(incident.host)}"
     lines = tuple(f"{clock(e.at)} *{one_line(e.actor, 60)}* {one_line(e.text, 300)}" for e in entries)
-    return compose(
-        first, [section(f"*{first}*"), Lines(lines or ("Nothing yet.",), noun="entries", drop="start")]
-    )
+    shown = Lines(lines or ("Nothing has happened yet.",), noun="entries", drop="start")
+    return compose(first, [section(f"*{first}*"), shown])
 
 
 def closed(incident: IncidentRecord, by: Person, view: View) -> Message:

@@ -1,11 +1,11 @@
-"""The texts of `/loadtest compare` and `/loadtest baseline`: a verdict first, what to do second, then a line a metric."""
+"""The texts of `/loadtest compare` and `/loadtest baseline`: the verdict, what to do, then one line per metric."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bot.presenter.message import Lines, Message, compose, section
+from bot.presenter.message import Lines, Message, Part, compose, section
 from bot.presenter.mrkdwn import code, one_line
-from bot.presenter.view import View
+from bot.presenter.view import View, count
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ SIGNS = {
     Change.REFUSED: ":no_entry:",
 }
 NEXT = {
-    Change.MATCHES: "Nothing to do: as good as before.",
-    Change.IMPROVED: "Nothing to do: better than before. If it stays so, record a new baseline.",
-    Change.REGRESSED: "Look for the cause before traffic rests on it: triage says what changed on the host.",
-    Change.INCONCLUSIVE: "Not enough to tell: run it again, longer or at a higher rate.",
-    Change.REFUSED: "These two cannot be compared: repeat the test with the same options on the same host.",
+    Change.MATCHES: "As good as before. No action needed.",
+    Change.IMPROVED: "Better than before. If it stays that way, record a new baseline.",
+    Change.REGRESSED: "Find the cause before you send traffic here: triage shows what changed on the host.",
+    Change.INCONCLUSIVE: "There is not enough data to tell. Run it again, longer or at a higher rate.",
+    Change.REFUSED: "These two cannot be compared. Repeat the test with the same options on the same host.",
 }
 METRIC_NAMES = {
     "served_percent": "served",
@@ -36,51 +36,38 @@ METRIC_NAMES = {
 }
 
 
-def comparison_message(run: str, comparison: Comparison, view: View) -> Message:
-    """The outcome of one comparison."""
+def comparison_message(run: str, comparison: Comparison) -> Message:
     title = f"{comparison.verdict.value.upper()}: {run} against {comparison.baseline_name}"
     first = f"{SIGNS[comparison.verdict]} *{one_line(title)}*\n{NEXT[comparison.verdict]}"
-    lines = [_metric(metric) for metric in comparison.metrics]
-    shown = tuple(
-        metric.metric for metric in comparison.metrics
-    )  # their sentences would only say the lines again
-    reasons = [f"• {one_line(reason, 500)}" for reason in comparison.reasons if not reason.startswith(shown)]
-    return compose(
-        one_line(title),
-        [
-            section(first),
-            Lines(tuple(lines), noun="metrics"),
-            Lines(tuple(reasons), noun="reasons", small=True),
-        ],
-    )
+    lines = tuple(_metric(metric) for metric in comparison.metrics)
+    shown = tuple(metric.metric for metric in comparison.metrics)  # a reason about a metric repeats its line
+    reasons = (f"• {one_line(reason, 500)}" for reason in comparison.reasons if not reason.startswith(shown))
+    parts: list[Part] = [
+        section(first),
+        Lines(lines, noun="metrics"),
+        Lines(tuple(reasons), noun="reasons", small=True),
+    ]
+    return compose(one_line(title), parts)
 
 
 def baselines_message(known: "Sequence[KnownBaseline]", view: View) -> Message:
-    """All baselines, one line each; a star marks the judge of its workload."""
-    judges = sum(one.in_force for one in known)
-    first = (
-        f"{judges} baseline{'' if judges == 1 else 's'} in force"
-        if judges
-        else "No baseline of this host is recorded yet"
-    )
+    """Return all baselines, one line each; a star marks those in force."""
+    in_force = sum(one.in_force for one in known)
+    first = f"{count(in_force, 'baseline')} in force" if in_force else "No baseline is recorded yet"
     how = f"To record one on a good day: {view.command('loadtest', 'baseline record NAME')} (three runs)."
     return compose(first, [section(f"*{first}*\n{how}"), Lines(tuple(map(_line, known)), noun="baselines")])
 
 
 def baseline_message(known: "KnownBaseline", view: View, *, done: str = "") -> Message:
-    """One baseline: its workload and its runs. `done` is what has just been done with it."""
+    """Return one baseline: its workload and its runs. `done` is what has just been done with it."""
     entry = known.entry
     if entry is None:
         return compose(known.name, [section(f":no_entry: {one_line(known.problem, 800)}")])
-    first = done or (
-        f"{code(known.name)} judges its workload on this host"
-        if known.in_force
-        else f"{code(known.name)} is not in force"
-    )
+    first = done or f"{code(known.name)} is {'' if known.in_force else 'not '}in force for its workload"
     if entry.kind == "reference":
         return _reference(entry)
     if not known.in_force:
-        first += f"; to make it the judge: {view.command('loadtest', f'baseline set {known.name}')}"
+        first += f"; to put it in force: {view.command('loadtest', f'baseline set {known.name}')}"
     work = entry.workload
     lines = [
         f"*Load* {work.target_qps:g} requests/s, {work.max_new_tokens} new tokens, prompts "
@@ -96,7 +83,8 @@ def baseline_message(known: "KnownBaseline", view: View, *, done: str = "") -> M
 
 
 def _reference(entry: "Reference") -> Message:
-    first = f"{code(entry.name)} is a published reference, {'verified' if entry.verified else 'unverified'}: it never judges."
+    checked = "verified" if entry.verified else "unverified"
+    first = f"{code(entry.name)} is a published reference, {checked}: it is never in force."
     lines = [
         f"*{one_line(figure.label)}*"
         + (f" {figure.achieved_qps:g} requests/s" if figure.achieved_qps is not None else "")
@@ -113,7 +101,7 @@ def _line(known: "KnownBaseline") -> str:
     if entry is None:
         return f":warning: {code(known.name)} {one_line(known.problem)}"
     if entry.kind == "reference":
-        return f":books: {code(known.name)} unverified reference, never the judge"
+        return f":books: {code(known.name)} unverified reference, never in force"
     load = f"{one_line(entry.workload.model)} at {entry.workload.target_qps:g} requests/s on {one_line(entry.host.hostname)}"
     return f"{':star:' if known.in_force else ':white_circle:'} {code(known.name)} {load}, {len(entry.runs)} runs"
 

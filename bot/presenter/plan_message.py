@@ -1,22 +1,21 @@
-"""The plan as a message: each step with its commands, files, environment and weights, what is lost, and the hash.
+"""A plan as a message: each step with its commands, files, environment and weights, what is lost, and the plan's hash.
 
-The hash is what an approval binds: what was shown is what runs.
+An approval is bound to that hash: what was shown is what runs.
 """
 
 from bot.presenter.message import Lines, Message, Part, compose, context, header, section
 from bot.presenter.mrkdwn import code, duration, one_line
 from bot.presenter.run_message import costs
 from bot.presenter.steps import plan_lines
-from bot.presenter.view import View, action_name
+from bot.presenter.view import View, action_name, count
 from gpu_actions.plan import Plan
 
 
 def plan_message(plan: Plan, view: View) -> Message:
-    """What an action would do, before anything is started."""
-    title = f"Plan: {action_name(plan.action).lower()} on {plan.host}, {len(plan.steps)} steps"
-    takes = f", about {duration(plan.expected_s)}" if plan.expected_s else ""
-    start = view.command(plan.action, _start(plan))
-    todo = f"Nothing has started{takes}. To run it: {start}."
+    """Return what an action would do, before anything starts."""
+    title = f"Plan: {action_name(plan.action).lower()} on {plan.host}, {count(len(plan.steps), 'step')}"
+    takes = f" It takes about {duration(plan.expected_s)}." if plan.expected_s else ""
+    todo = f"Nothing has started.{takes} To run it: {view.command(plan.action, _start(plan))}."
     parts: list[Part] = [
         header(title),
         section(f"{one_line(plan.title, 300)}\n{todo}"),
@@ -26,27 +25,28 @@ def plan_message(plan: Plan, view: View) -> Message:
         gate = plan.gate
         parts.append(
             section(
-                f"*Needs {gate.approvals} approval{'' if gate.approvals == 1 else 's'}* from {view.role(gate.approvers)}, "
+                f"*Needs {count(gate.approvals, 'approval')}* from {view.role(gate.approvers)} "
                 f"within {duration(gate.expires_s)}: {one_line(gate.reason, 400)}"
             )
         )
     parts.append(plan_lines(plan))
-    if plan.alternatives:
-        parts.append(
-            Lines(
-                tuple(
-                    f"If {one_line(group)} fails: {max(0, len(choices) - 1)} more to try"
-                    for group, choices in plan.alternatives.items()
-                    if len(choices) > 1
-                ),
-                noun="alternatives",
-                small=True,
-            )
-        )
+    alternatives = [
+        f"If {one_line(group)} fails: {len(choices) - 1} more to try"
+        for group, choices in plan.alternatives.items()
+        if len(choices) > 1
+    ]
+    parts.append(Lines(tuple(alternatives), noun="alternatives", small=True))
     parts.append(context(f"plan {code(plan.hash)}"))
     return compose(f"{title}\n{todo}", parts)
 
 
 def _start(plan: Plan) -> str:
-    given = " ".join(f"{key}={value}" for key, value in plan.options.items())
-    return f"start {plan.host} {given}".strip()
+    """Return the words that start this plan again. An option without a value was not given."""
+    given = [f"{key}={_typed(value)}" for key, value in plan.options.items() if value not in (None, "")]
+    return " ".join(("start", plan.host, *given))
+
+
+def _typed(value: object) -> str:
+    """Return an option's value as a person types it."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f'"{text}"' if " " in text else text

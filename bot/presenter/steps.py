@@ -1,7 +1,4 @@
-"""The lines of a run's steps and of a plan: one line a step, its state first.
-
-Pure functions over the records; used by the live message, the plan message and the answers to `status`.
-"""
+"""One line per step, of a run or of a plan: its state first. Pure functions over the records."""
 
 from collections.abc import Sequence
 
@@ -21,100 +18,85 @@ STEP_SIGNS = {
 }
 
 
-def all_steps(run: RunRecord) -> tuple[StepRecord, ...]:
-    """The steps as recorded, with the plan's steps that nothing is recorded of yet as pending, in the plan's order."""
-    if run.plan is None:
-        return run.steps
-    recorded = {step.step_id for step in run.steps}
-    missing = [step for step in run.plan.steps if step.id not in recorded]
-    if not missing:
-        return run.steps
-    pending = StepStatus.SKIPPED if run.status.final else StepStatus.PENDING
-    order = {step.id: n for n, step in enumerate(run.plan.steps)}
-    forward = [step for step in run.steps if not step.compensating]
-    forward += [StepRecord(step_id=step.id, title=step.title, status=pending) for step in missing]
-    forward.sort(key=lambda step: (order.get(step.step_id, len(order)), step.attempt))
-    return (*forward, *(step for step in run.steps if step.compensating))
-
-
 def running_step(run: RunRecord) -> StepRecord | None:
-    """The step at work, the latest where there are several."""
+    """Return the running step, the latest if there are several."""
     return next((step for step in reversed(run.steps) if step.status is StepStatus.RUNNING), None)
 
 
 def failed_step(run: RunRecord) -> StepRecord | None:
-    """The last step that failed on the way forward: what a reader must know of a failed run."""
-    return next(
-        (s for s in reversed(run.steps) if s.status is StepStatus.FAILED and not s.compensating),
-        None,
-    )
+    """Return the last step that failed, clean-up steps aside: the reason why a run failed."""
+    failed = (s for s in reversed(run.steps) if s.status is StepStatus.FAILED and not s.compensating)
+    return next(failed, None)
 
 
 def position(run: RunRecord, step: StepRecord) -> str:
-    """`3 of 9`, counted in the plan; empty for clean-up steps."""
+    """Return `3 of 9`, counted in the plan; empty for clean-up steps."""
     ids = [planned.id for planned in run.plan.steps] if run.plan is not None else []
     return f"{ids.index(step.step_id) + 1} of {len(ids)}" if step.step_id in ids else ""
 
 
-def step_line(step: StepRecord, now: float) -> str:
-    """One line: sign, title, the first line of its summary, and its seconds."""
-    parts = [STEP_SIGNS[step.status], f"*{one_line(step.title, 100)}*"]
-    notes = []
-    if step.compensating:
-        notes.append("clean-up")
-    if step.attempt > 1:
-        notes.append(f"attempt {step.attempt}")
-    if step.executions > 1:
-        notes.append("taken up again after a restart")
-    if notes:
-        parts.append(f"({', '.join(notes)})")
-    tail = []
-    if step.status is StepStatus.RUNNING and step.progress is not None:
-        tail.append(f"{step.progress * 100:.0f} %")
-    summary = one_line(first_line(step.summary), 260)
-    if summary:
-        tail.append(summary)
-    if step.status is StepStatus.FAILED and step.next_action:
-        tail.append(f"Next: {one_line(step.next_action, 200)}")
-    if seconds := step_seconds(step, now):
-        tail.append(seconds)
-    return " ".join(parts) + (" - " + " · ".join(tail) if tail else "")
+def step_lines(run: RunRecord, now: float) -> Lines:
+    """Return all steps of a run; if there are too many, the earliest are dropped."""
+    never_ran = run.status in (RunStatus.DENIED, RunStatus.EXPIRED, RunStatus.REFUSED)
+    steps = run.steps if never_ran else _all_steps(run)
+    return Lines(tuple(_step_line(step, now) for step in steps), noun="steps", drop="start")
 
 
-def step_seconds(step: StepRecord, now: float) -> str:
-    """How long it took, or has been at work; empty before it starts."""
+def plan_lines(plan: Plan) -> Lines:
+    """Return the plan's steps with everything they will use."""
+    lines: list[str] = []
+    numbered = [(f"{number}.", step) for number, step in enumerate(plan.steps, start=1)]
+    for label, step in (*numbered, *(("If it fails:", step) for step in plan.compensation)):
+        lines.append(_planned_line(label, step))
+        lines += [f"      {code(detail, 350)}" for detail in step.details if detail.strip()]
+    return Lines(tuple(lines), noun="lines of the plan")
+
+
+def _all_steps(run: RunRecord) -> Sequence[StepRecord]:
+    """Return the recorded steps and the plan's steps without a record yet, in the plan's order, clean-up last."""
+    recorded = {step.step_id for step in run.steps}
+    planned = run.plan.steps if run.plan is not None else ()
+    order = {step.id: n for n, step in enumerate(planned)}
+    pending = StepStatus.SKIPPED if run.status.final else StepStatus.PENDING
+    missing = [
+        StepRecord(step_id=s.id, title=s.title, status=pending) for s in planned if s.id not in recorded
+    ]
+    if not missing:
+        return run.steps
+    forward = [*(step for step in run.steps if not step.compensating), *missing]
+    forward.sort(key=lambda step: (order.get(step.step_id, len(order)), step.attempt))
+    return (*forward, *(step for step in run.steps if step.compensating))
+
+
+def _step_line(step: StepRecord, now: float) -> str:
+    """Return sign, title, the first line of the summary, and the duration."""
+    notes = [
+        "clean-up" if step.compensating else "",
+        f"attempt {step.attempt}" if step.attempt > 1 else "",
+        "resumed after a restart" if step.executions > 1 else "",
+    ]
+    noted = ", ".join(filter(None, notes))
+    running, failed = step.status is StepStatus.RUNNING, step.status is StepStatus.FAILED
+    tail = [
+        f"{step.progress * 100:.0f} %" if running and step.progress is not None else "",
+        one_line(first_line(step.summary), 260),
+        f"Next: {one_line(step.next_action, 200)}" if failed and step.next_action else "",
+        _took(step, now),
+    ]
+    details = " · ".join(filter(None, tail))
+    title = f"{STEP_SIGNS[step.status]} *{one_line(step.title, 100)}*"
+    return title + (f" ({noted})" if noted else "") + (f" - {details}" if details else "")
+
+
+def _took(step: StepRecord, now: float) -> str:
     if step.started_at is None:
         return ""
     if step.ended_at is not None:
         return duration(step.ended_at - step.started_at)
-    return f"for {duration(max(0.0, now - step.started_at))}" if step.status is StepStatus.RUNNING else ""
+    return f"for {duration(now - step.started_at)}" if step.status is StepStatus.RUNNING else ""
 
 
-def step_lines(run: RunRecord, now: float) -> Lines:
-    """All steps of a run; when there are too many, the earlier ones go first."""
-    steps = all_steps(run)
-    if run.status in (RunStatus.DENIED, RunStatus.EXPIRED, RunStatus.REFUSED):
-        steps = run.steps
-    return Lines(tuple(step_line(step, now) for step in steps), noun="steps", drop="start")
-
-
-def plan_lines(plan: Plan) -> Lines:
-    """The plan's steps with everything they will use, one list entry a step."""
-    lines: list[str] = []
-    for number, step in enumerate(plan.steps, start=1):
-        lines.append(_planned(f"{number}.", step))
-        lines.extend(_details(step.details))
-    for step in plan.compensation:
-        lines.append(_planned("If it fails:", step))
-        lines.extend(_details(step.details))
-    return Lines(tuple(lines), noun="lines of the plan")
-
-
-def _planned(number: str, step: Step) -> str:
+def _planned_line(label: str, step: Step) -> str:
     expected = f" · about {duration(step.expected_s)}" if step.expected_s else ""
-    reads = "" if step.mutates else " · only reads"
-    return f"{number} *{one_line(step.title, 160)}*{expected}{reads}"
-
-
-def _details(details: Sequence[str]) -> list[str]:
-    return [f"      {code(line, 350)}" for line in details if line.strip()]
+    reads = "" if step.mutates else " · read only"
+    return f"{label} *{one_line(step.title, 160)}*{expected}{reads}"

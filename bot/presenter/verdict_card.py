@@ -1,6 +1,6 @@
-"""The verdict card of triage: verdict and cause first, what to do second, then the findings by component, worst first.
+"""The verdict card of triage: verdict and cause first, then what to do, then the findings by component, worst first.
 
-What is healthy is one line. Only a `fall_back` verdict has the button "Start fallback".
+What is healthy is one line. Only a `fall_back` verdict has the button Start fallback. No sentence appears twice.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,23 +14,31 @@ from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 
 START_FALLBACK = "start_fallback"
 TRIAGE_AGAIN = "triage_again"
+MAX_FACTS = 6
+"""Figures on a finding's line; the raw snapshot has all of them."""
 
 
 def verdict_of(run: RunRecord) -> Verdict | None:
-    """The verdict that a run came to: the last one of its steps."""
+    """Return the verdict that a run reached: the last one of its steps."""
     return next((step.verdict for step in reversed(run.steps) if step.verdict is not None), None)
 
 
+def verdict_title(verdict: Verdict, host: str) -> str:
+    """Return `FALL BACK: nccl_hang on demo` or `HEALTHY: demo`."""
+    cause = "" if verdict.cause in ("", "none") else f"{verdict.cause} on "
+    return f"{VERDICT_WORDS[verdict.verdict]}: {cause}{host}"
+
+
 def verdict_card(run: RunRecord, verdict: Verdict, view: View, *, links: Lines, footer: Block) -> Message:
-    """The card of a finished triage run."""
+    """Return the card of a finished triage run."""
     title = verdict_title(verdict, run.host)
-    todo = what_to_do(verdict, run.host, view)
+    todo = _what_to_do(verdict, run.host, view)
     parts: list[Part] = [header(title), section(f"{VERDICT_SIGNS[verdict.verdict]} {todo}")]
-    if verdict.summary:
+    problems = [finding for finding in verdict.findings if finding.severity in WORST_FIRST[:3]]
+    if verdict.summary and not any(verdict.summary.startswith(finding.summary) for finding in problems):
         parts.append(section(one_line(verdict.summary, 1000)))
-    parts.append(Lines(tuple(finding_lines(verdict.findings, said=verdict.action)), noun="findings"))
-    if calm := calm_line(verdict.findings):
-        parts.append(Lines((calm,), noun="components", small=True))
+    parts.append(Lines(tuple(_finding_lines(problems, said={verdict.action})), noun="findings"))
+    parts.append(Lines(tuple(_calm_lines(verdict.findings)), noun="components", small=True))
     buttons = [button("Triage again", TRIAGE_AGAIN, run.id)]
     if verdict.verdict is VerdictKind.FALL_BACK:
         buttons.insert(0, button("Start fallback", START_FALLBACK, run.id, style="primary"))
@@ -38,83 +46,60 @@ def verdict_card(run: RunRecord, verdict: Verdict, view: View, *, links: Lines, 
     return compose(f"{title}\n{todo}", parts)
 
 
-def verdict_title(verdict: Verdict, host: str) -> str:
-    """`FALL BACK: nccl_hang on demo`, `HEALTHY: demo`."""
-    word = VERDICT_WORDS[verdict.verdict]
-    cause = "" if verdict.cause in ("", "none") else verdict.cause
-    return f"{word}: {cause} on {host}" if cause else f"{word}: {host}"
-
-
-def what_to_do(verdict: Verdict, host: str, view: View) -> str:
-    """The second line of the card."""
-    parts = []
+def _what_to_do(verdict: Verdict, host: str, view: View) -> str:
     if verdict.action:
-        parts.append(one_line(verdict.action, 600))
+        todo = one_line(verdict.action, 600)
     elif verdict.verdict is VerdictKind.HEALTHY:
-        parts.append("Nothing to do.")
+        return "No action needed."
     elif verdict.verdict is VerdictKind.FALL_BACK:
-        parts.append(f"Fall back: press the button, or {view.command('fallback', f'start {host}')}.")
+        todo = f"Fall back: press the button, or {view.start('fallback', host)}."
     else:
-        parts.append(f"Look at the findings, then {view.command('triage', f'{host} deep')}.")
-    if verdict.verdict is VerdictKind.FALL_BACK and verdict.fallback_gpu is not None:
-        gpu = verdict.fallback_gpu
-        parts.append(f"Serve from GPU {gpu.index} ({code(gpu.uuid)}): {one_line(gpu.reason, 300)}.")
-    return "*What to do:* " + " ".join(parts)
+        todo = f"Read the findings, then run {view.command('triage', f'{host} deep')}."
+    if verdict.verdict is VerdictKind.FALL_BACK and (gpu := verdict.fallback_gpu) is not None:
+        todo += f" Serve from GPU {gpu.index} ({code(gpu.uuid)}): {one_line(gpu.reason, 300)}."
+    return f"*What to do:* {todo}"
 
 
-def finding_lines(findings: Iterable[Finding], *, said: str = "") -> list[str]:
-    """Lines by component, the component with the worst finding first; healthy and informative findings are left out."""
-    loud = [f for f in findings if f.severity in WORST_FIRST[:3]]
-    rank = {severity: n for n, severity in enumerate(WORST_FIRST)}
-    components = sorted(
-        {f.component for f in loud},
-        key=lambda c: (min(rank[f.severity] for f in loud if f.component == c), c),
-    )
+def _finding_lines(problems: Iterable[Finding], *, said: set[str]) -> list[str]:
+    """Return lines by component, the component with the worst finding first; an action in `said` is not repeated."""
+    by_component: dict[str, list[Finding]] = {}
+    for finding in sorted(problems, key=lambda f: (WORST_FIRST.index(f.severity), f.component, f.id)):
+        by_component.setdefault(finding.component, []).append(finding)
     lines = []
-    for component in components:
+    for component, findings in by_component.items():
         lines.append(f"*{one_line(component, 60)}*")
-        for finding in sorted(
-            (f for f in loud if f.component == component), key=lambda f: (rank[f.severity], f.id)
-        ):
-            lines.append(finding_line(finding, said=said))
+        for finding in findings:
+            parts = [f"{SEVERITY_SIGNS[finding.severity]} {one_line(finding.summary, 220)}"]
+            if evidence := _evidence_text(finding.evidence):
+                parts.append(f" - {one_line(evidence, 200)}")
+            if finding.action and finding.action not in said:
+                parts.append(f" · {one_line(finding.action, 150)}")
+                said.add(finding.action)
+            lines.append("".join(parts))
     return lines
 
 
-def finding_line(finding: Finding, *, said: str = "") -> str:
-    """Sign, what it is, its evidence, what to do (unless the card has `said` that already): one line."""
-    evidence = evidence_text(finding.evidence)
-    line = f"{SEVERITY_SIGNS[finding.severity]} {one_line(finding.summary, 220)}"
-    if evidence:
-        line += f" - {one_line(evidence, 200)}"
-    if finding.action and finding.action != said:
-        line += f" · {one_line(finding.action, 150)}"
-    return line
+def _calm_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """Yield what is healthy as one line, `OK: gpu 12, nvlink 18`, and what is only worth knowing as another."""
+    healthy: dict[str, int] = {}
+    infos = []
+    for finding in findings:
+        if finding.severity is Severity.OK:
+            healthy[finding.component] = healthy.get(finding.component, 0) + 1
+        elif finding.severity is Severity.INFO:
+            infos.append(one_line(finding.summary, 120))
+    if healthy:
+        counts = ", ".join(f"{one_line(name, 40)} {number}" for name, number in sorted(healthy.items()))
+        yield f":large_green_circle: OK: {counts}"
+    if infos:
+        more = f"; ... {len(infos) - 4} more" if len(infos) > 4 else ""
+        yield f":large_blue_circle: {'; '.join(infos[:4])}{more}"
 
 
-def calm_line(findings: Iterable[Finding]) -> str:
-    """What is healthy, collapsed: `OK: gpu 12, nvlink 18`, and what is only worth knowing."""
-    findings = list(findings)
-    quiet = [f for f in findings if f.severity is Severity.OK]
-    parts = []
-    if quiet:
-        names = sorted({f.component for f in quiet})
-        counts = ", ".join(f"{one_line(n, 40)} {sum(f.component == n for f in quiet)}" for n in names)
-        parts.append(f":large_green_circle: OK: {counts}")
-    notes = [one_line(f.summary, 120) for f in findings if f.severity is Severity.INFO]
-    if notes:
-        shown = "; ".join(notes[:4]) + (f"; ... {len(notes) - 4} more" if len(notes) > 4 else "")
-        parts.append(f":large_blue_circle: {shown}")
-    return "\n".join(parts)
+def _evidence_text(evidence: dict[str, Any]) -> str:
+    """Return evidence on one line: `running 1, flat s 3, sources token counter + stacks`. The text is not escaped yet.
 
-
-MAX_FACTS = 6
-"""Figures of a finding on its line; all of them are in the raw snapshot."""
-
-
-def evidence_text(evidence: dict[str, Any]) -> str:
-    """Evidence on one line, for a phone: `running 1, flat s 3, sources token counter + stacks`; not escaped yet.
-
-    Nested figures are named by their own key; lists of records are counted, since nobody reads JSON at 3 a.m.
+    Nested figures appear under their own key; lists of records are counted, because nobody reads JSON at 3 a.m.
     """
     facts = list(_facts(evidence))
     more = f", {len(facts) - MAX_FACTS} more" if len(facts) > MAX_FACTS else ""

@@ -1,4 +1,4 @@
-"""What a text needs beside the record it shows: the moment, the names of the commands, who the roles are.
+"""What every text needs besides its record: the current time, the command names, who holds each role, and shared words.
 
 Pure data, so that every text is a function of a record and a view.
 """
@@ -13,7 +13,7 @@ from gpu_actions.registry import actions
 
 @dataclass(frozen=True)
 class View:
-    """`now` in Unix seconds; `commands` maps our names to slash commands; `roles` maps a role to its mention."""
+    """`now` in Unix seconds; `commands` maps renamed commands to their slash names; `roles` maps a role to its mention."""
 
     now: float
     commands: Mapping[str, str] = field(default_factory=dict)
@@ -21,19 +21,23 @@ class View:
     bot_user_id: str = ""
 
     def command(self, name: str, rest: str = "") -> str:
-        """A slash command to type, in code type: `/fallback start demo`."""
+        """Return a slash command to type, in code type: `/fallback start demo`."""
         return code(f"{self.commands.get(name, '/' + name)} {rest}".strip())
 
+    def start(self, action: str, host: str) -> str:
+        """Return the command that starts an action on a host."""
+        spec = actions().get(action)
+        return self.command(action, spec.start_words(host) if spec else f"start {host}")
+
     def mention(self, rest: str) -> str:
-        """What to type to the bot in a thread: `@gpu-oncall approve rs-7k2m`."""
+        """Return what to type to the bot in a thread: `@gpu-oncall approve rs-7k2m`."""
         bot = f"<@{self.bot_user_id}>" if self.bot_user_id else "@gpu-oncall"
         return f"{bot} {code(rest)}"
 
     def role(self, role: str) -> str:
-        """Who holds a role, as mentions; the role's name where nobody does."""
-        return (
-            self.roles.get(role) or f"the role {code(role)} (nobody has it: see access.roles in the settings)"
-        )
+        """Return who holds a role, as mentions, or the role's name if nobody does."""
+        nobody = f"the role {code(role)} (nobody has it: see access.roles in the settings)"
+        return self.roles.get(role) or nobody
 
 
 def action_name(action: str) -> str:
@@ -48,10 +52,9 @@ def diagnoses(action: str) -> bool:
     return spec is not None and spec.diagnoses
 
 
-def start_words(action: str, host: str) -> str:
-    """Return what to type behind an action's command to start it on a host."""
-    spec = actions().get(action)
-    return spec.start_words(host) if spec else f"start {host}"
+def count(number: int, noun: str) -> str:
+    """Return `1 approval`, `2 approvals`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 VERDICT_WORDS = {

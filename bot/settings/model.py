@@ -24,7 +24,6 @@ ENV_PREFIX = "GPU_ONCALL_"
 CONFIG_VARIABLE = "GPU_ONCALL_CONFIG"
 SEARCH_PATH = (Path("gpu-oncall.toml"), Path("/etc/gpu-oncall/gpu-oncall.toml"))
 
-COMMANDS = (*ACTION_NAMES, "incident", "gpu")
 Role = Literal["responder", "approver", "override"]
 
 
@@ -64,18 +63,17 @@ class SlackSettings(Frozen):
 
     @field_validator("commands")
     @classmethod
-    def _known_commands(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, other in value.items():
-            if name not in COMMANDS:
-                raise ValueError(f"{name!r} is no command of ours; known: {', '.join(COMMANDS)}")
+    def _usable_command_names(cls, value: dict[str, str]) -> dict[str, str]:
+        """Check the new names; `handlers.check_command_names` checks that the renamed commands exist."""
+        for other in value.values():
             if not other or any(c.isspace() or c == "/" for c in other) or len(other) > 32:
                 raise ValueError(
-                    f"{other!r} is no name for a slash command: up to 32 characters, no spaces, no slash"
+                    f"{other!r} cannot be the name of a slash command: use up to 32 characters, no spaces, no slash"
                 )
-        return {name: value.get(name, name) for name in COMMANDS}
+        return value
 
     def command(self, name: str) -> str:
-        """The slash command, with its slash, under which `name` is reached."""
+        """Return the slash command that reaches `name`, with its slash."""
         return "/" + self.commands.get(name, name)
 
 
@@ -104,9 +102,9 @@ class AccessSettings(Frozen):
     @classmethod
     def _known_actions(cls, value: dict[str, ApprovalRule]) -> dict[str, ApprovalRule]:
         for action in value:
-            if action not in COMMANDS:
+            if action not in ACTION_NAMES:
                 raise ValueError(
-                    f"approvals for {action!r}, which is no action; known: {', '.join(COMMANDS)}"
+                    f"approvals for {action!r}, which is no action; known: {', '.join(ACTION_NAMES)}"
                 )
         return value
 

@@ -1,7 +1,7 @@
 """Who may do what: roles of the settings, held by user ids, user group ids (`S...`) and group handles (`@oncall`).
 
-The function that enforces is the one that words the refusal (`refusal`), so the two cannot differ. Group members are read with
-`usergroups.users.list`, kept for `access.groups_ttl_s`, and fail closed: a group that cannot be read lets nobody in.
+`refusal` both checks and words the answer, so the two cannot differ. Group members are read with `usergroups.users.list`
+and cached for `access.groups_ttl_s`. The check fails closed: a group that cannot be read lets nobody in.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ LOOKUP_TIMEOUT_S = 5.0
 
 
 class GroupUnreadable(Exception):
-    """A user group's members cannot be known now. The message says why."""
+    """Raised if a user group's members cannot be read. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Members:
 
 
 class Access:
-    """Answers one question: may this person do this? `clock` gives monotonic seconds."""
+    """Decides whether a person may do something. `clock` returns monotonic seconds."""
 
     def __init__(
         self, settings: AccessSettings, client: AsyncWebClient, *, clock: Callable[[], float] = time.monotonic
@@ -48,11 +48,11 @@ class Access:
 
     @property
     def change_role(self) -> Role:
-        """The role that may start what changes a host."""
+        """The role that may change a host or disturb its service."""
         return self._settings.change
 
     async def refusal(self, person: Person, role: Role, doing: str) -> str | None:
-        """None when the person holds the role; else the one line that tells them why not and whom to ask."""
+        """Return None if the person holds the role, else one line that says why not and whom to ask."""
         members = self._settings.roles.get(role, ())
         if not members:
             return (
@@ -70,8 +70,8 @@ class Access:
                 unreadable.append(f"{group} ({error})")
         if unreadable:
             return (
-                f"I cannot tell whether you may {doing}: Slack did not give me the members of {', '.join(unreadable)}, "
-                f"and without them nobody is let in. Try again, or have your user id {person.id} added to access.roles.{role}."
+                f"I cannot tell whether you may {doing}: I could not read the members of {', '.join(unreadable)} from Slack. "
+                f"Try again, or have your user id {person.id} added to access.roles.{role}."
             )
         return (
             f"You may not {doing}: that needs the role {role!r}, held by {', '.join(members)}. "
@@ -79,17 +79,17 @@ class Access:
         )
 
     async def require(self, person: Person, role: Role, doing: str) -> None:
-        """Raise UserError with the refusal's text when the person does not hold the role."""
+        """Raise UserError with the refusal if the person does not hold the role."""
         if (text := await self.refusal(person, role, doing)) is not None:
             raise UserError(text)
 
     def mention(self, role: str) -> str:
-        """The members of a role as mentions that notify them; a handle that was not resolved yet stands as text."""
-        members = next((m for name, m in self._settings.roles.items() if name == role), ())
+        """Return the members of a role as mentions that notify them; a handle not resolved yet is plain text."""
+        members = next((members for name, members in self._settings.roles.items() if name == role), ())
         return " ".join(self._mention(member) for member in members)
 
     async def warm(self) -> None:
-        """Read the groups once, so that the first mention and the first refusal need no look-up. Never raises."""
+        """Read all groups once, so that the first mention needs no lookup. Never raises."""
         for group in {
             m for members in self._settings.roles.values() for m in members if m.startswith(("S", "@"))
         }:

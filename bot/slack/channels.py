@@ -1,4 +1,4 @@
-"""The id of the incident channel. The settings may name it; Slack edits messages only by channel id."""
+"""Find the id of the incident channel: the settings may give its name, but Slack edits messages only by channel id."""
 
 import asyncio
 import re
@@ -13,11 +13,11 @@ PAGE = 200
 
 
 class ChannelUnknown(Exception):
-    """No channel of that name is to be seen. The message says what to do."""
+    """Raised if the bot sees no channel of that name. The message says what to do."""
 
 
 class Channels:
-    """Finds channels by name, once each."""
+    """Looks channels up by name and remembers them."""
 
     def __init__(self, client: AsyncWebClient) -> None:
         self._client = client
@@ -25,7 +25,7 @@ class Channels:
         self._lock = asyncio.Lock()
 
     async def id_of(self, name: str) -> str:
-        """The id of a channel by its name or id. Raises ChannelUnknown, and whatever the Slack client raises."""
+        """Return the id of a channel given its name or id. Raises ChannelUnknown, and whatever the Slack client raises."""
         name = name.removeprefix("#")
         if CHANNEL_ID.match(name):
             return name
@@ -36,7 +36,7 @@ class Channels:
             return self._ids[name]
         except KeyError:
             raise ChannelUnknown(
-                f"slack.incident_channel: I see no channel #{name}; create it, or invite me where it is private"
+                f"slack.incident_channel: there is no channel #{name} that I can see; create it, or invite me if it is private"
             ) from None
 
     async def _read(self) -> None:

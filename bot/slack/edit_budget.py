@@ -1,6 +1,7 @@
-"""How often messages may be edited: one budget for the whole workspace, and a pause that Slack itself asks for.
+"""Limit how often messages are edited: one budget for the whole workspace, and the pauses that Slack asks for.
 
-Slack allows about 50 `chat.update` a minute (Tier 3) and answers 429 with `Retry-After` beyond it (slack.md).
+Slack allows about 50 `chat.update` calls a minute (Tier 3) and answers 429 with `Retry-After` beyond that. Source:
+docs.slack.dev/apis/web-api/rate-limits.
 """
 
 import time
@@ -8,11 +9,11 @@ from collections.abc import Callable
 
 MINUTE_S = 60.0
 BURST = 10
-"""Edits that may follow each other at once after a quiet time."""
+"""Edits that may follow each other immediately after a quiet period."""
 
 
 class EditBudget:
-    """A token bucket. `clock` gives monotonic seconds."""
+    """A token bucket. `clock` returns monotonic seconds."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = per_minute / MINUTE_S
@@ -23,7 +24,7 @@ class EditBudget:
         self._closed_until = 0.0
 
     def wait_s(self) -> float:
-        """Seconds until an edit may go out; 0 when one may now."""
+        """Return the seconds until the next edit is allowed; 0 if it is allowed now."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
@@ -31,10 +32,10 @@ class EditBudget:
         return max(missing, self._closed_until - now, 0.0)
 
     def spend(self) -> None:
-        """Count one edit. A final state goes out even when nothing is left; the debt delays the others."""
+        """Count one edit. It may overdraw the budget; the debt delays later edits."""
         self.wait_s()
         self._tokens -= 1.0
 
     def close_for(self, seconds: float) -> None:
-        """Slack said `Retry-After`: nothing goes out until then."""
+        """Allow no edit for as long as Slack's `Retry-After` asks."""
         self._closed_until = max(self._closed_until, self._clock() + seconds)

@@ -1,13 +1,14 @@
-"""The Slack app manifest, made from the settings and from what the code uses, so that manifest and code cannot drift apart.
+"""The Slack app manifest, built from the settings, the commands and the Web API methods that the code calls.
 
-`SCOPES` names the scope of each Web API method that the bot calls; a test compares it with the calls in the source.
+`SCOPES` names the scopes of each method; a test compares it with the calls in the source.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
+from bot.presenter.help import CommandText
 from bot.settings.model import SlackSettings
-from gpu_actions.registry import actions
 
 SCOPES: dict[str, tuple[str, ...]] = {
     "auth_test": (),
@@ -28,27 +29,15 @@ SCOPES: dict[str, tuple[str, ...]] = {
 
 EVENT_SCOPES = {"app_mention": ("app_mentions:read",), "app_home_opened": ()}
 
-OWN_COMMANDS = {
-    "incident": ("The incident of a host and its timeline", "open|status|note|timeline|close"),
-    "gpu": ("Everything of gpu-oncall under one command", "help | triage | fallback start | ..."),
-}
-"""Commands that are no actions: description and usage hint."""
-
-
-def descriptions() -> dict[str, tuple[str, str]]:
-    """Return the description and the usage hint of every slash command."""
-    return {spec.name: (spec.summary, spec.usage_hint) for spec in actions().values()} | OWN_COMMANDS
-
 
 def bot_scopes() -> list[str]:
-    """All scopes that the bot token needs, sorted."""
+    """Return every scope that the bot token needs, sorted."""
     used = {scope for scopes in (*SCOPES.values(), *EVENT_SCOPES.values()) for scope in scopes}
     return sorted(used | {"commands"})
 
 
-def manifest(slack: SlackSettings) -> dict[str, Any]:
-    """The manifest as data, with the commands as the settings name them."""
-    names = {name: slack.command(name) for name in descriptions()}
+def manifest(slack: SlackSettings, commands: Iterable[CommandText]) -> dict[str, Any]:
+    """Return the manifest as data, with the commands as the settings name them."""
     return {
         "display_information": {
             "name": "gpu-oncall",
@@ -60,12 +49,12 @@ def manifest(slack: SlackSettings) -> dict[str, Any]:
             "bot_user": {"display_name": "gpu-oncall", "always_online": True},
             "slash_commands": [
                 {
-                    "command": names[name],
-                    "description": description,
-                    "usage_hint": hint,
+                    "command": slack.command(command.name),
+                    "description": command.summary,
+                    "usage_hint": command.hint,
                     "should_escape": False,
                 }
-                for name, (description, hint) in descriptions().items()
+                for command in commands
             ],
         },
         "oauth_config": {"scopes": {"bot": bot_scopes()}},
@@ -79,26 +68,21 @@ def manifest(slack: SlackSettings) -> dict[str, Any]:
     }
 
 
-def render(slack: SlackSettings) -> str:
-    """The manifest as YAML, ready to paste at api.slack.com/apps. Every scalar is JSON, which YAML reads as it stands."""
-    return "# Slack app manifest of gpu-oncall. Made by `gpu-oncall manifest`.\n" + _yaml(manifest(slack), 0)
+def render(slack: SlackSettings, commands: Iterable[CommandText]) -> str:
+    """Return the manifest as YAML to paste at api.slack.com/apps. Every scalar is JSON, which YAML reads unchanged."""
+    head = "# Slack app manifest of gpu-oncall. Made by `gpu-oncall manifest`.\n"
+    return head + _yaml(manifest(slack, commands), 0)
 
 
 def _yaml(value: Any, depth: int) -> str:
     pad = "  " * depth
-    if isinstance(value, dict):
-        lines = []
-        for key, item in value.items():
-            if isinstance(item, dict | list) and item:
-                lines.append(f"{pad}{key}:\n{_yaml(item, depth + 1)}")
-            else:
-                lines.append(f"{pad}{key}: {json.dumps(item, ensure_ascii=False)}\n")
-        return "".join(lines)
     lines = []
-    for item in value:
-        if isinstance(item, dict):
-            body = _yaml(item, depth + 1)
-            lines.append(f"{pad}- {body[len(pad) + 2 :]}")
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        start = f"{pad}{key}:" if isinstance(value, dict) else f"{pad}-"
+        if not isinstance(item, dict | list) or not item:
+            lines.append(f"{start} {json.dumps(item, ensure_ascii=False)}\n")
+        elif isinstance(value, dict):
+            lines.append(f"{start}\n{_yaml(item, depth + 1)}")
         else:
-            lines.append(f"{pad}- {json.dumps(item, ensure_ascii=False)}\n")
+            lines.append(f"{start} {_yaml(item, depth + 1).lstrip()}")
     return "".join(lines)

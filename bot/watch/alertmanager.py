@@ -1,7 +1,7 @@
 """Alertmanager's webhook: `POST /alerts`, payload version 4, with a bearer token and a size limit.
 
-It answers at once and works afterwards: Alertmanager sends again what it got no 2xx for, and a repeated notification (same
-alert, same start) starts nothing new. Source: prometheus.io/docs/alerting/latest/configuration/#webhook_config.
+It stores the alerts, answers, and works afterwards. Alertmanager repeats a notification that got no 2xx; a repeated one
+(same alert, same start) starts nothing new. Source: prometheus.io/docs/alerting/latest/configuration/#webhook_config.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from bot.presenter import alerts as texts
 from bot.settings.model import WebSettings
 from bot.store.store import Store
 from bot.watch.alerts import Alerts
-from bot.watch.undelivered_alerts import Alarm
+from bot.watch.undelivered_alerts import Alert
 from gpu_actions.models import VerdictKind
 
 log = structlog.get_logger()
 
 MAX_ALERTS = 500
 QUIET_SEVERITIES = frozenset({"info", "none", "warning"})
-"""Of these the card alone is posted; anything else, and no severity at all, opens an incident."""
+"""Severities that bring only a verdict card; any other severity, and none at all, opens an incident."""
 
 Label = Annotated[str, StringConstraints(max_length=4096)]
 
@@ -46,7 +46,7 @@ class PayloadAlert(_Payload):
 
 
 class Payload(_Payload):
-    """A notification; fields that are not used here are ignored."""
+    """A notification. Fields that are not used here are ignored."""
 
     version: Literal["4"]
     group_key: str = Field(alias="groupKey", max_length=16_384)
@@ -54,7 +54,7 @@ class Payload(_Payload):
 
 
 class Webhook:
-    """The route. `hosts` are the names of the settings."""
+    """Handles the route. `hosts` are the host names of the settings."""
 
     def __init__(self, settings: WebSettings, *, hosts: Sequence[str], alerts: Alerts, store: Store) -> None:
         self._settings = settings
@@ -63,12 +63,12 @@ class Webhook:
         self._store = store
 
     async def receive(self, request: web.Request) -> web.Response:
-        """Answer 202, or say what is wrong: 401 token, 404 off, 413 size, 400 field, 422 no host of ours in its labels."""
+        """Answer 202, or say what is wrong: 401 token, 404 off, 413 size, 400 field, 422 no known host in the labels."""
         token = self._settings.alert_token.get_secret_value()
         if not token:
             return _refused(404, "POST /alerts is off: set web.alert_token in the settings")
         given = request.headers.get("Authorization", "")
-        # aiohttp keeps bytes that are no UTF-8 as surrogates
+        # aiohttp decodes bytes that are not UTF-8 as surrogates
         if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {token}".encode()):
             return _refused(401, "the bearer token is missing or wrong (web.alert_token)")
         body = await _read(request, self._settings.alert_max_bytes)
@@ -86,36 +86,36 @@ class Webhook:
         return await self._take(payload)
 
     async def _take(self, payload: Payload) -> web.Response:
-        taken, unknown, new = 0, [], []
+        accepted, unknown, new = 0, [], []
         for alert in payload.alerts:
             host = self.host_of(alert)
             if host is None:
                 unknown.append(alert)
                 continue
-            taken += 1
+            accepted += 1
             key = alert.fingerprint or _labels_key(alert)
             once = f"alert:{key}:{alert.starts_at.isoformat()}:{alert.status}"[:255]
             if not await asyncio.to_thread(self._store.deliveries.first_time, once):
                 continue
             new.append((alert, host, key))
-        alarms = [self._alarm(*one) for one in new if one[0].status == "firing"]
-        await self._alerts.keep(alarms)  # before we answer: Alertmanager does not send again what got a 202
-        for alarm in alarms:
-            self._alerts.raise_alarm(alarm)
+        firing = [self._alert_of(*one) for one in new if one[0].status == "firing"]
+        await self._alerts.keep(firing)  # before the answer: Alertmanager does not repeat what got a 202
+        for one in firing:
+            self._alerts.report(one)
         for alert, host, _ in new:
             if alert.status == "resolved":
                 self._alerts.say(host, texts.resolved(host, alert.labels.get("alertname", "alert")))
         if unknown:
             labels = ", ".join(self._settings.alert_host_labels)
             names = ", ".join(sorted({alert.labels.get("alertname", "?") for alert in unknown})[:5])
-            log.warning("an alert names no host of ours", alerts=names, labels=labels)
-            if not taken:
+            log.warning("an alert names no known host", alerts=names, labels=labels)
+            if not accepted:
                 known = ", ".join(self._hosts)
                 return _refused(422, f"{names}: none of the labels {labels} names a host; hosts: {known}")
-        return web.json_response({"accepted": taken, "without_host": len(unknown)}, status=202)
+        return web.json_response({"accepted": accepted, "without_host": len(unknown)}, status=202)
 
     def host_of(self, alert: PayloadAlert) -> str | None:
-        """The host that an alert's labels name: `serve1`, `serve1:9400` and `serve1.rack2.example` are all `serve1`."""
+        """Return the host that the labels name: `serve1`, `serve1:9400` and `serve1.rack2.example` are all `serve1`."""
         for label in self._settings.alert_host_labels:
             value = alert.labels.get(label, "").lower()
             for name in (value, value.partition(":")[0], value.partition(":")[0].partition(".")[0]):
@@ -123,11 +123,11 @@ class Webhook:
                     return name
         return None
 
-    def _alarm(self, alert: PayloadAlert, host: str, key: str) -> Alarm:
+    def _alert_of(self, alert: PayloadAlert, host: str, key: str) -> Alert:
         name = alert.labels.get("alertname", "alert")
         words = alert.annotations.get("summary") or alert.annotations.get("description") or name
         quiet = alert.labels.get("severity", "").lower() in QUIET_SEVERITIES
-        return Alarm(
+        return Alert(
             host=host,
             cause=name[:64],
             title=f"{name} on {host}"[:150],
@@ -140,7 +140,7 @@ class Webhook:
 
 
 async def _read(request: web.Request, limit: int) -> bytes | None:
-    """The body; None when it is larger than the limit, without reading it to its end."""
+    """Return the body, or None if it is larger than the limit; stop reading at the limit."""
     if request.content_length is not None and request.content_length > limit:
         return None
     body = b""

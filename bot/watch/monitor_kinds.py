@@ -1,18 +1,18 @@
-"""The kinds of look that monitors make: what each reads, how often, and on which hosts it makes sense."""
+"""The kinds of monitors: what each reads, how often, and on which hosts. A new monitor is one entry in `MONITOR_KINDS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from bot.settings.model import MonitorSettings
 from gpu_actions.config.host import HostConfig
-from gpu_actions.triage.monitor_state import MonitorPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """One kind of look: which collectors it runs, over at most how many seconds, and how people call it.
+class MonitorKind:
+    """One kind of monitor: a partial triage that runs `collectors` over at most `window_s` seconds.
 
-    `main` is the collector without which nothing was seen; where it does not apply, the look does not.
+    `title` is its name in messages. Without a result from its `main` collector a reading counts as failed; on hosts where
+    that collector does not apply, the monitor does nothing.
     """
 
     name: str
@@ -21,29 +21,29 @@ class Look:
     collectors: frozenset[str]
     period_s: Callable[[MonitorSettings], float]
     window_s: float
-    needs_gpus: bool = False
+    applies: Callable[[HostConfig], bool] = lambda host: True
 
 
-LOOKS = (
-    Look(
+MONITOR_KINDS = (
+    MonitorKind(
         name="topology",
         title="the link and topology poll",
         main="nvml",
         collectors=frozenset({"nvml", "fabric_manager"}),
         period_s=lambda settings: settings.topology_period_s,
         window_s=3,
-        needs_gpus=True,
+        applies=lambda host: host.gpus != 0,
     ),
-    Look(
+    MonitorKind(
         name="kernel_log",
         title="the kernel log",
         main="kernel_log",
         collectors=frozenset({"kernel_log"}),
         period_s=lambda settings: settings.kernel_log_period_s,
         window_s=1,
-        needs_gpus=True,
+        applies=lambda host: host.gpus != 0 or host.kernel_log is not None,
     ),
-    Look(
+    MonitorKind(
         name="hang",
         title="the hang watch",
         main="engine",
@@ -51,7 +51,7 @@ LOOKS = (
         period_s=lambda settings: settings.hang_period_s,
         window_s=3,
     ),
-    Look(
+    MonitorKind(
         name="probe",
         title="the synthetic probe",
         main="completion",
@@ -59,7 +59,7 @@ LOOKS = (
         period_s=lambda settings: settings.probe_period_s,
         window_s=3,
     ),
-    Look(
+    MonitorKind(
         name="regression",
         title="the regression watch",
         main="engine",
@@ -70,28 +70,6 @@ LOOKS = (
 )
 
 
-def policy_of(settings: MonitorSettings, *, stalled_s: float) -> MonitorPolicy:
-    """How sure the looks of these settings must be."""
-    return MonitorPolicy(
-        needed=settings.confirm_n,
-        of=settings.confirm_m,
-        clear_after=settings.clear_after,
-        stalled_s=stalled_s,
-        hold_s=settings.hold_s,
-        burst_s=settings.burst_s,
-        quiet_s=settings.quiet_s,
-    )
-
-
-def looks_of(host: HostConfig, settings: MonitorSettings) -> tuple[Look, ...]:
-    """The looks that make sense on a host: no GPU poll without GPUs, and its kernel log only where a file is named."""
-    return tuple(
-        look
-        for look in LOOKS
-        if look.period_s(settings) > 0
-        and not (
-            look.needs_gpus
-            and host.gpus == 0
-            and not (look.name == "kernel_log" and host.kernel_log is not None)
-        )
-    )
+def monitors_for(host: HostConfig, settings: MonitorSettings) -> tuple[MonitorKind, ...]:
+    """Return the monitors that are switched on and apply to a host."""
+    return tuple(kind for kind in MONITOR_KINDS if kind.period_s(settings) > 0 and kind.applies(host))

@@ -1,7 +1,7 @@
-"""When things happen by themselves: monitors, sweeps. APScheduler knows when; what was done stands in the rows.
+"""Run periodic jobs: monitors, retries, sweeps.
 
-Jobs live in memory and are made anew from the settings at each start. A job that is late runs once (coalesce), never twice
-at a time, and one that breaks is logged and counted and comes again at its next time (engine.md, APScheduler).
+Jobs are kept in memory and created from the settings at each start. A late job runs once, never twice at a time; one that
+fails is logged, counted and run again at its next time.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ FIRST_AFTER_S = 1.0
 
 
 class Schedule(Collector):
-    """The jobs of this process. `start` and `close` are called in the event loop."""
+    """The jobs of this process. Call `start` and `close` in the event loop."""
 
     def __init__(self) -> None:
         self._scheduler = AsyncIOScheduler(
@@ -43,7 +43,7 @@ class Schedule(Collector):
         *,
         first_after_s: float = FIRST_AFTER_S,
     ) -> None:
-        """Run `work` every so many seconds, with a tenth of jitter so that looks do not march in step; never for 0."""
+        """Run `work` at this period, with 10 % jitter so that jobs do not run in lockstep. A period of 0 means never."""
         if seconds <= 0:
             return
 
@@ -55,7 +55,7 @@ class Schedule(Collector):
                     raise
             except Exception:
                 self.failures[name] += 1
-                log.exception("a scheduled job broke; it comes again", job=name)
+                log.exception("a scheduled job failed; it runs again at its next time", job=name)
             else:
                 self.last_end_s[name] = time.time()
 
@@ -75,21 +75,23 @@ class Schedule(Collector):
         self._scheduler.start()
 
     def collect(self) -> list[Metric]:
-        """Prometheus: how often each job broke, and when it last ended well."""
-        broke = CounterMetricFamily("gpu_oncall_job_failures", "Times a scheduled job broke", labels=["job"])
+        """Return the Prometheus metrics: how often each job failed, and when it last succeeded."""
+        failed = CounterMetricFamily(
+            "gpu_oncall_job_failures", "Times a scheduled job failed", labels=["job"]
+        )
         ended = GaugeMetricFamily(
             "gpu_oncall_job_last_end_seconds",
-            "Unix time at which a scheduled job last ended well",
+            "Unix time at which a scheduled job last succeeded",
             labels=["job"],
         )
         for job in self.names:
-            broke.add_metric([job], self.failures[job])
+            failed.add_metric([job], self.failures[job])
         for job, when in tuple(self.last_end_s.items()):
             ended.add_metric([job], when)
-        return [broke, ended]
+        return [failed, ended]
 
     def close(self) -> None:
-        """No new job starts, and what is at work is cut."""
+        """Start no more jobs and cancel the running ones."""
         self._closing = True
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)

@@ -1,6 +1,6 @@
-"""What was seen and must reach people, kept as rows until it has: a bot that is killed meanwhile tells it after its next start.
+"""Alerts, kept as rows until people have them: a bot that is killed in between delivers them after its next start.
 
-A monitor's alarm is written in one transaction with the state that raised it, so neither is there without the other.
+A monitor's alert is written in one transaction with the state that raised it, so neither exists without the other.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from bot.store.store import Store
 from gpu_actions.models import Frozen, VerdictKind
 
 KEPT_S = 86_400.0
-"""Older than a day, an alarm that could not be told is history: the looks of now say what is."""
+"""An undelivered alert older than a day is dropped: newer checks say what is true now."""
 
 
-class Alarm(Frozen):
-    """One thing that was seen. `key` is its burst's; the same cause of a burst again is another alarm, by `at_s`."""
+class Alert(Frozen):
+    """One thing that a monitor or Alertmanager reports. `key` names its burst; `at_s` tells repeats of a cause apart."""
 
     host: str
     cause: str
@@ -29,51 +29,49 @@ class Alarm(Frozen):
     key: str
     at_s: float = Field(description="when it was seen, by the store's clock")
     window_s: float | None = Field(
-        default=None, description="how long the triage must look to see the same; None: as the settings say"
+        default=None, description="seconds that triage must read to see the same; None: as the settings say"
     )
 
     @property
     def id(self) -> str:
-        """What makes a repeat of this very alarm start nothing new; 32 characters."""
+        """A hash of 32 characters: a repeat of the same alert starts nothing new."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
 
 
-class UntoldAlarms:
+class UndeliveredAlerts:
     """The rows. Methods block for a millisecond or two."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def keep(self, alarms: Iterable[Alarm]) -> None:
-        """Keep alarms until they are told; one that is kept already stays as it is."""
+    def keep(self, alerts: Iterable[Alert]) -> None:
+        """Keep alerts until they are delivered; one that is already kept stays unchanged."""
         with self._store.database.write() as connection:
-            keep_alarms(connection, alarms)
+            keep_alerts(connection, alerts)
 
-    def told(self, alarm: Alarm) -> None:
-        """People know it."""
+    def delivered(self, alert: Alert) -> None:
         with self._store.database.write() as connection:
-            connection.execute(untold_alarms.delete().where(untold_alarms.c.id == alarm.id))
+            connection.execute(untold_alarms.delete().where(untold_alarms.c.id == alert.id))
 
-    def all(self) -> list[Alarm]:
-        """Those that nobody was told of, oldest first; what is too old, or of another version, is dropped."""
+    def all(self) -> list[Alert]:
+        """Return the undelivered alerts, oldest first. Drop those that are too old or of another version."""
         with self._store.database.write() as connection:
             old = untold_alarms.c.at < self._store.clock() - KEPT_S
             connection.execute(untold_alarms.delete().where(old))
             rows = connection.execute(untold_alarms.select().order_by(untold_alarms.c.at)).all()
-            alarms = []
+            alerts = []
             for row in rows:
                 try:
-                    alarms.append(Alarm.model_validate(row.alarm))
+                    alerts.append(Alert.model_validate(row.alarm))
                 except ValidationError:
                     connection.execute(untold_alarms.delete().where(untold_alarms.c.id == row.id))
-        return alarms
+        return alerts
 
 
-def keep_alarms(connection: sa.Connection, alarms: Iterable[Alarm]) -> None:
-    """Keep alarms in a transaction of the caller."""
-    for alarm in alarms:
-        if connection.execute(sa.select(untold_alarms.c.id).where(untold_alarms.c.id == alarm.id)).first():
+def keep_alerts(connection: sa.Connection, alerts: Iterable[Alert]) -> None:
+    """Keep alerts as part of the caller's transaction."""
+    for alert in alerts:
+        if connection.execute(sa.select(untold_alarms.c.id).where(untold_alarms.c.id == alert.id)).first():
             continue
-        connection.execute(
-            untold_alarms.insert().values(id=alarm.id, alarm=alarm.model_dump(mode="json"), at=alarm.at_s)
-        )
+        values = {"id": alert.id, "alarm": alert.model_dump(mode="json"), "at": alert.at_s}
+        connection.execute(untold_alarms.insert().values(values))

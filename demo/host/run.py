@@ -130,9 +130,12 @@ def _manifest_file(layout: Layout) -> Path:
     import json
 
     from bot.slack.manifest import manifest
+    from handlers import SLASH_COMMANDS
 
     settings = load_settings(layout.config_path, env_file=None)
-    return write_atomically(layout.state_dir / "manifest.json", json.dumps(manifest(settings.slack)))
+    return write_atomically(
+        layout.state_dir / "manifest.json", json.dumps(manifest(settings.slack, SLASH_COMMANDS))
+    )
 
 
 def _workspace_env(layout: Layout) -> dict[str, str]:

@@ -297,6 +297,7 @@ SPEC = ActionSpec(
     arguments=LoadTestArguments,
     plan=plan_loadtest,
     changes_host=False,
+    disturbs_service=True,
     title="Load test",
     usages=(
         ("start [host] qps=3 duration=20", "run one; options may be left out"),

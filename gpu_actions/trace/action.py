@@ -215,6 +215,7 @@ SPEC = ActionSpec(
     arguments=TraceArguments,
     plan=plan_trace,
     changes_host=False,
+    disturbs_service=True,
     usages=(
         ("start [host]", "profile it now"),
         ("plan [host]", "show what it would do"),

@@ -116,7 +116,7 @@ async def test_an_override_needs_its_role_and_a_reason_and_is_shouted(at_desk: D
     await at_desk.say(f"@gpu-oncall override {run.id} no second lead is awake", user="oncall")
     await at_desk.hears("You may not override restore on toy")
     await at_desk.say(f"@gpu-oncall override {run.id}", user="lead")
-    await at_desk.hears("An override needs its reason")
+    await at_desk.hears("An override needs a reason")
     await at_desk.say(f"@gpu-oncall override {run.id} no second lead is awake", user="lead")
     done = await at_desk.run("restore")
     assert done.status is RunStatus.SUCCEEDED
@@ -132,4 +132,4 @@ async def test_decisions_about_unknown_runs_name_what_waits(at_desk: Desk) -> No
     await at_desk.say("@gpu-oncall approve rs-zzzz", user="lead")
     await at_desk.hears("I know no run `rs-zzzz`")
     await at_desk.say("@gpu-oncall approve", user="lead")
-    await at_desk.hears(f"Waiting now: {run.id}")
+    await at_desk.hears(f"Waiting for approval now: {run.id}")

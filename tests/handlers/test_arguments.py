@@ -1,15 +1,25 @@
-"""The words behind a command, as pure functions: any text is understood or answered in one line, and no word is lost."""
+"""Parsing a command's words: any text is understood or answered in one line, and no word is lost."""
+
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot.presenter.plan_message import plan_message
+from bot.presenter.view import View
 from bot.store.records import UserError
+from gpu_actions.fallback.action import FallbackArguments
+from gpu_actions.loadtest.action import LoadTestArguments
+from gpu_actions.models import Frozen
+from gpu_actions.plan import Plan, Step
+from gpu_actions.triage.action import TriageArguments
+from handlers import COMMANDS
 from handlers.arguments import Grammar, parse, run_id_of, split
 
 HOSTS = ("serve1", "serve2")
-GRAMMAR = Grammar(name="fallback", subcommands=("plan", "start", "status", "stop"))
-LOOSE = Grammar(name="triage", subcommands=("start", "status"), default="start", flags=("deep",))
+GRAMMAR = Grammar(name="/fallback", subcommands=("plan", "start", "status", "stop"))
+LOOSE = Grammar(name="/triage", subcommands=("start", "status"), default="start", flags=("deep",))
 WORDS = st.sampled_from(
     [
         "start",
@@ -34,7 +44,7 @@ TYPED = st.one_of(
 
 
 @given(TYPED, st.sampled_from([GRAMMAR, LOOSE]))
-def test_any_text_is_understood_or_answered_in_one_line(text: str, grammar: Grammar) -> None:
+def test_any_text_is_parsed_or_answered_in_one_line(text: str, grammar: Grammar) -> None:
     try:
         words = parse(text, grammar, HOSTS)
     except UserError as error:
@@ -55,7 +65,7 @@ def test_any_text_is_understood_or_answered_in_one_line(text: str, grammar: Gram
     ),
     st.sampled_from(['"', "'", "“”"]),
 )
-def test_options_come_back_as_they_were_typed_in_any_quotes(options: dict[str, str], quotes: str) -> None:
+def test_options_keep_their_values_in_any_quotes(options: dict[str, str], quotes: str) -> None:
     typed = " ".join(f"{name}={quotes[0]}{value}{quotes[-1]}" for name, value in options.items())
     words = parse(f"start serve2 {typed}", GRAMMAR, HOSTS)
     assert (words.subcommand, words.host, words.options) == ("start", "serve2", options)
@@ -72,11 +82,11 @@ def test_options_come_back_as_they_were_typed_in_any_quotes(options: dict[str, s
         ("start url=http://x/?a=b&amp;c", {"url": "http://x/?a=b&c"}),
     ],
 )
-def test_what_keyboards_and_slack_do_to_text_is_undone(text: str, options: dict[str, str]) -> None:
+def test_what_keyboards_and_slack_do_to_a_text_is_undone(text: str, options: dict[str, str]) -> None:
     assert parse(text, GRAMMAR, HOSTS).options == options
 
 
-def test_a_default_subcommand_takes_hosts_and_flags_and_no_typo_of_a_subcommand() -> None:
+def test_a_default_subcommand_takes_hosts_and_flags_but_no_misspelt_subcommand() -> None:
     words = parse("serve2 deep", LOOSE, HOSTS)
     assert (words.subcommand, words.host, words.options) == ("start", "serve2", {"deep": "true"})
     with pytest.raises(UserError, match="Did you mean 'status'"):
@@ -89,3 +99,27 @@ def test_a_default_subcommand_takes_hosts_and_flags_and_no_typo_of_a_subcommand(
 def test_a_run_id_in_a_sentence_is_found(word: str) -> None:
     assert run_id_of(word) == "fb-7k2m"
     assert parse(f"status {word}", GRAMMAR, HOSTS).run_id == "fb-7k2m"
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments"),
+    [
+        ("loadtest", LoadTestArguments(qps=3, max_new_tokens=64)),
+        ("loadtest", LoadTestArguments()),
+        ("triage", TriageArguments(deep=True)),
+        ("fallback", FallbackArguments(reason="the switch is being replaced")),
+    ],
+)
+def test_the_command_that_a_plan_offers_gives_the_same_arguments_again(
+    action: str, arguments: Frozen
+) -> None:
+    step = Step(id="a", verb="toy.count", title="a")
+    plan = Plan(
+        action=action, host="serve1", title="x", steps=(step,), options=arguments.model_dump(mode="json")
+    )
+    shown = str(plan_message(plan, View(now=0)).blocks[1]["text"]["text"])
+    offered = re.search(rf"To run it: `/{action} ([^`]*)`", shown)
+    assert offered, shown
+    words = parse(offered[1], COMMANDS[action].grammar(f"/{action}"), HOSTS)
+    assert (words.subcommand, words.host) == ("start", "serve1")
+    assert type(arguments).model_validate(words.options) == arguments

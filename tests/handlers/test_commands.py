@@ -1,12 +1,15 @@
 """Slash commands as people type them, through the real app and socket: answered, understood, allowed or refused in words."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from bot.settings.model import SettingsError, SlackSettings
 from bot.store.records import RunStatus
+from handlers import COMMANDS, check_command_names
 from tests.bot.desk import Desk, desk
 from tests.bot.toys import effects
 
@@ -32,7 +35,7 @@ async def test_every_command_and_its_help_are_answered_and_none_starts_anything(
     ("typed", "says"),
     [
         ("/fallback strat", "Did you mean 'start'?"),
-        ("/fallback toy", "say first what to do with it, for example /fallback plan toy"),
+        ("/fallback toy", "first say what to do with it, for example /fallback plan toy"),
         ("/fallback start tou", "I know no host 'tou'. Did you mean 'toy'?"),
         ("/fallback start scirpt=x", "unknown option 'scirpt'; did you mean script?"),
         ("/fallback start tries=none", "tries=none"),
@@ -153,3 +156,37 @@ async def test_an_incident_is_opened_noted_and_closed(at_desk: Desk) -> None:
     await at_desk.run("fallback")
     assert "is closed" in await at_desk.answer("/incident close")
     assert "No incident is open" in await at_desk.answer("/incident status")
+
+
+def test_a_renamed_command_that_does_not_exist_is_refused_with_the_nearest_name() -> None:
+    check_command_names(SlackSettings(commands={"triage": "gpu-triage", "incident": "inc"}))
+    with pytest.raises(SettingsError, match=r"'traige' is not a command\. Did you mean 'triage'"):
+        check_command_names(SlackSettings(commands={"traige": "gpu-triage"}))
+
+
+async def test_renamed_commands_are_named_as_renamed_in_help_and_in_every_hint(tmp_path: Path) -> None:
+    names = {name: f"x-{name}" for name in (*COMMANDS, "gpu")}
+    async with desk(tmp_path, slack_changes={"commands": names}) as it:
+        for typed, says in (
+            ("/x-fallback toy", "for example /x-fallback plan toy"),
+            ("/x-fallback strat", "/x-fallback has no subcommand 'strat'. Did you mean 'start'?"),
+            ("/x-fallback help", "/x-fallback plan [host]"),
+            ("/x-fallback status", "/x-fallback start toy"),
+            ("/x-fallback start there", "see /x-fallback help"),
+            ("/x-loadtest baseline shwo", "/x-loadtest baseline has no subcommand 'shwo'"),
+            ("/x-incident close", "/x-incident open toy"),
+            ("/x-gpu help", "/x-gpu COMMAND"),
+        ):
+            said = await it.answer(typed)
+            assert says in said.replace("`", ""), typed
+            assert not re.search(r"(?<![\w-])/(?!x-)[a-z]+ ", said), said
+
+
+async def test_a_load_test_and_a_trace_need_the_role_as_a_change_does(at_desk: Desk) -> None:
+    for command in ("loadtest start", "trace start", "loadtest baseline record b"):
+        said = await at_desk.answer(f"/{command}", user="viewer")
+        assert f"You may not start {command.split()[0]} on toy" in said
+    await at_desk.say("@gpu-oncall loadtest start", user="viewer")
+    await asyncio.sleep(0.3)
+    assert at_desk.bot.runs.list() == []
+    assert await at_desk.answer("/loadtest plan", user="viewer")

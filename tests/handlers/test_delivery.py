@@ -17,8 +17,8 @@ from bot.presenter.message import Message
 from bot.settings.logs import configure_logging
 from bot.store.records import RunStatus
 from gpu_actions.models import JsonObject
-from handlers import COMMANDS
-from handlers.call import ARRIVED, ephemeral_answer, respond_answer
+from handlers import ARRIVED, COMMANDS
+from handlers.call import ephemeral_answer, respond_answer
 from tests.bot.desk import Desk, desk
 from tests.bot.toys import effects
 from tests.ports import free_port
@@ -70,7 +70,7 @@ async def test_a_command_a_press_and_a_mention_that_arrive_twice_each_start_one_
     await asyncio.sleep(0.3)
     assert len(at_desk.bot.runs.list(action="triage")) == 2
     assert len(at_desk.bot.runs.list(action="trace")) == 1
-    assert not [text for text in await at_desk.texts() if "already asked for" in text]
+    assert not [text for text in await at_desk.texts() if "was started already" in text]
 
 
 async def test_a_request_that_slack_has_called_failed_starts_nothing_and_says_so(
@@ -80,8 +80,25 @@ async def test_a_request_that_slack_has_called_failed_starts_nothing_and_says_so
     payload = {**envelopes[0][1], "text": "start", "trigger_id": "late.1"}
     request = AsyncBoltRequest(mode="socket_mode", body=payload, context={ARRIVED: time.monotonic() - 5})
     assert (await at_desk.bot.app.async_dispatch(request)).status == 200
-    await at_desk.hears("reached me 5.0 s late and Slack had told you that it failed, so I started nothing")
+    await at_desk.hears("reached me 5.0 s late, so I started nothing")
     assert at_desk.bot.runs.list() == []
+
+
+async def test_a_mention_that_slack_delivers_20_minutes_late_starts_nothing_and_says_so(
+    at_desk: Desk, envelopes: list[tuple[str, JsonObject, bool]]
+) -> None:
+    await at_desk.say("@gpu-oncall fallback status")
+    await at_desk.hears("No fallback has run")
+    kind, payload, accepts = next(e for e in envelopes if e[1].get("event", {}).get("type") == "app_mention")
+    for age_s, event_id in ((1200.0, "EvLate"), (60.0, "EvInTime")):
+        sent_at = f"{time.time() - age_s:.6f}"
+        text = str(payload["event"]["text"]).replace("status", "start")
+        event = {**payload["event"], "text": text, "ts": sent_at, "event_ts": sent_at}
+        await again(at_desk, (kind, {**payload, "event_id": event_id, "event": event}, accepts))
+        if event_id == "EvLate":
+            await at_desk.hears("your mention reached me 20 min late, so I started nothing")
+            assert at_desk.bot.runs.list() == []
+    await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
 
 
 async def test_a_defect_of_ours_is_answered_with_an_id_and_the_bot_goes_on(
@@ -96,9 +113,9 @@ async def test_a_defect_of_ours_is_answered_with_an_id_and_the_bot_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(at_desk.bot.services.runs, "latest", broken)
         said = await at_desk.answer("/fallback status")
-    assert "hit an error of the bot's own (`e-" in said
+    assert "failed because of an error in the bot (`e-" in said
     structlog.reset_defaults()
-    error_id = said.partition("own (`")[2].partition("`")[0]
+    error_id = said.partition("bot (`")[2].partition("`")[0]
     captured = capfd.readouterr()
     assert error_id in captured.out + captured.err
     assert "ZeroDivisionError" in captured.out + captured.err
@@ -142,7 +159,7 @@ async def test_buttons_of_older_versions_and_of_forgotten_runs_are_answered(at_d
         ]
 
     for action_id, value, says in (
-        ("restart_everything", "x", "This button is of an older version of mine"),
+        ("restart_everything", "x", "This button belongs to an older version of the bot"),
         ("stop", "fb-zzzz", "I know no run 'fb-zzzz' any more"),
         ("approve", "rs-zzzz:abc", "I know no run `rs-zzzz`"),
         ("approve", "", "I know no run"),
@@ -183,7 +200,7 @@ async def test_signals_by_mention_reach_the_step_from_those_who_may(tmp_path: Pa
         await it.say(f"@gpu-oncall {word} {run.id}", user="viewer")
         await it.hears(f"You may not {word} restore on toy")
         await it.say(f"@gpu-oncall {word}")
-        await it.hears(f"Say which run: {word} RUN. Active now: {run.id}")
+        await it.hears(f"Say which run: {word} RUN. Running now: {run.id}")
         await it.say(f"@gpu-oncall {word} toy")
         await it.hears("I know no run 'toy'")
         assert (await it.run("restore", until=lambda _: True)).status is RunStatus.RUNNING

@@ -56,7 +56,7 @@ async def an_acknowledgement_is_answered_and_nothing_is_told_twice(it: Incident)
 
 async def the_end_is_told_in_the_thread(it: Incident) -> None:
     await it.break_("mend")
-    message = await it.says("The hang watch sees no fault on demo any more", timeout_s=60)
+    message = await it.says("The hang watch no longer reports a fault on demo", timeout_s=60)
     opened = Incidents(it.store).active("demo")
     assert opened is not None, "people close incidents"
     assert message.ts != opened.place.thread_ts

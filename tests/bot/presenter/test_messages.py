@@ -1,6 +1,6 @@
-"""Every message of any record stays inside Slack's sizes, says its verdict first, and pings nobody by accident.
+"""Every message of any record fits Slack's limits, states its verdict first, and mentions nobody by accident.
 
-The workspace's own check of blocks is the judge: it refuses what Slack refuses.
+The local workspace checks the blocks: it refuses what Slack refuses.
 """
 
 import json
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bot.presenter.incidents import timeline
 from bot.presenter.message import Message
-from bot.presenter.notes import override_shout, thread_notes
+from bot.presenter.notes import override_notice, thread_notes
 from bot.presenter.plan_message import plan_message
 from bot.presenter.run_message import run_message
 from bot.presenter.view import View
@@ -164,7 +164,7 @@ RUNS = st.builds(
 
 
 def accepted(message: Message) -> None:
-    """What Slack would take: the blocks by the workspace's check, and the text for the notification."""
+    """Assert that Slack would accept a message: its blocks, and its text for the notification."""
     blocks = message.stamped("rs-7k2m.12.3").blocks
     assert checked_blocks(json.loads(json.dumps(blocks)))
     assert 0 < len(message.text) <= 3000
@@ -175,7 +175,7 @@ def accepted(message: Message) -> None:
 
 
 def mrkdwn_of(value: Any) -> list[Any]:
-    """Every text that Slack reads as mrkdwn: in plain text nothing is a mention."""
+    """Return every text that Slack reads as mrkdwn; plain text cannot contain mentions."""
     if isinstance(value, dict):
         return [value] if value.get("type") == "mrkdwn" else [t for v in value.values() for t in mrkdwn_of(v)]
     return [t for v in value for t in mrkdwn_of(v)] if isinstance(value, list | tuple) else []
@@ -183,24 +183,24 @@ def mrkdwn_of(value: Any) -> list[Any]:
 
 @settings(max_examples=150, deadline=None)
 @given(RUNS)
-def test_any_run_gives_a_message_and_notes_that_slack_takes(run: RunRecord) -> None:
+def test_slack_accepts_the_message_and_notes_of_any_run(run: RunRecord) -> None:
     accepted(run_message(run, VIEW))
     for note in thread_notes(run, VIEW):
         accepted(note.message)
-    if (shout := override_shout(run, VIEW)) is not None:
-        accepted(shout)
+    if (notice := override_notice(run)) is not None:
+        accepted(notice)
 
 
 @settings(max_examples=60, deadline=None)
 @given(PLANS)
-def test_any_plan_gives_a_message_that_slack_takes(plan: Plan) -> None:
+def test_slack_accepts_the_message_of_any_plan(plan: Plan) -> None:
     accepted(plan_message(plan, VIEW))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.builds(TimelineEntry, at=SECONDS, incident_id=st.none(), run_id=st.none(), host=st.just("h"),
                           actor=TEXT, kind=st.just("note"), text=LONG), max_size=150))  # fmt: skip
-def test_any_timeline_gives_a_message_that_slack_takes(entries: list[TimelineEntry]) -> None:
+def test_slack_accepts_the_message_of_any_timeline(entries: list[TimelineEntry]) -> None:
     incident = IncidentRecord(
         id="inc-1", host="serve1", title="x", status=IncidentStatus.OPEN, place=Place(channel="C1"),
         opened_by=Person(id="U1"), opened_at=NOW,
@@ -221,7 +221,7 @@ def a_run(**changes: object) -> RunRecord:
     return RunRecord.model_validate({**values, **changes})
 
 
-def test_the_card_says_verdict_and_cause_first_and_what_to_do_second() -> None:
+def test_the_card_states_verdict_and_cause_first_and_what_to_do_second() -> None:
     verdict = Verdict(
         verdict=VerdictKind.FALL_BACK,
         cause="nvlink_loss",
@@ -238,11 +238,11 @@ def test_the_card_says_verdict_and_cause_first_and_what_to_do_second() -> None:
     assert "Start the fallback" in message.blocks[1]["text"]["text"]
     assert message.text.splitlines()[0] == "FALL BACK: nvlink_loss on serve1"
     shown = json.dumps(message.blocks)
-    assert shown.index("GPU 3: 0 of 18") < shown.index("OK:"), "what is bad stands before what is well"
+    assert shown.index("GPU 3: 0 of 18") < shown.index("OK:"), "problems come before what is healthy"
     assert "start_fallback" in shown
 
 
-def test_only_a_fall_back_offers_the_fallback() -> None:
+def test_only_a_fall_back_verdict_offers_the_fallback() -> None:
     for kind in (VerdictKind.HEALTHY, VerdictKind.WATCH, VerdictKind.UNKNOWN):
         step = StepRecord(
             step_id="look",
@@ -253,15 +253,15 @@ def test_only_a_fall_back_offers_the_fallback() -> None:
         assert "start_fallback" not in json.dumps(run_message(a_run(steps=(step,)), VIEW).blocks)
 
 
-def test_a_step_that_was_taken_up_again_says_so() -> None:
+def test_a_step_that_resumed_after_a_restart_says_so() -> None:
     step = StepRecord(
         step_id="warm", title="warm", status=StepStatus.RUNNING, executions=2, started_at=NOW - 3
     )
     run = a_run(id="fb-1a2b", action="fallback", status=RunStatus.RUNNING, started_at=NOW - 9, steps=(step,))
-    assert "taken up again after a restart" in json.dumps(run_message(run, VIEW).blocks)
+    assert "resumed after a restart" in json.dumps(run_message(run, VIEW).blocks)
 
 
-def test_what_was_dropped_for_size_is_counted() -> None:
+def test_findings_dropped_for_size_are_counted() -> None:
     findings = tuple(
         Finding(id=f"n.{n}", component="nvlink", severity=Severity.CRITICAL, summary=f"link {n} " + "x" * 200)
         for n in range(144)

@@ -1,4 +1,4 @@
-"""The short texts (answers, alerts, incidents, help, Home tab, comparisons) in Slack's sizes, and mrkdwn's pure functions."""
+"""The short texts (answers, alerts, incidents, help, Home tab, comparisons) fit Slack's limits; the functions of mrkdwn."""
 
 import re
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.presenter import alerts, answers, incidents, mrkdwn
-from bot.presenter.help import CommandHelp, command_help, overview
+from bot.presenter.help import command_help, overview
 from bot.presenter.home import home_view
 from bot.presenter.loadtests import comparison_message
 from bot.presenter.message import Lines, button, compose, section
@@ -18,7 +18,7 @@ from gpu_actions.models import VerdictKind
 from handlers import COMMANDS
 from tests.bot.presenter.test_messages import LONG, NOW, PEOPLE, RUNS, SECONDS, SECRET, TEXT, VIEW, accepted
 
-HELPS = [CommandHelp(command.name, command.summary, command.usages) for command in COMMANDS.values()]
+HELPS = list(COMMANDS.values())
 FEW = settings(max_examples=40, deadline=None)
 INCIDENTS = st.builds(
     IncidentRecord,
@@ -55,10 +55,10 @@ def test_any_short_answer_is_taken_by_slack(run: RunRecord, text: str, flag: boo
     accepted(answers.working(text))
     accepted(answers.broken("e-abc123", text))
     accepted(answers.too_late(3.2, text))
-    accepted(answers.started(run, duplicate=flag, url="https://x/y?a=<b>|c" if flag else "", in_thread=flag))
+    accepted(answers.started(run, duplicate=flag, url="https://x/y?a=<b>|c" if flag else ""))
     accepted(answers.status_message(run, run.action, run.host, VIEW, url="https://x/y" if flag else ""))
     accepted(answers.status_message(None, run.action, run.host, VIEW))
-    accepted(answers.plain(answers.gate_closed(run, VIEW) or "open"))
+    accepted(answers.plain(answers.approval_closed(run) or "open"))
     accepted(answers.triage_outdated(run, VIEW))
     accepted(answers.unknown_run(text[:200], [run]))
 
@@ -83,15 +83,11 @@ def test_any_list_of_runs_and_any_incident_is_taken_by_slack(
 @FEW
 @given(LONG, TEXT, st.sampled_from(VerdictKind))
 def test_any_alert_is_taken_by_slack(reason: str, source: str, verdict: VerdictKind) -> None:
-    accepted(
-        alerts.alert(
-            "serve1", "gpu_lost", title=reason, source=source, reason=reason, verdict=verdict, view=VIEW
-        )
-    )
+    accepted(alerts.alert("serve1", "gpu_lost", title=reason, source=source, reason=reason, verdict=verdict))
     accepted(alerts.joined("serve1", "gpu_lost", source=source, reason=reason))
     accepted(alerts.cleared("serve1", source=source, reason=reason))
     accepted(alerts.blind("serve1", source=source, reason=reason))
-    accepted(alerts.holds_back("serve1", "gpu_lost", reason))
+    accepted(alerts.no_automatic_fallback("serve1", "gpu_lost", reason))
     accepted(alerts.resolved("serve1", reason))
 
 
@@ -100,7 +96,7 @@ def test_any_alert_is_taken_by_slack(reason: str, source: str, verdict: VerdictK
 def test_any_comparison_is_taken_by_slack_and_says_its_verdict_first(
     name: str, comparison: Comparison
 ) -> None:
-    message = comparison_message(name, comparison, VIEW)
+    message = comparison_message(name, comparison)
     accepted(message)
     assert message.text.startswith(comparison.verdict.value.upper())
 
@@ -172,10 +168,10 @@ def test_more_blocks_than_slack_takes_are_cut_from_the_end() -> None:
 
 def test_every_command_has_a_help_that_slack_takes_and_names_all_its_subcommands() -> None:
     accepted(overview(HELPS, VIEW, hosts=["serve1"] * 40))
-    for command, its_help in zip(COMMANDS.values(), HELPS, strict=True):
-        message = command_help(its_help, VIEW, hosts=["serve1"])
+    for command in HELPS:
+        message = command_help(command, VIEW, hosts=["serve1"])
         accepted(message)
-        for word in set(command.grammar.subcommands) - {command.grammar.default}:
+        for word in {*command.subcommands, *command.free_text} - {command.default, "baselines"}:
             assert word in str(message.blocks), (command.name, word)
 
 

@@ -122,5 +122,5 @@ def test_a_file_that_cannot_be_used_says_so(tmp_path: Path, content: str | None,
 def test_a_command_can_be_renamed_and_a_bad_name_is_refused(write: Writer) -> None:
     renamed = write(("# commands = { triage", "commands = { triage"))
     assert load_settings(renamed).slack.command("triage") == "/gpu-triage"
-    bad = write(("# commands = { triage = ", "commands = { traige = "))
-    assert "'traige' is no command of ours" in " ".join(problems(bad))
+    bad = write(('# commands = { triage = "gpu-triage"', 'commands = { triage = "gpu triage"'))
+    assert "'gpu triage' cannot be the name of a slash command" in " ".join(problems(bad))

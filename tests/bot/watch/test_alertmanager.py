@@ -1,4 +1,4 @@
-"""Alertmanager's webhook over real HTTP: who may, how much, what is understood, and what is told of it."""
+"""Alertmanager's webhook over real HTTP: authorization, size, payload, and the messages that follow."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ async def post(it: Desk, body: object, *, token: str | None = TOKEN) -> tuple[in
         return answer.status, await answer.json()
 
 
-async def test_a_firing_alert_opens_the_incident_once_and_its_end_is_told(at_desk: Desk) -> None:
+async def test_a_firing_alert_opens_one_incident_and_its_end_is_posted(at_desk: Desk) -> None:
     assert await post(at_desk, notification()) == (202, {"accepted": 1, "without_host": 0})
     assert (await post(at_desk, notification()))[0] == 202  # Alertmanager repeats itself
     root = await at_desk.hears("ALERT: NvlinkDown on toy")
@@ -83,7 +83,7 @@ async def test_a_warning_brings_a_card_without_an_incident(at_desk: Desk) -> Non
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", "right-toke", TOKEN + "x", "ü"])
-async def test_without_the_right_token_nothing_is_read(at_desk: Desk, token: str | None) -> None:
+async def test_a_wrong_token_is_refused(at_desk: Desk, token: str | None) -> None:
     headers_safe = token if token is None or token.isascii() else token.encode().decode("latin-1")
     status, answer = await post(at_desk, notification(), token=headers_safe)
     assert status == 401
@@ -91,7 +91,7 @@ async def test_without_the_right_token_nothing_is_read(at_desk: Desk, token: str
     assert at_desk.bot.runs.list() == []
 
 
-async def test_a_header_of_raw_bytes_is_a_wrong_token_and_breaks_nothing(at_desk: Desk) -> None:
+async def test_a_header_of_raw_bytes_is_refused_as_a_wrong_token(at_desk: Desk) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", at_desk.bot.settings.web.port)
     writer.write(
         b"POST /alerts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\nContent-Length: 0\r\n\r\n"
@@ -100,7 +100,7 @@ async def test_a_header_of_raw_bytes_is_a_wrong_token_and_breaks_nothing(at_desk
     writer.close()
 
 
-async def test_too_much_is_refused_also_when_its_length_is_not_told(at_desk: Desk) -> None:
+async def test_too_large_a_body_is_refused_even_without_a_content_length(at_desk: Desk) -> None:
     status, answer = await post(at_desk, b"[" + b" " * 30_000 + b"]")
     assert (status, "20000 bytes" in answer["error"]) == (413, True)
 
@@ -131,13 +131,15 @@ async def test_too_much_is_refused_also_when_its_length_is_not_told(at_desk: Des
         (notification(labels={"instance": 5}), "alerts.0.labels.instance"),
     ],
 )
-async def test_a_wrong_payload_is_answered_with_its_field(at_desk: Desk, body: object, says: str) -> None:
+async def test_an_invalid_payload_is_refused_with_the_name_of_its_field(
+    at_desk: Desk, body: object, says: str
+) -> None:
     status, answer = await post(at_desk, body)
     assert status == 400
     assert says in answer["error"]
 
 
-async def test_an_alert_of_no_host_of_ours_is_said_to_be_one(at_desk: Desk) -> None:
+async def test_an_alert_that_names_no_known_host_is_refused(at_desk: Desk) -> None:
     status, answer = await post(at_desk, notification(labels={**LABELS, "instance": "db7:9100"}))
     assert status == 422
     assert answer["error"] == (
@@ -145,7 +147,7 @@ async def test_an_alert_of_no_host_of_ours_is_said_to_be_one(at_desk: Desk) -> N
     )
 
 
-async def test_without_a_token_in_the_settings_the_route_is_off(tmp_path: Path) -> None:
+async def test_the_route_is_off_without_a_token_in_the_settings(tmp_path: Path) -> None:
     async with desk(tmp_path) as it:
         status, answer = await post(it, notification(), token="")
         assert (status, "is off" in answer["error"]) == (404, True)

@@ -1,4 +1,4 @@
-"""From an alarm to people: one incident, one card, what joins it, and the fallback that starts by itself only where it may."""
+"""From an alert to people: one incident, one card, related alerts, and an automatic fallback only if the settings allow it."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ import pytest
 from bot.presenter.alerts import cleared
 from bot.store.records import RunStatus
 from bot.watch.alerts import MONITOR
-from bot.watch.undelivered_alerts import Alarm, UntoldAlarms
+from bot.watch.undelivered_alerts import Alert, UndeliveredAlerts
 from demo.workspace.webapi import ApiCall, ApiError, Handler
 from gpu_actions.models import JsonObject, VerdictKind
 from tests.bot.desk import Desk, desk
@@ -18,7 +18,7 @@ FALLS = {"triage": "verdict:look", "fallback": "count:a"}
 AUTO = {"monitors": {"enabled": False, "auto_fallback": ["nccl_hang"]}}
 
 
-def alarm(**changes: object) -> Alarm:
+def an_alert(**changes: object) -> Alert:
     values = {
         "host": "toy",
         "cause": "nccl_hang",
@@ -29,16 +29,20 @@ def alarm(**changes: object) -> Alarm:
         "key": "toy:serving:1",
         "at_s": time.time(),
     }
-    return Alarm.model_validate({**values, **changes})
+    return Alert.model_validate({**values, **changes})
 
 
-async def test_an_alarm_opens_one_incident_with_one_triage_and_its_like_join_it(tmp_path: Path) -> None:
+async def test_an_alert_opens_one_incident_with_one_triage_and_related_alerts_join_it(tmp_path: Path) -> None:
     async with desk(tmp_path, scripts=FALLS) as it:
-        for one in (alarm(), alarm(), alarm(cause="nvlink_loss", source="the link and topology poll")):
-            it.bot.alerts.raise_alarm(one)
+        for one in (
+            an_alert(),
+            an_alert(),
+            an_alert(cause="nvlink_loss", source="the link and topology poll"),
+        ):
+            it.bot.alerts.report(one)
         root = await it.hears("ALERT: nccl_hang on toy")
         await it.hears("FALL BACK: nccl_hang on toy")
-        joined = await it.hears("Also seen by the link and topology poll: *nvlink_loss*")
+        joined = await it.hears("The link and topology poll also reports *nvlink_loss*")
         assert joined.thread_ts == root.ts
         incident = it.bot.services.incidents.active("toy")
         assert incident is not None
@@ -49,9 +53,9 @@ async def test_an_alarm_opens_one_incident_with_one_triage_and_its_like_join_it(
         assert len([text for text in texts if text.startswith("ALERT")]) == 1
 
 
-async def test_what_is_only_worth_a_look_brings_a_card_and_no_incident(tmp_path: Path) -> None:
+async def test_an_alert_that_only_says_watch_brings_a_card_and_no_incident(tmp_path: Path) -> None:
     async with desk(tmp_path, scripts={"triage": "calm:look"}) as it:
-        it.bot.alerts.raise_alarm(alarm(verdict=VerdictKind.WATCH, cause="thermal"))
+        it.bot.alerts.report(an_alert(verdict=VerdictKind.WATCH, cause="thermal"))
         await it.hears("HEALTHY: toy")
         assert it.bot.services.incidents.active("toy") is None
 
@@ -66,7 +70,7 @@ async def test_with_slack_away_the_triage_runs_and_the_alert_comes_later(tmp_pat
 
     async with desk(tmp_path, scripts=FALLS, middlewares=[gone]) as it:
         away["now"] = True
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         run = await it.run("triage")
         assert run.status is RunStatus.SUCCEEDED
         assert await it.texts() == []
@@ -77,7 +81,7 @@ async def test_with_slack_away_the_triage_runs_and_the_alert_comes_later(tmp_pat
             await asyncio.sleep(0.05)
 
 
-async def test_an_alarm_that_was_not_told_outlives_the_bot(tmp_path: Path) -> None:
+async def test_an_undelivered_alert_survives_a_restart_of_the_bot(tmp_path: Path) -> None:
     away = {"now": True}
 
     async def gone(call: ApiCall, handler: Handler) -> JsonObject:
@@ -86,47 +90,49 @@ async def test_an_alarm_that_was_not_told_outlives_the_bot(tmp_path: Path) -> No
         return await handler(call)
 
     async with desk(tmp_path, scripts=FALLS, middlewares=[gone]) as it:
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         before = await it.run("triage")
         await asyncio.sleep(0.2)
     away["now"] = False
     async with desk(tmp_path, scripts=FALLS) as it:
         # the alert is first, or joins the incident that the card of the triage has opened by then
-        await it.hears("een by the hang watch", timeout_s=20)
+        await it.hears("2 of the last 3 looks", timeout_s=20)
         (triage,) = it.bot.runs.list(action="triage")
         assert triage.id == before.id, "the evidence of that moment is there already"
-        while UntoldAlarms(it.bot.store).all():
+        while UndeliveredAlerts(it.bot.store).all():
             await asyncio.sleep(0.05)
         await it.bot.alerts.retry()
         await asyncio.sleep(0.5)
-        assert len([text for text in await it.texts() if "een by the hang watch" in text]) == 1
+        assert len([text for text in await it.texts() if "2 of the last 3 looks" in text]) == 1
 
 
 async def test_a_stall_that_becomes_a_reason_to_fall_back_gets_a_card_of_its_own(tmp_path: Path) -> None:
     async with desk(tmp_path, scripts={"triage": "calm:look"}) as it:
         seen = it.bot.store.clock()
-        stalled = alarm(cause="engine_stalled", verdict=VerdictKind.UNKNOWN, at_s=seen)
-        it.bot.alerts.raise_alarm(stalled)
+        stalled = an_alert(cause="engine_stalled", verdict=VerdictKind.UNKNOWN, at_s=seen)
+        it.bot.alerts.report(stalled)
         await it.run("triage")
-        it.bot.alerts.raise_alarm(stalled.model_copy(update={"at_s": seen + 5}))
+        it.bot.alerts.report(stalled.model_copy(update={"at_s": seen + 5}))
         await asyncio.sleep(0.5)
         assert len(it.bot.runs.list(action="triage")) == 1, "of the same moment"
         worse = {"verdict": VerdictKind.FALL_BACK, "at_s": seen + 30, "window_s": 32.0}
-        it.bot.alerts.raise_alarm(stalled.model_copy(update=worse))
+        it.bot.alerts.report(stalled.model_copy(update=worse))
         await it.hears("ALERT")
         run = await it.run("triage", until=lambda run: run.status.final and run.options != {})
         assert run.options == {"window": "32"}
 
 
-async def test_a_new_reason_to_fall_back_in_an_old_thread_is_said_in_the_channel_too(tmp_path: Path) -> None:
+async def test_a_new_reason_to_fall_back_in_an_old_thread_is_also_posted_in_the_channel(
+    tmp_path: Path,
+) -> None:
     async with desk(tmp_path, scripts=FALLS) as it:
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         await it.hears("FALL BACK: nccl_hang on toy")
         while it.bot.services.incidents.active("toy") is None:
             await asyncio.sleep(0.05)
-        it.bot.alerts.raise_alarm(alarm(cause="nvlink_loss"))
+        it.bot.alerts.report(an_alert(cause="nvlink_loss"))
         near = await it.hears("*nvlink_loss*")
-        it.bot.alerts.raise_alarm(alarm(cause="gpu_lost", at_s=time.time() + 3600))
+        it.bot.alerts.report(an_alert(cause="gpu_lost", at_s=time.time() + 3600))
         late = await it.hears("*gpu_lost*")
         history = await it.bot.client.conversations_history(channel=late.channel)
         shown = {message["ts"] for message in history["messages"]}
@@ -135,30 +141,30 @@ async def test_a_new_reason_to_fall_back_in_an_old_thread_is_said_in_the_channel
         assert [button.text for button in late.buttons] == ["Acknowledge"]
 
 
-async def test_the_end_is_told_in_the_thread_and_only_where_an_incident_is_open(tmp_path: Path) -> None:
+async def test_the_end_of_a_fault_is_posted_in_the_thread_of_an_open_incident_only(tmp_path: Path) -> None:
     async with desk(tmp_path, scripts=FALLS) as it:
         it.bot.alerts.say("toy", cleared("toy", source="the hang watch", reason="3 good looks"))
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         root = await it.hears("ALERT")
         await it.run("triage")
         it.bot.alerts.say("toy", cleared("toy", source="the hang watch", reason="3 good looks"))
-        message = await it.hears("sees no fault on toy any more")
+        message = await it.hears("no longer reports a fault on toy")
         assert message.thread_ts == root.ts
-        assert len([text for text in await it.texts() if "no fault" in text]) == 1
+        assert len([text for text in await it.texts() if "no longer reports" in text]) == 1
 
 
-async def test_nothing_falls_back_by_itself_by_default(tmp_path: Path) -> None:
+async def test_there_is_no_automatic_fallback_by_default(tmp_path: Path) -> None:
     async with desk(tmp_path, scripts=FALLS) as it:
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         await it.hears("FALL BACK: nccl_hang on toy")
         await it.run("triage")
         await asyncio.sleep(0.5)
         assert it.bot.runs.list(action="fallback") == []
 
 
-async def test_a_listed_cause_falls_back_by_itself_loudly_and_once(tmp_path: Path) -> None:
+async def test_a_listed_cause_starts_one_automatic_fallback_and_announces_it(tmp_path: Path) -> None:
     async with desk(tmp_path, scripts=FALLS, **AUTO) as it:
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         run = await it.run("fallback")
         assert (run.status, run.requester.id) == (RunStatus.SUCCEEDED, MONITOR.id)
         loud = await it.hears("AUTOMATIC FALLBACK on toy: nccl_hang")
@@ -166,7 +172,7 @@ async def test_a_listed_cause_falls_back_by_itself_loudly_and_once(tmp_path: Pat
         incident = it.bot.services.incidents.active("toy")
         assert incident is not None
         assert (run.place, run.incident_id) == (incident.place, incident.id)
-        it.bot.alerts.raise_alarm(alarm(key="toy:serving:2"))
+        it.bot.alerts.report(an_alert(key="toy:serving:2"))
         await it.hears(f"{run.id} was started less than 6 h ago")
         assert len(it.bot.runs.list(action="fallback")) == 1
 
@@ -177,18 +183,18 @@ async def test_a_listed_cause_falls_back_by_itself_loudly_and_once(tmp_path: Pat
 )
 async def test_the_fresh_triage_has_the_last_word(tmp_path: Path, script: str, says: str) -> None:
     async with desk(tmp_path, scripts={"triage": script}, **AUTO) as it:
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         await it.hears(says)
         assert it.bot.runs.list(action="fallback") == []
 
 
-async def test_an_acknowledged_cause_keeps_its_hands_off(tmp_path: Path) -> None:
+async def test_an_acknowledged_cause_starts_no_automatic_fallback(tmp_path: Path) -> None:
     async with desk(tmp_path, scripts={**FALLS, "triage": "hold:h verdict:look"}, **AUTO) as it:
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         await it.hears("ALERT: nccl_hang on toy")
         it.bot.monitors.acknowledge("toy", "nccl_hang", by=MONITOR)
         it.release()
-        await it.hears("somebody acknowledged nccl_hang")
+        await it.hears("nccl_hang has been acknowledged")
         assert it.bot.runs.list(action="fallback") == []
 
 
@@ -196,7 +202,7 @@ async def test_another_change_of_the_host_keeps_it_from_starting(tmp_path: Path)
     async with desk(tmp_path, scripts={**FALLS, "restore": "hold:r"}, **AUTO, access=open_access()) as it:
         await it.say("/restore start")
         await it.run("restore", until=lambda run: run.status is RunStatus.RUNNING)
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         await it.hears("is changing the host")
         it.release()
         await it.run("restore")
@@ -214,13 +220,13 @@ async def test_acknowledge_needs_the_role_and_is_a_line_in_the_timeline(tmp_path
     monitors = {"monitors": {"enabled": True, "hang_period_s": 0, "probe_period_s": 0, "regression_period_s": 0,
                              "topology_period_s": 0, "kernel_log_period_s": 0}}  # fmt: skip
     async with desk(tmp_path, scripts=FALLS, **monitors) as it:
-        it.bot.alerts.raise_alarm(alarm())
+        it.bot.alerts.report(an_alert())
         await it.hears("ALERT")
         await press_acknowledge(it, "viewer")
         await it.hears("You may not acknowledge nccl_hang on toy")
         assert not it.bot.alerts._acknowledged("toy", "nccl_hang")
         await press_acknowledge(it, "oncall")
-        await it.hears("is acknowledged: no new alert of it for 15 min")
+        await it.hears("is acknowledged: no new alert about it for 15 min")
         assert it.bot.alerts._acknowledged("toy", "nccl_hang")
         incident = it.bot.services.incidents.active("toy")
         assert incident is not None

@@ -1,10 +1,10 @@
-"""The guard rails of the automatic fallback, one by one: each alone holds it back, and without any it may start."""
+"""The guard rails of the automatic fallback: each alone prevents it, and if all pass it may start."""
 
 import pytest
 
 from bot.settings.model import MonitorSettings
 from bot.store.records import Person, Place, RunRecord, RunStatus, StepRecord, StepStatus
-from bot.watch.auto_fallback import FRESH_S, held_back
+from bot.watch.auto_fallback import FRESH_S, why_not
 from gpu_actions.models import Verdict, VerdictKind
 
 NOW = 1_000_000.0
@@ -38,10 +38,10 @@ def why(**changes: object) -> str:
         "now_s": NOW,
         **changes,
     }
-    return held_back(SETTINGS, **given)  # type: ignore[arg-type]
+    return why_not(SETTINGS, **given)  # type: ignore[arg-type]
 
 
-def test_with_every_guard_rail_kept_it_may_start() -> None:
+def test_it_may_start_if_every_guard_rail_passes() -> None:
     assert why() == ""
     long_ago = {"fallback": run("fallback", age_s=21_600), "restore": run("restore", age_s=3600)}
     assert why(**long_ago) == ""
@@ -59,25 +59,25 @@ def test_with_every_guard_rail_kept_it_may_start() -> None:
             },
             "a fresh triage says unknown",
         ),
-        ({"triage": run("triage", age_s=FRESH_S + 1, verdict=HANGS)}, "the triage is 3 min old"),
+        ({"triage": run("triage", age_s=FRESH_S + 1, verdict=HANGS)}, "the triage is 3 min 1 s old"),
         (
             {"triage": run("triage", age_s=1, verdict=HANGS.model_copy(update={"cause": "gpu_lost"}))},
             "gpu_lost, which is not in monitors.auto_fallback",
         ),
-        ({"acknowledged": "nccl_hang"}, "somebody acknowledged nccl_hang"),
+        ({"acknowledged": "nccl_hang"}, "nccl_hang has been acknowledged"),
         ({"fallback": run("fallback", age_s=21_500)}, "fallback-1 was started less than 6 h ago"),
         ({"fallback": run("fallback", age_s=60, touched=False)}, "fallback-1 was started less than 6 h ago"),
-        ({"restore": run("restore", age_s=3500)}, "restore-1 ended less than 60 min ago"),
+        ({"restore": run("restore", age_s=3500)}, "restore-1 ended less than 1 h ago"),
     ],
 )
-def test_each_guard_rail_alone_holds_it_back(changes: dict[str, object], says: str) -> None:
+def test_each_guard_rail_alone_prevents_it(changes: dict[str, object], says: str) -> None:
     assert says in why(**changes)
 
 
-def test_a_restore_that_was_refused_before_it_touched_anything_holds_nothing_back() -> None:
+def test_a_restore_that_never_started_does_not_prevent_it() -> None:
     assert why(restore=run("restore", age_s=60, touched=False)) == ""
 
 
-def test_a_restore_at_work_holds_it_back_for_as_long_as_it_takes() -> None:
+def test_a_running_restore_prevents_it_for_as_long_as_it_takes() -> None:
     at_work = run("restore", age_s=9000).model_copy(update={"ended_at": None, "status": RunStatus.RUNNING})
     assert "restore-1 is changing the host" in why(restore=at_work)

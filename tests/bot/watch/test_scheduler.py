@@ -1,4 +1,4 @@
-"""The clockwork: a job that breaks comes again and holds up no other, a slow one never runs twice at a time."""
+"""Periodic jobs: a failing job runs again and delays no other, a slow one never runs twice at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ async def schedule() -> AsyncIterator[Schedule]:
     made.close()
 
 
-async def test_a_job_that_breaks_is_counted_and_comes_again_beside_the_others(schedule: Schedule) -> None:
+async def test_a_failing_job_is_counted_and_runs_again_beside_the_others(schedule: Schedule) -> None:
     ran = {"breaks": 0, "works": 0}
 
     async def breaks() -> None:
@@ -43,7 +43,7 @@ async def test_a_job_that_breaks_is_counted_and_comes_again_beside_the_others(sc
     assert registry.get_sample_value("gpu_oncall_job_last_end_seconds", {"job": "works"}) is not None
 
 
-async def test_a_slow_job_never_runs_twice_at_a_time_and_missed_times_are_one(schedule: Schedule) -> None:
+async def test_a_slow_job_never_runs_twice_at_a_time_and_missed_runs_are_merged(schedule: Schedule) -> None:
     at_once, most, ends = 0, 0, 0
 
     async def slow() -> None:
@@ -61,6 +61,6 @@ async def test_a_slow_job_never_runs_twice_at_a_time_and_missed_times_are_one(sc
     assert 2 <= ends <= 4
 
 
-async def test_a_period_of_zero_is_never(schedule: Schedule) -> None:
+async def test_a_period_of_zero_means_never(schedule: Schedule) -> None:
     schedule.every(0, "off", lambda: asyncio.sleep(0))
     assert schedule.names == ()

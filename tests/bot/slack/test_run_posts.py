@@ -177,10 +177,10 @@ async def test_a_gate_reminds_once_and_its_end_is_told_to_who_asked(
         run = await it.run("restore", until=lambda run: run.status is RunStatus.WAITING)
         await it.hears(f"{run.id}` expires in")
         assert (await it.run("restore")).status is RunStatus.EXPIRED
-        await it.hears("was not given in time. Nothing was touched")
+        await it.hears("in time. Nothing was changed")
         await asyncio.sleep(0.5)
         texts = [reply.text for reply in await thread_of(it, run)]
-        for once in ("asks to run", "expires in", "was not given in time"):
+        for once in ("asks to run", "expires in", "in time. Nothing was changed"):
             assert sum(once in text for text in texts) == 1, texts
         (message,) = await it.message_of(run.id)
         assert not message.buttons, "a gate that is over offers no decision"

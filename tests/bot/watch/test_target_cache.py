@@ -1,4 +1,4 @@
-"""What the looks look at is kept while its process lives, and never longer: real supervised processes."""
+"""A host's target is cached while its main process lives, and no longer: real supervised processes."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.watch.targets import Targets
+from bot.watch.target_cache import TargetCache
 from gpu_actions.config.host import ProcessUnit
 from gpu_actions.host import Host, build_host
 from tests.bot.toys import toy_settings
@@ -27,10 +27,10 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
             await tier.unit.stop(grace_s=1)
 
 
-async def test_a_target_is_kept_while_its_main_process_lives_and_made_anew_when_it_is_another(
+async def test_a_target_is_cached_while_its_main_process_lives_and_looked_up_again_for_a_new_process(
     host: Host,
 ) -> None:
-    targets = Targets()
+    targets = TargetCache()
     await host.tp.unit.start()
     first = await targets.of(host)
     assert (first.tier, first.unit_active) == ("tp", True)
@@ -42,14 +42,14 @@ async def test_a_target_is_kept_while_its_main_process_lives_and_made_anew_when_
     assert again.unit_active
 
 
-async def test_a_unit_that_is_down_is_asked_each_time_and_a_changed_host_is_asked_anew(host: Host) -> None:
-    targets = Targets()
+async def test_a_stopped_unit_is_never_cached_and_a_changed_host_is_looked_up_again(host: Host) -> None:
+    targets = TargetCache()
     down = await targets.of(host)
     assert (down.pids, down.unit_active) == ((), False)
     await host.fallback.unit.start()
     serves = await targets.of(host)
     assert serves.tier == "fallback"
     await host.tp.unit.start()
-    assert (await targets.of(host)).tier == "fallback", "kept"
+    assert (await targets.of(host)).tier == "fallback", "cached"
     targets.forget(host.name)
     assert (await targets.of(host)).tier == "tp"

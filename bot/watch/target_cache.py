@@ -1,6 +1,6 @@
-"""What the looks look at, kept for a few looks: to ask both units each time costs two process tables, or two systemctl.
+"""Remember for half a minute what a host's checks read from: finding it out costs two process tables or two systemctl calls.
 
-A target is kept while its main process is the same living one. A unit that is down is asked at each look.
+A target is reused only while its main processes live. A unit that is down is looked up every time.
 """
 
 import time
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 KEPT_S = 30.0
 
 
-class Targets:
-    """The targets of hosts, by their names."""
+class TargetCache:
+    """The triage targets of hosts, by host name."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[float, tuple[int, ...], TriageTarget]] = {}
 
     async def of(self, host: "Host") -> TriageTarget:
-        """The target of a host as of now, or as of at most half a minute ago while its main process lives on."""
+        """Return the target of a host, at most half a minute old and with its main processes alive."""
         kept = self._kept.get(host.name)
-        if kept is not None and time.monotonic() - kept[0] < KEPT_S and _starts(kept[2]) == kept[1]:
+        if kept is not None and time.monotonic() - kept[0] < KEPT_S and _start_times(kept[2]) == kept[1]:
             return kept[2]
         asked_s, target = time.monotonic(), await target_of_host(host)
         self.forget(host.name)
         if target.pids and target.unit_active:
-            self._kept[host.name] = (asked_s, _starts(target), target)
+            self._kept[host.name] = (asked_s, _start_times(target), target)
         return target
 
     def forget(self, host: str) -> None:
-        """A run changes the host: nothing that was known of it holds."""
+        """Forget a host's target, because a run is changing the host."""
         self._kept.pop(host, None)
 
 
-def _starts(target: TriageTarget) -> tuple[int, ...]:
-    """When the main processes were started, in clock ticks: with its number that names a process for good. 0: not alive."""
+def _start_times(target: TriageTarget) -> tuple[int, ...]:
+    """Return when the main processes started, in clock ticks; 0 for a dead one. With the pid that identifies a process."""
     rows = [read_stat(pid) for pid in target.pids]
     return tuple(0 if row is None or row.state in "ZX" else row.start_ticks for row in rows)

@@ -1,0 +1,154 @@
+"""Everything Slack shows of one run: its one message, and the notes and pictures in its thread, each posted once."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Callable
+
+import structlog
+from slack_sdk.errors import SlackApiError
+from slack_sdk.web.async_client import AsyncWebClient
+
+from bot.incidents.incidents import Incidents
+from bot.presenter.message import Message
+from bot.presenter.notes import override_notice, thread_notes
+from bot.presenter.run_message import run_message
+from bot.presenter.verdict_card import verdict_of
+from bot.presenter.view import View, diagnoses
+from bot.slack.posts import NOTE_EVENT, RUN_EVENT, edit, file_title, find_posts, metadata, post, retry_after_s
+from bot.store.records import ArtifactRecord, Place, RunRecord, RunStatus, UserError
+from bot.store.store import Store
+from gpu_actions.models import VerdictKind
+
+log = structlog.get_logger()
+
+
+class RunPosts:
+    """The posts of one run as this process knows them.
+
+    `spend_edit` is called before each edit. `digest` identifies what the message shows now; empty before the first post.
+    """
+
+    def __init__(
+        self, client: AsyncWebClient, store: Store, incidents: Incidents, *, spend_edit: Callable[[], None]
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._incidents = incidents
+        self._spend_edit = spend_edit
+        self._edits = 0
+        self._searched = False
+        self._notes: set[str] = set()
+        self._files: dict[str, str] = {}
+        self.digest = ""
+
+    async def show(self, run: RunRecord, view: View, *, search: bool) -> None:
+        """Post or edit whatever differs from the run's record. Raises whatever the Slack client raises.
+
+        With `search`, first find what an earlier process posted.
+        """
+        if search and not self._searched:
+            found = await find_posts(self._client, run)
+            self._notes, self._files = found.notes, found.files
+            if found.message_ts is not None and run.message_ts is None:
+                await asyncio.to_thread(self._store.set_message_ts, run.id, found.message_ts)
+        self._searched = True
+        await self._show_message(run, view)
+        message_ts = await self._message_ts(run)
+        root = run.place.thread_ts or message_ts
+        await self._open_incident(run, root)
+        for note in thread_notes(run, view):
+            await self._post_note(run, note.key, note.message, thread_ts=root)
+        if (notice := override_notice(run)) is not None:
+            await self._post_note(run, "override", notice, thread_ts=None)
+        await self._upload_pictures(run, root)
+
+    async def _message_ts(self, run: RunRecord) -> str | None:
+        ts: str | None = (await asyncio.to_thread(self._store.row, run.id)).message_ts
+        return ts
+
+    async def _show_message(self, run: RunRecord, view: View) -> None:
+        message = run_message(run, view)
+        digest = hashlib.sha256(repr((message.text, message.blocks)).encode()).hexdigest()
+        if digest == self.digest:
+            return
+        ts = await self._message_ts(run)
+        self._edits += 1
+        stamped = message.stamped(f"{run.id}.{run.version}.{self._edits}")
+        channel, about = run.place.channel, metadata(RUN_EVENT, run.id)
+        if ts is None:
+            ts = await post(
+                self._client, stamped, channel=channel, thread_ts=run.place.thread_ts, about=about
+            )
+            await asyncio.to_thread(self._store.set_message_ts, run.id, ts)
+        else:
+            self._spend_edit()
+            try:
+                await edit(self._client, stamped, channel=channel, ts=ts, about=about)
+            except SlackApiError as error:
+                if (
+                    error.response.get("error") == "message_not_found"
+                ):  # deleted: the next attempt posts it again
+                    await asyncio.to_thread(self._store.update_run, run.id, message_ts=None)
+                raise
+        self.digest = digest
+
+    async def _open_incident(self, run: RunRecord, root: str | None) -> None:
+        """Make a card that says fall back the root of its host's incident, or put it into the open one."""
+        verdict = verdict_of(run)
+        if not diagnoses(run.action) or run.status is not RunStatus.SUCCEEDED or run.incident_id is not None:
+            return
+        if verdict is None or verdict.verdict is not VerdictKind.FALL_BACK:
+            return
+        incident = await asyncio.to_thread(self._incidents.active, run.host)
+        if incident is None:
+            with contextlib.suppress(UserError):  # another process opened one at this moment
+                incident = await asyncio.to_thread(
+                    self._incidents.open,
+                    host=run.host,
+                    title=f"{verdict.cause} on {run.host}",
+                    place=Place(channel=run.place.channel, thread_ts=root),
+                    by=run.requester,
+                    cause=verdict.cause,
+                )
+        if incident is not None:
+            await asyncio.to_thread(self._incidents.join, incident.id, run.id)
+
+    async def _post_note(self, run: RunRecord, key: str, message: Message, *, thread_ts: str | None) -> None:
+        delivery = f"note:{run.id}:{key}"
+        if key in self._notes or await asyncio.to_thread(self._store.deliveries.seen, delivery):
+            return
+        about = metadata(NOTE_EVENT, run.id, key)
+        await post(self._client, message, channel=run.place.channel, thread_ts=thread_ts, about=about)
+        self._notes.add(key)
+        await asyncio.to_thread(self._store.deliveries.first_time, delivery)
+
+    async def _upload_pictures(self, run: RunRecord, root: str | None) -> None:
+        for record in run.artifacts:
+            if not record.artifact.inline or record.slack_file_id is not None:
+                continue
+            title = file_title(record)
+            file_id = self._files.get(title) or await self._upload(run, record, title, root)
+            if file_id:
+                self._files[title] = file_id
+                await asyncio.to_thread(self._store.set_file_id, record.id, file_id)
+
+    async def _upload(self, run: RunRecord, record: ArtifactRecord, title: str, root: str | None) -> str:
+        """Upload one picture and return its file id, or an empty string if Slack refuses it: the message has its link."""
+        if not record.artifact.path.is_file():
+            return ""
+        try:
+            answer = await self._client.files_upload_v2(
+                file=str(record.artifact.path),
+                filename=record.artifact.name,
+                title=title,
+                channel=run.place.channel,
+                thread_ts=root,
+            )
+        except SlackApiError as error:
+            if retry_after_s(error) is not None:
+                raise
+            log.error("a picture could not be uploaded", run=run.id, error=str(error)[:300])
+            return ""
+        files = answer.get("files") or [answer.get("file") or {}]
+        return str(files[0].get("id", ""))
