@@ -3,15 +3,17 @@
 `gpu-oncall workspace say|press|read` uses it, so that an incident can be played over ssh.
 """
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
+from demo.workspace.interactions import ActResult
 from demo.workspace.page_routes import CLIENT_HEADER
 from demo.workspace.records import JsonObject
-from demo.workspace.transcript import ReadMessage, conversation, find_button, message_lines
+from demo.workspace.transcript import ReadMessage, conversation, find_button
+
+__all__ = ["ActResult", "WorkspaceClient", "WorkspaceError"]
 
 DEFAULT_URL = "http://127.0.0.1:8800"
 TIMEOUT_S = 30.0
@@ -19,22 +21,6 @@ TIMEOUT_S = 30.0
 
 class WorkspaceError(Exception):
     """Raised if the workspace refused an act or cannot be reached; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class ActResult:
-    """The immediate result of an act.
-
-    `kind` is `message`, `command`, `press` or `refused`; `ok` is False if the app did not answer (`error` is Slack's error
-    code); `ts` is the message written or pressed; `notes` are the plain texts shown to the person with it.
-    """
-
-    ok: bool
-    kind: str
-    ts: str | None = None
-    error: str | None = None
-    waited_ms: float = 0.0
-    notes: tuple[str, ...] = ()
 
 
 class WorkspaceClient:
@@ -81,8 +67,7 @@ class WorkspaceClient:
 
     async def _act(self, path: str, body: JsonObject) -> ActResult:
         result = await self._request("POST", path, json=body)
-        notes = tuple("\n".join(message_lines(note, {})) for note in result["notes"])
-        return ActResult(**result | {"notes": notes})
+        return ActResult(**result | {"notes": tuple(result["notes"])})
 
     async def say(self, user: str, channel: str, text: str, thread: str | None = None) -> ActResult:
         """Write a message or run a slash command as `user`; with `thread` (a message's ts) in that thread.
@@ -127,7 +112,7 @@ class WorkspaceClient:
         """
         query = {name: value for name, value in (("channel", channel), ("user", user)) if value}
         body = await self._request("GET", "/client/messages", params=query)
-        return conversation(body["messages"], body["names"] | body["channels"])
+        return conversation(body["messages"], body["names"])
 
     async def state(self, user: str) -> JsonObject:
         """Return everything that the page of `user` shows, including `app.connected`. Raises WorkspaceError."""

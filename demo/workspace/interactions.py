@@ -5,16 +5,16 @@ Every act ends in something that its person can see: the app's answer, or a priv
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from demo.workspace import payloads
 from demo.workspace.blocks import BlocksError, pressable_elements
+from demo.workspace.open_interactions import OpenInteractions
 from demo.workspace.records import Channel, JsonObject, Message
-from demo.workspace.response_urls import Interaction, ResponseUrls
 from demo.workspace.socket_mode import Delivery, SocketMode
 from demo.workspace.state import SLACKBOT, State
 from demo.workspace.team import User
-from demo.workspace.trigger_ids import TriggerIds
+from demo.workspace.transcript import message_lines
 from demo.workspace.typed_text import slash_command_of, stored_text
 
 MAX_TYPED_CHARACTERS = 40_000
@@ -30,38 +30,29 @@ class ActError(Exception):
         self.status = status
 
 
-@dataclass(slots=True)
-class Outcome:
-    """The immediate result of an act: the message written, or the app's acknowledgement and the notes shown with it."""
+@dataclass(frozen=True, slots=True)
+class ActResult:
+    """The immediate result of an act, as the page and the terminal client receive it.
 
+    `kind` is `message`, `command`, `press` or `refused`; `ok` is False if the app did not answer (`error` is Slack's error
+    code); `ts` is the message written or pressed; `notes` are the plain texts shown to the person with it.
+    """
+
+    ok: bool
     kind: str
     ts: str | None = None
     error: str | None = None
-    waited_s: float = 0.0
-    notes: list[JsonObject] = field(default_factory=list)
-
-    def as_json(self) -> JsonObject:
-        """Return the outcome as the page and the terminal client receive it."""
-        return {
-            "ok": self.error is None,
-            "kind": self.kind,
-            "ts": self.ts,
-            "error": self.error,
-            "waited_ms": round(self.waited_s * 1000, 1),
-            "notes": self.notes,
-        }
+    waited_ms: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 class Interactions:
     """Delivers what people do to the app, and says so when the app does not answer."""
 
-    def __init__(
-        self, state: State, socket_mode: SocketMode, triggers: TriggerIds, response_urls: ResponseUrls
-    ) -> None:
+    def __init__(self, state: State, socket_mode: SocketMode, interactions: OpenInteractions) -> None:
         self._state = state
         self._socket_mode = socket_mode
-        self._triggers = triggers
-        self._response_urls = response_urls
+        self._interactions = interactions
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _who_and_where(self, user: str, channel: str) -> tuple[User, Channel]:
@@ -82,7 +73,7 @@ class Interactions:
             raise ActError(f"{person.name} is not a member of this conversation", 403)
         return person, place
 
-    async def say(self, *, user: str, channel: str, text: str, thread_ts: str | None = None) -> Outcome:
+    async def say(self, *, user: str, channel: str, text: str, thread_ts: str | None = None) -> ActResult:
         """Write a message or run a slash command as `user`. Raises ActError for an unknown user, channel or thread."""
         person, place = self._who_and_where(user, channel)
         typed = text.strip()
@@ -102,7 +93,7 @@ class Interactions:
             self._send_event("message", place, message)
             if f"<@{self._state.bot_user}>" in message.text and not place.is_im:
                 self._send_event("app_mention", place, message)
-        return Outcome(kind="message", ts=message.ts)
+        return ActResult(ok=True, kind="message", ts=message.ts)
 
     def _send_event(self, kind: str, channel: Channel, message: Message) -> None:
         payload = payloads.message_event(self._state, kind, channel, message)
@@ -118,36 +109,28 @@ class Interactions:
 
     async def _run_command(
         self, person: User, channel: Channel, name: str, text: str, thread_ts: str | None
-    ) -> Outcome:
+    ) -> ActResult:
         if thread_ts is not None:
             reason = f"{name} is not supported in threads. Sorry! Write it in the channel instead."
-            return self._failed(person, channel, reason, "not_supported_in_threads", thread_ts=thread_ts)
+            return self._failed(person, channel, reason, "not_supported_in_threads", thread_ts)
         if self._state.commands_declared and name not in self._state.commands:
             known = ", ".join(f"`{entry}`" for entry in sorted(self._state.commands))
             reason = f"`{name}` is not a valid command. This app has {known or 'none'}."
             return self._failed(person, channel, reason, "unknown_command")
-        payload = payloads.slash_command(
-            self._state,
-            person,
-            channel,
-            command=name,
-            text=text,
-            trigger_id=self._triggers.issue(person.id),
-            response_url=self._response_urls.issue(person.id, channel.id),
-        )
+        interaction = self._interactions.begin(person, channel)
+        payload = payloads.slash_command(self._state, interaction, channel, name, text)
         delivery = await self._socket_mode.deliver("slash_commands", payload, accepts_response=True)
         if delivery.error:
             reason = f"{name} failed: {self._why(delivery)}"
-            return self._failed(person, channel, reason, delivery.error, waited_s=delivery.waited_s)
-        outcome = Outcome(kind="command", waited_s=delivery.waited_s)
+            return self._failed(person, channel, reason, delivery.error, waited_ms=delivery.waited_ms)
+        notes: tuple[str, ...] = ()
         if delivery.payload.get("text") or delivery.payload.get("blocks"):
             try:
-                answer = self._response_urls.post(Interaction(person.id, channel.id), delivery.payload)
+                notes = (self._note(self._interactions.post(person, channel, delivery.payload)),)
             except BlocksError as error:
                 reason = f"{name} answered with blocks that Slack refuses: {error}"
-                return self._failed(person, channel, reason, error.code, waited_s=delivery.waited_s)
-            outcome.notes.append(self._state.message_json(answer))
-        return outcome
+                return self._failed(person, channel, reason, error.code, waited_ms=delivery.waited_ms)
+        return ActResult(ok=True, kind="command", waited_ms=delivery.waited_ms, notes=notes)
 
     async def press(
         self,
@@ -158,7 +141,7 @@ class Interactions:
         action_id: str,
         block_id: str | None = None,
         selected: str | None = None,
-    ) -> Outcome:
+    ) -> ActResult:
         """Press a button, or choose the option whose value is `selected`, in a message as `user`.
 
         Raises ActError if there is no such message or element, or if the person cannot see it.
@@ -172,22 +155,14 @@ class Interactions:
             raise ActError(
                 f"the message no longer has the button {action_id!r}; it was edited meanwhile", 409
             )
-        payload = payloads.block_actions(
-            self._state,
-            person,
-            place,
-            message=message,
-            action=action,
-            trigger_id=self._triggers.issue(person.id),
-            response_url=self._response_urls.issue(person.id, place.id, message.ts),
-        )
+        interaction = self._interactions.begin(person, place, message.ts)
+        payload = payloads.block_actions(self._state, interaction, place, message, action)
         delivery = await self._socket_mode.deliver("interactive", payload, accepts_response=False)
-        waited_s = delivery.waited_s
+        waited_ms = delivery.waited_ms
         if delivery.error:
             reason = f"The button did nothing: {self._why(delivery)}"
-            thread_ts = message.thread_ts
-            return self._failed(person, place, reason, delivery.error, thread_ts=thread_ts, waited_s=waited_s)
-        return Outcome(kind="press", ts=message.ts, waited_s=waited_s)
+            return self._failed(person, place, reason, delivery.error, message.thread_ts, waited_ms=waited_ms)
+        return ActResult(ok=True, kind="press", ts=message.ts, waited_ms=waited_ms)
 
     async def submit_view(self, *, user: str, view_id: str, values: JsonObject) -> JsonObject:
         """Submit a modal with `values` (block id -> action id -> value object).
@@ -199,26 +174,22 @@ class Interactions:
         if person is None or view is None:
             raise ActError(f"there is no open view {view_id} for {user!r}", 404)
         submitted = {**view, "state": {"values": values}}
-        trigger_id = self._triggers.issue(person.id)
-        payload = payloads.view_submission(self._state, person, view=submitted, trigger_id=trigger_id)
+        payload = payloads.view_submission(self._state, self._interactions.begin(person), submitted)
         delivery = await self._socket_mode.deliver("interactive", payload, accepts_response=True)
         if delivery.error:
             raise ActError(f"the form was not accepted: {self._why(delivery)}", 504)
         action = delivery.payload.get("response_action")
         if action in (None, "", "clear"):
-            self._state.views.pop(view_id, None)
-            self._state.announce({"type": "view", "user": person.id, "view": None})
+            self._state.set_view(view_id, None, person.id)
         elif action in ("update", "push") and isinstance(delivery.payload.get("view"), dict):
-            changed = {**view, **delivery.payload["view"], "id": view_id}
-            self._state.views[view_id] = changed
-            self._state.announce({"type": "view", "user": person.id, "view": changed})
+            self._state.set_view(view_id, {**view, **delivery.payload["view"], "id": view_id}, person.id)
         return delivery.payload
 
     def _why(self, delivery: Delivery) -> str:
         app = self._state.team.app.name
         if delivery.error == "dispatch_failed":
             return f'{app} did not respond (error "dispatch_failed": the app is not connected). Is the bot running?'
-        return f'{app} did not respond within {delivery.waited_s:.0f} s (error "operation_timeout").'
+        return f'{app} did not respond within {delivery.waited_ms / 1000:.0f} s (error "operation_timeout").'
 
     def _failed(
         self,
@@ -226,13 +197,17 @@ class Interactions:
         channel: Channel,
         reason: str,
         code: str,
-        *,
         thread_ts: str | None = None,
-        waited_s: float = 0.0,
-    ) -> Outcome:
+        *,
+        waited_ms: float = 0.0,
+    ) -> ActResult:
         """Show the reason to the person alone, as Slackbot does."""
-        note = self._state.post(channel.id, SLACKBOT, reason, thread_ts=thread_ts, visible_to=person.id)
-        return Outcome(kind="refused", error=code, waited_s=waited_s, notes=[self._state.message_json(note)])
+        message = self._state.post(channel.id, SLACKBOT, reason, thread_ts=thread_ts, visible_to=person.id)
+        notes = (self._note(message),)
+        return ActResult(ok=False, kind="refused", error=code, waited_ms=waited_ms, notes=notes)
+
+    def _note(self, message: Message) -> str:
+        return "\n".join(message_lines(self._state.message_json(message), self._state.names_by_id()))
 
     async def close(self) -> None:
         """Cancel the events that are still being delivered."""

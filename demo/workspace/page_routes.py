@@ -15,7 +15,7 @@ from demo.workspace.interactions import ActError, Interactions
 from demo.workspace.records import INLINE_IMAGE_TYPES, JsonObject
 from demo.workspace.side_panel import Panel, PanelError
 from demo.workspace.socket_mode import SocketMode
-from demo.workspace.state import SLACKBOT, State
+from demo.workspace.state import State
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 CLIENT_HEADER = "X-Workspace-Client"
@@ -119,10 +119,7 @@ class PageRoutes:
                 raise web.HTTPNotFound(text=f"there is no channel {wanted!r}; there are {known}\n")
             chosen = [channel]
         messages = [message for channel in chosen for message in self._visible(channel.id, viewer)]
-        names_by_id = {entry.id: entry.name for entry in self._state.people.values()}
-        names_by_id |= {self._state.bot_user: self._state.team.app.name, SLACKBOT: "Slackbot"}
-        channels = {entry.id: entry.name for entry in self._state.channels.values()}
-        return web.json_response({"messages": messages, "names": names_by_id, "channels": channels})
+        return web.json_response({"messages": messages, "names": self._state.names_by_id()})
 
     async def _changes(self, request: web.Request) -> web.StreamResponse:
         """Send one user every change that they may see, over a websocket."""
@@ -175,18 +172,13 @@ class PageRoutes:
     # acts
 
     async def _say(self, request: web.Request, body: JsonObject) -> JsonObject:
-        outcome = await self._interactions.say(
-            **_texts(body, "user", "channel", "text"), thread_ts=body.get("thread_ts") or None
-        )
-        return outcome.as_json()
+        texts = _texts(body, "user", "channel", "text")
+        return asdict(await self._interactions.say(**texts, thread_ts=body.get("thread_ts") or None))
 
     async def _press(self, request: web.Request, body: JsonObject) -> JsonObject:
-        outcome = await self._interactions.press(
-            **_texts(body, "user", "channel", "ts", "action_id"),
-            block_id=body.get("block_id"),
-            selected=body.get("selected"),
-        )
-        return outcome.as_json()
+        texts = _texts(body, "user", "channel", "ts", "action_id")
+        block_id, selected = body.get("block_id"), body.get("selected")
+        return asdict(await self._interactions.press(**texts, block_id=block_id, selected=selected))
 
     async def _submit_view(self, request: web.Request, body: JsonObject) -> JsonObject:
         values = body["values"] if isinstance(body.get("values"), dict) else {}

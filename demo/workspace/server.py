@@ -13,14 +13,13 @@ from demo.workspace.loopback_only import (
     checked_bind_address,
     refuse_foreign_requests,
 )
+from demo.workspace.open_interactions import OpenInteractions
 from demo.workspace.page_routes import PageRoutes
-from demo.workspace.response_urls import ResponseUrls
 from demo.workspace.side_panel import Panel, PanelAction
 from demo.workspace.socket_mode import SocketMode
 from demo.workspace.state import State
 from demo.workspace.state_file import StateFile
 from demo.workspace.team import DEFAULT_APP_TOKEN, DEFAULT_BOT_TOKEN, Team
-from demo.workspace.trigger_ids import TriggerIds
 from demo.workspace.webapi import Middleware, WebApi
 from demo.workspace.webapi.files import MAX_FILE_BYTES, receive_upload
 
@@ -59,8 +58,7 @@ class Workspace:
         side_panel = Panel(panel, panel_url)
         self._state_file = StateFile(state_file)
         self.state = State(team or Team(), self._state_file)
-        self.triggers = TriggerIds()
-        self._response_urls = ResponseUrls(self.state)
+        self.open_interactions = OpenInteractions(self.state)
         self.socket_mode = SocketMode(
             app_id=self.state.team.app.app_id,
             app_token=app_token,
@@ -68,15 +66,9 @@ class Workspace:
             redeliver_after_s=redeliver_after_s,
             on_connections=lambda count: self.state.announce({"type": "app", "connected": count > 0}),
         )
-        self.interactions = Interactions(self.state, self.socket_mode, self.triggers, self._response_urls)
-        self.web_api = WebApi(
-            state=self.state,
-            socket_mode=self.socket_mode,
-            triggers=self.triggers,
-            bot_token=bot_token,
-            app_token=app_token,
-            middlewares=api_middlewares,
-        )
+        self.interactions = Interactions(self.state, self.socket_mode, self.open_interactions)
+        tokens = {bot_token: "bot", app_token: "app"}
+        self.web_api = WebApi(tokens, api_middlewares, self.state, self.socket_mode, self.open_interactions)
         self._page_routes = PageRoutes(self.state, self.socket_mode, self.interactions, side_panel)
         self._runner: web.AppRunner | None = None
 
@@ -93,7 +85,7 @@ class Workspace:
                 web.route("*", "/api/{method}", self.web_api.handle),
                 web.get("/link/", self.socket_mode.handle),
                 web.post("/upload/v1/{file_id}", self._upload),
-                web.post("/response/{key}", self._response_urls.handle),
+                web.post("/response/{key}", self.open_interactions.handle),
                 *self._page_routes.routes(),
             ]
         )

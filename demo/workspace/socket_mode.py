@@ -38,7 +38,7 @@ class Delivery:
 
     error: str | None
     payload: JsonObject = field(default_factory=dict)
-    waited_s: float = 0.0
+    waited_ms: float = 0.0
 
 
 class SocketMode:
@@ -152,10 +152,10 @@ class SocketMode:
                 self._pending.pop(envelope["envelope_id"], None)
             return Delivery(error="dispatch_failed")
         done, _ = await asyncio.wait({future}, timeout=self._ack_timeout_s)
-        waited_s = time.monotonic() - started
+        waited_ms = round((time.monotonic() - started) * 1000, 1)
         if not done:
-            return Delivery(error="operation_timeout", waited_s=waited_s)
-        return Delivery(error=None, payload=future.result(), waited_s=waited_s)
+            return Delivery(error="operation_timeout", waited_ms=waited_ms)
+        return Delivery(error=None, payload=future.result(), waited_ms=waited_ms)
 
     async def _redeliver(self, envelope: JsonObject, future: asyncio.Future[JsonObject]) -> None:
         try:

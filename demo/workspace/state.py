@@ -118,6 +118,20 @@ class State:
         self._state_file.put("commands", "all", {"commands": [asdict(entry) for entry in commands]})
         self.announce({"type": "commands"})
 
+    def names_by_id(self) -> dict[str, str]:
+        """Return the display names of people, the app and channels."""
+        people = {entry.id: entry.name for entry in self.people.values()}
+        channels = {entry.id: entry.name for entry in self.channels.values()}
+        return people | channels | {self.bot_user: self.team.app.name, SLACKBOT: "Slackbot"}
+
+    def set_view(self, view_id: str, view: JsonObject | None, user: str) -> None:
+        """Store a view, or remove it with None, and announce it to `user` (all users if empty)."""
+        if view is None:
+            self.views.pop(view_id, None)
+        else:
+            self.views[view_id] = view
+        self.announce({"type": "view", "user": user, "view": view})
+
     # messages
 
     def new_ts(self) -> str:

@@ -47,7 +47,7 @@ function body(message, store) {
     names: store.names,
     press: async (action) => {
       const answer = await post("/client/press", { user: store.user, channel: message.channel, ts: message.ts, ...action });
-      if (!answer.ok) toast(answer.notes[0]?.text ?? answer.error);
+      if (!answer.ok) toast(answer.notes[0] ?? answer.error);
     },
   };
   const parts = (message.blocks ?? []).map((block) => showBlock(block, context));

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from demo.workspace.blocks import BlocksError, checked_blocks
+from demo.workspace.open_interactions import OpenInteractions
 from demo.workspace.records import Channel, JsonObject, Message
 from demo.workspace.socket_mode import SocketMode
 from demo.workspace.state import State
-from demo.workspace.trigger_ids import TriggerIds
 
 MAX_PAGE_SIZE = 999
 
@@ -41,19 +41,16 @@ class ApiCall:
 
     method: str
     arguments: JsonObject
-    token: str
     state: State
     socket_mode: SocketMode
-    triggers: TriggerIds
+    interactions: OpenInteractions
 
-    def text(self, name: str, default: str = "") -> str:
-        """Return an argument as text; numbers and booleans as a form would send them."""
+    def text(self, name: str) -> str:
+        """Return an argument as text, empty if it is absent; numbers and booleans as a form would send them."""
         value = self.arguments.get(name)
         if value is None:
-            return default
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        return str(value)
+            return ""
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
     def required(self, name: str) -> str:
         """Return an argument that must not be empty. Raises ApiError `invalid_arguments`, naming it."""

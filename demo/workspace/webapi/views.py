@@ -4,8 +4,8 @@ import json
 import secrets
 
 from demo.workspace.blocks import MAX_VIEW_BLOCKS, BlocksError, checked_blocks
+from demo.workspace.open_interactions import ReplyError
 from demo.workspace.records import JsonObject
-from demo.workspace.trigger_ids import TriggerError
 from demo.workspace.webapi.call import ApiCall, ApiError, api_method
 
 MAX_TITLE_CHARACTERS = 24
@@ -55,16 +55,15 @@ def _stored(
         "previous_view_id": previous,
         "state": {"values": {}},
     }
-    call.state.views[view_id] = stored
-    call.state.announce({"type": "view", "user": user, "view": stored})
+    call.state.set_view(view_id, stored, user)
     return {"view": stored}
 
 
 def _opened_modal(call: ApiCall, below: str | None) -> JsonObject:
     view = _checked_view(call, "modal")
     try:
-        user = call.triggers.use(call.required("trigger_id"))
-    except TriggerError as error:
+        user = call.interactions.use_trigger(call.required("trigger_id"))
+    except ReplyError as error:
         raise ApiError(error.code) from error
     view_id = call.state.new_id("V")
     root = str(call.state.views[below]["root_view_id"]) if below else view_id

@@ -10,7 +10,7 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.http_retry.builtin_async_handlers import AsyncRateLimitErrorRetryHandler
 from slack_sdk.web.async_client import AsyncWebClient
 
-from demo.workspace import Workspace, WorkspaceClient, trigger_ids
+from demo.workspace import Workspace, WorkspaceClient, open_interactions
 from demo.workspace.webapi import ApiCall, ApiError, Handler
 from tests.demo.workspace.conftest import BoltStarter, until
 
@@ -293,8 +293,8 @@ async def test_an_old_trigger_opens_nothing(
     api: AsyncWebClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await refused(api.views_open(trigger_id="1.2.x", view=VIEW)) == "invalid_trigger_id"
-    monkeypatch.setattr(trigger_ids, "TRIGGER_LIFE_S", -1.0)
-    trigger = workspace.triggers.issue("U0LEAD")
+    monkeypatch.setattr(open_interactions, "TRIGGER_LIFE_S", -1.0)
+    trigger = workspace.open_interactions.begin(workspace.state.people["U0LEAD"]).trigger_id
     assert await refused(api.views_open(trigger_id=trigger, view=VIEW)) == "expired_trigger_id"
     long = {**VIEW, "title": {"type": "plain_text", "text": "x" * 25}}
     assert await refused(api.views_open(trigger_id="1", view=long)) == "invalid_arguments"
