@@ -1,4 +1,4 @@
-// Block Kit blocks to elements. `context` is { names, press(action), files } and comes from the message.
+// Turns Block Kit blocks into elements. `context` is { names, press(action) } and comes from the message.
 
 import { h, localPath, toast } from "./dom.js";
 import { link, textObject, plainText } from "./mrkdwn.js";
@@ -7,7 +7,7 @@ import { markdown, plan, richText, table, taskCard } from "./rich.js";
 function imageAddress(element) {
   if (element.slack_file) return element.slack_file.id ? `/files/${element.slack_file.id}` : localPath(element.slack_file.url);
   const url = new URL(element.image_url, location.href);
-  // The page may load pictures of this machine only; others are shown as links.
+  // The page may only load pictures of this machine; others are shown as links.
   return url.origin === location.origin || ["127.0.0.1", "localhost"].includes(url.hostname) ? url.href : null;
 }
 
@@ -28,20 +28,11 @@ function confirmed(texts, names, isDanger) {
   return new Promise((resolve) => {
     dialog.onclose = () => resolve(dialog.returnValue === "yes");
     dialog.returnValue = "";
-    dialog.replaceChildren(
-      h(
-        "form",
-        { method: "dialog" },
-        h("h2", {}, textObject(texts.title, names)),
-        h("p", {}, textObject(texts.text, names)),
-        h(
-          "div",
-          { class: "actions" },
-          h("button", { class: "button", value: "no" }, textObject(texts.deny, names)),
-          h("button", { class: `button ${isDanger || texts.style === "danger" ? "danger" : "primary"} filled`, value: "yes" }, textObject(texts.confirm, names)),
-        ),
-      ),
-    );
+    const style = isDanger || texts.style === "danger" ? "danger" : "primary";
+    const deny = h("button", { class: "button", value: "no" }, textObject(texts.deny, names));
+    const confirm = h("button", { class: `button ${style} filled`, value: "yes" }, textObject(texts.confirm, names));
+    const question = [h("h2", {}, textObject(texts.title, names)), h("p", {}, textObject(texts.text, names))];
+    dialog.replaceChildren(h("form", { method: "dialog" }, question, h("div", { class: "actions" }, deny, confirm)));
     dialog.showModal();
   });
 }
@@ -61,39 +52,25 @@ async function pressElement(control, element, block, context, selected) {
 }
 
 function button(element, block, context) {
-  const control = h(
-    "button",
-    {
-      type: "button",
-      class: `button ${element.style ?? ""}`,
-      data: { action: element.action_id, value: element.value ?? "" },
-      onclick: () => {
-        if (element.url) window.open(element.url, "_blank", "noopener,noreferrer");
-        pressElement(control, element, block, context);
-      },
-    },
-    textObject(element.text, context.names),
-  );
+  const onclick = () => {
+    if (element.url) window.open(element.url, "_blank", "noopener,noreferrer");
+    pressElement(control, element, block, context);
+  };
+  const data = { action: element.action_id, value: element.value ?? "" };
+  const control = h("button", { type: "button", class: `button ${element.style ?? ""}`, data, onclick }, textObject(element.text, context.names));
   return control;
 }
 
 function menu(element, block, context) {
   const options = element.options ?? (element.option_groups ?? []).flatMap((group) => group.options);
   const label = element.placeholder?.text ?? (element.type === "overflow" ? "More ..." : "Choose ...");
-  const control = h(
-    "select",
-    {
-      class: "button menu",
-      "aria-label": label,
-      onchange: () => {
-        const value = control.value;
-        control.value = element.initial_option?.value ?? "";
-        pressElement(control, element, block, context, value);
-      },
-    },
-    h("option", { value: "", disabled: true }, label),
-    options.map((option) => h("option", { value: option.value }, option.text.text)),
-  );
+  const onchange = () => {
+    const value = control.value;
+    control.value = element.initial_option?.value ?? "";
+    pressElement(control, element, block, context, value);
+  };
+  const entries = options.map((option) => h("option", { value: option.value }, option.text.text));
+  const control = h("select", { class: "button menu", "aria-label": label, onchange }, h("option", { value: "", disabled: true }, label), entries);
   control.value = element.initial_option?.value ?? "";
   return control;
 }
@@ -113,29 +90,19 @@ function inlineImage(entry, className) {
 const SHOW = {
   header: (block, context) => h("h3", { class: "header-block" }, textObject(block.text, context.names)),
   divider: () => h("hr"),
-  section: (block, context) =>
-    h(
-      "div",
-      { class: "section" },
-      h(
-        "div",
-        { class: "section-body" },
-        block.text ? h("div", { class: "section-text" }, textObject(block.text, context.names)) : null,
-        block.fields ? h("div", { class: "fields" }, block.fields.map((field) => h("div", { class: "field" }, textObject(field, context.names)))) : null,
-      ),
-      block.accessory ? h("div", { class: "accessory" }, element(block.accessory, block, context)) : null,
-    ),
+  section: (block, context) => {
+    const text = block.text ? h("div", { class: "section-text" }, textObject(block.text, context.names)) : null;
+    const fields = (block.fields ?? []).map((field) => h("div", { class: "field" }, textObject(field, context.names)));
+    const body = h("div", { class: "section-body" }, text, fields.length ? h("div", { class: "fields" }, fields) : null);
+    return h("div", { class: "section" }, body, block.accessory ? h("div", { class: "accessory" }, element(block.accessory, block, context)) : null);
+  },
   context: (block, context) =>
     h("div", { class: "context" }, block.elements.map((entry) => (entry.type === "image" ? inlineImage(entry, "context-image") : h("span", {}, textObject(entry, context.names))))),
   actions: (block, context) => h("div", { class: "actions" }, block.elements.map((entry) => element(entry, block, context))),
   image: (block) => {
     const address = imageAddress(block);
-    return h(
-      "figure",
-      { class: "image-block" },
-      block.title ? h("figcaption", {}, plainText(block.title.text)) : null,
-      address ? picture(address, block.alt_text, "large-image") : link(block.image_url, block.alt_text),
-    );
+    const caption = block.title ? h("figcaption", {}, plainText(block.title.text)) : null;
+    return h("figure", {}, caption, address ? picture(address, block.alt_text, "large-image") : link(block.image_url, block.alt_text));
   },
   rich_text: (block, context) => richText(block, context.names),
   table: (block, context) => table(block, context.names),

@@ -1,4 +1,4 @@
-// The box to write in: Enter sends, Shift+Enter is a new line, `/` offers commands and `@` people.
+// The input box: Enter sends, Shift+Enter starts a new line, `/` offers commands and `@` people.
 
 import { h, drawing, toast } from "./dom.js";
 import { post } from "./store.js";
@@ -6,7 +6,7 @@ import { post } from "./store.js";
 const SEND = [["path", { d: "M3 4l19 8-19 8 3.5-8z", fill: "currentColor" }]];
 
 export class Composer {
-  // target() gives { channel, thread_ts } of what is written
+  // target() returns the { channel, thread_ts } to write to.
   constructor(form, store, target) {
     this.store = store;
     this.target = target;
@@ -22,7 +22,7 @@ export class Composer {
       event.preventDefault();
       this.submit();
     });
-    // Commands may come while somebody types already: an app that was just started.
+    // An app that has just started may register its commands while a person is typing.
     store.addEventListener("loaded", () => {
       if (document.activeElement === this.box && !this.offers.length) this.offer(this.matching());
     });
@@ -97,7 +97,7 @@ export class Composer {
     } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       const entry = this.offers[this.chosen];
-      // Enter completes a command that is only begun, and sends one that is whole.
+      // Enter completes an unfinished command and sends a finished one.
       if (entry && !this.box.value.slice(entry.from).startsWith(entry.label)) this.take(entry);
       else this.submit();
     } else if (event.key === "ArrowUp" && !this.box.value && this.history.length) {

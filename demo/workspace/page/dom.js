@@ -1,10 +1,8 @@
-// Building elements without ever parsing markup: text becomes text nodes, so nothing a person or a log line says can run.
+// Builds elements without ever parsing markup: text becomes text nodes, so nothing in a message or a log line can run.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// h("button", { class: "x", onclick: f, disabled: true }, "Label", child, ...)
-export function h(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
+function build(element, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -15,26 +13,17 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-// A drawing of paths: [["path", { d: "..." }], ...] on a 24 x 24 field.
+const svg = (tag, properties, ...children) => build(document.createElementNS(SVG, tag), properties, children);
+
+// h("button", { class: "x", onclick: f, disabled: true }, "Label", child, ...)
+export function h(tag, properties = {}, ...children) {
+  return build(document.createElement(tag), properties, children);
+}
+
+// Draws shapes, [["path", { d: "..." }], ...], on a field of 24 x 24.
 export function drawing(shapes, label, className) {
-  const root = document.createElementNS(SVG, "svg");
-  root.setAttribute("viewBox", "0 0 24 24");
-  root.setAttribute("class", className);
-  if (label) {
-    root.setAttribute("role", "img");
-    root.setAttribute("aria-label", label);
-    const title = document.createElementNS(SVG, "title");
-    title.textContent = label;
-    root.append(title);
-  } else {
-    root.setAttribute("aria-hidden", "true");
-  }
-  for (const [tag, properties] of shapes) {
-    const shape = document.createElementNS(SVG, tag);
-    for (const [name, value] of Object.entries(properties)) shape.setAttribute(name, value);
-    root.append(shape);
-  }
-  return root;
+  const meaning = label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" };
+  return svg("svg", { viewBox: "0 0 24 24", class: className, ...meaning }, label ? svg("title", {}, label) : null, shapes.map((shape) => svg(...shape)));
 }
 
 export function toast(text, kind = "error") {
@@ -43,7 +32,7 @@ export function toast(text, kind = "error") {
   setTimeout(() => note.remove(), 6000);
 }
 
-// The address to open for a link, or null for anything but the web and mail.
+// Returns the address that a link may open, or null for anything but web and mail.
 export function safeLink(address) {
   try {
     const url = new URL(address);
@@ -53,7 +42,7 @@ export function safeLink(address) {
   }
 }
 
-// A file's address below this page, whatever port the workspace believes to have (it may be tunnelled).
+// Returns a file's address below this page, because a tunnelled workspace does not know the port that the browser uses.
 export function localPath(address) {
   const url = new URL(address, location.href);
   return url.pathname + url.search;

@@ -1,6 +1,6 @@
-// The emoji that status messages use, drawn: a machine without an emoji font (a bare server) must show them too.
+// The emoji of status messages as drawings, because a bare server has no emoji font.
 
-import { drawing } from "./dom.js";
+import { drawing, h } from "./dom.js";
 
 const disc = (fill, stroke) => [["circle", { cx: 12, cy: 12, r: 9.5, fill, ...(stroke ? { stroke, "stroke-width": 1.5 } : {}) }]];
 const line = (d, stroke = "#fff", width = 2.6) => ["path", { d, stroke, "stroke-width": width, fill: "none", "stroke-linecap": "round", "stroke-linejoin": "round" }];
@@ -80,7 +80,7 @@ const NAMES_BY_CHARACTER = new Map([
 ]);
 const EMOJI_CHARACTERS = new RegExp(`(${[...NAMES_BY_CHARACTER.keys()].join("|")})\\uFE0F?`, "gu");
 
-// Whether this machine has a picture for the character, found by drawing it beside one that nobody has.
+// Returns true if a font has this character: it then looks different from a character that no font has.
 const pictured = new Map();
 function isPictured(character) {
   if (!pictured.has(character)) {
@@ -97,20 +97,14 @@ function isPictured(character) {
   return pictured.get(character);
 }
 
-// The node for `:name:`; unknown names stay as they were written.
+// Returns the node for `:name:`; an unknown name is shown as it is.
 export function emoji(name) {
   if (DRAWN[name]) return drawing(DRAWN[name], `:${name}:`, "emoji");
-  if (CHARACTERS[name] && isPictured(CHARACTERS[name])) {
-    const node = document.createElement("span");
-    node.className = "emoji-text";
-    node.title = `:${name}:`;
-    node.textContent = CHARACTERS[name];
-    return node;
-  }
+  if (CHARACTERS[name] && isPictured(CHARACTERS[name])) return h("span", { title: `:${name}:` }, CHARACTERS[name]);
   return document.createTextNode(`:${name}:`);
 }
 
-// Text nodes of a plain text in which emoji written as characters are drawn too.
+// Returns the nodes of a plain text; emoji that are written as characters are drawn too.
 export function withEmojiCharacters(text) {
   const parts = text.split(EMOJI_CHARACTERS);
   return parts.filter((part) => part !== "").map((part) => (NAMES_BY_CHARACTER.has(part) ? emoji(NAMES_BY_CHARACTER.get(part)) : document.createTextNode(part)));

@@ -1,4 +1,4 @@
-// Puts the page together: who you are, which channel and thread are open, and what each change redraws.
+// Builds the page: who you are, which channel and thread are open, and what each change redraws.
 
 import { h, toast } from "./dom.js";
 import { link, mrkdwn } from "./mrkdwn.js";
@@ -28,12 +28,12 @@ function isInThread(message, root) {
 const channelList = new MessageList(byId("messages"), store, {
   open: (ts) => openThread(ts),
   includes: channelMessages,
-  empty: () => h("p", { class: "empty" }, "Nothing has been said here yet. Type / to see what the bot can do."),
+  empty: () => h("p", { class: "empty" }, "No messages yet. Type / to see what the bot can do."),
 });
 const threadList = new MessageList(byId("replies"), store, {
   open: null,
   includes: threadMessages,
-  empty: () => h("p", { class: "empty" }, "This message is gone."),
+  empty: () => h("p", { class: "empty" }, "This message was deleted."),
 });
 const composer = new Composer(byId("composer"), store, () => ({ channel: open.channel }));
 const threadComposer = new Composer(byId("thread-composer"), store, () => ({ channel: open.channel, thread_ts: open.thread }));
@@ -47,16 +47,9 @@ function drawSidebar() {
   byId("team-name").textContent = store.team.name;
   const entry = (channel) => {
     const count = unread.get(channel.id) ?? 0;
-    return h(
-      "li",
-      {},
-      h(
-        "button",
-        { type: "button", class: `channel-link${count ? " unread" : ""}`, "aria-current": channel.id === open.channel ? "page" : null, data: { channel: channel.name || channel.id }, onclick: () => openChannel(channel.id) },
-        h("span", {}, title(channel)),
-        count ? h("span", { class: "count" }, String(count)) : null,
-      ),
-    );
+    const properties = { "aria-current": channel.id === open.channel ? "page" : null, data: { channel: channel.name || channel.id }, onclick: () => openChannel(channel.id) };
+    const badge = count ? h("span", { class: "count" }, String(count)) : null;
+    return h("li", {}, h("button", { type: "button", class: `channel-link${count ? " unread" : ""}`, ...properties }, h("span", {}, title(channel)), badge));
   };
   const all = [...store.channels.values()].filter((channel) => !channel.is_archived);
   const directs = all.filter((channel) => channel.is_im);
@@ -103,7 +96,7 @@ function openThread(ts) {
   open.thread = ts;
   app.dataset.thread = "open";
   threadList.showAll();
-  // On a phone focus would bring the keyboard up over what one came to read.
+  // On a phone, focus would open the keyboard over the messages.
   if (matchMedia("(hover: hover)").matches) threadComposer.box.focus({ preventScroll: true });
 }
 
@@ -112,7 +105,7 @@ function closeThread() {
   app.dataset.thread = "closed";
 }
 
-// /archives/C0X/p1700000000000001 is the address of a message.
+// /archives/C0X/p1700000000000001 is the URL of a message.
 function wantedPlace() {
   const found = location.pathname.match(/^\/archives\/(\w+)\/p(\d+)(\d{6})$/);
   if (found) return { channel: found[1], ts: `${found[2]}.${found[3]}`, thread: new URLSearchParams(location.search).get("thread_ts") };
@@ -157,7 +150,7 @@ store.addEventListener("deleted", ({ detail }) => {
   if (open.thread) threadList.showAll({ keepPlace: true });
 });
 store.addEventListener("app", drawAppStatus);
-store.addEventListener("link", ({ detail }) => (byId("lost").hidden = detail.isUp));
+store.addEventListener("link", ({ detail }) => (byId("no-answer").hidden = detail.isUp));
 store.addEventListener("view", ({ detail }) => toast(`The app opened a form (${detail.title?.text ?? detail.type}); this page does not show forms yet.`, "info"));
 
 byId("user").addEventListener("change", (event) => store.become(event.target.value));
@@ -167,7 +160,7 @@ byId("scrim").addEventListener("click", () => (app.dataset.drawer = "closed"));
 window.addEventListener("keydown", (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && (app.dataset.drawer === "open" ? (app.dataset.drawer = "closed") : closeThread()));
 
 async function start() {
-  // The name kept in this browser may come from another workspace.
+  // The name stored in this browser may belong to another workspace.
   const { users } = await get("/client/state");
   if (!users.some((user) => user.name === store.user)) store.user = users[0].name;
   store.connect();
@@ -175,4 +168,4 @@ async function start() {
   setInterval(() => document.hidden || panel.busy || panel.refresh(), PANEL_PERIOD_MS);
 }
 
-start().catch(() => (byId("lost").hidden = false));
+start().catch(() => (byId("no-answer").hidden = false));

@@ -1,4 +1,4 @@
-// One message as an element, and lists of them that change one message at a time.
+// Shows a message, and lists of messages that change one message at a time.
 
 import { h, drawing, localPath, toast } from "./dom.js";
 import { picture, showBlock } from "./blocks.js";
@@ -34,12 +34,8 @@ function file(entry) {
   const path = localPath(entry.url_private);
   if (entry.thumb_360)
     return h("figure", { class: "file-image" }, h("figcaption", {}, entry.title, " ", h("a", { href: `${path}?download=1`, download: entry.name }, "download")), picture(path, entry.alt_txt || entry.title, "large-image"));
-  return h(
-    "a",
-    { class: "file", href: `${path}?download=1`, download: entry.name },
-    h("span", { class: "file-type" }, entry.filetype.slice(0, 4).toUpperCase()),
-    h("span", { class: "file-names" }, h("strong", {}, entry.title), h("small", {}, `${entry.name} \u00B7 ${size(entry.size)}`)),
-  );
+  const names = h("span", { class: "file-names" }, h("strong", {}, entry.title), h("small", {}, `${entry.name} \u00B7 ${size(entry.size)}`));
+  return h("a", { class: "file", href: `${path}?download=1`, download: entry.name }, h("span", { class: "file-type" }, entry.filetype.slice(0, 4).toUpperCase()), names);
 }
 
 function body(message, store) {
@@ -74,8 +70,8 @@ function threadButton(message, store, open) {
   );
 }
 
-// `open` opens a thread; without it (inside one) there is no thread button.
-export function messageElement(message, store, { open, isContinued }) {
+// `open` opens a thread; inside a thread it is null and there is no thread button.
+function messageElement(message, store, { open, isContinued }) {
   const name = store.names.user(message.user) ?? message.user;
   const isPrivate = Boolean(message.is_ephemeral);
   const notes = [
@@ -94,7 +90,7 @@ export function messageElement(message, store, { open, isContinued }) {
   );
 }
 
-// A list element that shows an ordered set of messages and keeps its place at the end.
+// A list of messages in order of time that stays scrolled to its end.
 export class MessageList {
   constructor(element, store, { open, includes, empty }) {
     this.element = element;
@@ -103,10 +99,10 @@ export class MessageList {
     this.includes = includes;
     this.empty = empty;
     this.shown = new Map();
-    this.isHeld = false;
-    this.late = new Map();
-    // A live edit must not take a button away between press and release.
-    element.addEventListener("pointerdown", () => (this.isHeld = true));
+    this.isPointerDown = false;
+    this.waiting = new Map();
+    // While a pointer is down edits wait, so that a button is not replaced between press and release.
+    element.addEventListener("pointerdown", () => (this.isPointerDown = true));
     for (const kind of ["pointerup", "pointercancel"]) window.addEventListener(kind, () => setTimeout(() => this.release(), 60));
     new ResizeObserver(() => this.wasAtEnd && this.toEnd()).observe(element);
     element.addEventListener("scroll", () => (this.wasAtEnd = this.isAtEnd()));
@@ -126,19 +122,19 @@ export class MessageList {
     return this.includes().sort((a, b) => Number(a.ts) - Number(b.ts));
   }
 
-  // Draws everything; a reader who is not at the end stays where they are with `keepPlace`.
+  // Draws everything. With `keepPlace` a reader who is not at the end stays where they are.
   showAll({ keepPlace = false } = {}) {
     const place = this.element.scrollTop;
     const stays = keepPlace && !this.wasAtEnd;
-    const day = { last: "" };
     const nodes = [];
     let previous = null;
+    let day = "";
     this.shown.clear();
     for (const message of this.messages()) {
       const date = new Date(Number(message.ts) * 1000).toDateString();
-      if (date !== day.last) nodes.push(h("div", { class: "day" }, h("span", {}, date === new Date().toDateString() ? "Today" : date)));
-      const isContinued = date === day.last && continues(previous, message);
-      day.last = date;
+      if (date !== day) nodes.push(h("div", { class: "day" }, h("span", {}, date === new Date().toDateString() ? "Today" : date)));
+      const isContinued = date === day && continues(previous, message);
+      day = date;
       const node = messageElement(message, this.store, { open: this.open, isContinued });
       this.shown.set(message.ts, node);
       nodes.push(node);
@@ -152,8 +148,8 @@ export class MessageList {
   }
 
   update(message, isNew) {
-    if (this.isHeld) {
-      this.late.set(message.ts, message);
+    if (this.isPointerDown) {
+      this.waiting.set(message.ts, message);
       return;
     }
     const old = this.shown.get(message.ts);
@@ -170,10 +166,10 @@ export class MessageList {
   }
 
   release() {
-    this.isHeld = false;
-    const late = [...this.late.values()];
-    this.late.clear();
-    for (const message of late) this.update(message, !this.shown.has(message.ts));
+    this.isPointerDown = false;
+    const waiting = [...this.waiting.values()];
+    this.waiting.clear();
+    for (const message of waiting) this.update(message, !this.shown.has(message.ts));
   }
 }
 

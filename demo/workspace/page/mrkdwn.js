@@ -1,4 +1,4 @@
-// Slack's mrkdwn to elements: bold, italics, strike, code, quotes, links, mentions, emoji. Everything else is text.
+// Turns Slack's mrkdwn into elements: bold, italics, strike, code, quotes, links, mentions, emoji. Anything else is text.
 
 import { h, safeLink } from "./dom.js";
 import { emoji, withEmojiCharacters } from "./emoji.js";
@@ -14,14 +14,13 @@ const INLINE = new RegExp(
   ].join("|"),
 );
 
-export function unescaped(text) {
+function unescaped(text) {
   return text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 }
 
 function mark(body, names) {
-  const at = body.indexOf("|");
-  const target = at < 0 ? body : body.slice(0, at);
-  const label = at < 0 ? "" : unescaped(body.slice(at + 1));
+  const [target, ...rest] = body.split("|");
+  const label = unescaped(rest.join("|"));
   if (target.startsWith("@")) return mention(`@${names.user(target.slice(1)) ?? (label || target.slice(1))}`, target.slice(1) === names.me);
   if (target.startsWith("#")) return h("span", { class: "mention" }, `#${label || names.channel(target.slice(1)) || target.slice(1)}`);
   if (target.startsWith("!date")) return h("time", {}, label || target);
@@ -57,7 +56,7 @@ function inline(text, names) {
   return nodes;
 }
 
-// In code only links and mentions keep a meaning.
+// In code only links and mentions have a meaning.
 function codeContent(text, names) {
   return text.split(/(<[^<>\n]+>)/).map((part, index) => (index % 2 ? mark(part.slice(1, -1), names) : document.createTextNode(unescaped(part))));
 }
@@ -86,14 +85,12 @@ function lines(text, names) {
 
 // names: { user(id), channel(id), me }
 export function mrkdwn(text, names) {
-  const nodes = text.split(/```\n?([\s\S]+?)\n?```\n?/).flatMap((part, index) => {
+  return text.split(/```\n?([\s\S]+?)\n?```\n?/).flatMap((part, index) => {
     if (index % 2) return [h("pre", {}, codeContent(part, names))];
     return part === "" ? [] : lines(part, names);
   });
-  return nodes;
 }
 
-// A text object of a block.
 export function textObject(object, names) {
   if (!object) return [];
   return object.type === "mrkdwn" ? mrkdwn(object.text, names) : plainText(object.text, object.emoji !== false);

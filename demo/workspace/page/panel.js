@@ -1,18 +1,18 @@
-// The side panel: buttons that break and mend the demonstration, given by whoever runs it.
+// The side panel: buttons that break and fix something, listed by another service.
 
 import { h } from "./dom.js";
 import { get, post } from "./store.js";
 
 const GROUPS = [
   ["Break something", (action) => action.style === "danger"],
-  ["Mend it", (action) => action.style === "primary"],
-  ["Look", (action) => !["danger", "primary"].includes(action.style)],
+  ["Fix it", (action) => action.style === "primary"],
+  ["Other", (action) => !["danger", "primary"].includes(action.style)],
 ];
 
 export class PanelView {
   constructor(element) {
     this.element = element;
-    this.said = h("p", { class: "said", role: "status" });
+    this.answer = h("p", { class: "panel-answer", role: "status" });
     this.busy = false;
   }
 
@@ -21,7 +21,7 @@ export class PanelView {
       const listing = await get("/panel");
       this.show(listing.ok ? listing.actions : [], listing.ok ? "" : listing.error);
     } catch {
-      // The page says by itself that the workspace is away.
+      // The page already says that the workspace does not answer.
     }
   }
 
@@ -30,7 +30,7 @@ export class PanelView {
     const groups = GROUPS.map(([title, belongs]) => [title, actions.filter(belongs)]).filter(([, list]) => list.length);
     this.element.replaceChildren(
       ...groups.map(([title, list]) => h("div", { class: "panel-group" }, h("h2", {}, title), list.map((action) => this.button(action)))),
-      error ? h("p", { class: "said failed" }, error) : this.said,
+      error ? h("p", { class: "panel-answer failed" }, error) : this.answer,
     );
   }
 
@@ -46,7 +46,7 @@ export class PanelView {
   async press(action) {
     this.busy = true;
     this.say(`${action.label} ...`, "");
-    for (const one of this.element.querySelectorAll("button")) one.disabled = true;
+    for (const button of this.element.querySelectorAll("button")) button.disabled = true;
     try {
       const answer = await post(`/panel/${encodeURIComponent(action.id)}`, {});
       this.say(answer.text, answer.ok ? "" : "failed");
@@ -58,7 +58,7 @@ export class PanelView {
   }
 
   say(text, kind) {
-    this.said.textContent = text;
-    this.said.className = `said ${kind}`;
+    this.answer.textContent = text;
+    this.answer.className = `panel-answer ${kind}`;
   }
 }

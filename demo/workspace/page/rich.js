@@ -12,63 +12,41 @@ function styled(node, style) {
   return result;
 }
 
-function leaf(element, names) {
-  switch (element.type) {
-    case "text":
-      return styled(document.createTextNode(element.text), element.style);
-    case "link":
-      return styled(link(element.url, element.text), element.style);
-    case "emoji":
-      return emoji(element.name);
-    case "user":
-      return mention(`@${names.user(element.user_id) ?? element.user_id}`, element.user_id === names.me);
-    case "channel":
-      return mention(`#${names.channel(element.channel_id) ?? element.channel_id}`);
-    case "usergroup":
-      return mention(`@${element.usergroup_id}`);
-    case "broadcast":
-      return mention(`@${element.range}`, true);
-    default:
-      return document.createTextNode(element.text ?? "");
-  }
+const LEAVES = {
+  link: (element) => styled(link(element.url, element.text), element.style),
+  emoji: (element) => emoji(element.name),
+  user: (element, names) => mention(`@${names.user(element.user_id) ?? element.user_id}`, element.user_id === names.me),
+  channel: (element, names) => mention(`#${names.channel(element.channel_id) ?? element.channel_id}`),
+  usergroup: (element) => mention(`@${element.usergroup_id}`),
+  broadcast: (element) => mention(`@${element.range}`, true),
+};
+
+function leaves(element, names) {
+  return (element.elements ?? []).map((entry) => LEAVES[entry.type]?.(entry, names) ?? styled(document.createTextNode(entry.text ?? ""), entry.style));
 }
 
-const leaves = (element, names) => (element.elements ?? []).map((entry) => leaf(entry, names));
-
-function container(element, names) {
-  switch (element.type) {
-    case "rich_text_list": {
-      const items = (element.elements ?? []).map((item) => h("li", {}, leaves(item, names)));
-      const list = h(element.style === "ordered" ? "ol" : "ul", {}, items);
-      list.style.marginLeft = `${(element.indent ?? 0) * 24}px`;
-      return list;
-    }
-    case "rich_text_preformatted":
-      return h("pre", {}, leaves(element, names));
-    case "rich_text_quote":
-      return h("blockquote", {}, leaves(element, names));
-    default:
-      return h("div", { class: "rich-section" }, leaves(element, names));
-  }
+function part(element, names) {
+  if (element.type === "rich_text_preformatted") return h("pre", {}, leaves(element, names));
+  if (element.type === "rich_text_quote") return h("blockquote", {}, leaves(element, names));
+  if (element.type !== "rich_text_list") return h("div", { class: "rich-section" }, leaves(element, names));
+  const items = (element.elements ?? []).map((item) => h("li", {}, leaves(item, names)));
+  const list = h(element.style === "ordered" ? "ol" : "ul", {}, items);
+  list.style.marginLeft = `${(element.indent ?? 0) * 24}px`;
+  return list;
 }
 
 export function richText(block, names) {
-  return h("div", { class: "rich" }, (block.elements ?? []).map((element) => container(element, names)));
-}
-
-function cell(entry, names) {
-  if (entry.type === "rich_text") return richText(entry, names);
-  return document.createTextNode(entry.text ?? String(entry.value ?? ""));
+  return h("div", { class: "rich" }, (block.elements ?? []).map((element) => part(element, names)));
 }
 
 export function table(block, names) {
   const settings = block.column_settings ?? [];
   const rows = block.rows.map((row, number) =>
     h("tr", {}, row.map((entry, column) => {
-      const made = h(number === 0 ? "th" : "td", {}, cell(entry, names));
-      made.style.textAlign = settings[column]?.align ?? "left";
-      if (!settings[column]?.is_wrapped) made.classList.add("no-wrap");
-      return made;
+      const content = entry.type === "rich_text" ? richText(entry, names) : (entry.text ?? String(entry.value ?? ""));
+      const cell = h(number === 0 ? "th" : "td", { class: settings[column]?.is_wrapped ? "" : "no-wrap" }, content);
+      cell.style.textAlign = settings[column]?.align ?? "left";
+      return cell;
     })),
   );
   return h("div", { class: "table" }, h("table", {}, rows));
@@ -103,7 +81,7 @@ export function plan(block, names) {
   );
 }
 
-// The markdown block: headings, lists, bold and code by translating them to mrkdwn; the rest is shown as written.
+// Shows a markdown block by translating headings, lists, bold and links to mrkdwn; anything else is shown as written.
 export function markdown(block, names) {
   const text = block.text
     .replaceAll("&", "&amp;")

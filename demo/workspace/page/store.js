@@ -1,4 +1,4 @@
-// What this page knows, kept fresh by one websocket: the whole state at (re)connection, then each change as it happens.
+// The state of the page. One websocket keeps it up to date: everything on connection, then each change.
 
 const HEADERS = { "Content-Type": "application/json", "X-Workspace-Client": "page" };
 
@@ -11,7 +11,7 @@ export async function post(path, body) {
   }
   const isJson = response.headers.get("content-type")?.startsWith("application/json");
   const answer = isJson ? await response.json() : { error: await response.text() };
-  if (!response.ok) throw new Error(answer.error || `The workspace said ${response.status}`);
+  if (!response.ok) throw new Error(answer.error || `The workspace answered ${response.status}`);
   return answer;
 }
 
@@ -49,7 +49,7 @@ export class Store extends EventTarget {
     };
   }
 
-  tell(kind, detail) {
+  emit(kind, detail) {
     this.dispatchEvent(new CustomEvent(kind, { detail }));
   }
 
@@ -62,13 +62,13 @@ export class Store extends EventTarget {
     this.commands = state.commands;
     this.messages = new Map(Object.entries(state.messages).map(([id, list]) => [id, new Map(list.map((message) => [message.ts, message]))]));
     this.isReady = true;
-    this.tell("loaded");
+    this.emit("loaded");
     const waiting = this.waiting;
     this.waiting = [];
     waiting.forEach((change) => this.apply(change));
   }
 
-  // Opens the websocket first and loads after it, so that no change falls between the two.
+  // Opens the websocket before it loads the state, so that no change is lost in between.
   connect() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const socket = new WebSocket(`${scheme}://${location.host}/client/live?user=${encodeURIComponent(this.user)}`);
@@ -79,7 +79,7 @@ export class Store extends EventTarget {
       this.retryMs = 250;
       try {
         await this.load();
-        this.tell("link", { isUp: true });
+        this.emit("link", { isUp: true });
       } catch {
         socket.close();
       }
@@ -91,7 +91,7 @@ export class Store extends EventTarget {
     };
     socket.onclose = () => {
       if (this.socket !== socket) return;
-      this.tell("link", { isUp: false });
+      this.emit("link", { isUp: false });
       setTimeout(() => this.socket === socket && this.connect(), this.retryMs);
       this.retryMs = Math.min(this.retryMs * 2, 4000);
     };
@@ -113,23 +113,23 @@ export class Store extends EventTarget {
         const known = this.messages.get(change.channel);
         const isNew = !known.has(message.ts);
         known.set(message.ts, message);
-        this.tell("message", { message, isNew });
+        this.emit("message", { message, isNew });
         break;
       }
       case "message_deleted":
         this.messages.get(change.channel)?.delete(change.ts);
-        this.tell("deleted", change);
+        this.emit("deleted", change);
         break;
       case "app":
         this.app.connected = change.connected;
-        this.tell("app");
+        this.emit("app");
         break;
       case "channel":
       case "commands":
         this.load().catch(() => this.socket?.close());
         break;
       case "view":
-        if (change.view) this.tell("view", change.view);
+        if (change.view) this.emit("view", change.view);
         break;
     }
   }
