@@ -9,7 +9,7 @@ from pathlib import Path
 from gpu_actions.config.host import HostConfig, TierConfig, TierName
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.serving.interfaces import Engine, Router, Unit
-from gpu_actions.serving.registry import build_engine, build_router, build_unit
+from gpu_actions.serving.registry import build_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def build_host(
         name: Tier(
             name=name,
             config=tier,
-            unit=build_unit(f"{name}", tier.unit, state_dir=state_dir / "units"),
+            unit=tier.unit.build(name, state_dir=state_dir / "units"),
             engine=build_engine(tier.engine),
         )
         for name, tier in config.tiers.items()
@@ -71,7 +71,7 @@ def build_host(
         config=config,
         state_dir=state_dir,
         tiers=tiers,
-        router=build_router(config, state_dir=state_dir),
+        router=config.router.build(config, state_dir=state_dir),
         thresholds=thresholds or TriageThresholds(),
         triage_baseline=None if baselines_dir is None else baselines_dir / f"triage-{config.name}.json",
     )

@@ -24,12 +24,13 @@ from typing import Any
 import aiohttp
 
 from benchmarks.gpu.runbook import whole_runbook
-from gpu_actions.config.host import EngineConfig, ProcessUnit
+from gpu_actions.config.host import EngineConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.loadtest.run import run_in_child
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.serving.interfaces import Engine, Unit
-from gpu_actions.serving.registry import build_engine, build_unit
+from gpu_actions.serving.registry import build_engine
+from gpu_actions.serving.units.process import ProcessUnit
 from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.model import save_snapshot
 from gpu_actions.snapshot.target import TriageTarget
@@ -63,11 +64,8 @@ class Validation:
             "{python}", "-m", "demo.engine", "--port", str(PORT), "--model-name", "m",
             "--tensor-parallel-size", str(ranks), "--device", "cuda" if self.gpus else "cpu", *flags,
         )  # fmt: skip
-        unit = build_unit(
-            f"engine{self._starts}",
-            ProcessUnit(argv=argv, env=self.environment(env), restart=False),
-            state_dir=self.work / "units",
-        )
+        config = ProcessUnit(argv=argv, env=self.environment(env), restart=False)
+        unit = config.build(f"engine{self._starts}", state_dir=self.work / "units")
         engine = build_engine(EngineConfig(kind="reference", url=f"http://127.0.0.1:{PORT}", model="m"))
         began = time.monotonic()
         await unit.start()

@@ -10,53 +10,32 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bot.hosts import Hosts
 from bot.settings.model import Settings
-from gpu_actions.config.host import CommandsUnit, HostConfig, ProcessUnit, SystemdUnit, TierConfig
+from gpu_actions.config.host import HostConfig
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.registry import ENGINES
+from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
 from gpu_actions.system.processes import run_process
 
 if TYPE_CHECKING:
     from slack_sdk.web.async_client import AsyncWebClient
 
-HELP_TIMEOUT_S = 60
 GIB = 1024**3
-
-
-class Check(Frozen):
-    """One thing looked at: what it is, how it stands, what to do where it is not good."""
-
-    name: str
-    status: Literal["ok", "warning", "failed"]
-    detail: str
-    fix: str = ""
 
 
 class Report(Frozen):
     """All checks. `good` when none failed; warnings are for reading."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[SetupCheck, ...]
 
     @property
     def good(self) -> bool:
         return all(check.status != "failed" for check in self.checks)
-
-
-def ok(name: str, detail: str) -> Check:
-    return Check(name=name, status="ok", detail=detail)
-
-
-def warning(name: str, detail: str, fix: str) -> Check:
-    return Check(name=name, status="warning", detail=detail, fix=fix)
-
-
-def failed(name: str, detail: str, fix: str) -> Check:
-    return Check(name=name, status="failed", detail=detail, fix=fix)
 
 
 async def examine(settings: Settings) -> Report:
@@ -81,7 +60,7 @@ def render(report: Report) -> str:
     return "\n".join(lines)
 
 
-async def _slack(settings: Settings) -> list[Check]:
+async def _slack(settings: Settings) -> list[SetupCheck]:
     from slack_sdk.errors import SlackApiError
     from slack_sdk.web.async_client import AsyncWebClient
 
@@ -140,7 +119,7 @@ async def _slack(settings: Settings) -> list[Check]:
     return [*checks, await _channel(settings, client)]
 
 
-async def _channel(settings: Settings, client: "AsyncWebClient") -> Check:
+async def _channel(settings: Settings, client: "AsyncWebClient") -> SetupCheck:
     """Alerts need the incident channel: it is there, and the bot is in it."""
     from slack_sdk.errors import SlackApiError
 
@@ -160,7 +139,7 @@ async def _channel(settings: Settings, client: "AsyncWebClient") -> Check:
     return ok("slack.incident_channel", f"#{name} is there, and I am in it")
 
 
-async def _state(settings: Settings) -> list[Check]:
+async def _state(settings: Settings) -> list[SetupCheck]:
     checks = []
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -189,7 +168,7 @@ async def _state(settings: Settings) -> list[Check]:
     return checks
 
 
-async def _tools() -> list[Check]:
+async def _tools() -> list[SetupCheck]:
     checks = []
     py_spy = Path(sys.executable).with_name("py-spy")
     if py_spy.exists() or shutil.which("py-spy"):
@@ -210,17 +189,18 @@ async def _tools() -> list[Check]:
     return checks
 
 
-async def _host(settings: Settings, config: HostConfig) -> list[Check]:
+async def _host(settings: Settings, config: HostConfig) -> list[SetupCheck]:
     host = Hosts(settings).get(config.name)
-    checks: list[Check] = []
+    checks: list[SetupCheck] = []
     for name, tier in config.tiers.items():
-        checks += await _unit(f"{config.name}.{name}", tier)
+        hazard = ENGINES[tier.engine.kind].group_stop_hazard
+        checks += await tier.unit.setup_checks(f"{config.name}.{name}.unit", group_stop_hazard=hazard)
         if await host.tiers[name].engine.is_live():
             checks.append(ok(f"{config.name}.{name}.engine", f"answers at {tier.engine.url}"))
         else:
             state = await host.tiers[name].unit.state()
             text = f"does not answer at {tier.engine.url} ({'running' if state.active else 'not running'})"
-            status: Callable[[str, str, str], Check] = (
+            status: Callable[[str, str, str], SetupCheck] = (
                 warning if name == "fallback" or state.frozen else failed
             )
             checks.append(
@@ -235,105 +215,33 @@ async def _host(settings: Settings, config: HostConfig) -> list[Check]:
     return checks
 
 
-async def _unit(name: str, tier: TierConfig) -> list[Check]:
-    unit = tier.unit
-    if isinstance(unit, ProcessUnit):
-        return await _command(
-            f"{name}.unit", [part.replace("{python}", sys.executable) for part in unit.argv]
-        )
-    if isinstance(unit, SystemdUnit):
-        scope = ["--user"] if unit.user else []
-        try:
-            result = await run_process(
-                ["systemctl", *scope, "show", "--property=LoadState,KillMode", unit.name],
-                timeout_s=10,
-            )
-        except FileNotFoundError:
-            return [
-                failed(f"{name}.unit", "systemctl is not on this machine", "use another driver for this tier")
-            ]
-        return systemd_checks(name, tier, unit.name, result.stdout, result.stderr)
-    assert isinstance(unit, CommandsUnit)  # noqa: S101  (the only driver left)
-    checks = []
-    for verb in ("start", "stop", "is_active"):
-        argv = getattr(unit, verb)
-        if shutil.which(argv[0]) is None:
-            checks.append(
-                failed(f"{name}.unit.{verb}", f"{argv[0]} is not on this machine", "correct the path")
-            )
-    return checks or [ok(f"{name}.unit", "its commands are there")]
-
-
-def systemd_checks(name: str, tier: TierConfig, unit: str, shown: str, error: str) -> list[Check]:
-    """Judge what `systemctl show` says of a unit: it is there, and a stop lets the engine finish its requests."""
-    values = dict(line.partition("=")[::2] for line in shown.splitlines())
-    state = values.get("LoadState", "")
-    if state != "loaded":
-        return [failed(f"{name}.unit", f"{unit} is {state or error.strip()}", "install the unit file")]
-    checks = [ok(f"{name}.unit", f"{unit} is loaded")]
-    hazard = ENGINES[tier.engine.kind].group_stop_hazard
-    if values.get("KillMode") == "control-group" and hazard:
-        text = f"{unit} has KillMode=control-group: {hazard}"
-        checks.append(warning(f"{name}.unit.kill_mode", text, "set KillMode=mixed in the unit file"))
-    return checks
-
-
-async def _command(name: str, argv: list[str]) -> list[Check]:
-    """Check a command before it is needed: the program is there, and its own help knows every flag that we give it."""
-    if shutil.which(argv[0]) is None:
-        return [failed(name, f"{argv[0]} is not on this machine", "correct unit.argv")]
-    cut = next((i for i, part in enumerate(argv) if part.startswith("--")), len(argv))
-    flags = [part.split("=", 1)[0] for part in argv[cut:] if part.startswith("--")]
-    result = await run_process([*argv[:cut], "--help"], timeout_s=HELP_TIMEOUT_S)
-    if result.timed_out or result.exit_code != 0:
-        reason = (
-            "did not answer --help"
-            if result.timed_out
-            else (result.stderr.strip().splitlines() or ["no reason"])[-1]
-        )
-        return [failed(name, f"{' '.join(argv[:cut])}: {reason}", "run it by hand and mend it")]
-    words = set((result.stdout + result.stderr).replace(",", " ").replace("[", " ").replace("=", " ").split())
-    unknown = [flag for flag in flags if flag not in words]
-    if unknown:
-        return [
-            failed(
-                name,
-                f"its --help does not know {', '.join(unknown)}",
-                "the runbook drifted: correct unit.argv",
-            )
-        ]
-    return [ok(name, f"{' '.join(argv[:cut])} runs and knows its {len(flags)} flags")]
-
-
-async def _router(host: Host) -> list[Check]:
+async def _router(host: Host) -> list[SetupCheck]:
     name = f"{host.name}.router"
     config = host.config.router
-    if config.managed:
-        if shutil.which(config.binary) is None:
-            return [failed(name, f"{config.binary} is not on this machine", "apt-get install haproxy")]
-        version = await run_process([config.binary, "-v"], timeout_s=10)
-        checks = [ok(f"{name}.binary", version.stdout.splitlines()[0] if version.stdout else config.binary)]
-    else:
-        checks = []
+    checks = await config.setup_checks(name)
+    if any(check.status == "failed" for check in checks):
+        return checks
     try:
         servers = await host.router.servers()
     except RouterError as error:
         fix = (
-            "it is started by the first plan" if config.managed else "check router.socket and its permissions"
+            "it is started by the first plan"
+            if config.managed
+            else f"check the router and {host.router.address}"
         )
         return [*checks, (warning if config.managed else failed)(name, str(error), fix)]
     shown = ", ".join(f"{s.server}={s.weight}" for s in servers if s.backend == config.backend)
-    return [*checks, ok(name, f"answers on its admin socket; weights {shown}")]
+    return [*checks, ok(name, f"answers; weights {shown}")]
 
 
-async def _plans(host: Host) -> list[Check]:
+async def _plans(host: Host) -> list[SetupCheck]:
     """Ask each changing action for its plan, as an incident would; what preflight refuses is shown, not run."""
     from gpu_actions.action import PlanRefused, PlanRequest
     from gpu_actions.registry import actions
 
     specs = actions()
 
-    async def attempt(action: str) -> Check:
+    async def attempt(action: str) -> SetupCheck:
         spec = specs[action]
         try:
             plan = await spec.plan(PlanRequest(host=host, arguments=spec.arguments()))
@@ -343,5 +251,5 @@ async def _plans(host: Host) -> list[Check]:
             )
         return ok(f"{host.name}.plan.{action}", f"{len(plan.steps)} steps, about {plan.expected_s:.0f} s")
 
-    attempts: list[Awaitable[Check]] = [attempt(action) for action in ("fallback", "restore")]
+    attempts: list[Awaitable[SetupCheck]] = [attempt(action) for action in ("fallback", "restore")]
     return list(await asyncio.gather(*attempts))

@@ -18,6 +18,7 @@ from gpu_actions.config.host import HostConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Frozen
 from gpu_actions.registry import ACTION_NAMES, actions
+from gpu_actions.serving.registry import KIND_NAMES
 from gpu_actions.triage.rule import CAUSES
 
 ENV_PREFIX = "GPU_ONCALL_"
@@ -290,7 +291,7 @@ _SECRET_WORDS = ("token", "secret", "password", "api_key")
 def _explain(
     details: ErrorDetails, path: Path | None, from_file: Mapping[str, Any], env_file: Path | None
 ) -> str:
-    location = [part for part in details["loc"] if part not in ("process", "systemd", "commands")]
+    location = [part for part in details["loc"] if part not in KIND_NAMES]
     field = ".".join(str(part) for part in location) or "settings"
     reason = details["msg"].removeprefix("Value error, ")
     if details["type"] == "missing":

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bot.settings.model import ENV_PREFIX, Settings
+from gpu_actions.serving.kinds import OneOf
 
 HEAD = f"""\
 # Settings
@@ -28,6 +29,11 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in typing.get_args(annotation):
         yield from _models_in(argument)
+
+
+def _kinds_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """Return the models of a field that takes one of several kinds (a unit, a router)."""
+    return [model for item in field.metadata if isinstance(item, OneOf) for model in item.models.values()]
 
 
 def _type_name(annotation: Any) -> str:
@@ -89,7 +95,8 @@ def _table(model: type[BaseModel]) -> list[str]:
     lines = ["| field | type | default | allowed | meaning |", "|---|---|---|---|---|"]
     for name, field in model.model_fields.items():
         meaning = (field.description or "").replace("|", "\\|")
-        row = (f"`{name}`", _type_name(field.annotation), _default(field), _limits(field), meaning)
+        kinds = " \\| ".join(_type_name(kind) for kind in _kinds_of(field))
+        row = (f"`{name}`", kinds or _type_name(field.annotation), _default(field), _limits(field), meaning)
         lines.append("| " + " | ".join(row) + " |")
     return lines
 
@@ -113,5 +120,5 @@ def settings_markdown() -> str:
             "",
         ]
         for field in model.model_fields.values():
-            queue += [found for found in _models_in(field.annotation) if found not in seen]
+            queue += _kinds_of(field) or _models_in(field.annotation)
     return "\n".join(lines)

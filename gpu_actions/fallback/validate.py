@@ -4,10 +4,10 @@ A missed limit is a warning, not a reason to go back: the fallback serves, and t
 """
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.config.host import LoadPolicy
+from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.models import Finding, Severity
-from gpu_actions.serving.units.frozen import runs_although_frozen
+from gpu_actions.serving.units.base import runs_although_frozen
 from gpu_actions.tier.under_load import load_test
 
 

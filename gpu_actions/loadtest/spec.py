@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
-from gpu_actions.config.host import LoadPolicy
+from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.models import Frozen
 
 Arrival = Literal["poisson", "constant", "burst", "ramp", "replay"]

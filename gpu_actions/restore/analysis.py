@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from gpu_actions.config.host import RestorePolicy
+from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.models import Frozen
 
 APPLICATION_XIDS = frozenset({13, 31, 43, 45})

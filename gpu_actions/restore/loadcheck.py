@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.config.host import LoadPolicy
+from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import Baseline, BaselineError, BaselineStore
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
-from gpu_actions.config.host import RestorePolicy
+from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.restore.analysis import (
     Orders,
     StageVerdict,

@@ -165,15 +165,33 @@ class RouterError(Exception):
     """The router refused, is away, or did not do as told. The message says which and what to do."""
 
 
+class RouterDenied(RouterError):
+    """We may not talk to the router."""
+
+
+class RouterGarbled(RouterError):
+    """Something answered that is not a router of this kind."""
+
+
+class BackendUnknown(RouterError):
+    """The router runs, but has no backend of the configured name."""
+
+
 class Router(Protocol):
     """What sends requests to tiers. A tier has one server line in each backend (short and long requests)."""
 
     url: str
+    address: str
+    """Where it is controlled: a socket or a URL, for messages."""
 
     async def ensure_running(self) -> None:
         """Start a managed router when it is down; for an existing one, check that it answers."""
 
-    async def servers(self) -> tuple[ServerState, ...]: ...
+    async def obstacle(self) -> str:
+        """Return why a router that is down cannot be started; empty if nothing prevents it, or if it is not ours."""
+
+    async def servers(self, *, timeout_s: float = 3.0) -> tuple[ServerState, ...]:
+        """Return the server lines of the configured backends. Raises RouterError, or a subclass that says why."""
 
     async def server(self, server: str) -> ServerState:
         """The state of a tier's server line, summed over the backends."""

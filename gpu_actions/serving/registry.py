@@ -6,30 +6,62 @@ A kind is one file that declares everything the program needs to know of it, and
 - `engine_of_page(text)`: the engine whose metric names a /metrics page uses, `metric_names(figure)`: every engine's names.
 - `rank_in_title(title)`: the rank in a worker's process title of any engine.
 - `PROCESS_WORDS`, `PACKAGES`: of all engines together.
-- `build_engine`, `build_unit`, `build_router`: the driver for a part of the settings.
+- `UNITS`, `ROUTERS`: the settings of each kind of unit and router. `config.tiers[name].unit.build(...)` and
+  `config.router.build(...)` return their drivers, `.setup_checks(...)` checks them for `doctor`. The first router is
+  the default.
+- `router_reader(kind, address, backend=...)`: a driver for reading a router without a host's settings.
+- `build_engine(config)`: the adapter of an engine.
 """
 
-from pathlib import Path
+from typing import Annotated
 
-from gpu_actions.config.host import EngineConfig, HostConfig, ProcessUnit, SystemdUnit, UnitConfig
-from gpu_actions.serving.engines.base import HttpEngine, dialect_of
+from pydantic import AfterValidator, WithJsonSchema
+
+from gpu_actions.serving.engines.base import EngineSettings, HttpEngine, dialect_of
 from gpu_actions.serving.engines.openai import OpenAiEngine
 from gpu_actions.serving.engines.reference import ReferenceEngine
 from gpu_actions.serving.engines.sglang import SglangEngine
 from gpu_actions.serving.engines.vllm import VllmEngine
-from gpu_actions.serving.interfaces import Engine, Router, Unit
-from gpu_actions.serving.routers.haproxy import ExistingRouter
-from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
-from gpu_actions.serving.units.commands import CommandUnit
-from gpu_actions.serving.units.process import SupervisedProcess
-from gpu_actions.serving.units.systemd import SystemdService
+from gpu_actions.serving.interfaces import Router
+from gpu_actions.serving.kinds import check_kind
+from gpu_actions.serving.routers.base import RouterConfig
+from gpu_actions.serving.routers.haproxy import HaproxyConfig
+from gpu_actions.serving.units.base import UnitConfig
+from gpu_actions.serving.units.commands import CommandsUnit
+from gpu_actions.serving.units.process import ProcessUnit
+from gpu_actions.serving.units.systemd import SystemdUnit
 
 ENGINES: dict[str, type[HttpEngine]] = {
     engine.kind: engine for engine in (ReferenceEngine, VllmEngine, SglangEngine, OpenAiEngine)
 }
 
+UNITS: tuple[type[UnitConfig], ...] = (ProcessUnit, SystemdUnit, CommandsUnit)
+
+ROUTERS: tuple[type[RouterConfig], ...] = (HaproxyConfig,)
+
+KIND_NAMES = frozenset(
+    [str(unit.model_fields["driver"].default) for unit in UNITS]
+    + [str(router.model_fields["kind"].default) for router in ROUTERS]
+)
+"""The names that pydantic adds to the location of an error in the settings of one kind."""
+
+DEFAULT_ENGINE = OpenAiEngine.kind
+
+EngineKind = Annotated[
+    str,
+    AfterValidator(lambda kind: check_kind(kind, ENGINES)),
+    WithJsonSchema({"type": "string", "enum": list(ENGINES)}),
+]
+"""The name of an engine in the settings."""
+
 PROCESS_WORDS = tuple(word for engine in ENGINES.values() for word in engine.process_words)
 PACKAGES = tuple(package for engine in ENGINES.values() for package in engine.packages)
+
+
+def router_reader(kind: str, address: str, *, backend: str) -> Router:
+    """Return a driver for reading the router of `kind` (empty: the default) that is controlled at `address`."""
+    kinds = {router.model_fields["kind"].default: router for router in ROUTERS}
+    return kinds.get(kind, ROUTERS[0]).reader(address, backend=backend)
 
 
 def engine_of_page(text: str) -> type[HttpEngine] | None:
@@ -57,22 +89,6 @@ def rank_in_title(title: str) -> int | None:
     return None
 
 
-def build_unit(name: str, config: UnitConfig, *, state_dir: Path) -> Unit:
-    """Return the unit `name`; a process unit keeps its files in `state_dir/name`."""
-    if isinstance(config, ProcessUnit):
-        return SupervisedProcess(name, config, state_dir=state_dir)
-    if isinstance(config, SystemdUnit):
-        return SystemdService(name, config)
-    return CommandUnit(name, config, state_dir=state_dir)
-
-
-def build_engine(config: EngineConfig) -> Engine:
+def build_engine(config: EngineSettings) -> HttpEngine:
     """Return the adapter of the engine's kind."""
     return ENGINES[config.kind](config, dialects=tuple(ENGINES.values()))
-
-
-def build_router(config: HostConfig, *, state_dir: Path) -> Router:
-    """Return the host's router: ours with its files below `state_dir`, or an existing one by its admin socket."""
-    if config.router.managed:
-        return ManagedRouter(config, state_dir=state_dir)
-    return ExistingRouter(config, state_dir=state_dir)

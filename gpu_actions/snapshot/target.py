@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr
 from gpu_actions.config.host import HostConfig, TierName
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import UnitError, UnitState
-from gpu_actions.serving.units.frozen import runs_although_frozen
+from gpu_actions.serving.units.base import runs_although_frozen
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host
@@ -58,7 +58,8 @@ class TriageTarget(Frozen):
     )
     ranks: int | None = Field(default=None, ge=1, le=64, description="processes in the tier's collectives")
     unit_active: bool | None = Field(default=None, description="from the unit's driver, None = not known")
-    router_socket: Path | None = None
+    router_socket: Path | None = Field(default=None, description="where the router is controlled")
+    router_kind: str = Field(default="", description="kind of router, empty = the default one")
     router_backend: str = "serve"
     router_server: str | None = Field(default=None, description="the tier's server line in that backend")
     ras: str | None = Field(default=None, description="NCCL RAS host:port")
@@ -101,12 +102,11 @@ async def target_of_host(
             unwanted.append(f"{name} ({runner})")
     chosen: TierName = tier or serving_tier(states)
     others = [one.pids for name, one in states.items() if name != chosen and one is not None and one.active]
-    socket = host.config.router.socket or getattr(getattr(host.router, "admin", None), "path", None)
     target = target_of_config(
         host.config,
         tier=chosen,
         state=states.get(chosen),
-        router_socket=socket if isinstance(socket, Path) else None,
+        router_socket=Path(host.router.address),
         since=since,
     )
     return target.model_copy(
@@ -145,6 +145,7 @@ def target_of_config(
         ranks=chosen.ranks,
         unit_active=None if state is None else state.active,
         router_socket=router_socket,
+        router_kind=config.router.kind,
         router_backend=config.router.backend,
         router_server=chosen.server,
         ras=config.ras_address,

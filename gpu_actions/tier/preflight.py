@@ -5,15 +5,13 @@
 
 import asyncio
 import shutil
-import sys
 
 from pydantic import Field
 
-from gpu_actions.config.host import HostConfig, ProcessUnit, SystemdUnit, UnitConfig
+from gpu_actions.config.host import HostConfig
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
-from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.urls import port_of
 from gpu_actions.tier.condition import (
@@ -83,10 +81,7 @@ async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
         fallback = fallback.model_copy(update={"server": lines["fallback"]})
     except RouterError as error:
         router_error = str(error)
-        own = host.router.unit if isinstance(host.router, ManagedRouter) else None
-        # A router that runs without its socket is started again, so its port does not matter.
-        if own is not None and not (await own.state()).active:
-            obstacle = await asyncio.to_thread(_router_obstacle, host.config)
+        obstacle = await host.router.obstacle()
     return Facts(
         tp=tp,
         fallback=fallback,
@@ -115,32 +110,7 @@ async def _tier_facts(host: Host, tier: Tier, *, known: KnownHang | None = None)
         condition=reading.condition,
         flat_since=reading.flat_since,
         port_owner=None if state.active else listener_of(port_of(tier.engine.url)),
-        program_missing="" if state.active else missing_program(tier.config.unit),
-    )
-
-
-def missing_program(unit: UnitConfig) -> str:
-    """Return what a unit needs and lacks: its program or its folder. Empty for systemd, which checks that itself."""
-    if isinstance(unit, SystemdUnit):
-        return ""
-    argv = unit.argv if isinstance(unit, ProcessUnit) else unit.start
-    program = argv[0].replace("{python}", sys.executable)
-    if isinstance(unit, ProcessUnit) and unit.cwd is not None and not unit.cwd.is_dir():
-        return f"its folder {unit.cwd} (unit.cwd) does not exist"
-    path = unit.env.get("PATH")
-    return "" if shutil.which(program, path=path) else f"its program {program} is not on this machine"
-
-
-def _router_obstacle(config: HostConfig) -> str:
-    """Return why the managed router cannot be started, or an empty string."""
-    if shutil.which(config.router.binary) is None:
-        return f"{config.router.binary} is not on this machine: install it, or set router.binary"
-    port = port_of(config.router.url)
-    owner = listener_of(port)
-    return (
-        ""
-        if owner is None
-        else f"port {port} of the router is taken by {owner}: end it, or change router.url"
+        program_missing="" if state.active else tier.config.unit.obstacle(),
     )
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gpu_actions.action import StepContext, StepFailed
-from gpu_actions.config.host import LoadPolicy
+from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Tier
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
 from gpu_actions.loadtest.report import summary_text

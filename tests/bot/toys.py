@@ -23,9 +23,11 @@ from bot.settings.model import AccessSettings, ApprovalRule, ArtifactSettings, S
 from bot.store.records import Person, Place, RunRecord
 from bot.store.store import Store
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
-from gpu_actions.config.host import EngineConfig, HostConfig, ProcessUnit, RouterConfig, TierConfig
+from gpu_actions.config.host import EngineConfig, HostConfig, TierConfig
 from gpu_actions.models import Frozen, JsonObject, Verdict, VerdictKind
 from gpu_actions.plan import Plan, Step
+from gpu_actions.serving.routers.haproxy import HaproxyConfig
+from gpu_actions.serving.units.process import ProcessUnit
 from gpu_actions.system.files import artifact_of
 from gpu_actions.system.processes import child_environment, run_process
 
@@ -247,7 +249,7 @@ def toy_settings(state_dir: Path, *, expires_s: float = 600, approvals: int = 1)
             HostConfig(
                 name="toy",
                 tiers={"tp": tier("tp"), "fallback": tier("fallback")},
-                router=RouterConfig(url="http://127.0.0.1:9"),
+                router=HaproxyConfig(url="http://127.0.0.1:9"),
             ),
         ),
     )

@@ -11,9 +11,10 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from gpu_actions.config.host import EngineConfig, ProcessUnit
+from gpu_actions.config.host import EngineConfig
 from gpu_actions.serving.interfaces import Engine, EngineError, Unit
-from gpu_actions.serving.registry import build_engine, build_unit
+from gpu_actions.serving.registry import build_engine
+from gpu_actions.serving.units.process import ProcessUnit
 from tests.ports import free_port
 from tests.scenarios.vllm import VLLM, make_tiny_llama, vllm_argv, vllm_environment
 
@@ -38,7 +39,7 @@ async def tier(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[
         "--profiler-config", f'{{"profiler": "torch", "torch_profiler_dir": "{traces}"}}',
     )  # fmt: skip
     env = vllm_environment(folder)
-    unit = build_unit("vllm", ProcessUnit(argv=argv, env=env, restart=False), state_dir=folder / "units")
+    unit = ProcessUnit(argv=argv, env=env, restart=False).build("vllm", state_dir=folder / "units")
     engine = build_engine(EngineConfig(kind="vllm", url=f"http://127.0.0.1:{port}", model="tiny"))
     await unit.start()
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import aiohttp
+from pydantic import Field, SecretStr, field_validator
 
-from gpu_actions.config.host import EngineConfig
+from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.completion import CompletionReader
 from gpu_actions.serving.engines.metrics import Names, read_engine_metrics
 from gpu_actions.serving.engines.profile import folder_of_listener, traces_since
@@ -26,7 +26,10 @@ from gpu_actions.serving.interfaces import (
 )
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.system.listening import until_listening
-from gpu_actions.system.urls import port_of
+from gpu_actions.system.urls import check_url, port_of
+
+if TYPE_CHECKING:
+    import aiohttp
 
 READY_PROMPT = "The quick brown fox"
 READY_TOKENS = 2
@@ -44,6 +47,25 @@ STOP_PROFILE_TIMEOUT_S = 600.0
 
 PROFILE_MEMORY_S = 900.0
 """How far back to search for traces if the bot that started the profiler has been killed since."""
+
+
+class EngineSettings(Frozen):
+    """How to reach the server of one tier. The settings allow the kinds of `serving/registry.py` (`EngineConfig`)."""
+
+    kind: str
+    url: str = Field(description="base URL of the engine itself, not of the router")
+    model: str = Field(description="model name that requests must ask for")
+    api_key: SecretStr | None = None
+    ready_timeout_s: float = Field(default=1200, gt=0, description="from launch to the first generated token")
+    warmup_requests: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="completions that prime a tier before it gets traffic, 16 at once",
+    )
+    request_timeout_s: float = Field(default=30, gt=0)
+
+    _url = field_validator("url")(check_url)
 
 
 class RefusedError(EngineError):
@@ -95,7 +117,7 @@ class HttpEngine:
 
     default_trace_folder: ClassVar[str | None] = None
 
-    def __init__(self, config: EngineConfig, *, dialects: Sequence[type["HttpEngine"]] = ()) -> None:
+    def __init__(self, config: EngineSettings, *, dialects: Sequence[type["HttpEngine"]] = ()) -> None:
         self.config = config
         self.url = config.url
         self.model = config.model
@@ -253,8 +275,10 @@ class HttpEngine:
     @asynccontextmanager
     async def _request(
         self, method: str, path: str, *, timeout_s: float, body: dict[str, Any] | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator["aiohttp.ClientResponse"]:
         """Send one request and yield its 200 response. Every failure, also while reading, becomes an EngineError."""
+        import aiohttp  # the load generator reads metric names only and does without it
+
         url = f"{self.url}{path}"
         headers = {}
         if self.config.api_key is not None:

@@ -1,313 +1,37 @@
-"""HAProxy in front of the tiers, driven through its admin socket: weights, drain, cuts, back-pressure.
+"""HAProxy as a kind of router: its settings, its two drivers and its set-up checks."""
 
-`ManagedRouter` renders, starts and keeps an instance of ours; `ExistingRouter` drives somebody else's and refuses names it
-does not find there. Both set absolute weights (0-256), read back what they set, and never leave a total usable weight of 0.
-"""
-
-import asyncio
-import json
-import logging
-import re
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import shutil
 from pathlib import Path
 
-from gpu_actions.config.host import HostConfig
-from gpu_actions.serving.interfaces import RouterError, ServerState
-from gpu_actions.serving.routers.haproxy_config import Limits
-from gpu_actions.serving.routers.haproxy_socket import HaproxySocket, join_rows
-from gpu_actions.system.folder_lock import locked_folder
-from gpu_actions.system.supervisor import write_json
-
-logger = logging.getLogger(__name__)
-
-LARGEST_WEIGHT = 256
-"""HAProxy's own limit for absolute weights."""
-
-AMPLE_LIMIT = 100_000
-"""A limit that nothing reaches: HAProxy's own file descriptors end earlier."""
-
-LOCK_TIMEOUT_S = 20.0
-SETTLE_TIMEOUT_S = 2.0
-"""How long a cut may take until the router counts no session any more; 2 ms were measured. Also for a queue to empty."""
+from gpu_actions.serving.interfaces import Router
+from gpu_actions.serving.routers.base import RoutedHost
+from gpu_actions.serving.routers.haproxy_config import HaproxySettings
+from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
+from gpu_actions.serving.routers.haproxy_router import ExistingRouter
+from gpu_actions.serving.setup_checks import SetupCheck, failed, ok
+from gpu_actions.system.processes import run_process
 
 
-def usable_totals(servers: Sequence[ServerState]) -> dict[str, int]:
-    """Give each backend's usable weight: of servers that are ready and not known to be down."""
-    totals = dict.fromkeys((row.backend for row in servers), 0)
-    for row in servers:
-        if row.admin_state == "ready" and row.operational != "DOWN":
-            totals[row.backend] += row.weight
-    return totals
+class HaproxyConfig(HaproxySettings):
+    """HAProxy 2.6 or newer, driven through its admin socket."""
 
+    @classmethod
+    def reader(cls, address: str, *, backend: str) -> Router:
+        config = cls(managed=False, socket=Path(address), backend=backend)
+        return ExistingRouter(config, servers=(), state_dir=Path())
 
-def changed(servers: Sequence[ServerState], server: str, **update: object) -> tuple[ServerState, ...]:
-    """Give the servers as they would be after a change of one server's lines."""
-    return tuple(row.model_copy(update=update) if row.server == server else row for row in servers)
-
-
-class HaproxyRouter:
-    """What both kinds of router share: everything that goes over the admin socket."""
-
-    def __init__(self, host: HostConfig, *, folder: Path, socket: Path) -> None:
-        self.config = host.router
-        self.url = host.router.url
-        self.folder = folder
-        self.admin = HaproxySocket(socket)
-        self._tier_servers = tuple(tier.server for tier in host.tiers.values())
-
-    # -- reading -------------------------------------------------------------------------------------------------
-
-    async def servers(self) -> tuple[ServerState, ...]:
-        """Give all lines of the tiers' backends. Raises RouterError when a backend of the settings is not there."""
-        rows = join_rows(await self.admin.stat(), await self.admin.states())
-        wanted = self._wanted_backends(tuple(dict.fromkeys(row.backend for row in rows)))
-        return tuple(row for row in rows if row.backend in wanted)
-
-    async def server(self, server: str) -> ServerState:
-        """Give a server's state over its backends: counts summed, the worst operational and administrative state."""
-        lines = self._lines(await self.servers(), server)
-        order = {"maint": 0, "drain": 1, "ready": 2}
-        down = [line.operational for line in lines if line.operational != "UP"]
-        return ServerState(
-            backend=lines[0].backend,
-            server=server,
-            weight=lines[0].weight,
-            admin_state=min((line.admin_state for line in lines), key=order.__getitem__),
-            operational=down[0] if down else "UP",
-            sessions=sum(line.sessions for line in lines),
-            queued=sum(line.queued for line in lines),
-            requests_total=sum(line.requests_total for line in lines),
-            responses_5xx=sum(line.responses_5xx for line in lines),
+    def build(self, host: RoutedHost, *, state_dir: Path) -> Router:
+        """Return our own instance, with its files in `state_dir`, or an existing one by its admin socket."""
+        if self.managed:
+            return ManagedRouter(host, self, state_dir=state_dir)
+        return ExistingRouter(
+            self, servers=[tier.server for tier in host.tiers.values()], state_dir=state_dir
         )
 
-    # -- weights -------------------------------------------------------------------------------------------------
-
-    async def set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
-        """Set and read back an absolute weight. Raises RouterError when no usable weight would be left."""
-        async with self._changing():
-            await self._set_weight(server, weight, allow_zero_total=allow_zero_total)
-
-    async def shift(self, weights: Mapping[str, int]) -> None:
-        """Set several weights, raises before lowers; read back. Raises RouterError before the first step where the end
-        would leave no usable weight, and names what is in force when a step fails on the way."""
-        async with self._changing():
-            before = await self.servers()
-            now = {server: self._lines(before, server)[0].weight for server in weights}
-            after = before
-            for server, weight in weights.items():
-                self._check_weight(weight)
-                after = changed(after, server, weight=weight)
-            self._refuse_zero(after, f"shift to {dict(weights)}")
-            for server in sorted(weights, key=lambda name: now[name] - weights[name]):
-                await self._set_weight(server, weights[server])
-
-    async def drain(self, server: str, *, allow_zero_total: bool = False) -> None:
-        """Give it no new requests; running streams go on. Raises RouterError when nothing else could take requests."""
-        async with self._changing():
-            rows = await self.servers()
-            if not allow_zero_total:
-                self._refuse_zero(changed(rows, server, admin_state="drain"), f"drain {server}")
-            await self._set_admin_state(self._lines(rows, server), "drain")
-
-    async def undrain(self, server: str) -> None:
-        """Make it ready again, out of drain or maintenance; its weight decides what it gets."""
-        async with self._changing():
-            await self._set_admin_state(self._lines(await self.servers(), server), "ready")
-
-    async def cut_sessions(self, server: str) -> int:
-        """End its open sessions at once; gives how many there were. Their clients see a broken stream."""
-        async with self._changing():
-            lines = self._lines(await self.servers(), server)
-            count = sum(line.sessions for line in lines)
-            for line in lines:
-                await self.admin.set(f"shutdown sessions server {line.backend}/{server}")
-            deadline = time.monotonic() + SETTLE_TIMEOUT_S
-            usable = {line.backend for line in lines if line.admin_state == "ready" and line.weight > 0}
-            while not usable and (await self.server(server)).sessions:
-                if time.monotonic() >= deadline:
-                    raise RouterError(
-                        f"the router still counts sessions on {server} {SETTLE_TIMEOUT_S:.0f} s after it was told to cut them"
-                    )
-                await asyncio.sleep(0.01)
-            return count
-
-    # -- details -------------------------------------------------------------------------------------------------
-
-    async def _saved(self) -> None:
-        """Called after each change; the managed router keeps it for its next start."""
-
-    @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[None]:
-        """Hold the router's lock over look, change and read-back; keep the new state afterwards, also after a failure."""
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(locked_folder(self.folder, timeout_s=LOCK_TIMEOUT_S))
-            except TimeoutError as error:
-                raise RouterError(f"another change of the router is under way ({error}): try again") from None
-            try:
-                yield
-            finally:
-                await self._saved()
-
-    async def _set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
-        self._check_weight(weight)
-        rows = await self.servers()
-        lines = self._lines(rows, server)
-        if not allow_zero_total:
-            self._refuse_zero(changed(rows, server, weight=weight), f"weight {weight} for {server}")
-        for line in lines:
-            await self.admin.set(f"set weight {line.backend}/{server} {weight}")
-        in_force = {
-            f"{line.backend}/{server}": line.weight for line in self._lines(await self.servers(), server)
-        }
-        if set(in_force.values()) != {weight}:
-            raise RouterError(f"weight {weight} was set for {server}, but the router reports {in_force}")
-
-    async def _set_admin_state(self, lines: Sequence[ServerState], state: str) -> None:
-        server = lines[0].server
-        for line in lines:
-            await self.admin.set(f"set server {line.backend}/{server} state {state}")
-        now = (await self.server(server)).admin_state
-        if now != state:
-            raise RouterError(f"{server} was set to {state}, but the router reports {now}")
-
-    async def _set_limits(self, lines: Sequence[ServerState], limits: Mapping[str, int]) -> dict[str, int]:
-        """Set maxconn by backend (0: no limit) and read it back.
-
-        HAProxy 2.6 never wakes what waits for a server whose limit becomes 0, so a limit is lifted by way of a large one.
-        """
-        server = lines[0].server
-        for line in lines:
-            if limits[line.backend] == 0:
-                await self.admin.set(f"set maxconn server {line.backend}/{server} {AMPLE_LIMIT}")
-                await self._queue_empty(line.backend)
-            await self.admin.set(f"set maxconn server {line.backend}/{server} {limits[line.backend]}")
-        in_force = await self._limits(server, tuple(limits))
-        if in_force != dict(limits):
-            raise RouterError(
-                f"limits {dict(limits)} were set for {server}, but the router reports {in_force}"
-            )
-        return in_force
-
-    async def _queue_empty(self, backend: str) -> None:
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while any(row.queued for row in await self.admin.stat() if row.backend == backend):
-            if time.monotonic() >= deadline:
-                logger.warning("requests still wait in backend %s after its limit was lifted", backend)
-                return
-            await asyncio.sleep(0.01)
-
-    async def _limits(self, server: str, backends: Sequence[str]) -> dict[str, int]:
-        stat = await self.admin.stat()
-        return {
-            row.backend: row.limit or 0 for row in stat if row.server == server and row.backend in backends
-        }
-
-    def _wanted_backends(self, present: tuple[str, ...]) -> tuple[str, ...]:
-        wanted = (self.config.backend, self.config.long_backend)
-        missing = [name for name in wanted if name not in present]
-        if missing:
-            raise RouterError(
-                f"the router has no backend {missing[0]!r}; it has: {', '.join(present) or 'none'}"
-            )
-        return wanted
-
-    @staticmethod
-    def _lines(rows: Sequence[ServerState], server: str) -> list[ServerState]:
-        backends = dict.fromkeys(row.backend for row in rows)
-        lines = [row for row in rows if row.server == server]
-        missing = set(backends) - {row.backend for row in lines}
-        if missing:
-            known = ", ".join(f"{row.backend}/{row.server}" for row in rows)
-            raise RouterError(f"the router has no server {sorted(missing)[0]}/{server}; it has: {known}")
-        return lines
-
-    @staticmethod
-    def _check_weight(weight: int) -> None:
-        if not 0 <= weight <= LARGEST_WEIGHT:
-            raise RouterError(f"weight {weight} is not possible: HAProxy takes 0 to {LARGEST_WEIGHT}")
-
-    @staticmethod
-    def _refuse_zero(rows: Sequence[ServerState], what: str) -> None:
-        if empty := [backend for backend, total in usable_totals(rows).items() if total == 0]:
-            lines = ", ".join(
-                f"{row.server}: weight {row.weight}, {row.admin_state}, {row.operational}"
-                for row in rows
-                if row.backend == empty[0]
-            )
-            raise RouterError(
-                f"refused: {what} would leave backend {empty[0]!r} without usable weight ({lines}), and every request "
-                "would get 503; give another server weight and make it ready first"
-            )
-
-
-class ExistingRouter(HaproxyRouter):
-    """Somebody else's HAProxy: only its admin socket is used, and only names that it knows.
-
-    Back-pressure is what the socket can set: the concurrency. Queue timeout, 429 and windows belong to its own
-    configuration (docs/serving.md gives the lines), so they are not reported as in force.
-    """
-
-    def __init__(self, host: HostConfig, *, state_dir: Path) -> None:
-        if host.router.socket is None:
-            raise RouterError("an existing router needs the path of its admin socket: set router.socket")
-        super().__init__(host, folder=state_dir / "router", socket=host.router.socket)
-
-    async def ensure_running(self) -> None:
-        """Check that it answers and knows the tiers' servers. Raises RouterError with what it does know."""
-        rows = await self.servers()
-        for server in self._tier_servers:
-            self._lines(rows, server)
-
-    def _wanted_backends(self, present: tuple[str, ...]) -> tuple[str, ...]:
-        """Its long backend is optional: where it is missing, all requests go through one."""
-        if self.config.long_backend not in present and self.config.backend in present:
-            return (self.config.backend,)
-        return super()._wanted_backends(present)
-
-    async def apply_back_pressure(self, server: str) -> dict[str, float]:
-        """Limit the requests at once; gives what is in force. What was set before is kept for `clear_back_pressure`."""
-        async with self._changing():
-            lines = self._lines(await self.servers(), server)
-            backends = [line.backend for line in lines]
-            kept = self._kept()
-            if server not in kept:
-                write_json(
-                    self.folder / "limits_before.json",
-                    {**kept, server: await self._limits(server, backends)},
-                )
-            pressure = self.config.back_pressure
-            wanted = {self.config.backend: pressure.max_concurrent}
-            if self.config.long_backend in backends:
-                limits = Limits.of(pressure)
-                wanted = {
-                    self.config.backend: limits.short_concurrent,
-                    self.config.long_backend: limits.long_concurrent,
-                }
-            in_force = await self._set_limits(lines, wanted)
-            result = {"max_concurrent": float(sum(in_force.values()))}
-            if len(in_force) > 1:
-                result["short_concurrent"] = float(in_force[self.config.backend])
-                result["long_concurrent"] = float(in_force[self.config.long_backend])
-            return result
-
-    async def clear_back_pressure(self, server: str) -> None:
-        """Put the limits back as they were; does nothing when none were applied."""
-        async with self._changing():
-            kept = self._kept()
-            if server not in kept:
-                return
-            await self._set_limits(self._lines(await self.servers(), server), kept.pop(server))
-            write_json(self.folder / "limits_before.json", kept)
-
-    def _kept(self) -> dict[str, dict[str, int]]:
-        file = self.folder / "limits_before.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {}
-
-
-def quoted_value(reply: str) -> str | None:
-    """Give the value in an answer of "get map" or "get var"; None when it holds none."""
-    match = re.search(r'value="([^"]*)"|value=<([^>]*)>', reply)
-    return None if match is None else match.group(1) or match.group(2)
+    async def setup_checks(self, name: str) -> list[SetupCheck]:
+        if not self.managed:
+            return []
+        if shutil.which(self.binary) is None:
+            return [failed(name, f"{self.binary} is not on this machine", "apt-get install haproxy")]
+        version = await run_process([self.binary, "-v"], timeout_s=10)
+        return [ok(f"{name}.binary", version.stdout.splitlines()[0] if version.stdout else self.binary)]

@@ -8,14 +8,14 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, StrictUndefined
+from pydantic import Field, model_validator
 
-from gpu_actions.config.host import BackPressure, HostConfig
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.serving.routers.base import BackPressure, RoutedHost, RouterConfig
 from gpu_actions.system.urls import port_of
 
 CONFIG_NAME = "haproxy.cfg"
@@ -61,6 +61,26 @@ ERRORS: tuple[tuple[int, bool, str, str, str], ...] = (
 """Status, whether Retry-After goes along, and the error's type, code and message in OpenAI's shape."""
 
 
+class HaproxySettings(RouterConfig):
+    """HAProxy 2.6 or newer, driven through its admin socket."""
+
+    kind: Literal["haproxy"] = "haproxy"
+    socket: Path | None = Field(
+        default=None, description="admin socket; a managed router has it in the state folder"
+    )
+    long_backend: str = "serve_long"
+    binary: str = "haproxy"
+    client_timeout_s: float = Field(default=600, gt=0)
+
+    @model_validator(mode="after")
+    def _socket_is_known(self) -> Self:
+        if not self.managed and self.socket is None:
+            raise ValueError(
+                "an existing router (managed = false) needs the path of its admin socket: set socket"
+            )
+        return self
+
+
 class Limits(Frozen):
     """What back-pressure sets for one server: requests at once in each backend."""
 
@@ -83,13 +103,22 @@ class Limits(Frozen):
         )
 
 
-def render_config(host: HostConfig, *, lua: Path, limited: frozenset[str], socket: Path | None = None) -> str:
-    """Give the text of haproxy.cfg. `limited` names the servers under back-pressure.
+def render_config(
+    host: RoutedHost,
+    router: HaproxySettings,
+    *,
+    lua: Path,
+    limited: frozenset[str],
+    socket: Path | None = None,
+) -> str:
+    """Return the text of haproxy.cfg. `limited` names the servers under back-pressure.
 
     Raises RouterError for what a managed router cannot do: TLS towards clients, an engine below a path, names that
-    HAProxy does not take, a share of 0 for long contexts.
+    HAProxy refuses, a share of 0 for long contexts.
     """
-    router, pressure = host.router, host.router.back_pressure
+    from jinja2 import Environment, StrictUndefined
+
+    pressure = router.back_pressure
     for name in (router.backend, router.long_backend):
         if not PROXY_NAME.fullmatch(name):
             raise RouterError(f"{name!r} cannot be a backend's name: use letters, digits and _ . : -")
@@ -132,20 +161,21 @@ def render_config(host: HostConfig, *, lua: Path, limited: frozenset[str], socke
             {"name": router.long_backend, "limits": dict.fromkeys(limited, limits.long_concurrent)},
         ],
     }
-    template = _environment().from_string(Path(__file__).with_name("haproxy.cfg.j2").read_text())
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
+    template = environment.from_string(Path(__file__).with_name("haproxy.cfg.j2").read_text())
     return template.render(values, fingerprint=configuration_fingerprint(host))
 
 
-def configuration_fingerprint(host: HostConfig) -> str:
+def configuration_fingerprint(host: RoutedHost) -> str:
     """Give a short hash of all settings that the file is made of; limits in force are not part of it."""
     parts = {
-        "router": host.router.model_dump(mode="json"),
+        "router": host.router.model_dump(mode="json", exclude={"kind"}),
         "tiers": {name: [tier.server, tier.weight, tier.engine.url] for name, tier in host.tiers.items()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def render_map(host: HostConfig, limited: frozenset[str]) -> str:
+def render_map(host: RoutedHost, limited: frozenset[str]) -> str:
     """Give the text of the back-pressure map: two keys a server, 0 where no limit is in force."""
     lines = [
         f"{key} {value}"
@@ -163,10 +193,6 @@ def map_entries(server: str, pressure: BackPressure | None) -> dict[str, int]:
         f"{server}.window_ms": 0 if pressure is None else round(pressure.long_window_s * 1000),
         f"{server}.max_queue": 0 if pressure is None else pressure.max_queue,
     }
-
-
-def _environment() -> Environment:
-    return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
 
 
 def _error_body(kind: str, code: str, message: str) -> str:

@@ -7,21 +7,28 @@ the map, which are written before they are set over the socket.
 import asyncio
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiohttp
 
-from gpu_actions.config.host import HostConfig, ProcessUnit
 from gpu_actions.serving.interfaces import RouterError, UnitError
 from gpu_actions.serving.routers import haproxy_config
-from gpu_actions.serving.routers.haproxy import HaproxyRouter, quoted_value
-from gpu_actions.serving.routers.haproxy_config import Limits, configuration_fingerprint, map_entries
-from gpu_actions.serving.units.process import SupervisedProcess
+from gpu_actions.serving.routers.base import RoutedHost
+from gpu_actions.serving.routers.haproxy_config import (
+    HaproxySettings,
+    Limits,
+    configuration_fingerprint,
+    map_entries,
+)
+from gpu_actions.serving.routers.haproxy_router import HaproxyRouter, quoted_value
+from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
 from gpu_actions.system.folder_lock import make_private_folder
+from gpu_actions.system.listening import listener_of
 from gpu_actions.system.processes import run_process
 from gpu_actions.system.supervisor import write_json
+from gpu_actions.system.urls import port_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +47,14 @@ STOP_GRACE_S = 3.0
 class ManagedRouter(HaproxyRouter):
     """Our own HAProxy. Its files lie in `state_dir/router`, its process unit in `state_dir/units/router`."""
 
-    def __init__(self, host: HostConfig, *, state_dir: Path) -> None:
+    def __init__(self, host: RoutedHost, config: HaproxySettings, *, state_dir: Path) -> None:
         folder = state_dir / "router"
-        super().__init__(
-            host, folder=folder, socket=host.router.socket or folder / haproxy_config.SOCKET_NAME
-        )
+        super().__init__(config, folder=folder, socket=config.socket or folder / haproxy_config.SOCKET_NAME)
         self.host = host
         self.unit = SupervisedProcess(
             "router",
             ProcessUnit(
-                argv=(host.router.binary, "-db", "-f", haproxy_config.CONFIG_NAME),
+                argv=(config.binary, "-db", "-f", haproxy_config.CONFIG_NAME),
                 cwd=folder,
                 stop_grace_s=STOP_GRACE_S,
             ),
@@ -84,6 +89,20 @@ class ManagedRouter(HaproxyRouter):
         except UnitError as error:
             raise RouterError(f"the router could not start: {error}") from error
         await self._wait_until_up()
+
+    async def obstacle(self) -> str:
+        """Return why it cannot be started; empty if it runs or nothing prevents a start."""
+        if (await self.unit.state()).active:  # without its socket it is started again
+            return ""
+        if shutil.which(self.config.binary) is None:
+            return f"{self.config.binary} is not on this machine: install it, or set router.binary"
+        port = port_of(self.url)
+        owner = await asyncio.to_thread(listener_of, port)
+        return (
+            ""
+            if owner is None
+            else f"port {port} of the router is taken by {owner}: end it, or change router.url"
+        )
 
     async def stop(self) -> None:
         """End it, open streams included. Weights and limits stay for the next start."""
@@ -143,7 +162,7 @@ class ManagedRouter(HaproxyRouter):
         if socket is not None:
             socket = socket.absolute()
         lua = Path(__file__).with_name("long_windows.lua").absolute()
-        text = haproxy_config.render_config(self.host, lua=lua, limited=limited, socket=socket)
+        text = haproxy_config.render_config(self.host, self.config, lua=lua, limited=limited, socket=socket)
         self._replace(haproxy_config.CONFIG_NAME, text)
         self._replace(haproxy_config.MAP_NAME, haproxy_config.render_map(self.host, limited))
         if not (self.folder / haproxy_config.STATE_NAME).exists():
@@ -236,7 +255,7 @@ class ManagedRouter(HaproxyRouter):
                 f"the router does not answer on {url}: {type(error).__name__}: {error}"
             ) from error
         if status != 200:
-            port = urlsplit(self.url).port
+            port = port_of(self.url)
             raise RouterError(f"{url} answered {status}: something else listens on port {port}")
 
     async def _variable(self, name: str) -> str | None:

@@ -11,7 +11,9 @@ import os
 from pathlib import Path
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.interfaces import RouterError, ServerState
+from gpu_actions.serving.interfaces import RouterDenied, RouterError, RouterGarbled, ServerState
+
+ASK_TIMEOUT_S = 3.0
 
 MAX_SOCKET_PATH = 107
 """sun_path holds 108 bytes with its end (unix(7)); longer paths are reached through a handle of their folder."""
@@ -54,21 +56,22 @@ class StateRow(Frozen):
 
 
 class HaproxySocket:
-    """Speaks to one admin socket. Holds no connection, so it outlives restarts and works in any event loop."""
+    """The admin socket of one HAProxy. Holds no connection, so it outlives restarts and works in any event loop."""
 
-    def __init__(self, path: Path, *, timeout_s: float = 3.0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.timeout_s = timeout_s
 
-    async def ask(self, command: str) -> str:
-        """Send one command, give its answer without surrounding blank lines. Raises RouterError when nobody answers."""
+    async def ask(self, command: str, *, timeout_s: float = ASK_TIMEOUT_S) -> str:
+        """Send one command and return its answer without surrounding blank lines. Raises RouterError without an answer."""
         try:
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await self._exchange(command)
         except TimeoutError:
             raise RouterError(
-                f"the router did not answer {command!r} on {self.path} within {self.timeout_s:.0f} s: it hangs or is overloaded"
+                f"the router did not answer {command!r} on {self.path} within {timeout_s:.0f} s: it hangs or is overloaded"
             ) from None
+        except PermissionError as error:
+            raise RouterDenied(f"may not open {self.path}: run as its owner or in its group") from error
         except OSError as error:
             raise RouterError(
                 f"the router's admin socket {self.path} does not answer ({error.strerror or error}): "
@@ -76,7 +79,7 @@ class HaproxySocket:
             ) from error
 
     async def set(self, command: str) -> None:
-        """Send a changing command. Raises RouterError with the router's words when it answers anything."""
+        """Send a changing command. Raises RouterError with the router's words if it answers anything."""
         if not command.startswith(SET_VERBS):
             raise ValueError(f"{command!r} is none of the changing commands {SET_VERBS}")
         if reply := await self.ask(command):
@@ -86,9 +89,16 @@ class HaproxySocket:
         """Read the counters of all backends and servers."""
         return parse_stat(await self.ask("show stat"))
 
-    async def states(self) -> list[StateRow]:
-        """Read weights and administrative states of all servers."""
-        return parse_states(await self.ask("show servers state"))
+    async def servers(self, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[ServerState, ...]:
+        """Read every server's counters, weight and state. Raises RouterGarbled for an answer that is not HAProxy's."""
+        stat = await self.ask("show stat", timeout_s=timeout_s)
+        states = await self.ask("show servers state", timeout_s=timeout_s)
+        try:
+            return join_rows(parse_stat(stat), parse_states(states))
+        except (KeyError, ValueError, TypeError) as error:
+            raise RouterGarbled(
+                f"{self.path} answered something that is not HAProxy's: {type(error).__name__}: {error}"
+            ) from error
 
     async def _exchange(self, command: str) -> str:
         reader, writer = await self._connect()

@@ -10,17 +10,20 @@ import asyncio
 import json
 import logging
 import shlex
+import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
+from pydantic import Field
 
-from gpu_actions.config.host import CommandsUnit
 from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
+from gpu_actions.serving.setup_checks import SetupCheck, failed, ok
+from gpu_actions.serving.units.base import UnitConfig, check_reason, missing_program
 from gpu_actions.system.folder_lock import locked_folder, make_private_folder
 from gpu_actions.system.processes import ProcessResult, child_environment, run_process
 from gpu_actions.system.supervisor import ProcessRow, family, process_table, send, write_json
@@ -38,6 +41,37 @@ SETTLE_S = 0.5
 
 GONE_TIMEOUT_S = 10.0
 """How long processes may take to vanish after SIGKILL."""
+
+
+class CommandsUnit(UnitConfig):
+    """Anything else: fixed commands from the settings, never a shell string, never text from Slack."""
+
+    driver: Literal["commands"] = "commands"
+    start: tuple[str, ...] = Field(min_length=1)
+    stop: tuple[str, ...] = Field(min_length=1)
+    is_active: tuple[str, ...] = Field(min_length=1, description="exit code 0 = active")
+    freeze: tuple[str, ...] = ()
+    unfreeze: tuple[str, ...] = ()
+    set_environment: tuple[str, ...] = Field(
+        default=(), description="gets the path of an env file as last argument"
+    )
+    main_pid: tuple[str, ...] = Field(default=(), description="prints the main process id")
+    log: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+
+    def build(self, name: str, *, state_dir: Path) -> "CommandUnit":
+        return CommandUnit(name, self, state_dir=state_dir)
+
+    def obstacle(self) -> str:
+        return missing_program(self.start[0], self.env)
+
+    async def setup_checks(self, name: str, *, group_stop_hazard: str) -> list[SetupCheck]:
+        commands = {"start": self.start, "stop": self.stop, "is_active": self.is_active}
+        missing = {verb: argv[0] for verb, argv in commands.items() if shutil.which(argv[0]) is None}
+        return [
+            failed(f"{name}.{verb}", f"{program} is not on this machine", "correct the path")
+            for verb, program in missing.items()
+        ] or [ok(name, "its commands are there")]
 
 
 class CommandUnit:
@@ -114,10 +148,9 @@ class CommandUnit:
 
     async def freeze(self, reason: str) -> None:
         """Refuse our own starts, and run the `freeze` command where there is one, which must stop everybody else's."""
-        if not reason.strip():
-            raise ValueError("a freeze needs a reason: it is what the next person reads")
+        reason = check_reason(reason)
         make_private_folder(self.folder)
-        write_json(self.folder / "frozen", {"reason": reason.strip(), "at_s": time.time()})
+        write_json(self.folder / "frozen", {"reason": reason, "at_s": time.time()})
         if self.config.freeze:
             await self._expect(self.config.freeze, "freeze")
         else:

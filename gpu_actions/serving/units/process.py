@@ -15,10 +15,13 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gpu_actions.config.host import ProcessUnit
+from pydantic import Field
+
 from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
+from gpu_actions.serving.setup_checks import SetupCheck, check_command
+from gpu_actions.serving.units.base import UnitConfig, check_reason, missing_program
 from gpu_actions.system import supervisor
 from gpu_actions.system.folder_lock import locked_folder, make_private_folder
 from gpu_actions.system.supervisor import ProcessRow
@@ -43,6 +46,35 @@ DRAIN_GRACE_S = 5.0
 loses its streams when its engine processes get a SIGTERM as well (measured with 0.32: `make test-vllm`)."""
 
 SECRET_WORDS = ("key", "token", "secret", "password")
+
+
+class ProcessUnit(UnitConfig):
+    """A supervised process in a session of its own. `argv` may use {python} for the bot's own interpreter."""
+
+    driver: Literal["process"] = "process"
+    argv: tuple[str, ...] = Field(min_length=1)
+    env: dict[str, str] = Field(
+        default_factory=dict, description="its whole environment beside PATH, HOME, LANG"
+    )
+    env_from: tuple[str, ...] = Field(default=(), description="names taken from the bot's own environment")
+    cwd: Path | None = None
+    stop_grace_s: float = Field(default=30, ge=0)
+    restart: bool = Field(default=True, description="start it again when it dies by itself and is not frozen")
+
+    def build(self, name: str, *, state_dir: Path) -> "SupervisedProcess":
+        return SupervisedProcess(name, self, state_dir=state_dir)
+
+    def obstacle(self) -> str:
+        if self.cwd is not None and not self.cwd.is_dir():
+            return f"its folder {self.cwd} (unit.cwd) is not there"
+        return missing_program(self.command()[0], self.env)
+
+    async def setup_checks(self, name: str, *, group_stop_hazard: str) -> list[SetupCheck]:
+        return [await check_command(name, self.command())]
+
+    def command(self) -> list[str]:
+        """Return argv with {python} replaced."""
+        return [part.replace("{python}", sys.executable) for part in self.argv]
 
 
 class SupervisedProcess:
@@ -119,11 +151,10 @@ class SupervisedProcess:
 
     async def freeze(self, reason: str) -> None:
         """Refuse starts from now on, the supervisor's restarts too. What runs goes on. Raises ValueError without a reason."""
-        if not reason.strip():
-            raise ValueError("a freeze needs a reason: it is what the next person reads")
+        reason = check_reason(reason)
         make_private_folder(self.folder)
         supervisor.write_json(
-            self.folder / "frozen", {"reason": reason.strip(), "at_s": time.time(), "pid": os.getpid()}
+            self.folder / "frozen", {"reason": reason, "at_s": time.time(), "pid": os.getpid()}
         )
 
     async def unfreeze(self) -> None:
@@ -161,7 +192,7 @@ class SupervisedProcess:
         """The command line with secret-looking arguments and all values of variables left out."""
         shown: list[str] = []
         hide = False
-        for part in self._argv():
+        for part in self.config.command():
             name, has_value, _ = part.partition("=")
             secret = part.startswith("-") and any(word in name.lower() for word in SECRET_WORDS)
             shown.append("***" if hide else f"{name}=***" if secret and has_value else shlex.quote(part))
@@ -170,9 +201,6 @@ class SupervisedProcess:
         return f"{' '.join(shown)}  (environment: {', '.join([*BASE_VARIABLES, *names])})"
 
     # -- what it would run ---------------------------------------------------------------------------------------
-
-    def _argv(self) -> list[str]:
-        return [part.replace("{python}", sys.executable) for part in self.config.argv]
 
     def environment(self) -> dict[str, str]:
         """The whole environment of the next start: base, settings, names taken over, then the scope."""
@@ -188,7 +216,7 @@ class SupervisedProcess:
     async def _launch(self, *, adopt: ProcessRow | None, record: dict[str, Any]) -> None:
         """Start the supervisor and wait for its answer. With `adopt` it takes over a program that still runs."""
         order: dict[str, Any] = {
-            "argv": self._argv(),
+            "argv": self.config.command(),
             "environment": self.environment(),
             "cwd": None if self.config.cwd is None else str(self.config.cwd),
             "restart": self.config.restart,

@@ -11,9 +11,13 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from gpu_actions.config.host import SystemdUnit
+from pydantic import Field
+
 from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
+from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
+from gpu_actions.serving.units.base import UnitConfig, check_reason
 from gpu_actions.serving.units.systemd_files import (
     freeze_drop_in,
     freeze_reason,
@@ -47,6 +51,40 @@ START_TIMEOUT_S = 60.0
 KILL_WAIT_S = 10.0
 
 RUNNING = frozenset({"active", "reloading", "activating", "deactivating"})
+
+
+class SystemdUnit(UnitConfig):
+    """A systemd unit of the system (or of the user) manager."""
+
+    driver: Literal["systemd"] = "systemd"
+    name: str = Field(pattern=r"^[A-Za-z0-9:_.@\\-]+\.service$", description="unit name, ending in .service")
+    user: bool = False
+    stop_grace_s: float = Field(default=90, ge=0)
+
+    def build(self, name: str, *, state_dir: Path) -> "SystemdService":
+        return SystemdService(name, self)
+
+    async def setup_checks(self, name: str, *, group_stop_hazard: str) -> list[SetupCheck]:
+        scope = ["--user"] if self.user else []
+        try:
+            result = await run_process(
+                ["systemctl", *scope, "show", "--property=LoadState,KillMode", self.name], timeout_s=10
+            )
+        except FileNotFoundError:
+            return [failed(name, "systemctl is not on this machine", "use another driver for this tier")]
+        return self.judge(name, result.stdout, result.stderr, group_stop_hazard=group_stop_hazard)
+
+    def judge(self, name: str, shown: str, error: str, *, group_stop_hazard: str) -> list[SetupCheck]:
+        """Judge what `systemctl show` prints: the unit is loaded, and a stop lets the engine finish its requests."""
+        values = dict(line.partition("=")[::2] for line in shown.splitlines())
+        state = values.get("LoadState", "")
+        if state != "loaded":
+            return [failed(name, f"{self.name} is {state or error.strip()}", "install the unit file")]
+        checks = [ok(name, f"{self.name} is loaded")]
+        if values.get("KillMode") == "control-group" and group_stop_hazard:
+            text = f"{self.name} has KillMode=control-group: {group_stop_hazard}"
+            checks.append(warning(f"{name}.kill_mode", text, "set KillMode=mixed in the unit file"))
+        return checks
 
 
 class SystemdService:
@@ -140,8 +178,7 @@ class SystemdService:
         The drop-in holds an assertion that cannot be true and `Restart=no`. A unit that is not running is masked too;
         masking a running one would make systemd forget how to stop it.
         """
-        if not reason.strip():
-            raise ValueError("a freeze needs a reason: it is what the next person reads")
+        reason = check_reason(reason)
         shown = await self._show()
         self._write(FREEZE_FILE, freeze_drop_in(reason))
         await self._systemctl("daemon-reload")

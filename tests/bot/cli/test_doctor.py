@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from bot.cli.doctor import Check, examine, systemd_checks
+from bot.cli.doctor import examine
 from demo.workspace import Workspace
 from demo.workspace.webapi import ApiCall, Handler
-from gpu_actions.config.host import EngineConfig, SystemdUnit, TierConfig
 from gpu_actions.models import JsonObject
+from gpu_actions.serving.registry import ENGINES
+from gpu_actions.serving.setup_checks import SetupCheck
+from gpu_actions.serving.units.systemd import SystemdUnit
 from tests.bot.desk import desk_settings
 
 
@@ -28,7 +30,7 @@ async def workspace(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Workspace]
         yield running
 
 
-async def checks_of(workspace: Workspace, folder: Path, **slack: object) -> dict[str, Check]:
+async def checks_of(workspace: Workspace, folder: Path, **slack: object) -> dict[str, SetupCheck]:
     report = await examine(desk_settings(folder, workspace, slack_changes=slack))
     return {check.name: check for check in report.checks}
 
@@ -69,10 +71,6 @@ async def test_a_wrong_token_is_named(workspace: Workspace, tmp_path: Path) -> N
 def test_a_systemd_unit_must_be_there_and_let_vllm_finish_its_streams(
     kind: str, shown: str, statuses: list[str]
 ) -> None:
-    tier = TierConfig(
-        engine=EngineConfig(kind=kind, url="http://127.0.0.1:9", model="m"),  # type: ignore[arg-type]
-        unit=SystemdUnit(name="vllm.service"),
-        server="tp",
-    )
-    checks = systemd_checks("h.tp", tier, "vllm.service", shown, "no such unit")
+    hazard = ENGINES[kind].group_stop_hazard
+    checks = SystemdUnit(name="vllm.service").judge("h.tp", shown, "no such unit", group_stop_hazard=hazard)
     assert [check.status for check in checks] == statuses

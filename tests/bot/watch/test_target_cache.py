@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bot.watch.target_cache import TargetCache
-from gpu_actions.config.host import ProcessUnit
 from gpu_actions.host import Host, build_host
+from gpu_actions.serving.units.process import ProcessUnit
 from tests.bot.toys import toy_settings
 
 

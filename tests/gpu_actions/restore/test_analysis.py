@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actions.config.host import RestorePolicy, TierConfig
+from gpu_actions.config.host import TierConfig
+from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.fallback.settle import Found, ServingState
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.restore.analysis import (

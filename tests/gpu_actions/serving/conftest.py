@@ -130,7 +130,7 @@ async def make_router(make_site: MakeSite) -> AsyncIterator[MakeRouter]:
 
     async def make(**router: Any) -> tuple[Site, ManagedRouter]:
         site = await make_site(**router)
-        made.append(ManagedRouter(site.config, state_dir=site.state_dir))
+        made.append(ManagedRouter(site.config, site.config.router, state_dir=site.state_dir))
         await made[-1].ensure_running()
         return site, made[-1]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gpu_actions.config.host import EngineConfig, HostConfig, ProcessUnit, TierConfig
+from gpu_actions.config.host import EngineConfig, HostConfig, TierConfig
 from gpu_actions.models import Severity
 from gpu_actions.serving.interfaces import UnitState
+from gpu_actions.serving.units.process import ProcessUnit
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.fabric_manager import parse_show
 from gpu_actions.snapshot.collectors.router import collect_router

@@ -227,7 +227,7 @@ async def test_weights_survive_an_orderly_stop_and_a_new_start(make_router: Make
     await router.stop()
     with pytest.raises(RouterError, match="not running"):
         await router.servers()
-    again = ManagedRouter(site.config, state_dir=site.state_dir)
+    again = ManagedRouter(site.config, site.config.router, state_dir=site.state_dir)
     await again.ensure_running()
     assert await answers(site, 2) == {"single": 2}
 
@@ -243,7 +243,7 @@ async def test_changed_settings_restart_an_idle_router_and_spare_a_busy_one(make
             )
         }
     )
-    changed = ManagedRouter(config, state_dir=site.state_dir)
+    changed = ManagedRouter(config, config.router, state_dir=site.state_dir)
     async with site.session.get(site.url + "/?chunks=5") as stream:
         await stream.content.readline()
         await changed.ensure_running()
@@ -267,7 +267,7 @@ async def test_a_taken_port_is_named_and_nothing_is_left_running(make_site: Make
     squatter = web.AppRunner(web.Application())
     await squatter.setup()
     await web.TCPSite(squatter, "127.0.0.1", int(site.url.rsplit(":", 1)[1])).start()
-    router = ManagedRouter(site.config, state_dir=site.state_dir)
+    router = ManagedRouter(site.config, site.config.router, state_dir=site.state_dir)
     try:
         with pytest.raises(RouterError, match="cannot bind socket"):
             await router.ensure_running()
@@ -293,18 +293,20 @@ async def test_a_router_whose_socket_file_was_removed_is_brought_back(make_route
 async def test_a_missing_haproxy_is_named(make_site: MakeSite) -> None:
     site = await make_site(binary="no-such-haproxy")
     with pytest.raises(RouterError, match="no-such-haproxy"):
-        await ManagedRouter(site.config, state_dir=site.state_dir).ensure_running()
+        await ManagedRouter(site.config, site.config.router, state_dir=site.state_dir).ensure_running()
 
 
 async def test_a_router_that_is_away_is_an_error_that_names_its_socket(make_site: MakeSite) -> None:
     site = await make_site()
     with pytest.raises(RouterError, match=r"admin\.sock"):
-        await ManagedRouter(site.config, state_dir=site.state_dir).servers()
+        await ManagedRouter(site.config, site.config.router, state_dir=site.state_dir).servers()
 
 
 async def test_a_very_long_state_folder_still_works(make_site: MakeSite) -> None:
     site = await make_site()
-    router = ManagedRouter(site.config, state_dir=site.state_dir / ("very-long-name-" * 10))
+    router = ManagedRouter(
+        site.config, site.config.router, state_dir=site.state_dir / ("very-long-name-" * 10)
+    )
     try:
         await router.ensure_running()
         await router.set_weight("single", 3)
@@ -330,7 +332,7 @@ async def test_a_first_start_that_loses_its_port_to_a_process_just_ending_is_mad
     make_site: MakeSite,
 ) -> None:
     site = await make_site()
-    router = ManagedRouter(site.config, state_dir=site.state_dir)
+    router = ManagedRouter(site.config, site.config.router, state_dir=site.state_dir)
     holder = socket.create_server(("127.0.0.1", int(site.url.rsplit(":", 1)[1])))
 
     async def free_the_port_after_the_first_loss() -> None:

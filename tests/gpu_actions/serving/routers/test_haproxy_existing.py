@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpu_actions.serving.interfaces import RouterError
-from gpu_actions.serving.registry import build_router
-from gpu_actions.serving.routers.haproxy import ExistingRouter
+from gpu_actions.serving.routers.haproxy_router import ExistingRouter
 from tests.gpu_actions.serving.conftest import MakeSite, Site
 from tests.ports import free_port
 
@@ -42,7 +41,7 @@ async def start_theirs(make_site: MakeSite, tmp_path: Path) -> AsyncIterator[Sta
         running.append(process)
         while not socket.exists():
             await asyncio.sleep(0.01)
-        router = build_router(site.config, state_dir=site.state_dir)
+        router = site.config.router.build(site.config, state_dir=site.state_dir)
         assert isinstance(router, ExistingRouter)
         return site, router
 
@@ -119,4 +118,4 @@ async def test_a_router_that_is_away_is_an_error_that_names_its_socket(
 ) -> None:
     site = await make_site(managed=False, socket=tmp_path / "nobody.sock")
     with pytest.raises(RouterError, match=r"nobody\.sock does not answer"):
-        await build_router(site.config, state_dir=site.state_dir).ensure_running()
+        await site.config.router.build(site.config, state_dir=site.state_dir).ensure_running()

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_actions.config.host import SystemdUnit
 from gpu_actions.serving.interfaces import UnitError
-from gpu_actions.serving.units.systemd import SystemdService
+from gpu_actions.serving.units.systemd import SystemdService, SystemdUnit
 
 ETC = Path("/etc/systemd/system")
 VENDOR = Path("/var/units")

@@ -10,9 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpu_actions.config.host import CommandsUnit
 from gpu_actions.serving.interfaces import UnitError
-from gpu_actions.serving.units.commands import CommandUnit
+from gpu_actions.serving.units.commands import CommandsUnit, CommandUnit
 
 KEEPER = """#!{python}
 import os, pathlib, signal, subprocess, sys

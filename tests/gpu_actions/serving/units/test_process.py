@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpu_actions.config.host import ProcessUnit
 from gpu_actions.serving.interfaces import UnitError
-from gpu_actions.serving.units.process import SupervisedProcess
+from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
 from gpu_actions.system.supervisor import write_json
 
 MakeUnit = Callable[..., SupervisedProcess]
@@ -100,8 +99,7 @@ async def test_killing_the_starter_leaves_the_unit_running_and_its_successor_can
     script = f"""
 import asyncio, os, signal
 from pathlib import Path
-from gpu_actions.config.host import ProcessUnit
-from gpu_actions.serving.units.process import SupervisedProcess
+from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
 unit = SupervisedProcess("tp", ProcessUnit(argv=("sleep", "300")), state_dir=Path({str(tmp_path / "units")!r}))
 asyncio.run(unit.start())
 os.killpg(0, signal.SIGKILL)

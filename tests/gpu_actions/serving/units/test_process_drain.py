@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_actions.config.host import ProcessUnit
-from gpu_actions.serving.units.process import SupervisedProcess
+from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
 
 DRAINS = """
 import os, signal, subprocess, sys, time

@@ -12,10 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actions.config.host import SystemdUnit
 from gpu_actions.serving.interfaces import UnitError
-from gpu_actions.serving.registry import build_unit
-from gpu_actions.serving.units.systemd import VERBS, SystemdService
+from gpu_actions.serving.units.systemd import VERBS, SystemdService, SystemdUnit
 from gpu_actions.serving.units.systemd_files import (
     freeze_drop_in,
     freeze_reason,
@@ -183,7 +181,7 @@ async def test_the_log_is_read_from_the_journal(recorded: Path) -> None:
 
 
 def test_the_driver_is_chosen_by_the_settings(tmp_path: Path) -> None:
-    unit = build_unit("tp", SystemdUnit(name="vllm-tp.service"), state_dir=tmp_path)
+    unit = SystemdUnit(name="vllm-tp.service").build("tp", state_dir=tmp_path)
     assert unit.describe_start() == "systemctl --no-pager --no-ask-password start vllm-tp.service"
 
 

@@ -1,0 +1,74 @@
+"""How each action behaves on a host. The figures are the runbook's: memory under 80 %, 20 s of load at 3 requests/s."""
+
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from gpu_actions.models import Frozen
+
+
+class LoadPolicy(Frozen):
+    """One load test's shape. Defaults are the runbook's validation: 20 s at 3 QPS, 4 new tokens, prompts 32-64."""
+
+    duration_s: float = Field(default=20, gt=0, le=86_400)
+    target_qps: float = Field(default=3, gt=0, le=100_000)
+    max_new_tokens: int = Field(default=4, ge=1, le=100_000)
+    prompt_len_min: int = Field(default=32, ge=1)
+    prompt_len_max: int = Field(default=64, ge=1)
+    slo_ttft_ms: float = Field(default=2500, gt=0)
+    slo_e2e_ms: float = Field(default=10_000, gt=0)
+    max_error_percent: float = Field(default=1.0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _range_is_a_range(self) -> Self:
+        if self.prompt_len_min > self.prompt_len_max:
+            raise ValueError(
+                f"prompt_len_min ({self.prompt_len_min}) must not be above prompt_len_max ({self.prompt_len_max})"
+            )
+        return self
+
+
+class FallbackPolicy(Frozen):
+    """How the fallback behaves."""
+
+    capture_budget_s: float = Field(default=10, gt=0, le=120)
+    drain_timeout_s: float = Field(default=30, gt=0, le=3600)
+    drain_stall_s: float = Field(
+        default=3, gt=0, description="a flat token counter this long means it never drains"
+    )
+    memory_limit_percent: float = Field(default=80, gt=0, le=100)
+    min_free_disk_gib: float = Field(default=1, ge=0)
+    validate_load: LoadPolicy = LoadPolicy()
+
+
+class RestorePolicy(Frozen):
+    """How the full tier comes back."""
+
+    stages_percent: tuple[int, ...] = (5, 25, 50, 100)
+    hold_s: float = Field(default=60, gt=0, le=86_400)
+    inconclusive_wait_s: float = Field(default=1800, gt=0)
+    max_error_percent: float = Field(default=1.0, ge=0, le=100)
+    max_ttft_p99_ms: float = Field(default=5000, gt=0)
+    max_e2e_p99_ms: float = Field(default=30_000, gt=0)
+    max_queue: int = Field(default=32, ge=0)
+    min_requests_per_stage: int = Field(default=10, ge=0, description="fewer than this is inconclusive")
+    keep_fallback_warm_s: float = Field(default=600, ge=0)
+    drain_timeout_s: float = Field(default=60, gt=0)
+    deep_triage: bool = True
+    load: LoadPolicy = LoadPolicy(duration_s=60)
+
+    @field_validator("stages_percent")
+    @classmethod
+    def _stages_rise_to_100(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or value[-1] != 100 or list(value) != sorted(set(value)) or value[0] < 1:
+            raise ValueError("stages must rise and end with 100, for example [5, 25, 50, 100]")
+        return value
+
+
+class TracePolicy(Frozen):
+    """Limits of a trace of the live engine."""
+
+    duration_s: float = Field(default=3, gt=0, le=60)
+    max_iterations: int = Field(default=200, ge=1, le=10_000)
+    max_trace_mib: int = Field(default=64, ge=1, le=1024)
+    top_kernels: int = Field(default=10, ge=1, le=50)
