@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gpu_actions.serving.interfaces import UnitState
-from gpu_actions.serving.units.frozen import runs_although_frozen
+from gpu_actions.serving.units.base import runs_although_frozen
 from gpu_actions.system.listening import listener_of, listens, until_listening
 from gpu_actions.system.urls import port_of
 from tests.ports import free_port
