@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gpu_actions.config.host import LoadPolicy
+from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
