@@ -16,7 +16,7 @@ BoltStarter = Callable[[AsyncApp], Awaitable[AsyncSocketModeHandler]]
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """slack_sdk sends even loopback requests through a proxy named in the environment."""
+    """Clear the proxy variables: slack_sdk would send even loopback requests through a proxy."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
 
@@ -45,7 +45,7 @@ def bolt_app(api: AsyncWebClient) -> AsyncApp:
 
 @pytest.fixture
 async def start_bolt(workspace: Workspace) -> AsyncIterator[BoltStarter]:
-    """Connects an app; every one that was started is closed after the test."""
+    """Return a function that connects an app; all apps are closed after the test."""
     handlers: list[AsyncSocketModeHandler] = []
 
     async def start(app: AsyncApp) -> AsyncSocketModeHandler:
@@ -64,7 +64,7 @@ async def start_bolt(workspace: Workspace) -> AsyncIterator[BoltStarter]:
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Wait until the condition (a function, plain or async) holds; fails the test when it does not in time."""
+    """Wait until the condition (a function, plain or async) is true. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while True:
             held = condition()

@@ -1,4 +1,4 @@
-"""Which blocks are taken and which are refused, with which word and which place."""
+"""Which blocks are accepted and which are refused, with which error code and which place."""
 
 from typing import Any
 
@@ -87,18 +87,24 @@ BAD: list[tuple[Block, str, str]] = [
         "/blocks/0/rows/0",
     ),
     ({"type": "divider", "block_id": "x" * 256}, "less than 256", "/blocks/0/block_id"),
+    ({"type": "divider", "block_id": ["x"]}, "must be a string", "/blocks/0/block_id"),
+    (actions({"type": ["button"]}), "unsupported type: ['button']", "/blocks/0/elements/0/type"),
+    (actions(button(action_id={})), "must be a string", "/blocks/0/elements/0/action_id"),
+    (task(status=["done"]), "must be one of complete", "/blocks/0/status"),
 ]
 
 
 @pytest.mark.parametrize("block", GOOD, ids=lambda block: block["type"])
-def test_good_blocks_are_taken_and_get_ids(block: Block) -> None:
+def test_valid_blocks_are_accepted_and_get_ids(block: Block) -> None:
     (taken,) = checked_blocks([block])
     assert taken["block_id"]
     assert {**block, "block_id": taken["block_id"]} == {**taken, **{k: block[k] for k in block}}
 
 
 @pytest.mark.parametrize(("block", "what", "where"), BAD, ids=[what for _, what, _ in BAD])
-def test_bad_blocks_are_refused_with_what_and_where(block: Block, what: str, where: str) -> None:
+def test_invalid_blocks_are_refused_with_the_reason_and_the_place(
+    block: Block, what: str, where: str
+) -> None:
     with pytest.raises(BlocksError) as refused:
         checked_blocks([block])
     assert refused.value.code == "invalid_blocks"
@@ -107,13 +113,13 @@ def test_bad_blocks_are_refused_with_what_and_where(block: Block, what: str, whe
     )
 
 
-def test_fifty_blocks_are_taken_and_fifty_one_are_not() -> None:
+def test_fifty_blocks_are_accepted_and_fifty_one_are_refused() -> None:
     assert len(checked_blocks([{"type": "divider"}] * 50)) == 50
     with pytest.raises(BlocksError, match="no more than 50 items"):
         checked_blocks([{"type": "divider"}] * 51)
 
 
-def test_blocks_that_are_too_long_together_are_refused_by_their_own_word() -> None:
+def test_blocks_that_are_too_long_in_total_have_their_own_error_code() -> None:
     section = {"type": "section", "text": text("x" * 2900)}
     assert checked_blocks([section] * 4)
     with pytest.raises(BlocksError) as refused:
@@ -121,13 +127,13 @@ def test_blocks_that_are_too_long_together_are_refused_by_their_own_word() -> No
     assert refused.value.code == "msg_blocks_too_long"
 
 
-def test_a_block_id_may_stand_once_only() -> None:
+def test_a_block_id_must_be_unique() -> None:
     with pytest.raises(BlocksError, match="already exists"):
         checked_blocks([{"type": "divider", "block_id": "a"}, {"type": "divider", "block_id": "a"}])
 
 
 @pytest.mark.parametrize("blocks", ["[]", {"type": "divider"}, [1], [[]]])
-def test_what_is_not_a_list_of_objects_has_its_own_word(blocks: object) -> None:
+def test_a_value_that_is_not_a_list_of_objects_has_its_own_error_code(blocks: object) -> None:
     with pytest.raises(BlocksError) as refused:
         checked_blocks(blocks)
     assert refused.value.code == "invalid_blocks_format"
@@ -170,7 +176,7 @@ JSON = st.recursive(
         st.dictionaries(st.sampled_from(["type", "text", "elements", "rows", "tasks", "accessory"]), JSON)
     )
 )
-def test_no_input_breaks_the_check_and_what_it_takes_can_be_shown(blocks: list[Block]) -> None:
+def test_no_input_breaks_the_check_and_accepted_blocks_can_be_rendered(blocks: list[Block]) -> None:
     try:
         taken = checked_blocks(blocks)
     except BlocksError as error:

@@ -1,4 +1,4 @@
-"""A real Bolt app against the workspace: commands, buttons, mentions, private notes, files, response addresses, edits."""
+"""A real Bolt app against the workspace: commands, buttons, mentions, private notes, files, response URLs, edits."""
 
 import asyncio
 from typing import Any
@@ -48,7 +48,7 @@ async def test_a_command_is_acknowledged_with_a_private_answer_and_a_channel_mes
     assert result.ok
     assert result.notes == ("looking",)
     await until(lambda: len(workspace.state.messages["C0INCIDENTS"]) == 2)
-    # The acknowledgement and the message travel on two connections: either may come first.
+    # The acknowledgement and the message use two connections, so either may arrive first.
     read = await people.read("incidents")
     assert {(entry.visible_to, entry.user, entry.text) for entry in read} == {
         ("oncall", "gpu-oncall", "looking"),
@@ -137,7 +137,7 @@ async def test_plain_messages_reach_the_app_as_message_events(
     assert texts == ["is it &lt;broken&gt; &amp; slow?"]
 
 
-async def test_a_private_note_is_seen_by_one_person_only(
+async def test_only_one_person_sees_a_private_note(
     bolt_app: AsyncApp, start_bolt: BoltStarter, people: WorkspaceClient, api: AsyncWebClient
 ) -> None:
     await api.chat_postEphemeral(channel="C0INCIDENTS", user="U0VIEWER", text="you may not do that")
@@ -147,7 +147,7 @@ async def test_a_private_note_is_seen_by_one_person_only(
     assert history["messages"] == []
 
 
-async def test_files_upload_v2_shows_a_picture_in_the_thread_and_its_bytes_come_back(
+async def test_files_upload_v2_shows_a_picture_in_the_thread_and_keeps_its_bytes(
     workspace: Workspace, api: AsyncWebClient, people: WorkspaceClient
 ) -> None:
     root = await api.chat_postMessage(channel="C0INCIDENTS", text="load test")
@@ -173,7 +173,7 @@ async def test_files_upload_v2_shows_a_picture_in_the_thread_and_its_bytes_come_
     assert message.replies[0].files == ()
 
 
-async def test_several_files_go_up_in_one_message(api: AsyncWebClient, people: WorkspaceClient) -> None:
+async def test_several_files_are_shared_in_one_message(api: AsyncWebClient, people: WorkspaceClient) -> None:
     await api.files_upload_v2(
         channel="C0INCIDENTS",
         file_uploads=[
@@ -185,7 +185,7 @@ async def test_several_files_go_up_in_one_message(api: AsyncWebClient, people: W
     assert [file.name for file in message.files] == ["figures.csv", "report.json"]
 
 
-async def test_a_response_address_answers_five_times_privately_or_in_the_channel(
+async def test_a_response_url_takes_five_answers_privately_or_in_the_channel(
     workspace: Workspace, bolt_app: AsyncApp, start_bolt: BoltStarter, people: WorkspaceClient
 ) -> None:
     statuses: list[tuple[int, str]] = []
@@ -212,7 +212,7 @@ async def test_a_response_address_answers_five_times_privately_or_in_the_channel
     ]
 
 
-async def test_a_response_address_of_a_press_replaces_and_deletes_its_message(
+async def test_the_response_url_of_a_press_replaces_and_deletes_its_message(
     bolt_app: AsyncApp, start_bolt: BoltStarter, people: WorkspaceClient, api: AsyncWebClient
 ) -> None:
     done = asyncio.Event()
@@ -238,7 +238,7 @@ async def test_a_response_address_of_a_press_replaces_and_deletes_its_message(
         assert [entry.text for entry in await people.read("incidents", user="lead")] == left
 
 
-async def test_the_app_meets_slack_shaped_errors(api: AsyncWebClient) -> None:
+async def test_the_app_receives_slacks_error_codes(api: AsyncWebClient) -> None:
     answers = {}
     for name, call in {
         "channel_not_found": api.chat_postMessage(channel="C0NOWHERE", text="x"),

@@ -1,4 +1,4 @@
-"""The page in headless Chromium with a real Bolt app behind it: what an on-call engineer does there, start to end."""
+"""The page in headless Chromium with a real Bolt app behind it: what an on-call engineer does there."""
 
 import os
 import re
@@ -46,7 +46,7 @@ async def workspace() -> AsyncIterator[Workspace]:
 
 @pytest.fixture
 async def page(workspace: Workspace) -> AsyncIterator[Page]:
-    """A page on the workspace; the test fails if its console ever showed an error or a warning."""
+    """Open the page. The test fails if its console shows an error or a warning."""
     troubles: list[str] = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -64,7 +64,7 @@ async def page(workspace: Workspace) -> AsyncIterator[Page]:
 
 
 def png(width: int = 60, height: int = 30) -> bytes:
-    """A small red picture."""
+    """Build a small red picture."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -105,7 +105,7 @@ def card(text: str, *, with_buttons: bool) -> list[dict[str, Any]]:
 
 
 def incident_app(app: AsyncApp) -> None:
-    """A bot as small as one can be: a card with a button, a live edit, a thread with a picture, a refusal."""
+    """Register a minimal bot: a card with a button, a live edit, a thread with a picture, a refusal."""
 
     @app.command("/triage")
     async def triage(ack: Any, say: Any) -> None:
@@ -146,7 +146,7 @@ async def test_an_incident_can_be_played_on_the_page(
     await start_bolt(bolt_app)
     await expect(page.locator("#app-status")).to_contain_text("connected")
 
-    # A person who may not: the refusal is theirs alone.
+    # A user without the role gets a private refusal.
     await page.select_option("#user", "viewer")
     await write(page, "/triage")
     article = page.locator("#messages article", has_text="nccl_hang")
@@ -161,7 +161,7 @@ async def test_an_incident_can_be_played_on_the_page(
     await expect(private).to_contain_text("Only visible to you")
     await expect(private).to_contain_text("You may not start a fallback.")
 
-    # Somebody else does not see it, and may.
+    # Another user does not see it and may start the fallback.
     await page.select_option("#user", "oncall")
     await expect(page.locator("#messages article.private")).to_have_count(0)
     await article.get_by_role("button", name="Start fallback").click()
@@ -169,7 +169,7 @@ async def test_an_incident_can_be_played_on_the_page(
     await expect(article).to_contain_text("started by @oncall")
     await expect(article.locator(".edited")).to_have_count(0)
 
-    # The thread, with its picture, beside the channel; a mention written there is sent.
+    # The thread opens beside the channel with its picture; a mention written there is sent.
     await article.get_by_role("button", name="1 reply").click()
     image = page.locator("#replies img")
     await expect(image).to_be_visible()
@@ -181,7 +181,7 @@ async def test_an_incident_can_be_played_on_the_page(
     await write(page, "/triage", "#thread-composer")
     await expect(page.locator("#replies article.private")).to_contain_text("not supported in threads")
 
-    # The slot of a reload: the same place, the same messages.
+    # After a reload the page shows the same channel and messages.
     await page.reload()
     await expect(article).to_contain_text("started by @oncall")
 
@@ -225,7 +225,7 @@ async def test_commands_of_the_manifest_are_offered_and_others_refused(
     await expect(page.locator("#messages article.private")).to_contain_text("/tirage is not a valid command")
 
 
-async def test_commands_that_come_while_somebody_types_are_offered_too(
+async def test_commands_registered_while_a_person_types_are_offered_too(
     page: Page, api: AsyncWebClient
 ) -> None:
     await page.locator("#composer textarea").press_sequentially("/tr")
@@ -236,20 +236,20 @@ async def test_commands_that_come_while_somebody_types_are_offered_too(
     await expect(offers).to_have_count(1)
 
 
-async def test_without_a_running_app_the_person_is_told(page: Page) -> None:
+async def test_without_a_running_app_the_person_gets_a_note(page: Page) -> None:
     await expect(page.locator("#app-status")).to_contain_text("not running")
     await write(page, "/triage")
     await expect(page.locator("#messages article.private")).to_contain_text("gpu-oncall did not respond")
 
 
-async def test_the_panel_breaks_something_and_shows_its_answer(page: Page) -> None:
+async def test_a_panel_button_shows_the_answer_of_its_action(page: Page) -> None:
     panel = page.locator("#panel")
     await expect(panel.get_by_role("heading", name="Break something")).to_be_visible()
     await panel.get_by_role("button", name="Freeze one rank").click()
     await expect(panel).to_contain_text("1 rank is frozen now; try /triage")
 
 
-async def test_on_a_phone_channels_and_threads_take_the_screen_in_turn(
+async def test_on_a_phone_channel_and_thread_use_the_whole_screen_in_turn(
     page: Page, people: WorkspaceClient, api: AsyncWebClient
 ) -> None:
     root = await api.chat_postMessage(channel="C0INCIDENTS", text="the tier hangs")
@@ -261,7 +261,7 @@ async def test_on_a_phone_channels_and_threads_take_the_screen_in_turn(
     await expect(page.locator("#channel")).to_be_hidden()
     await expect(page.locator("#replies")).to_contain_text("looking")
     wide = await page.evaluate("document.documentElement.scrollWidth")
-    assert wide <= 390, "nothing may stick out sideways"
+    assert wide <= 390, "the page must not scroll sideways"
     await page.get_by_role("button", name="Close thread").click()
     await page.get_by_role("button", name="Show channels").click()
     await page.get_by_role("button", name=re.compile("general")).click()

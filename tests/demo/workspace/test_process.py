@@ -1,4 +1,4 @@
-"""The workspace as a process, its state file, its side panel, and what people are told when they ask for the impossible."""
+"""The workspace as a process, its state file, its side panel, and the errors for impossible acts."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ MANIFEST = {"features": {"slash_commands": [{"command": "/triage", "description"
 
 @asynccontextmanager
 async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A workspace process and the address it printed; ended by SIGTERM, which must end it well."""
+    """Start a workspace process and return it with its URL. SIGTERM ends it and must end it cleanly."""
     environment = {"PATH": os.environ["PATH"], "SLACK_BOT_TOKEN": "xoxb-mine", "SLACK_APP_TOKEN": "xapp-mine"}
     started = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "demo.workspace", "--port", "0", *arguments,
@@ -41,7 +41,7 @@ async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Pro
         assert await asyncio.wait_for(started.wait(), 10) in (0, -signal.SIGKILL)
 
 
-async def test_the_process_keeps_messages_threads_and_files_over_a_kill(tmp_path: Path) -> None:
+async def test_messages_threads_and_files_survive_a_kill_of_the_process(tmp_path: Path) -> None:
     state, manifest = tmp_path / "state.sqlite", tmp_path / "manifest.json"
     manifest.write_text(json.dumps(MANIFEST))
     arguments = ("--state", str(state), "--manifest", str(manifest))
@@ -74,7 +74,7 @@ async def test_the_process_keeps_messages_threads_and_files_over_a_kill(tmp_path
         (["--manifest", "MISSING"], "MISSING"),
     ],
 )
-async def test_a_wrong_argument_is_one_line_and_exit_code_2(
+async def test_a_wrong_argument_prints_one_line_and_exits_with_2(
     tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     (tmp_path / "TEXT").write_text("neither SQLite nor JSON " * 100)
@@ -90,7 +90,7 @@ async def test_a_wrong_argument_is_one_line_and_exit_code_2(
     assert said in lines[0]
 
 
-def test_commands_are_read_from_yaml_too(tmp_path: Path) -> None:
+def test_commands_are_read_from_a_yaml_manifest(tmp_path: Path) -> None:
     path = tmp_path / "manifest.yaml"
     path.write_text("features:\n  slash_commands:\n    - command: /triage\n      usage_hint: '[host]'\n")
     (command,) = read_manifest_commands(path)
@@ -111,7 +111,7 @@ async def test_a_state_file_of_a_newer_version_is_refused(tmp_path: Path) -> Non
         Workspace(port=0, state_file=path)
 
 
-async def test_the_panel_shows_and_runs_what_its_service_lists() -> None:
+async def test_the_panel_shows_and_runs_the_buttons_of_its_service() -> None:
     pressed: list[str] = []
 
     async def listing(_: web.Request) -> web.Response:
@@ -152,12 +152,12 @@ async def test_the_panel_shows_and_runs_what_its_service_lists() -> None:
             await people.panel()
 
 
-def test_a_panel_action_needs_something_to_do() -> None:
+def test_a_panel_action_needs_a_callback_or_a_url() -> None:
     with pytest.raises(ValueError, match="'x' needs either a callback or a url"):
         Workspace(port=0, panel=[PanelAction("x", "X")])
 
 
-async def test_impossible_acts_are_answered_in_one_clear_line(
+async def test_impossible_acts_are_refused_with_one_clear_line(
     people: WorkspaceClient, api: AsyncWebClient
 ) -> None:
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Socket Mode at its edges: no app, a silent app, two apps, redelivery, restarts, expired and forged addresses."""
+"""Socket Mode at its edges: no app, a silent app, two apps, redelivery, restarts, expired and forged URLs."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ async def open_link(workspace: Workspace, session: aiohttp.ClientSession) -> aio
     return await session.ws_connect(answer["url"])
 
 
-async def test_without_a_connection_the_person_is_told_at_once(people: WorkspaceClient) -> None:
+async def test_without_a_connection_the_person_gets_a_note_at_once(people: WorkspaceClient) -> None:
     result = await people.say("oncall", "incidents", "/triage")
     assert (result.ok, result.error) == (False, "dispatch_failed")
     assert "gpu-oncall did not respond" in result.notes[0]
@@ -32,7 +32,7 @@ async def test_without_a_connection_the_person_is_told_at_once(people: Workspace
     assert await people.read("incidents", user="lead") == ()
 
 
-async def test_an_app_that_never_acknowledges_costs_the_person_the_waiting_time_and_gets_one_redelivery(
+async def test_an_app_that_never_acknowledges_gets_one_redelivery_and_the_person_a_timeout(
     workspace: Workspace, people: WorkspaceClient
 ) -> None:
     async with aiohttp.ClientSession() as session:
@@ -93,7 +93,7 @@ async def test_each_event_goes_to_one_of_several_connections_only(
     assert seen["second"]
 
 
-async def test_an_event_without_a_connection_arrives_when_the_app_is_back_in_time(
+async def test_an_event_without_a_connection_is_delivered_once_the_app_reconnects(
     workspace: Workspace, people: WorkspaceClient
 ) -> None:
     await people.say("oncall", "incidents", "anybody there?")
@@ -107,7 +107,7 @@ async def test_an_event_without_a_connection_arrives_when_the_app_is_back_in_tim
         await link.close()
 
 
-async def test_a_restarted_workspace_is_found_again_by_the_sdks_client_and_keeps_its_messages(
+async def test_slack_sdk_reconnects_to_a_restarted_workspace_that_kept_its_messages(
     tmp_path: Any,
 ) -> None:
     first = Workspace(port=0, state_file=tmp_path / "state.sqlite")
@@ -146,12 +146,12 @@ async def test_a_restarted_workspace_is_found_again_by_the_sdks_client_and_keeps
         await client.aiohttp_client_session.close()
 
 
-async def test_forged_addresses_are_refused_and_old_ones_are_told_to_ask_again(
+async def test_forged_urls_are_refused_and_expired_ones_get_a_disconnect_message(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with aiohttp.ClientSession() as session:
         base = workspace.url.replace("http", "ws") + "/link/?ticket="
-        for ticket in ("", "x", "1-2-3", workspace.socket_mode.new_ticket()[:-1]):
+        for ticket in ("", "x", "1-2-3", "1-2-\u00fc", workspace.socket_mode.new_ticket()[:-1]):
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await session.ws_connect(base + ticket)
             assert refused.value.status == 401
@@ -162,7 +162,7 @@ async def test_forged_addresses_are_refused_and_old_ones_are_told_to_ask_again(
         assert workspace.socket_mode.connection_count == 0
 
 
-async def test_an_eleventh_connection_is_turned_away(workspace: Workspace) -> None:
+async def test_an_eleventh_connection_is_refused(workspace: Workspace) -> None:
     async with aiohttp.ClientSession() as session:
         links = [await open_link(workspace, session) for _ in range(10)]
         for link in links:

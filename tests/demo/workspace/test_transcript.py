@@ -1,4 +1,4 @@
-"""Text as people type it and as terminals show it, and which button a word means."""
+"""Text as people type it and as terminals show it, and finding the button that a word means."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def test_typed_text_is_stored_as_slack_stores_it(typed: str, stored: str) -> Non
 
 
 @given(st.text())
-def test_stored_text_holds_no_markup_that_was_not_resolved(typed: str) -> None:
+def test_stored_text_contains_no_unresolved_markup(typed: str) -> None:
     stored = stored_text(State(Team(), StateFile(None)), typed)
     assert "<script" not in stored
     assert "<!channel" not in stored.replace("<!channel>", "", typed.count("@channel"))
@@ -55,17 +55,17 @@ def test_stored_text_holds_no_markup_that_was_not_resolved(typed: str) -> None:
         ("//x", None),
     ],
 )
-def test_a_slash_command_is_told_from_a_message(typed: str, command: tuple[str, str] | None) -> None:
+def test_slash_commands_and_messages_are_distinguished(typed: str, command: tuple[str, str] | None) -> None:
     assert slash_command_of(typed) == command
 
 
-def test_marks_become_plain_words() -> None:
+def test_mrkdwn_becomes_plain_text() -> None:
     text = ":white_check_mark: <@U0LEAD> in <#C0GENERAL> saw <http://x/y|the &lt;log&gt;> at <http://z> <!here> :odd:"
     assert plain(text, NAMES) == "[ok] @lead in #general saw the <log> (http://x/y) at http://z @here :odd:"
 
 
 @given(st.text())
-def test_escaping_and_showing_give_the_text_back(text: str) -> None:
+def test_unescaping_returns_the_original_text(text: str) -> None:
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert unescaped(escaped) == text
 
@@ -103,7 +103,7 @@ def read(*messages: dict[str, Any]) -> tuple[ReadMessage, ...]:
         ("", "rs-1a2b", False),
     ],
 )
-def test_a_run_is_found_in_a_buttons_value_as_a_whole_word(value: str, run: str, matches: bool) -> None:
+def test_a_run_is_found_in_the_value_of_a_button_as_a_whole_word(value: str, run: str, matches: bool) -> None:
     messages = read(message("1.000001", ("Approve", "approval.approve", value)))
     if matches:
         assert find_button(messages, "approve", run=run)[1].value == value
@@ -113,12 +113,12 @@ def test_a_run_is_found_in_a_buttons_value_as_a_whole_word(value: str, run: str,
 
 
 @pytest.mark.parametrize("word", ["approve", "APPROVE", "Approve restore", "approve restore"])
-def test_a_button_is_called_by_its_text_or_by_the_end_of_its_action(word: str) -> None:
+def test_a_button_is_found_by_its_text_or_by_the_end_of_its_action_id(word: str) -> None:
     messages = read(message("1.000001", ("Approve restore", "run:gate.approve", "rs-1")))
     assert find_button(messages, word, run="rs-1")[1].action_id == "run:gate.approve"
 
 
-def test_the_newest_message_with_the_button_is_meant_even_inside_a_thread() -> None:
+def test_the_newest_message_with_the_button_is_used_even_inside_a_thread() -> None:
     messages = read(
         message("1.000001", ("Approve", "a.approve", "rs-1")),
         message("2.000001", ("Approve", "a.approve", "rs-1"), thread_ts="1.000001"),
@@ -130,7 +130,7 @@ def test_the_newest_message_with_the_button_is_meant_even_inside_a_thread() -> N
     assert find_button(messages, "approve", ts="1.000001")[0].ts == "1.000001"
 
 
-def test_a_missing_button_is_answered_with_those_there_are() -> None:
+def test_a_missing_button_error_lists_the_existing_buttons() -> None:
     messages = read(message("1.000001", ("Approve", "a.approve", "rs-1"), ("Deny", "a.deny", "rs-1")))
     with pytest.raises(ButtonNotFound, match="no button 'start' with run rs-1; there are: Approve, Deny"):
         find_button(messages, "start", run="rs-1")

@@ -1,4 +1,4 @@
-"""The Web API at its edges: tokens, bodies, threads, edits, pages, metadata, marks, channels, modals, the hook for faults."""
+"""The Web API at its edges: tokens, bodies, threads, edits, pages, metadata, reactions, channels, modals, middlewares."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,8 @@ from slack_sdk.http_retry.builtin_async_handlers import AsyncRateLimitErrorRetry
 from slack_sdk.web.async_client import AsyncWebClient
 
 from demo.workspace import Workspace, WorkspaceClient, open_interactions
-from demo.workspace.webapi import ApiCall, ApiError, Handler
+from demo.workspace.team import DEFAULT_SCOPES, App, Team
+from demo.workspace.webapi import METHODS, ApiCall, ApiError, Handler
 from tests.demo.workspace.conftest import BoltStarter, until
 
 HERE = "C0INCIDENTS"
@@ -19,7 +20,7 @@ DIVIDER = [{"type": "divider"}]
 
 
 async def refused(call: Any) -> str:
-    """The error word of a call that must fail."""
+    """Return the error code of a call that must fail."""
     with pytest.raises(SlackApiError) as error:
         await call
     return str(error.value.response["error"])
@@ -54,8 +55,31 @@ async def test_tokens_are_checked(workspace: Workspace, method: str, token: str,
         assert (body["ok"], body["error"]) == (False, error)
 
 
+async def test_a_call_without_its_scope_is_refused_and_the_scope_is_named() -> None:
+    async with Workspace(port=0, team=Team(app=App(scopes=("channels:read",)))) as workspace:
+        api = AsyncWebClient(token=workspace.bot_token, base_url=f"{workspace.url}/api/")
+        assert (await api.conversations_info(channel=HERE))["ok"]
+        with pytest.raises(SlackApiError) as error:
+            await api.chat_postMessage(channel=HERE, text="x")
+    answer = error.value.response
+    assert (answer["error"], answer["needed"], answer["provided"]) == (
+        "missing_scope",
+        "chat:write",
+        "channels:read",
+    )
+
+
+def test_the_default_scopes_allow_every_method() -> None:
+    refused_methods = [
+        name
+        for name, method in METHODS.items()
+        if method.scopes and not set(method.scopes) & set(DEFAULT_SCOPES)
+    ]
+    assert refused_methods == []
+
+
 @pytest.mark.parametrize("kind", ["json", "data", "params"])
-async def test_json_form_and_query_say_the_same(workspace: Workspace, kind: str) -> None:
+async def test_json_form_and_query_arguments_are_equivalent(workspace: Workspace, kind: str) -> None:
     blocks: Any = DIVIDER if kind == "json" else '[{"type": "divider"}]'
     arguments: Any = {"channel": "#incidents", "text": "x", "blocks": blocks}
     headers = {"Authorization": f"Bearer {workspace.bot_token}"}
@@ -76,7 +100,7 @@ async def test_a_body_that_is_not_json_is_refused(workspace: Workspace) -> None:
                 assert (await answer.json())["error"] == error
 
 
-async def test_refused_blocks_say_where_they_are_wrong(api: AsyncWebClient) -> None:
+async def test_the_error_of_refused_blocks_points_to_the_place(api: AsyncWebClient) -> None:
     with pytest.raises(SlackApiError) as error:
         await api.chat_postMessage(
             channel=HERE,
@@ -89,7 +113,9 @@ async def test_refused_blocks_say_where_they_are_wrong(api: AsyncWebClient) -> N
     assert response["response_metadata"]["messages"][0].startswith("[ERROR] must be less than 151")
 
 
-async def test_an_edit_with_text_alone_takes_the_blocks_away_and_leaves_a_mark(api: AsyncWebClient) -> None:
+async def test_an_edit_with_text_alone_removes_the_blocks_and_marks_the_message_edited(
+    api: AsyncWebClient,
+) -> None:
     posted = await api.chat_postMessage(channel=HERE, text="x", blocks=DIVIDER)
     edited = await api.chat_update(channel=HERE, ts=posted["ts"], text="y", blocks=DIVIDER)
     assert "edited" not in edited["message"]
@@ -97,6 +123,10 @@ async def test_an_edit_with_text_alone_takes_the_blocks_away_and_leaves_a_mark(a
     assert "blocks" not in edited["message"]
     assert edited["message"]["edited"]["user"] == "U0GPUONCALL"
     assert await refused(api.chat_update(channel=HERE, ts=posted["ts"], text="x" * 4001)) == "msg_too_long"
+    wrong = api.chat_update(channel=HERE, ts=posted["ts"], text="half", metadata={"event_type": "run"})
+    assert await refused(wrong) == "invalid_metadata_format"
+    history = await api.conversations_history(channel=HERE)
+    assert history["messages"][0]["text"] == "z", "a refused edit must change nothing"
 
 
 async def test_a_persons_message_cannot_be_edited_or_deleted_by_the_app(
@@ -111,7 +141,7 @@ async def test_a_persons_message_cannot_be_edited_or_deleted_by_the_app(
     assert await refused(api.chat_delete(channel=HERE, ts=posted["ts"])) == "message_not_found"
 
 
-async def test_a_thread_has_its_figures_on_its_first_message(
+async def test_the_first_message_of_a_thread_summarises_its_replies(
     api: AsyncWebClient, people: WorkspaceClient
 ) -> None:
     root = (await api.chat_postMessage(channel=HERE, text="root"))["ts"]
@@ -128,7 +158,7 @@ async def test_a_thread_has_its_figures_on_its_first_message(
     assert await refused(api.conversations_replies(channel=HERE, ts="1.0")) == "thread_not_found"
 
 
-async def test_history_comes_newest_first_in_pages_and_ranges(api: AsyncWebClient) -> None:
+async def test_history_is_newest_first_in_pages_and_ranges(api: AsyncWebClient) -> None:
     times = [(await api.chat_postMessage(channel=HERE, text=str(i)))["ts"] for i in range(7)]
     texts: list[str] = []
     async for page in await api.conversations_history(channel=HERE, limit=3):
@@ -142,7 +172,7 @@ async def test_history_comes_newest_first_in_pages_and_ranges(api: AsyncWebClien
     assert [entry["text"] for entry in inclusive["messages"]] == ["5", "4", "3", "2"]
 
 
-async def test_metadata_comes_back_only_when_asked_for(api: AsyncWebClient) -> None:
+async def test_metadata_is_returned_only_on_request(api: AsyncWebClient) -> None:
     metadata = {"event_type": "run", "event_payload": {"id": "fb-1"}}
     await api.chat_postMessage(channel=HERE, text="x", metadata=metadata)
     plain = await api.conversations_history(channel=HERE)
@@ -153,7 +183,7 @@ async def test_metadata_comes_back_only_when_asked_for(api: AsyncWebClient) -> N
     assert await refused(wrong) == "invalid_metadata_format"
 
 
-async def test_channels_can_be_made_left_joined_and_closed(api: AsyncWebClient) -> None:
+async def test_channels_can_be_created_left_joined_and_archived(api: AsyncWebClient) -> None:
     made = (await api.conversations_create(name="inc-2026-001"))["channel"]
     assert await refused(api.conversations_create(name="inc-2026-001")) == "name_taken"
     assert await refused(api.conversations_create(name="Inc!")) == "invalid_name_specials"
@@ -172,9 +202,7 @@ async def test_channels_can_be_made_left_joined_and_closed(api: AsyncWebClient) 
     assert members == ["U0ONCALL", "U0LEAD", "U0VIEWER", "U0GPUONCALL"]
 
 
-async def test_a_direct_message_is_seen_by_its_person_only(
-    api: AsyncWebClient, people: WorkspaceClient
-) -> None:
+async def test_only_its_person_sees_a_direct_message(api: AsyncWebClient, people: WorkspaceClient) -> None:
     opened = await api.conversations_open(users="U0LEAD")
     await api.chat_postMessage(channel=opened["channel"]["id"], text="wake up")
     await api.chat_postMessage(channel="U0LEAD", text="really")
@@ -198,7 +226,7 @@ async def test_people_and_groups_are_listed(api: AsyncWebClient) -> None:
     assert (await api.users_profile_get(user="U0LEAD"))["profile"]["title"] == "incident lead"
 
 
-async def test_marks_are_set_once_and_taken_away_once(api: AsyncWebClient) -> None:
+async def test_reactions_and_pins_are_set_once_and_removed_once(api: AsyncWebClient) -> None:
     ts = (await api.chat_postMessage(channel=HERE, text="x"))["ts"]
     await api.reactions_add(channel=HERE, timestamp=ts, name="eyes")
     assert await refused(api.reactions_add(channel=HERE, timestamp=ts, name="eyes")) == "already_reacted"
@@ -215,7 +243,7 @@ async def test_marks_are_set_once_and_taken_away_once(api: AsyncWebClient) -> No
     assert await refused(bad) == "invalid_link"
 
 
-async def test_a_file_needs_its_announced_size_and_its_bytes(
+async def test_a_file_needs_its_bytes_and_its_announced_size(
     api: AsyncWebClient, workspace: Workspace
 ) -> None:
     announced = await api.files_getUploadURLExternal(filename="a.txt", length=5)
@@ -249,7 +277,7 @@ VIEW = {
 }
 
 
-async def test_a_modal_is_opened_by_a_fresh_trigger_once_and_its_submission_is_answered(
+async def test_a_trigger_id_opens_one_modal_and_its_submission_is_answered(
     workspace: Workspace,
     bolt_app: AsyncApp,
     start_bolt: BoltStarter,
@@ -289,7 +317,7 @@ async def test_a_modal_is_opened_by_a_fresh_trigger_once_and_its_submission_is_a
     assert view_id not in workspace.state.views
 
 
-async def test_an_old_trigger_opens_nothing(
+async def test_an_expired_trigger_id_opens_nothing(
     api: AsyncWebClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await refused(api.views_open(trigger_id="1.2.x", view=VIEW)) == "invalid_trigger_id"
@@ -300,7 +328,7 @@ async def test_an_old_trigger_opens_nothing(
     assert await refused(api.views_open(trigger_id="1", view=long)) == "invalid_arguments"
 
 
-async def test_the_hook_around_methods_can_limit_rates_and_make_faults(
+async def test_a_middleware_can_limit_rates_and_inject_faults(
     workspace: Workspace, api: AsyncWebClient
 ) -> None:
     calls: list[str] = []
