@@ -105,22 +105,22 @@ async def _walk(settings: Settings, spec: ActionSpec, plan: Plan, host: Host, as
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    said = sys.stderr if as_json else sys.stdout
+    out = sys.stderr if as_json else sys.stdout
 
     def began(move: RunStep) -> None:
-        print(f"  ... {move.step.title}", file=said, flush=True)
+        print(f"  ... {move.step.title}", file=out, flush=True)
 
     def ended(move: RunStep, end: StepEnd) -> None:
         outcome = end.outcome
         print(
             f"  {outcome.status:>9}  {move.step.id}: {outcome.summary} ({end.seconds:.1f} s)",
-            file=said,
+            file=out,
             flush=True,
         )
         for artifact in end.artifacts:
-            print(f"             {artifact.path}", file=said, flush=True)
+            print(f"             {artifact.path}", file=out, flush=True)
 
-    print(f"{plan.title} ({run_id}, plan {plan.hash})", file=said, flush=True)
+    print(f"{plan.title} ({run_id}, plan {plan.hash})", file=out, flush=True)
     end = await walk(
         plan,
         host,

@@ -1,6 +1,6 @@
-"""The whole bot at a desk: the real app over a real local workspace and socket, with toy actions under the product's names.
+"""The whole bot in a test: the real app connected to a real local workspace, with toy actions under the product's names.
 
-What a test says and reads goes the way of people; what the toys do on the host is counted in files.
+A test types and reads like a person; what the toy steps do on the host is counted in files.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ PREFIXES = {
 
 
 def toy_product(scripts: Mapping[str, str] | None = None) -> dict[str, ActionSpec]:
-    """The product's six actions, each a toy; `scripts` gives the words of an action's plan where none are typed."""
+    """Return a toy for each action of the product; `scripts` has the default script of an action."""
 
     def spec(name: str, prefix: str, changes: bool) -> ActionSpec:
         default = (scripts or {}).get(name, "count:a")
@@ -65,7 +65,7 @@ def toy_product(scripts: Mapping[str, str] | None = None) -> dict[str, ActionSpe
 
 @dataclass
 class Desk:
-    """A running bot and people around it."""
+    """A running bot, its workspace and its users."""
 
     bot: Bot
     workspace: Workspace
@@ -75,13 +75,13 @@ class Desk:
     async def say(
         self, text: str, *, user: str = "oncall", thread: str | None = None, channel: str = "incidents"
     ) -> ActResult:
-        """Type something; a command must be acknowledged."""
+        """Post a message or a command, which must be acknowledged."""
         result = await self.people.say(user, channel, text, thread)
         assert result.ok, f"{text!r} was not acknowledged: {result}"
         return result
 
     async def press(self, button: str, *, user: str = "oncall", run: str | None = None) -> ActResult:
-        """Press a button as soon as it is there."""
+        """Press a button as soon as it appears."""
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -97,7 +97,7 @@ class Desk:
         return result
 
     async def messages(self) -> list[ReadMessage]:
-        """Every message and reply of the channel, private ones too."""
+        """Return every message and reply of the channel, private ones included."""
         found: list[ReadMessage] = []
         for message in await self.people.read("incidents"):
             found += [message, *message.replies]
@@ -107,7 +107,7 @@ class Desk:
         return [message.text for message in await self.messages()]
 
     async def hears(self, text: str, *, timeout_s: float = 10) -> ReadMessage:
-        """The first message that contains a text."""
+        """Wait for a message that contains a text."""
         deadline = time.monotonic() + timeout_s
         while True:
             messages = await self.messages()
@@ -118,7 +118,7 @@ class Desk:
             await asyncio.sleep(0.02)
 
     async def answer(self, text: str, *, user: str = "oncall") -> str:
-        """Type something and give the private answer that only this person sees."""
+        """Post something and return the private answer that only this person sees."""
         before = len(await self._private(user))
         await self.say(text, user=user)
         deadline = time.monotonic() + 10
@@ -133,7 +133,7 @@ class Desk:
     async def run(
         self, action: str, *, until: Callable[[RunRecord], bool] = lambda run: run.status.final
     ) -> RunRecord:
-        """The newest run of an action once `until` holds of it."""
+        """Wait until `until` is true of the newest run of an action, and return it."""
         deadline = time.monotonic() + 15
         while True:
             run = self.bot.runs.latest(action=action)
@@ -143,7 +143,7 @@ class Desk:
             await asyncio.sleep(0.02)
 
     async def message_of(self, run_id: str) -> list[ReadMessage]:
-        """The live messages of a run; there must be one."""
+        """Return the live messages of a run."""
         return [
             message
             for message in await self.messages()
@@ -152,7 +152,7 @@ class Desk:
         ]
 
     def release(self) -> None:
-        """Let the steps that hold go on."""
+        """Let waiting toy steps continue."""
         folder = effects_dir(self.state_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "release").touch()
@@ -165,7 +165,7 @@ def desk_settings(
     slack_changes: Mapping[str, object] | None = None,
     **changes: object,
 ) -> Settings:
-    """Settings of a bot at this workspace: one toy host, roles by user groups, monitors off."""
+    """Return settings for this workspace: one toy host, roles by user groups, monitors off."""
     base = toy_settings(folder)
     values = {
         **{name: getattr(base, name) for name in ("artifacts", "hosts")},
@@ -203,7 +203,7 @@ async def desk(
     middlewares: Sequence[Middleware] = (),
     **changes: object,
 ) -> AsyncIterator[Desk]:
-    """A workspace, and the bot at work in it."""
+    """Run a workspace and a bot connected to it."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         os.environ.pop(name, None)  # slack_sdk sends even loopback requests through a proxy
     hurry()
@@ -218,7 +218,7 @@ async def desk(
 async def sitting_down(
     folder: Path, workspace: Workspace, *, scripts: Mapping[str, str] | None = None, **changes: object
 ) -> AsyncIterator[Desk]:
-    """A bot at work in a workspace that is there already, over the rows of that folder."""
+    """Run a bot in an existing workspace, on the state folder `folder`."""
     settings = desk_settings(folder, workspace, **changes)  # type: ignore[arg-type]
     async with (
         running(settings, specs=toy_product(scripts)) as bot,

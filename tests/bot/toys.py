@@ -1,6 +1,6 @@
-"""A toy action whose steps leave countable effects: files with one line for every time a step function was entered or left.
+"""A toy action whose steps leave countable effects: files with one line per execution of a step.
 
-Its plan comes from words: `count:a count:b hold:c`. `hold` waits for a file, so that a test decides when a run is where.
+Its plan is a script such as `count:a count:b hold:c`. `hold` waits for a file, so that a test controls the run.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ TREE = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'i
 
 
 class ToyArguments(Frozen):
-    """What the toy action takes."""
+    """The options of the toy action."""
 
     script: str = Field(default="count:a count:b", description="words VERB:ID")
     settle: str = Field(default="", description="the same, for the compensation")
@@ -55,19 +55,19 @@ class ToyArguments(Frozen):
 
 @dataclass(frozen=True)
 class ToyHost:
-    """What the toy steps use of a host; the tiers' drivers have tests of their own."""
+    """The part of a host that toy steps use."""
 
     name: str
     state_dir: Path
 
 
 def effects_dir(state_dir: Path) -> Path:
-    """Where the effects of the toy host's steps lie."""
+    """Return the folder of the effects of the toy host's steps."""
     return state_dir / "hosts" / "toy" / "effects"
 
 
 def effects(state_dir: Path, name: str) -> list[str]:
-    """The lines that a step left; the line is the argument set of that attempt."""
+    """Return the lines that a step left; each is the `alternative` of that attempt."""
     path = effects_dir(state_dir) / name
     return path.read_text().splitlines() if path.is_file() else []
 
@@ -83,14 +83,14 @@ def _leave(context: StepContext, name: str, line: str) -> None:
 
 @step("toy.count")
 async def count(context: StepContext) -> StepResult:
-    """Leave one line."""
+    """Write one line."""
     _leave(context, context.step.id, str(context.args.get("alternative", "")))
     return StepResult(summary=f"counted {context.step.id}", data={"seen": sorted(context.outputs)})
 
 
 @step("toy.hold")
 async def hold(context: StepContext) -> StepResult:
-    """Leave a line, wait for the file `release`, leave another line."""
+    """Write a line, wait for the file `release`, write another line."""
     _leave(context, context.step.id, str(os.getpid()))
     while not (context.host.state_dir / "effects" / "release").exists():
         context.report("holding", 0.5)
@@ -109,7 +109,7 @@ async def until_signal(context: StepContext) -> StepResult:
 
 @step("toy.fail")
 async def fail(context: StepContext) -> StepResult:
-    """Leave a line and fail."""
+    """Write a line and fail."""
     _leave(context, context.step.id, str(context.args.get("alternative", "")))
     raise StepFailed("it did not work", next_action="try the other one")
 
@@ -122,7 +122,7 @@ async def warn(context: StepContext) -> StepResult:
 
 @step("toy.defect")
 async def defect(context: StepContext) -> StepResult:
-    """Break as a programming error does."""
+    """Raise an unexpected exception."""
     raise ZeroDivisionError("a defect")
 
 
@@ -137,7 +137,7 @@ async def tree(context: StepContext) -> StepResult:
 
 @step("toy.file")
 async def file(context: StepContext) -> StepResult:
-    """Make a file."""
+    """Create an artifact."""
     path = context.workdir / "report.txt"
     path.write_text("evidence\n")
     return StepResult(summary="made a file", artifacts=(artifact_of(path, source="toy"),))
@@ -145,7 +145,7 @@ async def file(context: StepContext) -> StepResult:
 
 @step("toy.verdict")
 async def verdict(context: StepContext) -> StepResult:
-    """Give a verdict."""
+    """Return a bad verdict."""
     return StepResult(
         summary="bad", verdict=Verdict(verdict=VerdictKind.FALL_BACK, cause="nccl_hang", summary="it hangs")
     )
@@ -153,7 +153,7 @@ async def verdict(context: StepContext) -> StepResult:
 
 @step("toy.calm")
 async def calm(context: StepContext) -> StepResult:
-    """Give a healthy verdict."""
+    """Return a healthy verdict."""
     return StepResult(
         summary="fine",
         verdict=Verdict(verdict=VerdictKind.HEALTHY, cause="none", summary="all checks passed"),
@@ -161,7 +161,7 @@ async def calm(context: StepContext) -> StepResult:
 
 
 async def plan(request: PlanRequest) -> Plan:
-    """A plan from the words of the script. It shows the load's shape of the host, so that a test can change it."""
+    """Make a plan from the script. Its `losses` come from a file, so that a test can change the plan."""
     given: ToyArguments = request.arguments
     if given.refuse:
         raise PlanRefused([given.refuse])
@@ -207,7 +207,7 @@ def _steps(script: str, timeout_s: float) -> tuple[Step, ...]:
 
 
 def toy_actions() -> dict[str, ActionSpec]:
-    """The toy action under four names: changing, reading, gated, and one that other code knows as triage."""
+    """Return the toy action under four names: changing, read-only, with approval, and as triage."""
     shapes = {"toy": ("toy", True), "look": ("lk", False), "gated": ("gt", True), "triage": ("tr", False)}
 
     def spec(name: str, prefix: str, changes: bool) -> ActionSpec:
@@ -227,7 +227,7 @@ def toy_actions() -> dict[str, ActionSpec]:
 
 
 def toy_settings(state_dir: Path, *, expires_s: float = 600, approvals: int = 1) -> Settings:
-    """Settings with one host `toy`, whose drivers are built and never used."""
+    """Return settings with one host `toy`, whose drivers are never used."""
 
     def tier(name: str) -> TierConfig:
         return TierConfig(
@@ -240,7 +240,7 @@ def toy_settings(state_dir: Path, *, expires_s: float = 600, approvals: int = 1)
     return Settings(
         _env_file=None,
         state_dir=state_dir,
-        # "gated" is no action of the product, which the field's own check would refuse
+        # model_construct, since the validator refuses "gated", which is not an action of the product
         access=AccessSettings.model_construct(
             roles={}, change="responder", groups_ttl_s=300, approvals={"gated": rule}
         ),
@@ -261,7 +261,7 @@ def build(
     role: ProcessRole = "all",
     **how: float,
 ) -> tuple[Settings, Store, Runs]:
-    """Runs over toy actions, not launched yet."""
+    """Return settings, store and runs with toy actions. Nothing is launched."""
     hurry()
     settings = toy_settings(state_dir, **how)  # type: ignore[arg-type]
     store = Store(settings.own_database_url)
@@ -279,13 +279,13 @@ def build(
 
 
 def hurry() -> None:
-    """Make the engine's background poller short, so that closing it takes no second in each of many tests."""
+    """Shorten the poll interval of DBOS, so that closing it does not take a second in every test."""
     bot.runs.dbos_engine.NOTIFICATION_POLL_S = 0.02
 
 
 @asynccontextmanager
 async def launched(state_dir: Path, *, role: ProcessRole = "all", **how: float) -> AsyncIterator[Runs]:
-    """Runs over toy actions, launched, and closed at the end."""
+    """Launch runs with toy actions for the duration of the block."""
     _, store, runs = build(state_dir, role=role, **how)
     await runs.engine.launch()
     try:
@@ -296,7 +296,7 @@ async def launched(state_dir: Path, *, role: ProcessRole = "all", **how: float) 
 
 
 def store_of(state_dir: Path) -> Store:
-    """The rows as another process sees them."""
+    """Return a second store on the same database, as another process has."""
     store = Store(toy_settings(state_dir).own_database_url)
     store.create()
     return store
@@ -316,6 +316,6 @@ async def start(runs: Runs, action: str = "toy", *, key: str = "", **options: st
 
 
 async def ended(runs: Runs, run_id: str) -> RunRecord:
-    """Wait for a run's end."""
+    """Wait until a run has ended and return it."""
     async with asyncio.timeout(30):
         return await runs.wait(run_id, until=lambda run: run.status.final)

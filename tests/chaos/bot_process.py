@@ -1,7 +1,7 @@
-"""A bot in a process of its own, to be killed: launches the engine over the toy actions and starts what it is told.
+"""A bot process for tests to kill: it launches the run engine with toy actions and starts the runs of `--start`.
 
-It prints one JSON line a fact (`{"launched": true}`, `{"run": ID}`) and works until SIGTERM. `--die` makes it kill itself, as
-kill -9 would, at an exact point: after a row, before a row, or between a run's row and its workflow.
+It prints one JSON object per line (`{"launched": true}`, `{"run": ID}`) and works until SIGTERM. With `--die` it kills
+itself with SIGKILL at an exact point: after a row, before a row, or between a run's row and its workflow.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from tests.bot.toys import build, start
 
 
 def die() -> None:
-    """End at once, running no handler and no finally."""
+    """End at once, without running any handler or finally block."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def arm(point: str) -> None:
-    """Put a kill into the engine: `after-row:STEP`, `before-row:STEP`, `after-insert`."""
+    """Make the bot kill itself at a point: `after-row:STEP`, `before-row:STEP`, `after-insert`."""
     where, _, step_id = point.partition(":")
     if where in ("after-row", "before-row"):
         write = StepRows.end
@@ -60,7 +60,7 @@ def tell(**facts: Any) -> None:
 
 
 def change_code() -> None:
-    """Register one more workflow: the version that DBOS would compute from the sources is another one now."""
+    """Register one more workflow, which changes the version that DBOS computes from the sources."""
     from dbos import DBOS
 
     @DBOS.workflow(name="added_in_a_later_version")

@@ -1,4 +1,4 @@
-"""The hosts of the fallback's tests, for faults that are made on them."""
+"""The host fixtures of the fallback tests, which the chaos tests share."""
 
 from tests.gpu_actions.conftest import MakeSite, site_with
 

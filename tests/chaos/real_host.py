@@ -1,4 +1,4 @@
-"""A host of real parts (tiny engines, HAProxy) under the bot's own settings, for processes that are killed around it."""
+"""A host of real parts (tiny engines, HAProxy) under the bot's settings, for tests that kill the bot's processes."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings_of(folder: Path) -> Settings:
-    """The settings of the bot whose host was laid out in this folder."""
+    """Load the bot settings of the host in this folder."""
     host = HostConfig.model_validate_json((folder / "host.json").read_text())
     return Settings(
         _env_file=None,
@@ -38,7 +38,7 @@ def settings_of(folder: Path) -> Settings:
 
 
 class RealHost:
-    """The host, the rows, a bot without a worker in this process, and workers to kill."""
+    """A host, its store, a bot without a worker in this process, and worker processes to kill."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class RealHost:
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def worker(self, mode: str) -> subprocess.Popen[bytes]:
-        """Start a worker that dies once at every step it has not survived yet; `mode` none never dies."""
+        """Start a worker that kills itself once at every step; with the mode `none` it never does."""
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.worker_process", str(self.folder), mode],
@@ -81,7 +81,7 @@ class RealHost:
         return started.run
 
     async def approve(self, run_id: str) -> None:
-        """Give the approval, as soon as it is asked for; no worker is needed for that."""
+        """Approve the run as soon as it waits. No worker is needed."""
         run = await self.until(run_id, lambda run: run.status is RunStatus.WAITING)
         answer = await Approvals(self.store).decide(
             run_id=run_id, user=LEAD, decision="approve", plan_hash=run.plan_hash, reason=""
@@ -101,7 +101,7 @@ class RealHost:
     async def ended_among_kills(
         self, run_id: str, mode: str, *, timeout_s: float = 150
     ) -> tuple[RunRecord, int]:
-        """Start a worker again each time one dies, until the run has ended. Gives the run and how many died."""
+        """Restart the worker each time it dies, until the run has ended. Return the run and the number of kills."""
         deadline = time.monotonic() + timeout_s
         died = 0
         while True:
@@ -122,7 +122,7 @@ class RealHost:
                 worker.wait(20)
 
     async def strays(self) -> list[str]:
-        """Processes that belong to this host and to neither a tier nor the router: there must be none."""
+        """Return the processes of this host that belong to neither a tier nor the router; there should be none."""
         known: set[int] = {os.getpid()}
         units = [tier.unit for tier in self.site.host.tiers.values()]
         units.append(self.site.host.router.unit)  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ class RealHost:
 
 @contextlib.asynccontextmanager
 async def real_host(folder: Path, **changes: object) -> AsyncIterator[RealHost]:
-    """A host whose tp tier serves; everything is gone at the end."""
+    """Provide a host whose tp tier serves, and stop everything at the end."""
     (folder / "host.json").write_text(host_config(folder, **changes).model_dump_json())
     it = RealHost(folder)
     try:

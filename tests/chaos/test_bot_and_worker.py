@@ -1,4 +1,4 @@
-"""The bot and the worker as two processes over one state folder: requests on one side, work on the other, either may die."""
+"""The bot and the worker as two processes on one state folder. Either may die."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def test_the_worker_carries_what_the_bot_was_asked_for_and_the_bot_sees_ea
     assert await anext(stream) == run.id
 
 
-async def test_without_a_worker_nothing_is_started_and_the_person_is_told_how_to_go_on(
+async def test_without_a_worker_nothing_starts_and_the_answer_says_what_to_do(
     bot_process: Runs,
 ) -> None:
     with pytest.raises(UserError, match="The worker of this host does not run"):
@@ -83,10 +83,10 @@ async def test_an_approval_given_at_the_bot_lets_the_worker_go_on(bot_process: R
 
 @pytest.mark.chaos(
     fault="kill -9 of the worker",
-    at="inside a step, the bot living on",
-    after="goes on where it stood; requests meanwhile are told that no worker runs",
+    at="during a step, while the bot lives",
+    after="the run continues; meanwhile the bot answers that no worker runs",
 )
-async def test_a_killed_worker_goes_on_where_it_stood_and_the_bot_never_noticed(
+async def test_a_killed_worker_continues_its_run_and_the_bot_is_not_affected(
     bot_process: Runs, bots: Bots
 ) -> None:
     first = await worker(bots)
@@ -108,13 +108,13 @@ async def test_a_killed_worker_goes_on_where_it_stood_and_the_bot_never_noticed(
 
 @pytest.mark.chaos(
     fault="kill -9 of the worker",
-    at="before it heard of a request",
-    after="the run is taken up at its next start",
+    at="before it reads a request",
+    after="the run starts at the next start of the worker",
 )
-async def test_a_run_that_was_asked_for_while_the_worker_died_is_taken_up_at_its_next_start(
+async def test_a_run_requested_while_the_worker_died_starts_at_its_next_start(
     bot_process: Runs, bots: Bots
 ) -> None:
-    """The worker is frozen, so it holds its lock and hears nothing; then it is killed with the request unheard."""
+    """The worker is frozen, so it holds its lock and reads nothing; then it is killed before it has read the request."""
     first = await worker(bots)
     first.suspend()
     run = await start(bot_process, script="count:a")

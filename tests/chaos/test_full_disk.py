@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a real run: a small file system of its own, filled to its last byte."""
+"""A disk that fills up during a real run: a small file system, filled to its last byte."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ SmallDisk = Callable[[Path, str], Path]
 
 @pytest.fixture
 def small_disk() -> Iterator[SmallDisk]:
-    """Mount a small tmpfs on a folder (made); it is gone at the end."""
+    """Mount a small tmpfs on a new folder for the duration of the block."""
     mounted: list[Path] = []
 
     def mount(folder: Path, size: str) -> Path:
@@ -37,7 +37,7 @@ def small_disk() -> Iterator[SmallDisk]:
 
 
 def fill(folder: Path) -> Path:
-    """Write until nothing more fits."""
+    """Fill the file system."""
     filler = folder / "filler"
     with filler.open("ab", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
@@ -56,7 +56,7 @@ def fill(folder: Path) -> Path:
     at="the run's folder, before the first step, tp hung",
     after="succeeded with warnings: evidence and benchmark file missing and named; the fallback serves",
 )
-async def test_a_full_disk_does_not_keep_a_hung_host_from_its_fallback(
+async def test_a_full_disk_does_not_prevent_the_fallback_of_a_hung_host(
     site_with: MakeSite, small_disk: SmallDisk
 ) -> None:
     site = await site_with()
@@ -74,12 +74,12 @@ async def test_a_full_disk_does_not_keep_a_hung_host_from_its_fallback(
 
 @pytest.mark.chaos(
     fault="disk full",
-    at="the whole state folder with the bot's database, in the middle of a fallback",
-    after="the run waits and goes on when there is room again: succeeded, no request lost",
+    at="the whole state folder with the bot's database, during a fallback",
+    after="the run waits and continues when there is room again: succeeded, no request lost",
 )
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("step", ["warm", pytest.param("drain", marks=pytest.mark.heavy)])
-async def test_a_run_whose_database_is_full_goes_on_when_there_is_room_again(
+async def test_a_run_whose_database_is_full_continues_when_there_is_room_again(
     tmp_path: Path, small_disk: SmallDisk, step: str
 ) -> None:
     folder = small_disk(tmp_path / "small", "24m")

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, not killed: the worker is told to end, the clock is set while people decide, two ask at once."""
+"""Interruptions other than kills: SIGTERM, a clock that is set during an approval, two simultaneous requests."""
 
 import asyncio
 import signal
@@ -20,7 +20,7 @@ HOUR_S = 3600.0
 
 @pytest.mark.chaos(
     fault="SIGTERM to the bot",
-    at="the middle of a step of a fallback",
+    at="during a step of a fallback",
     after="it ends within 10 s with exit code 0; started again, the run succeeds and no request is lost",
 )
 @pytest.mark.timeout(240)
@@ -31,7 +31,7 @@ HOUR_S = 3600.0
         for step in ("capture", "launch", "warm", "route", "drain", "stop", "validate")
     ],
 )
-async def test_a_bot_that_is_told_to_end_ends_soon_and_goes_on_later(tmp_path: Path, step: str) -> None:
+async def test_sigterm_ends_the_worker_soon_and_the_run_continues_later(tmp_path: Path, step: str) -> None:
     async with real_host(tmp_path, **QUICK) as it:
         worker = it.worker("none")
         await it.ready(worker)
@@ -55,9 +55,9 @@ async def test_a_bot_that_is_told_to_end_ends_soon_and_goes_on_later(tmp_path: P
 @pytest.mark.chaos(
     fault="two people press at once",
     at="Start fallback, on a real host",
-    after="one run; the other is told which run has the host",
+    after="one run; the other person is told which run holds the host",
 )
-async def test_of_two_who_start_in_the_same_moment_one_is_told_of_the_other(tmp_path: Path) -> None:
+async def test_the_second_of_two_simultaneous_starts_is_refused_and_names_the_first(tmp_path: Path) -> None:
     async with real_host(tmp_path, **QUICK) as it:
         await it.ready(it.worker("none"))
         answers = await asyncio.gather(
@@ -74,7 +74,7 @@ async def test_of_two_who_start_in_the_same_moment_one_is_told_of_the_other(tmp_
 
 
 def set_clock(runs: Runs, by_s: float) -> None:
-    """Set the wall clock that the rows are written by."""
+    """Set the clock of the store."""
     runs._store.clock = lambda: time.time() + by_s  # type: ignore[method-assign]
 
 
@@ -96,9 +96,9 @@ async def waiting(runs: Runs) -> str:
 @pytest.mark.chaos(
     fault="the wall clock is set by an hour, forwards or backwards",
     at="a run that waits for approval",
-    after="forwards past its deadline: expired, told so, host free; backwards: it waits on and can be approved",
+    after="forwards past its deadline: expired, reported, host free; backwards: it continues to wait and can be approved",
 )
-async def test_a_gate_whose_deadline_the_clock_jumped_over_expires_and_nobody_can_approve_it(
+async def test_a_wait_whose_deadline_the_clock_jumped_over_expires_and_nobody_can_approve_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bot.runs.approval_wait, "RECHECK_S", 0.1)
@@ -117,10 +117,10 @@ async def test_a_gate_whose_deadline_the_clock_jumped_over_expires_and_nobody_ca
 @pytest.mark.chaos(
     fault="the wall clock is set by an hour, forwards or backwards",
     at="a run that waits for approval",
-    after="forwards past its deadline: expired, told so, host free; backwards: it waits on and can be approved",
+    after="forwards past its deadline: expired, reported, host free; backwards: it continues to wait and can be approved",
 )
 @pytest.mark.parametrize("by_s", [-HOUR_S, HOUR_S / 12])
-async def test_a_gate_within_its_deadline_waits_on_whatever_the_clock_is_set_to(
+async def test_a_wait_within_its_deadline_continues_whatever_the_clock_is_set_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_s: float
 ) -> None:
     monkeypatch.setattr(bot.runs.approval_wait, "RECHECK_S", 0.1)

@@ -1,4 +1,4 @@
-"""kill -9 of the bot at exact points: it goes on where it stood, and every effect happens as often as it must."""
+"""kill -9 of the bot at exact points: the run continues, and every effect happens as often as it should."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Bots:
-    """Bots as processes over one state folder."""
+    """Bot processes on one state folder."""
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
@@ -49,7 +49,7 @@ class Bots:
         return process
 
     def run_until(self, what: Callable[[RunRecord], bool], timeout_s: float = 30) -> RunRecord:
-        """Poll the newest run's rows until something holds of them."""
+        """Poll the newest run until a condition is true of it."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             runs = self.store.list(limit=1)
@@ -79,7 +79,7 @@ class Bots:
 
 
 def fact(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The next fact that a bot tells."""
+    """Return the next line that a bot prints, parsed."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -105,10 +105,10 @@ def bots(tmp_path: Path) -> Iterator[Bots]:
 @pytest.mark.chaos(
     fault="kill -9 of the bot",
     at="between two steps",
-    after="goes on with the next step; nothing is repeated",
+    after="continues with the next step; nothing is repeated",
 )
-def test_killed_between_two_steps_it_repeats_none_of_them(bots: Bots) -> None:
-    """The kill comes after the step's own row and before the workflow engine's: the narrowest place."""
+def test_a_kill_between_two_steps_repeats_neither(bots: Bots) -> None:
+    """The kill comes between the step's own row and the workflow engine's record: the narrowest window."""
     first = bots.spawn("--start", "toy?script=count:a count:b count:c", "--die", "after-row:b")
     assert first.wait(30) == -signal.SIGKILL
     assert bots.store.list()[0].status is RunStatus.RUNNING
@@ -121,10 +121,10 @@ def test_killed_between_two_steps_it_repeats_none_of_them(bots: Bots) -> None:
 
 @pytest.mark.chaos(
     fault="kill -9 of the bot",
-    at="inside a step",
-    after="runs that step again and no other; same run, same message",
+    at="during a step",
+    after="repeats only that step; same run, same message",
 )
-def test_killed_in_the_middle_of_a_step_it_runs_that_step_again_and_no_other(bots: Bots) -> None:
+def test_a_kill_during_a_step_repeats_only_that_step(bots: Bots) -> None:
     first = bots.launch("--start", "toy?script=count:a hold:b count:c")
     bots.until(lambda: effects(bots.state_dir, "b"))
     before = bots.store.list()[0]
@@ -144,9 +144,9 @@ def test_killed_in_the_middle_of_a_step_it_runs_that_step_again_and_no_other(bot
 @pytest.mark.chaos(
     fault="kill -9 of the bot",
     at="after a step's effect, before its row",
-    after="enters the step again, which looks before it acts",
+    after="repeats the step, which probes before it acts",
 )
-def test_killed_after_an_effect_and_before_its_row_the_step_is_entered_again(bots: Bots) -> None:
+def test_a_kill_after_an_effect_and_before_its_row_repeats_the_step(bots: Bots) -> None:
     first = bots.spawn("--start", "toy?script=count:a count:b", "--die", "before-row:a")
     assert first.wait(30) == -signal.SIGKILL
     bots.launch()
@@ -156,9 +156,11 @@ def test_killed_after_an_effect_and_before_its_row_the_step_is_entered_again(bot
 
 
 @pytest.mark.chaos(
-    fault="kill -9 of the bot", at="while a run waits for approval", after="waits on with the same deadline"
+    fault="kill -9 of the bot",
+    at="while a run waits for approval",
+    after="continues to wait, with the same deadline",
 )
-def test_killed_in_the_gate_it_waits_on_with_the_same_deadline(bots: Bots) -> None:
+def test_a_kill_during_the_wait_for_approval_keeps_the_deadline(bots: Bots) -> None:
     first = bots.launch("--start", "gated?script=count:a", "--expires-s", "6")
     waiting = bots.run_until(lambda run: run.status is RunStatus.WAITING)
     kill(first)
@@ -172,8 +174,10 @@ def test_killed_in_the_gate_it_waits_on_with_the_same_deadline(bots: Bots) -> No
     assert effects(bots.state_dir, "a") == []
 
 
-@pytest.mark.chaos(fault="approval while the bot is down", at="the gate", after="honoured at the next start")
-def test_an_approval_given_while_the_bot_was_down_is_honoured(bots: Bots) -> None:
+@pytest.mark.chaos(
+    fault="approval while the bot is down", at="the wait for approval", after="counts at the next start"
+)
+def test_an_approval_while_the_bot_is_down_counts(bots: Bots) -> None:
     first = bots.launch("--start", "gated?script=count:a")
     waiting = bots.run_until(lambda run: run.status is RunStatus.WAITING)
     kill(first)
@@ -193,7 +197,7 @@ def test_an_approval_given_while_the_bot_was_down_is_honoured(bots: Bots) -> Non
     at="between a run's row and its workflow",
     after="the run is started at the next launch",
 )
-def test_killed_between_a_runs_row_and_its_workflow_the_run_is_started_at_the_next_launch(bots: Bots) -> None:
+def test_a_run_killed_before_its_workflow_started_is_started_at_the_next_launch(bots: Bots) -> None:
     first = bots.spawn("--start", "toy?script=count:a", "--die", "after-insert")
     assert first.wait(30) == -signal.SIGKILL
     assert bots.store.list()[0].status is RunStatus.PLANNING
@@ -202,8 +206,8 @@ def test_killed_between_a_runs_row_and_its_workflow_the_run_is_started_at_the_ne
     assert len(effects(bots.state_dir, "a")) == 1
 
 
-@pytest.mark.chaos(fault="kill -9 of the bot", at="inside the clean-up", after="goes on cleaning up")
-def test_killed_while_it_cleaned_up_after_a_stop_it_goes_on_cleaning_up(bots: Bots) -> None:
+@pytest.mark.chaos(fault="kill -9 of the bot", at="during the cleanup", after="continues the cleanup")
+def test_a_kill_during_the_cleanup_after_a_stop_continues_the_cleanup(bots: Bots) -> None:
     first = bots.launch("--start", "toy?script=fail:a count:b&settle=count:y hold:z")
     bots.until(lambda: effects(bots.state_dir, "z"))
     kill(first)
@@ -219,7 +223,7 @@ def test_killed_while_it_cleaned_up_after_a_stop_it_goes_on_cleaning_up(bots: Bo
     assert effects(bots.state_dir, "b") == []
 
 
-def test_killed_after_a_stop_was_asked_for_it_compensates_instead_of_going_on(bots: Bots) -> None:
+def test_a_kill_after_a_stop_request_leads_to_the_compensation(bots: Bots) -> None:
     first = bots.launch("--start", "toy?script=count:a hold:b count:c&settle=count:z")
     bots.until(lambda: effects(bots.state_dir, "b"))
     kill(first)
@@ -236,8 +240,8 @@ def test_killed_after_a_stop_was_asked_for_it_compensates_instead_of_going_on(bo
     assert effects(bots.state_dir, "c") == []
 
 
-def test_a_run_that_was_taken_up_hundreds_of_times_is_taken_up_once_more(bots: Bots) -> None:
-    """DBOS gives up after 100 by default, which would dead-letter a waiting run in a crash loop."""
+def test_a_run_that_was_recovered_hundreds_of_times_is_recovered_again(bots: Bots) -> None:
+    """DBOS gives up after 100 recoveries by default, which would end a waiting run in a crash loop."""
     first = bots.launch("--start", "toy?script=hold:a")
     bots.until(lambda: effects(bots.state_dir, "a"))
     kill(first)
@@ -253,7 +257,7 @@ def test_a_run_that_was_taken_up_hundreds_of_times_is_taken_up_once_more(bots: B
 
 @pytest.mark.chaos(
     fault="kill -9 of the bot",
-    at="after a request was taken, which Slack delivers again",
+    at="after a request that Slack delivers again",
     after="no second run",
 )
 def test_a_request_delivered_again_after_a_kill_starts_no_second_run(bots: Bots) -> None:
@@ -269,8 +273,8 @@ def test_a_request_delivered_again_after_a_kill_starts_no_second_run(bots: Bots)
 
 @pytest.mark.chaos(
     fault="SIGTERM to the bot",
-    at="the middle of a step",
-    after="ends with exit code 0, the run goes on later",
+    at="during a step",
+    after="ends with exit code 0, the run continues later",
 )
 def test_sigterm_in_the_middle_of_a_step_leaves_the_run_resumable(bots: Bots) -> None:
     first = bots.launch("--start", "toy?script=count:a hold:b")
@@ -286,7 +290,7 @@ def test_sigterm_in_the_middle_of_a_step_leaves_the_run_resumable(bots: Bots) ->
 
 
 def test_changed_code_finds_its_waiting_runs_again(bots: Bots) -> None:
-    """DBOS's own version is a hash of the workflow sources, which would leave this run behind in silence."""
+    """The default version of DBOS is a hash of the workflow sources, which would silently strand this run."""
     first = bots.launch("--start", "toy?script=count:a hold:b")
     bots.until(lambda: effects(bots.state_dir, "b"))
     kill(first)
@@ -296,10 +300,10 @@ def test_changed_code_finds_its_waiting_runs_again(bots: Bots) -> None:
     assert run.status is RunStatus.SUCCEEDED
     assert (
         bots.store.row(run.id).workflow_id == run.id
-    )  # DBOS took it up itself, the watchdog had nothing to do
+    )  # DBOS recovered it, so the watchdog had nothing to do
 
 
-def test_a_run_of_another_engine_version_is_found_by_the_watchdog_and_goes_on_from_its_rows(
+def test_the_watchdog_finds_a_run_of_another_engine_version_and_continues_it_from_its_rows(
     bots: Bots,
 ) -> None:
     first = bots.launch("--start", "toy?script=count:a hold:b", "--engine-version", "old")
@@ -325,7 +329,7 @@ def test_a_second_bot_on_the_same_folder_refuses_to_start_and_names_the_first(bo
     assert f"pid {first.pid}" in message
     assert "run the same steps twice" in message
     kill(first)
-    bots.launch()  # the kernel freed the lock with its holder
+    bots.launch()  # the kernel released the lock when its holder died
 
 
 class Bomb:
@@ -336,7 +340,7 @@ class Bomb:
         return (os.mkdir, (str(self.path),))
 
 
-def test_a_row_marked_as_pickle_is_refused_and_its_run_goes_on_from_its_own_rows(
+def test_a_row_marked_as_pickle_is_refused_and_its_run_continues_from_its_own_rows(
     bots: Bots, tmp_path: Path
 ) -> None:
     first = bots.launch("--start", "toy?script=count:a hold:b")
@@ -350,7 +354,7 @@ def test_a_row_marked_as_pickle_is_refused_and_its_run_goes_on_from_its_own_rows
         assert marked.rowcount == planted.rowcount == 2
     database.close()
     bots.release()
-    bots.store.update_run(bots.store.list()[0].id, created_at=time.time() - 60)  # not young any more
+    bots.store.update_run(bots.store.list()[0].id, created_at=time.time() - 60)  # old enough for the watchdog
     bots.launch("--watch-s", "0.3")
     assert bots.ended().status is RunStatus.SUCCEEDED
     assert not bomb.exists()

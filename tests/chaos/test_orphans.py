@@ -1,4 +1,4 @@
-"""A killed bot leaves no child behind, grandchildren included, and touches nothing that it had let go."""
+"""A killed bot leaves no child or grandchild behind, and does not touch processes that it had released."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def within(seconds: float, what: Callable[[], bool]) -> bool:
     at="a step with a child and a grandchild",
     after="both are gone within 5 s, outside systemd too",
 )
-def test_a_killed_bot_takes_its_children_and_their_children_with_it(bots: Bots) -> None:
+def test_a_killed_bot_leaves_no_children_or_grandchildren(bots: Bots) -> None:
     first = bots.launch("--start", "toy?script=tree:a")
     bots.until(lambda: len(family(bots.state_dir)) == 2)
     left = family(bots.state_dir)
@@ -68,7 +68,7 @@ with LEASH.holding(kept.pid):
 """
 
 
-def test_only_what_is_held_is_killed_also_when_the_keeper_was_replaced() -> None:
+def test_only_held_processes_are_killed_even_if_the_keeper_was_replaced() -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDS_AND_LETS_GO], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

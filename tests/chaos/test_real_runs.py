@@ -1,6 +1,6 @@
 """kill -9 of the worker at every step of a real fallback and a real restore, under traffic.
 
-After it: one terminal state, the weights that it names, nothing repeated that a row says is done, no process left over.
+Afterwards: one terminal state, the weights that it names, no step repeated whose row says that it is done, no leftover process.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MODES = [
 
 
 def check_repeats(run: RunRecord, mode: str, times: int, died: int) -> None:
-    """A step whose row was written runs once; one that was cut runs twice. Some steps end before a kill inside them comes."""
+    """A step whose row was written runs once, an interrupted one twice. Some steps end before the kill comes."""
     counts = {step.step_id: step.executions for step in run.steps if not step.compensating}
     if mode == "inside":
         assert set(counts.values()) <= {1, 2, 3}, (
@@ -50,7 +50,7 @@ def check_repeats(run: RunRecord, mode: str, times: int, died: int) -> None:
 )
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("mode", "times"), MODES)
-async def test_a_planned_fallback_survives_a_kill_at_every_step_and_loses_no_request(
+async def test_a_planned_fallback_survives_a_kill_at_every_step_without_losing_a_request(
     tmp_path: Path, mode: str, times: int
 ) -> None:
     async with real_host(tmp_path, **QUICK) as it:
@@ -68,11 +68,13 @@ async def test_a_planned_fallback_survives_a_kill_at_every_step_and_loses_no_req
 
 @pytest.mark.chaos(
     fault="kill -9 of the worker",
-    at="inside every step of a real fallback from a hung tier",
-    after="succeeded; only the requests that hung are lost, and their count is right",
+    at="during every step of a real fallback from a hung tier",
+    after="succeeded; only the hung requests are lost, and their count is right",
 )
 @pytest.mark.timeout(240)
-async def test_a_hung_tier_falls_back_among_kills_and_only_what_hung_is_lost(tmp_path: Path) -> None:
+async def test_a_fallback_from_a_hung_tier_survives_kills_and_loses_only_the_hung_requests(
+    tmp_path: Path,
+) -> None:
     async with real_host(tmp_path, **QUICK) as it:
         await it.ready(it.worker("inside"))
         async with it.site.traffic(clients=3, timeout_s=150) as seen:
@@ -92,13 +94,13 @@ async def test_a_hung_tier_falls_back_among_kills_and_only_what_hung_is_lost(tmp
 
 @pytest.mark.chaos(
     fault="kill -9 of the worker",
-    at="every step of a real restore and its gate; approved while it is down",
+    at="every step of a real restore and its approval, which is given while the worker is down",
     after="succeeded; tp serves; no request lost",
 )
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("mode", "times"), [("inside", 2), ("after-row", 1)])
-async def test_a_restore_survives_a_kill_at_every_step_its_gate_included(
+async def test_a_restore_survives_a_kill_at_every_step_and_during_the_approval(
     tmp_path: Path, mode: str, times: int
 ) -> None:
     async with real_host(tmp_path, **QUICK) as it:
@@ -110,7 +112,7 @@ async def test_a_restore_survives_a_kill_at_every_step_its_gate_included(
             await it.until(run.id, lambda run: run.status is RunStatus.WAITING)
             worker.kill()
             worker.wait()
-            await it.approve(run.id)  # given while nobody carries the run
+            await it.approve(run.id)  # while no worker runs
             it.worker(mode)
             run, died = await it.ended_among_kills(run.id, mode, timeout_s=200)
         assert run.status is RunStatus.SUCCEEDED, run
@@ -123,13 +125,13 @@ async def test_a_restore_survives_a_kill_at_every_step_its_gate_included(
 
 @pytest.mark.chaos(
     fault="kill -9 of the worker",
-    at="inside every step of a real fallback and of its clean-up after a stop",
+    at="during every step of a real fallback and of its cleanup after a stop",
     after="cancelled; fallback_serving",
 )
 @pytest.mark.heavy
 @pytest.mark.timeout(200)
 async def test_a_stop_among_kills_leaves_one_defined_state(tmp_path: Path) -> None:
-    """Stopped after the tier was stopped: the compensation is killed at its steps too, and ends in fallback_serving."""
+    """The stop comes after the tier was stopped. The compensation is killed at each step too, and ends in fallback_serving."""
     async with real_host(tmp_path, **QUICK) as it:
         await it.ready(it.worker("inside"))
         run = await it.start("fallback")
@@ -152,7 +154,7 @@ async def test_a_stop_among_kills_leaves_one_defined_state(tmp_path: Path) -> No
 
 
 async def on_the_fallback(it: RealHost) -> None:
-    """Bring the host onto its fallback without a bot."""
+    """Move the host to its fallback without a bot."""
     site: Site = it.site
     end = await site.run(await site.plan(skip_validation=True))
     assert end.ended.status == "succeeded", end

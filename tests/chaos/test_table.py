@@ -1,4 +1,4 @@
-"""The table of faults says what the tests say, and names every fault that the product promises to survive."""
+"""docs/chaos.md matches the tests and has every fault that the product promises to survive."""
 
 from pathlib import Path
 
@@ -27,19 +27,17 @@ def all_marks() -> list[Mark]:
     return marks()
 
 
-def test_the_document_is_as_the_marks_make_it() -> None:
+def test_the_document_matches_the_marks() -> None:
     assert PATH.read_text(encoding="utf-8") == render(), "run `make docs`: docs/chaos.md is stale"
 
 
 @pytest.mark.parametrize("fault", PROMISED)
-def test_a_promised_fault_is_made_by_some_test_that_runs_with_the_suite(
-    all_marks: list[Mark], fault: str
-) -> None:
+def test_every_promised_fault_has_a_test_in_the_suite(all_marks: list[Mark], fault: str) -> None:
     runs = {mark.runs for mark in all_marks if fault in f"{mark.fault} {mark.at}"}
     assert runs & {"suite", "part"}, f"no test of the suite makes it: {fault}"
 
 
-def test_a_mark_that_says_too_little_is_an_error(tmp_path: Path) -> None:
+def test_an_incomplete_mark_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "test_one.py"
     path.write_text("import pytest\n\n@pytest.mark.chaos(fault='f', at='a')\ndef test_one(): ...\n")
     with pytest.raises(ValueError, match=r"test_one.py:3: chaos takes fault, at, after"):

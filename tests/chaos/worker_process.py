@@ -1,7 +1,7 @@
-"""A worker of the real product that kills itself, as kill -9 would, once at every step of a run: `FOLDER MODE`.
+"""A worker of the real product that kills itself with SIGKILL once at every step of a run: `FOLDER MODE`.
 
-MODE is where: `inside` (just after a step has begun), `before-row` (its work is done, its row is not), `after-row` (its row is
-written, the workflow's is not). What was survived stands in `kills`, one step a line: the next worker dies at the next step.
+MODE says where: `inside` a step, `before-row`, `after-row` (the step's row is written, the workflow's record is not), or
+`none`. The file `kills` lists the steps where that has happened, so the next worker dies at the next step.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ INSIDE_AFTER_S = 0.08
 
 
 def arm(mode: str, kills: Path) -> None:
-    """Put the kills into the engine."""
+    """Make the worker kill itself at the given points."""
     begin, end = StepRows.begin, StepRows.end
 
     def die_once(step_id: str) -> None:

@@ -35,14 +35,14 @@ async def checks_of(workspace: Workspace, folder: Path, **slack: object) -> dict
     return {check.name: check for check in report.checks}
 
 
-async def test_scopes_and_the_incident_channel_are_found_good(workspace: Workspace, tmp_path: Path) -> None:
+async def test_granted_scopes_and_the_incident_channel_pass(workspace: Workspace, tmp_path: Path) -> None:
     checks = await checks_of(workspace, tmp_path)
     assert checks["slack"].status == "ok"
     assert checks["slack.scopes"].status == "ok", checks["slack.scopes"]
     assert checks["slack.incident_channel"].status == "ok"
 
 
-async def test_a_channel_that_is_not_there_and_one_without_the_bot_are_named(
+async def test_a_missing_channel_and_a_channel_without_the_bot_fail_by_name(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     checks = await checks_of(workspace, tmp_path, incident_channel="fires")
@@ -53,7 +53,7 @@ async def test_a_channel_that_is_not_there_and_one_without_the_bot_are_named(
     assert "/invite" in checks["slack.incident_channel"].fix
 
 
-async def test_a_wrong_token_is_named(workspace: Workspace, tmp_path: Path) -> None:
+async def test_a_wrong_token_fails_by_name(workspace: Workspace, tmp_path: Path) -> None:
     checks = await checks_of(workspace, tmp_path, bot_token="xoxb-wrong")
     assert (checks["slack"].status, "invalid_auth" in checks["slack"].detail) == ("failed", True)
 

@@ -1,4 +1,4 @@
-"""Documents that are made from the code say what the code says now; the manifest covers what the code uses."""
+"""Generated documents match the code, and the manifest covers what the code uses."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from handlers import COMMANDS, SLASH_COMMANDS
 
 
 @pytest.mark.parametrize("path", sorted(documents()))
-def test_a_generated_document_stands_in_the_tree_as_the_code_makes_it(path: str) -> None:
+def test_a_generated_document_is_up_to_date(path: str) -> None:
     assert (ROOT / path).read_text(encoding="utf-8") == documents()[path](), (
         f"run `make docs`: {path} is stale"
     )
@@ -59,14 +59,14 @@ METHOD_FAMILIES = {
 }
 
 
-def test_the_manifest_is_yaml_that_reads_back_as_it_was_meant() -> None:
+def test_the_manifest_parses_as_yaml_with_the_same_content() -> None:
     yaml = pytest.importorskip("yaml")
     assert yaml.safe_load(render(SlackSettings(), SLASH_COMMANDS)) == json.loads(
         json.dumps(manifest(SlackSettings(), SLASH_COMMANDS))
     )
 
 
-def test_links_between_documents_lead_to_files_that_are_there() -> None:
+def test_links_between_documents_point_to_existing_files() -> None:
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
             if not target.startswith(("http://", "https://")):

@@ -1,4 +1,4 @@
-"""The `gpu-oncall` command as a shell sees it: help, exit codes, one clear line for what is wrong, and the break-glass way."""
+"""The `gpu-oncall` command in a shell: help, exit codes, one clear line per error, and break-glass runs."""
 
 import json
 import subprocess
@@ -58,14 +58,14 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
         (("fallback", "plan", "--host", "h2"), "I know no host 'h2'; did you mean h1?"),
     ],
 )
-def test_wrong_words_end_with_2_and_one_line(config: Path, words: tuple[str, ...], says: str) -> None:
+def test_wrong_usage_exits_with_2_and_one_line(config: Path, words: tuple[str, ...], says: str) -> None:
     said = shell(*words, "--config", str(config))
     assert said.returncode == 2
     assert says in said.stderr
     assert "Traceback" not in said.stderr
 
 
-def test_wrong_settings_end_with_2_and_name_the_field(tmp_path: Path, config: Path) -> None:
+def test_wrong_settings_exit_with_2_and_name_the_field(tmp_path: Path, config: Path) -> None:
     config.write_text(config.read_text().replace("gpus = 0", "gpus = 400"))
     for command in (("up",), ("doctor",), ("worker",), ("fallback", "plan")):
         said = shell(*command, "--config", str(config))
@@ -74,7 +74,7 @@ def test_wrong_settings_end_with_2_and_name_the_field(tmp_path: Path, config: Pa
         assert "400" in said.stderr
 
 
-def test_without_a_token_the_bot_says_which_and_ends_with_1(config: Path) -> None:
+def test_a_missing_token_is_named_and_exits_with_1(config: Path) -> None:
     for command in ("up", "bot"):
         said = shell(command, "--config", str(config))
         assert said.returncode == 1
@@ -91,7 +91,7 @@ def test_break_glass_runs_forensics_without_slack_or_database(config: Path, tmp_
     assert [line["event"] for line in lines] == ["start", "end"]
 
 
-def test_break_glass_leaves_a_running_bot_its_host(config: Path, tmp_path: Path) -> None:
+def test_break_glass_refuses_to_run_beside_a_running_bot(config: Path, tmp_path: Path) -> None:
     lock = ProcessLock(tmp_path / "state")
     lock.take()
     try:
@@ -103,7 +103,7 @@ def test_break_glass_leaves_a_running_bot_its_host(config: Path, tmp_path: Path)
     assert "ask the bot in Slack" in said.stderr
 
 
-def test_a_plan_that_cannot_work_is_refused_with_1_and_its_reasons(config: Path) -> None:
+def test_a_plan_that_cannot_work_exits_with_1_and_its_reasons(config: Path) -> None:
     config.write_text(config.read_text().replace('argv = ["sleep"]', 'argv = ["/opt/none/vllm", "serve"]'))
     said = shell("fallback", "plan", "--config", str(config))
     assert said.returncode == 1
@@ -111,7 +111,7 @@ def test_a_plan_that_cannot_work_is_refused_with_1_and_its_reasons(config: Path)
     assert "its program /opt/none/vllm is not on this machine" in said.stderr
 
 
-def test_doctor_names_what_is_wrong_and_how_to_mend_it(config: Path, tmp_path: Path) -> None:
+def test_doctor_names_what_is_wrong_and_how_to_fix_it(config: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('argv = ["sleep"]', 'argv = ["/opt/none/vllm", "serve"]'))
     said = shell("doctor", "--config", str(config), "--json")
     assert said.returncode == 1

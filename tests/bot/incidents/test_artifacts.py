@@ -1,4 +1,4 @@
-"""The artifact store: what is copied is what was described, links cannot be made up, old files go."""
+"""The artifact store: only the described file is copied, links cannot be forged, old files are removed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def parts(url: str) -> tuple[str, str]:
     return path, signature
 
 
-async def test_a_stored_file_is_reached_by_its_link_and_by_no_other(shelf: Shelf) -> None:
+async def test_a_stored_file_opens_with_its_own_link_only(shelf: Shelf) -> None:
     record = await shelf.artifacts.store(RUN, "capture", shelf.file())
     path, signature = parts(record.url)
     assert path == f"{RUN}/capture/report.txt"
@@ -81,7 +81,7 @@ async def test_a_stored_file_is_reached_by_its_link_and_by_no_other(shelf: Shelf
         shelf.artifacts.open(f"{RUN}/capture/../../../secret", signature)
 
 
-async def test_a_file_that_changed_after_it_was_described_gets_no_link(shelf: Shelf) -> None:
+async def test_a_file_that_changed_since_it_was_described_gets_no_link(shelf: Shelf) -> None:
     described = shelf.file()
     described.path.write_bytes(b"replaced")
     record = await shelf.artifacts.store(RUN, "capture", described)
@@ -107,7 +107,7 @@ async def test_a_name_that_would_leave_the_folder_is_refused(shelf: Shelf, tmp_p
     assert list(tmp_path.rglob("escaped*")) == []
 
 
-async def test_the_same_name_again_replaces_and_another_attempt_does_not(shelf: Shelf) -> None:
+async def test_the_same_name_replaces_a_file_and_another_attempt_does_not(shelf: Shelf) -> None:
     first = await shelf.artifacts.store(RUN, "capture", shelf.file(b"one"))
     again = await shelf.artifacts.store(RUN, "capture", shelf.file(b"two"))
     other = await shelf.artifacts.store(RUN, attempt_folder("capture", 2), shelf.file(b"three"))
@@ -122,7 +122,7 @@ async def test_the_same_name_again_replaces_and_another_attempt_does_not(shelf: 
     assert run.artifacts[0].slack_file_id == "F123"
 
 
-async def test_old_files_are_swept_and_their_links_say_so(shelf: Shelf) -> None:
+async def test_old_files_are_removed_and_their_links_say_so(shelf: Shelf) -> None:
     old = await shelf.artifacts.store(RUN, "capture", shelf.file(name="old.txt"))
     shelf.clock.now += 20 * 86_400
     young = await shelf.artifacts.store(RUN, "capture", shelf.file(name="young.txt"))
@@ -134,7 +134,7 @@ async def test_old_files_are_swept_and_their_links_say_so(shelf: Shelf) -> None:
     shelf.artifacts.open(*parts(young.url))[1].close()
 
 
-async def test_links_stay_good_over_a_restart_and_their_secret_is_private(tmp_path: Path) -> None:
+async def test_links_survive_a_restart_and_their_key_is_private(tmp_path: Path) -> None:
     first = Shelf(tmp_path)
     record = await first.artifacts.store(RUN, "capture", first.file())
     again = ArtifactStore(toy_settings(tmp_path / "state"), first.store)

@@ -1,4 +1,4 @@
-"""Comparing finished load tests from Slack: what is compared with what, and what is said where that cannot be."""
+"""Comparing finished load tests from Slack: which results are compared, and the answers when they cannot be."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ VIEW = View(now=0)
 
 
 class Finished:
-    """Runs whose figures lie in folders, newest first."""
+    """Runs whose results are in folders, newest first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ def record(tmp_path: Path, name: str) -> None:
     BaselineStore(tmp_path / "baselines").save(make_baseline(name, [a_result(seed) for seed in (1, 2, 3)]))
 
 
-async def test_the_newest_run_is_compared_with_the_baseline_in_force(
+async def test_the_newest_run_is_compared_with_the_current_baseline(
     runs: Finished, results: LoadResults, tmp_path: Path
 ) -> None:
     record(tmp_path, "good-day")
@@ -68,7 +68,7 @@ async def test_the_newest_run_is_compared_with_the_baseline_in_force(
     assert (await results.compare("lt-old1", "good-day", host="demo")).verdict is not Change.REGRESSED
 
 
-async def test_two_runs_compare_and_it_is_said_that_one_run_shows_no_spread(
+async def test_comparing_two_runs_warns_that_one_run_shows_no_spread(
     runs: Finished, results: LoadResults
 ) -> None:
     runs.add("lt-aaaa", seed=4, n=1000)
@@ -78,7 +78,9 @@ async def test_two_runs_compare_and_it_is_said_that_one_run_shows_no_spread(
     assert "lt-aaaa is a single run" in comparison.reasons[-1]
 
 
-async def test_other_workloads_are_refused_with_the_field(runs: Finished, results: LoadResults) -> None:
+async def test_a_different_workload_is_refused_and_the_field_named(
+    runs: Finished, results: LoadResults
+) -> None:
     runs.add("lt-aaaa", seed=4)
     runs.add("lt-bbbb", seed=5, max_new_tokens=64)
     comparison = await results.compare("lt-bbbb", "lt-aaaa", host="demo")
@@ -96,7 +98,7 @@ async def test_other_workloads_are_refused_with_the_field(runs: Finished, result
         (("lt-gone", "lt-aaaa"), "cannot be read"),
     ],
 )
-async def test_what_cannot_be_compared_is_said_in_words(
+async def test_an_impossible_comparison_is_explained(
     runs: Finished, results: LoadResults, names: tuple[str | None, str | None], says: str
 ) -> None:
     runs.add("lt-gone")
@@ -106,14 +108,14 @@ async def test_what_cannot_be_compared_is_said_in_words(
         await results.compare(*names, host="demo")
 
 
-async def test_a_void_run_is_nothing_to_compare_with(runs: Finished, results: LoadResults) -> None:
+async def test_a_void_run_is_not_a_reference(runs: Finished, results: LoadResults) -> None:
     runs.add("lt-part", partial=True)
     runs.add("lt-aaaa")
     with pytest.raises(UserError, match="lt-part is partial"):
         await results.compare("lt-aaaa", "lt-part", host="demo")
 
 
-async def test_baselines_are_listed_and_another_one_put_in_force(
+async def test_baselines_are_listed_and_another_one_becomes_current(
     results: LoadResults, tmp_path: Path
 ) -> None:
     assert "No baseline of this host" in baselines_message(await results.baselines(), VIEW).text
@@ -131,7 +133,7 @@ async def test_baselines_are_listed_and_another_one_put_in_force(
         await results.put_in_force(PUBLISHED)
 
 
-async def test_a_damaged_baseline_is_listed_with_its_problem_and_hides_no_other(
+async def test_a_damaged_baseline_is_listed_with_its_problem_beside_the_others(
     results: LoadResults, tmp_path: Path
 ) -> None:
     record(tmp_path, "monday")

@@ -1,4 +1,4 @@
-"""The gate: who decides, when, on which plan; the first writer wins and everybody else is told."""
+"""Approvals: who may decide, when, and on which plan; the first writer wins and the others are told."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -79,7 +79,7 @@ async def test_nothing_runs_before_the_approval_and_everything_after_it(gate: Ga
     assert [(d.user.id, d.decision) for d in run.decisions] == [("U_LEAD", "approve")]
 
 
-async def test_ones_own_request_cannot_be_approved(gate: Gated) -> None:
+async def test_the_requester_cannot_approve(gate: Gated) -> None:
     run = await gate.waiting()
     answer = await gate.decide(run, ONCALL)
     assert not answer.accepted
@@ -88,7 +88,7 @@ async def test_ones_own_request_cannot_be_approved(gate: Gated) -> None:
     assert answer.run.status is RunStatus.WAITING
 
 
-async def test_ones_own_request_can_be_denied(gate: Gated, tmp_path: Path) -> None:
+async def test_the_requester_can_deny(gate: Gated, tmp_path: Path) -> None:
     run = await gate.waiting(script="count:a")
     assert (await gate.decide(run, ONCALL, "deny", reason="not now")).accepted
     run = await ended(gate.runs, run.id)
@@ -99,9 +99,9 @@ async def test_ones_own_request_can_be_denied(gate: Gated, tmp_path: Path) -> No
 
 
 @pytest.mark.chaos(
-    fault="two people press at once", at="approve and deny", after="the first wins, the other is told"
+    fault="two people press at once", at="approve and deny", after="the first wins, the other person is told"
 )
-async def test_of_two_people_deciding_at_once_the_first_wins_and_the_other_is_told(
+async def test_the_first_of_two_simultaneous_decisions_wins_and_the_other_person_is_told(
     gate: Gated, tmp_path: Path
 ) -> None:
     for _ in range(5):
@@ -169,7 +169,7 @@ async def test_an_approval_request_expires_and_frees_its_host(short_gate: Gated)
     assert (await ended(short_gate.runs, (await start(short_gate.runs)).id)).status is RunStatus.SUCCEEDED
 
 
-async def test_what_does_not_wait_cannot_be_decided(gate: Gated) -> None:
+async def test_a_run_that_is_not_waiting_cannot_be_decided(gate: Gated) -> None:
     run = await ended(gate.runs, (await start(gate.runs)).id)
     answer = await gate.decide(run)
     assert not answer.accepted
@@ -179,7 +179,7 @@ async def test_what_does_not_wait_cannot_be_decided(gate: Gated) -> None:
     assert "no run fb-none" in nothing.message
 
 
-async def test_refused_decisions_stand_in_the_trail(gate: Gated) -> None:
+async def test_refused_decisions_are_in_the_audit_trail(gate: Gated) -> None:
     run = await gate.waiting()
     await gate.decide(run, ONCALL)
     assert any(entry.kind == "decision.refused" for entry in gate.store.audit.of_run(run.id))

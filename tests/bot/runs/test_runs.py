@@ -1,4 +1,4 @@
-"""Runs over toy steps: starting, refusing, stopping, telling, and what a run leaves behind."""
+"""Runs with toy steps: start, refusal, stop, signals, and what a run leaves behind."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ async def at_step(runs: Runs, run_id: str, step_id: str) -> None:
         await runs.wait(run_id, until=lambda run: any(s.step_id == step_id for s in run.steps))
 
 
-async def test_a_plan_is_walked_to_its_end(runs: Runs, tmp_path: Path) -> None:
+async def test_a_plan_runs_to_its_end(runs: Runs, tmp_path: Path) -> None:
     run = await start(runs, script="count:a warn:b count:c")
     assert run.status is RunStatus.PLANNING
     run = await ended(runs, run.id)
@@ -49,7 +49,7 @@ async def test_a_plan_is_walked_to_its_end(runs: Runs, tmp_path: Path) -> None:
     assert effects(tmp_path, "a") == [""]
 
 
-async def test_alternatives_then_compensation_then_failed(runs: Runs, tmp_path: Path) -> None:
+async def test_a_run_fails_after_its_alternatives_and_its_compensation(runs: Runs, tmp_path: Path) -> None:
     run = await start(runs, script="count:a count:*b fail:*c count:d", tries="2", settle="count:z")
     run = await ended(runs, run.id)
     assert run.status is RunStatus.FAILED
@@ -73,7 +73,7 @@ async def test_a_defect_in_a_step_fails_the_run_and_cleans_up(runs: Runs, tmp_pa
     assert effects(tmp_path, "z") == [""]
 
 
-async def test_a_step_over_its_time_is_cut_and_fails(runs: Runs) -> None:
+async def test_a_step_over_its_timeout_is_interrupted_and_fails(runs: Runs) -> None:
     run = await ended(runs, (await start(runs, script="hold:a", timeout_s="0.2")).id)
     assert run.status is RunStatus.FAILED
     assert "not finished within 0.2 s" in run.outcome
@@ -100,8 +100,10 @@ async def test_a_second_change_of_a_host_is_refused_naming_the_first(runs: Runs,
     assert effects(tmp_path, "b") == [""]
 
 
-@pytest.mark.chaos(fault="two people press at once", at="two starts", after="one run; the other is told")
-async def test_two_starts_in_the_same_moment_give_one_run(runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.chaos(
+    fault="two people press at once", at="two starts", after="one run; the other person is told"
+)
+async def test_two_simultaneous_starts_create_one_run(runs: Runs, tmp_path: Path) -> None:
     answers = await asyncio.gather(
         *(start(runs, script="hold:a", key=f"k{n}") for n in range(8)), return_exceptions=True
     )
@@ -112,7 +114,7 @@ async def test_two_starts_in_the_same_moment_give_one_run(runs: Runs, tmp_path: 
     assert len(effects(tmp_path, "a")) == 1
 
 
-async def test_reading_runs_go_side_by_side_and_beside_a_change(runs: Runs, tmp_path: Path) -> None:
+async def test_read_only_runs_run_in_parallel_and_during_a_change(runs: Runs, tmp_path: Path) -> None:
     change = await start(runs, script="hold:a")
     readers = [await start(runs, "look", script=f"hold:r{n}") for n in range(3)]
     for n, reader in enumerate(readers):
@@ -163,7 +165,7 @@ async def test_a_stop_ends_the_whole_process_tree_and_compensates(runs: Runs, tm
 
 
 def family(state_dir: Path) -> list[int]:
-    """The processes that a `tree` step of this folder started, grandchildren included."""
+    """Return the processes that a `tree` step in this folder started, grandchildren included."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -175,7 +177,9 @@ def family(state_dir: Path) -> list[int]:
     return found
 
 
-async def test_a_stop_in_the_gate_touches_nothing_and_frees_the_host(runs: Runs, tmp_path: Path) -> None:
+async def test_a_stop_during_the_wait_for_approval_touches_nothing_and_frees_the_host(
+    runs: Runs, tmp_path: Path
+) -> None:
     run = await start(runs, "gated", script="count:a", settle="count:z")
     await runs.wait(run.id, until=lambda r: r.status is RunStatus.WAITING)
     run = await runs.stop(run.id, by=ONCALL)
@@ -187,7 +191,7 @@ async def test_a_stop_in_the_gate_touches_nothing_and_frees_the_host(runs: Runs,
     assert effects(tmp_path, "a") == effects(tmp_path, "z") == []
 
 
-async def test_the_clean_up_cannot_be_stopped(runs: Runs, tmp_path: Path) -> None:
+async def test_the_cleanup_cannot_be_stopped(runs: Runs, tmp_path: Path) -> None:
     run = await start(runs, script="fail:a", settle="hold:z")
     await at_step(runs, run.id, "z")
     with pytest.raises(UserError, match="already cleaning up"):
@@ -206,7 +210,7 @@ async def test_signals_reach_the_running_step(runs: Runs) -> None:
         await runs.signal(run.id, "next", by=ONCALL)
 
 
-async def test_progress_stands_in_the_row_and_the_version_rises(runs: Runs, tmp_path: Path) -> None:
+async def test_progress_is_stored_and_raises_the_version(runs: Runs, tmp_path: Path) -> None:
     run = await start(runs, script="hold:a")
     async with asyncio.timeout(20):
         run = await runs.wait(run.id, until=lambda r: bool(r.steps) and r.steps[0].progress == 0.5)
@@ -237,14 +241,14 @@ async def test_wrong_options_are_answered_in_one_line(
     assert runs.list() == []
 
 
-async def test_unknown_hosts_and_actions_are_named_with_what_there_is(runs: Runs) -> None:
+async def test_an_unknown_host_or_action_is_refused_with_the_known_ones(runs: Runs) -> None:
     with pytest.raises(UserError, match="no host 'toi'; did you mean toy"):
         await runs.plan(action="toy", host="toi", options={}, requester=ONCALL)
     with pytest.raises(UserError, match="no action 'tyo'"):
         await start(runs, "tyo")
 
 
-async def test_a_dry_plan_starts_nothing_and_tells_of_its_gate(runs: Runs, tmp_path: Path) -> None:
+async def test_planning_starts_nothing_and_shows_the_approvals(runs: Runs, tmp_path: Path) -> None:
     plan = await runs.plan(action="gated", host=None, options={"script": "count:a"}, requester=ONCALL)
     assert plan.gate is not None
     assert plan.gate.approvals == 1
@@ -261,12 +265,12 @@ async def test_the_last_verdict_of_triage_reaches_the_next_plan(runs: Runs) -> N
     assert plan.options["fresh"]
 
 
-async def test_without_a_verdict_a_plan_is_told_of_none(runs: Runs) -> None:
+async def test_a_plan_without_a_recent_verdict_gets_none(runs: Runs) -> None:
     plan = await runs.plan(action="toy", host=None, options={}, requester=ONCALL)
     assert (plan.options["cause"], plan.options["fresh"]) == ("", False)
 
 
-async def test_a_stored_plan_that_was_changed_behind_its_approval_is_not_carried_out(tmp_path: Path) -> None:
+async def test_a_stored_plan_that_was_changed_after_its_approval_is_not_executed(tmp_path: Path) -> None:
     _, store, runs = build(tmp_path)
     await runs.engine.launch()
     try:
@@ -292,7 +296,7 @@ async def test_artifacts_of_steps_are_stored_and_linked(runs: Runs, tmp_path: Pa
     assert record.url.startswith(f"http://127.0.0.1:8801/artifacts/{run.id}/a/report.txt?sig=")
 
 
-async def test_everything_that_happened_stands_in_the_timeline(tmp_path: Path) -> None:
+async def test_every_event_is_in_the_timeline(tmp_path: Path) -> None:
     _, store, runs = build(tmp_path)
     await runs.engine.launch()
     run = await ended(runs, (await start(runs, script="count:a fail:b", settle="count:z")).id)
@@ -311,7 +315,7 @@ async def test_everything_that_happened_stands_in_the_timeline(tmp_path: Path) -
     store.close()
 
 
-async def test_changes_tell_each_run_that_changed(runs: Runs) -> None:
+async def test_the_stream_of_changes_yields_each_changed_run(runs: Runs) -> None:
     stream = runs.changes()
     run = await start(runs, script="count:a")
     async with asyncio.timeout(10):
@@ -344,7 +348,7 @@ async def test_a_closed_engine_starts_nothing_and_can_be_launched_again(tmp_path
     assert [(s.step_id, s.executions) for s in run.steps] == [("a", 1), ("b", 2)]
 
 
-async def test_a_run_that_the_engine_lost_too_often_fails_and_frees_its_host(tmp_path: Path) -> None:
+async def test_a_run_stranded_too_often_fails_and_frees_its_host(tmp_path: Path) -> None:
     _, store, runs = build(tmp_path)
     await runs.engine.launch()
     run = await start(runs, "gated")

@@ -1,4 +1,4 @@
-"""The durable engine walks a plan exactly as the pure walk does: same steps, same attempts, same ends, for any plan."""
+"""The durable engine executes any plan like the in-memory walk: same steps, same attempts, same endings."""
 
 import asyncio
 from pathlib import Path
@@ -36,7 +36,7 @@ def scripts(draw: st.DrawFn) -> dict[str, str]:
     return {"script": " ".join(words), "settle": settle, "tries": str(tries)}
 
 
-def test_the_engine_equals_the_pure_walk(tmp_path: Path) -> None:
+def test_the_engine_executes_plans_like_the_in_memory_walk(tmp_path: Path) -> None:
     async def compare(runs: Runs, options: dict[str, str]) -> None:
         plan: Plan = await runs.plan(action="toy", host=None, options=options, requester=ONCALL)
         folder = tmp_path / "pure"

@@ -1,4 +1,4 @@
-"""The settings: what is right loads, what is wrong is named with its field, value, source and what is allowed."""
+"""Valid settings load; an invalid one is named with its field, value, source and what is allowed."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_a_wrong_value_is_named_with_its_source(
         assert part in text, text
 
 
-def test_the_environment_wins_over_the_file_and_is_blamed_when_wrong(
+def test_the_environment_overrides_the_file_and_is_named_when_wrong(
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPU_ONCALL_SLACK__INCIDENT_CHANNEL", "fires")
@@ -91,7 +91,7 @@ def test_the_environment_wins_over_the_file_and_is_blamed_when_wrong(
     assert "the environment variable GPU_ONCALL_SLACK__EDIT_INTERVAL_S" in problem
 
 
-def test_a_dotenv_file_is_read_and_blamed(write: Writer) -> None:
+def test_a_dotenv_file_is_read_and_named_when_wrong(write: Writer) -> None:
     (write.folder / ".env").write_text("GPU_ONCALL_LOG_LEVEL=loud\n")
     (problem,) = problems(write())
     assert "log_level = 'loud'" in problem
@@ -112,7 +112,7 @@ def test_no_secret_is_ever_printed(write: Writer, monkeypatch: pytest.MonkeyPatc
     ("content", "expected"),
     [(None, "cannot be read"), ("hosts = [", "is not TOML"), ("", "hosts: is missing")],
 )
-def test_a_file_that_cannot_be_used_says_so(tmp_path: Path, content: str | None, expected: str) -> None:
+def test_an_unusable_file_is_reported(tmp_path: Path, content: str | None, expected: str) -> None:
     path = tmp_path / "settings.toml"
     if content is not None:
         path.write_text(content)

@@ -1,4 +1,4 @@
-"""The store and what stands on it: deliveries, incidents, the trail, and the version that changes are read by."""
+"""The store: deliveries, incidents, the audit trail, and the version of changes."""
 
 import json
 import threading
@@ -43,7 +43,7 @@ def test_the_database_is_private_and_in_wal_mode(store: Store, tmp_path: Path) -
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
-def test_a_delivery_is_first_exactly_once_whoever_asks(store: Store) -> None:
+def test_a_delivery_is_new_exactly_once_across_threads(store: Store) -> None:
     answers: list[bool] = []
     threads = [
         threading.Thread(target=lambda: answers.append(store.deliveries.first_time("envelope")))
@@ -76,7 +76,7 @@ def test_many_threads_write_without_losing_a_change(store: Store) -> None:
     assert now.version == run.version + 80
 
 
-def test_changed_since_gives_what_changed_and_nothing_else(store: Store) -> None:
+def test_changed_since_returns_only_what_changed(store: Store) -> None:
     first, second = add_run(store, "toy-2222"), add_run(store, "toy-3333")
     assert [run_id for run_id, _ in store.changed_since(0)] == [first.id, second.id]
     seen = store.changed_since(0)[-1][1]
@@ -101,7 +101,7 @@ def test_run_ids_can_be_read_aloud(store: Store) -> None:
         )
 
 
-def test_one_incident_a_host_and_its_timeline_in_order(store: Store) -> None:
+def test_a_host_has_one_open_incident_with_an_ordered_timeline(store: Store) -> None:
     incidents = Incidents(store)
     opened = incidents.open(host="h1", title="requests stall", place=THREAD, by=ONCALL, cause="nccl_hang")
     with pytest.raises(UserError, match=f"{opened.id} is already open on h1"):
@@ -130,7 +130,7 @@ def test_one_incident_a_host_and_its_timeline_in_order(store: Store) -> None:
     incidents.open(host="h1", title="the next one", place=THREAD, by=ONCALL)
 
 
-def test_the_trail_is_exported_as_json_lines(store: Store) -> None:
+def test_the_audit_trail_is_exported_as_json_lines(store: Store) -> None:
     for n in range(3):
         add_run(store, f"toy-{n}")
     lines = [json.loads(line) for line in store.audit.json_lines()]

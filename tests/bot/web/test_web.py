@@ -1,4 +1,4 @@
-"""The bot's own web over real HTTP: health, metrics, and links to files that nobody can guess."""
+"""The bot's web server over real HTTP: health, metrics, and links to files that nobody can guess."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,20 +23,20 @@ async def get(it: Desk, path: str) -> tuple[int, str, "dict[str, str]"]:
         return answer.status, await answer.text(), dict(answer.headers)
 
 
-async def test_health_is_good_while_slack_gives_signs_of_life(at_desk: Desk) -> None:
+async def test_health_is_good_while_slack_pings(at_desk: Desk) -> None:
     while (answer := await get(at_desk, "/health"))[0] != 200:
         assert answer[0] == 503
     assert '"status": "ok"' in answer[1]
 
 
-async def test_metrics_count_the_runs_at_work(at_desk: Desk) -> None:
+async def test_metrics_count_the_active_runs(at_desk: Desk) -> None:
     assert 'gpu_oncall_runs_active{status="running"} 0.0' in (await get(at_desk, "/metrics"))[1]
     await at_desk.say("/fallback start")
     await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
     assert 'gpu_oncall_runs_active{status="running"} 1.0' in (await get(at_desk, "/metrics"))[1]
 
 
-async def test_a_link_from_a_message_gives_the_file_and_a_changed_one_does_not(at_desk: Desk) -> None:
+async def test_a_link_from_a_message_opens_the_file_and_an_altered_one_does_not(at_desk: Desk) -> None:
     await at_desk.say("/forensics")
     run = await at_desk.run("forensics")
     link = run.artifacts[0].url
@@ -56,7 +56,7 @@ async def test_a_link_from_a_message_gives_the_file_and_a_changed_one_does_not(a
         assert (await get(at_desk, changed))[0] == 404, changed
 
 
-async def test_a_swept_file_says_that_it_was_removed(at_desk: Desk) -> None:
+async def test_a_link_to_a_removed_file_says_so(at_desk: Desk) -> None:
     await at_desk.say("/forensics")
     run = await at_desk.run("forensics")
     now = at_desk.bot.store.clock()
