@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks.bare_start import READY_TIMEOUT_S, bare_start_s
-from bot.settings.model import load_settings
+from bot.settings.load import load_settings
 from bot.store.records import RunRecord
 from gpu_actions.host import Host, build_host
 from gpu_actions.system.urls import port_of

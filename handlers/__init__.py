@@ -16,7 +16,8 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.presenter import answers
 from bot.presenter.help import CommandText
 from bot.services import Services
-from bot.settings.model import SettingsError, SlackSettings
+from bot.settings.load import SettingsError
+from bot.settings.model import SlackSettings
 from bot.store.records import Person, UserError
 from gpu_actions.registry import actions
 from handlers import buttons, gpu, home, incident, loadtest, mentions

@@ -50,7 +50,7 @@ DEFAULT_DEMO_STATE = Path("var/demo")
 
 
 def _settings(config: Path | None) -> Any:
-    from bot.settings.model import SettingsError, load_settings
+    from bot.settings.load import SettingsError, load_settings
     from handlers import check_command_names
 
     try:

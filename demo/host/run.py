@@ -16,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from bot.hosts import Hosts
-from bot.settings.model import load_settings
+from bot.settings.load import load_settings
 from demo.host.breaker import Breaker
 from demo.host.layout import QUICK, Layout, Pace, busy_ports, new_layout, read_layout, write_config
 from demo.host.panel import panel_app

@@ -39,12 +39,6 @@ UNITS: tuple[type[UnitConfig], ...] = (ProcessUnit, SystemdUnit, CommandsUnit)
 
 ROUTERS: tuple[type[RouterConfig], ...] = (HaproxyConfig,)
 
-KIND_NAMES = frozenset(
-    [str(unit.model_fields["driver"].default) for unit in UNITS]
-    + [str(router.model_fields["kind"].default) for router in ROUTERS]
-)
-"""The names that pydantic adds to the location of an error in the settings of one kind."""
-
 DEFAULT_ENGINE = OpenAiEngine.kind
 
 EngineKind = Annotated[

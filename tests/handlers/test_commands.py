@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bot.settings.model import SettingsError, SlackSettings
+from bot.settings.load import SettingsError
+from bot.settings.model import SlackSettings
 from bot.store.records import RunStatus
 from handlers import COMMANDS, check_command_names
 from tests.bot.desk import Desk, desk

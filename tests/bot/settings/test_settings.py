@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.settings.model import SettingsError, load_settings
+from bot.settings.load import SettingsError, load_settings
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "gpu-oncall.example.toml"
 
@@ -66,9 +66,13 @@ def test_the_example_loads(write: Writer) -> None:
         (
             "hold_s = 120",
             "hold_seconds = 120",
-            ["hosts.0.restore.hold_seconds", "no setting of ours", "spelling"],
+            ["hosts.0.restore.hold_seconds", "not a known setting", "spelling"],
         ),
-        ("[access.approvals.restore]", "[access.approvals.restart]", ["approvals", "restart", "no action"]),
+        (
+            "[access.approvals.restore]",
+            "[access.approvals.restart]",
+            ["approvals", "restart", "not an action"],
+        ),
         ('name = "vllm-tp.service"', 'name = "vllm-tp; rm -rf /"', ["unit", "name", "vllm-tp; rm -rf /"]),
     ],
 )
@@ -123,4 +127,6 @@ def test_a_command_can_be_renamed_and_a_bad_name_is_refused(write: Writer) -> No
     renamed = write(("# commands = { triage", "commands = { triage"))
     assert load_settings(renamed).slack.command("triage") == "/gpu-triage"
     bad = write(('# commands = { triage = "gpu-triage"', 'commands = { triage = "gpu triage"'))
-    assert "'gpu triage' cannot be the name of a slash command" in " ".join(problems(bad))
+    assert "slack.commands = {...}: 'gpu triage' cannot be the name of a slash command" in " ".join(
+        problems(bad)
+    )

@@ -1,0 +1,66 @@
+"""A serving host: its units, engines and router, and the plans that an incident would need."""
+
+import asyncio
+
+from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
+from gpu_actions.host import Host, Tier
+from gpu_actions.registry import actions
+from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.serving.registry import ENGINES
+from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
+
+
+async def check_units(host: Host) -> list[SetupCheck]:
+    """Check what starts and stops each tier."""
+    checks = []
+    for name, tier in host.config.tiers.items():
+        hazard = ENGINES[tier.engine.kind].group_stop_hazard
+        checks += await tier.unit.setup_checks(f"{host.name}.{name}.unit", group_stop_hazard=hazard)
+    return checks
+
+
+async def check_engines(host: Host) -> list[SetupCheck]:
+    """Check that the engine of each tier answers, or is meant to be down."""
+    return [await _engine(f"{host.name}.{name}.engine", tier) for name, tier in host.tiers.items()]
+
+
+async def _engine(name: str, tier: Tier) -> SetupCheck:
+    url = tier.config.engine.url
+    if await tier.engine.is_live():
+        return ok(name, f"answers at {url}")
+    state = await tier.unit.state()
+    problem = f"does not answer at {url} ({'running' if state.active else 'not running'})"
+    if tier.name == "fallback":
+        return warning(name, problem, "fine while it is meant to be down")
+    return (warning if state.frozen else failed)(name, problem, "see /triage")
+
+
+async def check_router(host: Host) -> list[SetupCheck]:
+    """Check the router's set-up, and that it answers."""
+    name = f"{host.name}.router"
+    config = host.config.router
+    checks = await config.setup_checks(name)
+    if any(check.status == "failed" for check in checks):
+        return checks
+    try:
+        servers = await host.router.servers()
+    except RouterError as error:
+        if config.managed:
+            return [*checks, warning(name, str(error), "the first plan starts it")]
+        return [*checks, failed(name, str(error), f"check the router and {host.router.address}")]
+    shown = ", ".join(f"{s.server}={s.weight}" for s in servers if s.backend == config.backend)
+    return [*checks, ok(name, f"answers; weights {shown}")]
+
+
+async def check_plans(host: Host) -> list[SetupCheck]:
+    """Make the plan of each action that changes the host, as an incident would. Nothing is started."""
+
+    async def check(spec: ActionSpec) -> SetupCheck:
+        name = f"{host.name}.plan.{spec.name}"
+        try:
+            plan = await spec.plan(PlanRequest(host=host, arguments=spec.arguments()))
+        except PlanRefused as refused:
+            return warning(name, "; ".join(refused.problems), "what preflight would say now")
+        return ok(name, f"{len(plan.steps)} steps, about {plan.expected_s:.0f} s")
+
+    return await asyncio.gather(*(check(spec) for spec in actions().values() if spec.changes_host))
