@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bot.presenter.view import View
+from bot.presenter.render_context import RenderContext
 from bot.settings.model import Settings
 from bot.slack.access import Access
 
@@ -37,14 +37,16 @@ class Services:
     def hosts(self) -> tuple[str, ...]:
         return tuple(host.name for host in self.settings.hosts)
 
-    def view(self) -> View:
+    def render_context(self) -> RenderContext:
         """Return what messages need besides the records, as of now."""
-        return make_view(self.settings, self.access, now=self.clock(), bot_user_id=self.bot_user_id)
+        return make_render_context(self.settings, self.access, now=self.clock(), bot_user_id=self.bot_user_id)
 
 
-def make_view(settings: Settings, access: Access, *, now: float, bot_user_id: str = "") -> View:
+def make_render_context(
+    settings: Settings, access: Access, *, now: float, bot_user_id: str = ""
+) -> RenderContext:
     """Return the command names of the settings and the mentions of the roles."""
-    return View(
+    return RenderContext(
         now=now,
         commands={name: settings.slack.command(name) for name in settings.slack.commands},
         roles={role: mention for role in settings.access.roles if (mention := access.mention(role))},

@@ -13,7 +13,7 @@ from typing import Any
 from slack_bolt.async_app import AsyncAck, AsyncApp, AsyncBoltContext, AsyncRespond
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.presenter import answers
+from bot.presenter import private_answers
 from bot.presenter.help import CommandText
 from bot.services import Services
 from bot.settings.load import SettingsError
@@ -169,7 +169,7 @@ async def _unknown_command(call: Call, _: str) -> None:
 
 
 async def _unknown_button(call: Call, _: str) -> None:
-    await call.answer(answers.outdated_button())
+    await call.answer(private_answers.outdated_button())
 
 
 async def _ignore() -> None:

@@ -4,7 +4,7 @@ Only the run id and the hash of the plan come from the message; everything else 
 allowed, too late or repeated is answered with the reason.
 """
 
-from bot.presenter import answers
+from bot.presenter import private_answers
 from bot.presenter.approval_request import split_approval_value
 from bot.presenter.mrkdwn import code, one_line
 from bot.settings.model import Role
@@ -26,7 +26,7 @@ async def mention(call: Call, decision: str, rest: str) -> None:
     words = split(rest)
     if not words:
         why = " why" if decision != "approve" else ""
-        raise UserError(f"Say which run: {decision} RUN{why}. {answers.waiting_runs(_waiting(call))}")
+        raise UserError(f"Say which run: {decision} RUN{why}. {private_answers.waiting_runs(_waiting(call))}")
     await _decide(call, decision, run_id_of(words[0]), reason=" ".join(words[1:]))
 
 
@@ -35,10 +35,10 @@ async def _decide(call: Call, decision: str, run_id: str, *, plan_hash: str = ""
     services = call.services
     run = services.runs.get(run_id)
     if run is None:
-        await call.answer(answers.unknown_run(run_id, _waiting(call)))
+        await call.answer(private_answers.unknown_run(run_id, _waiting(call)))
         return
-    if closed := answers.approval_closed(run):
-        await call.answer(answers.plain(f":no_entry: {closed}"))
+    if closed := private_answers.approval_closed(run):
+        await call.answer(private_answers.plain(f":no_entry: {closed}"))
         return
     gate = run.plan.gate if run.plan is not None else None
     role: Role = "override" if decision == "override" else "approver"
@@ -55,7 +55,7 @@ async def _decide(call: Call, decision: str, run_id: str, *, plan_hash: str = ""
         reason=reason,
     )
     sign = ":white_check_mark:" if answer.accepted else ":no_entry:"
-    await call.answer(answers.plain(f"{sign} {one_line(answer.message, 800)} ({code(run.id)})"))
+    await call.answer(private_answers.plain(f"{sign} {one_line(answer.message, 800)} ({code(run.id)})"))
 
 
 def _waiting(call: Call) -> list[RunRecord]:

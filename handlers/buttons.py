@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from bot.presenter import alerts, answers
+from bot.presenter import alerts, private_answers
 from bot.presenter.alerts import ACKNOWLEDGE
 from bot.presenter.approval_request import APPROVE, DENY
 from bot.presenter.run_message import ABORT, HOLD, NEXT, STOP
@@ -30,7 +30,7 @@ async def _start_fallback(call: Call, value: str) -> None:
     if newer is not None and newer.created_at > triage.created_at and newer.status.final:
         verdict = verdict_of(newer)
         if verdict is not None and verdict.verdict is not VerdictKind.FALL_BACK:
-            await call.answer(answers.triage_outdated(newer, call.view))
+            await call.answer(private_answers.triage_outdated(newer, call.context))
             return
     incident = call.services.incidents.active(triage.host)
     place = Place(
@@ -73,7 +73,7 @@ async def _signal(signal: Signal, effect: str, call: Call, value: str) -> None:
     run = _active_run_of(call, value)
     await require_role(call, run.action, f"{signal} {run.action} on {run.host}")
     await call.services.runs.signal(run.id, signal, by=call.person)
-    await call.answer(answers.accepted(f"{run.id} {effect}."))
+    await call.answer(private_answers.accepted(f"{run.id} {effect}."))
 
 
 async def _decide(decision: str, call: Call, value: str) -> None:

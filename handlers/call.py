@@ -15,9 +15,9 @@ import structlog
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.presenter import answers
+from bot.presenter import private_answers
 from bot.presenter.message import Message
-from bot.presenter.view import View
+from bot.presenter.render_context import RenderContext
 from bot.services import Services
 from bot.slack.posts import REFUSED_BLOCKS, SLACK_FAILURES
 from bot.store.records import Person, UserError
@@ -52,8 +52,8 @@ class Call(Request):
     answer: Answer
 
     @property
-    def view(self) -> View:
-        return self.services.view()
+    def context(self) -> RenderContext:
+        return self.services.render_context()
 
     def about(self, what: str) -> "Call":
         """Return the same call under a more precise name for its error messages."""
@@ -69,7 +69,7 @@ class Call(Request):
 
         async def later() -> None:
             await asyncio.sleep(LOADING_AFTER_S)
-            await self.answer(answers.working(text))
+            await self.answer(private_answers.working(text))
 
         task = asyncio.create_task(later())
         try:
@@ -87,17 +87,17 @@ async def guarded(
     try:
         if late_s > limit_s:
             log.warning("request refused: it arrived too late", what=call.what, late_s=round(late_s, 2))
-            await call.answer(answers.too_late(late_s, call.what))
+            await call.answer(private_answers.too_late(late_s, call.what))
         elif not await asyncio.to_thread(call.services.store.deliveries.first_time, call.key):
             log.info("request dropped: it was delivered before", what=call.what, key=call.key)
         else:
             await work(call, call.text)
     except UserError as error:
-        await call.answer(answers.refused(str(error)))
+        await call.answer(private_answers.refused(str(error)))
     except Exception as error:
         error_id = f"e-{secrets.token_hex(3)}"
         log.error("request failed", what=call.what, error_id=error_id, user=call.person.id, exc_info=error)
-        await call.answer(answers.broken(error_id, call.what))
+        await call.answer(private_answers.broken(error_id, call.what))
 
 
 def respond_answer(

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from bot.presenter import answers
+from bot.presenter import private_answers
 from bot.presenter.help import CommandText, command_help
 from bot.presenter.plan_message import plan_message
-from bot.presenter.view import action_name, diagnoses
+from bot.presenter.vocabulary import action_name, diagnoses
 from bot.store.records import Place, RunRecord, UserError
 from gpu_actions.action import ActionSpec
 from handlers.arguments import Grammar, Words, parse
@@ -46,7 +46,7 @@ class Command(CommandText):
             spec = call.services.actions.get(self.name) if self.takes_options else None
             fields = spec.arguments.model_fields if spec is not None else {}
             options = {name: field.description or "" for name, field in fields.items()}
-            await call.answer(command_help(self, call.view, hosts=call.services.hosts, options=options))
+            await call.answer(command_help(self, call.context, hosts=call.services.hosts, options=options))
             return
         await self.subcommands[words.subcommand](call.about(call.slash(self.name, words.subcommand)), words)
 
@@ -112,7 +112,7 @@ async def start_run(
         )
     run = result.run
     url = await permalink(call.client, run.place.channel, run.message_ts or run.place.thread_ts)
-    await call.answer(answers.started(run, duplicate=result.duplicate, url=url))
+    await call.answer(private_answers.started(run, duplicate=result.duplicate, url=url))
 
 
 async def stop_run(call: Call, run: RunRecord) -> None:
@@ -121,10 +121,14 @@ async def stop_run(call: Call, run: RunRecord) -> None:
     spec = call.services.actions.get(run.action)
     if spec is not None and spec.keeps_partial_results and run.started_at is not None:
         run = await call.services.runs.signal(run.id, "stop", by=call.person)
-        await call.answer(answers.accepted(f"{run.id} is ending early and keeps what it has measured."))
+        await call.answer(
+            private_answers.accepted(f"{run.id} is ending early and keeps what it has measured.")
+        )
         return
     run = await call.services.runs.stop(run.id, by=call.person)
-    await call.answer(answers.accepted(f"{run.id} is stopping. Its message will say how it left the host."))
+    await call.answer(
+        private_answers.accepted(f"{run.id} is stopping. Its message will say how it left the host.")
+    )
 
 
 async def _start(action: str, call: Call, words: Words) -> None:
@@ -138,7 +142,7 @@ async def _plan(action: str, call: Call, words: Words) -> None:
         plan = await call.services.runs.plan(
             action=action, host=host, options=dict(words.options), requester=call.person
         )
-    await call.answer(plan_message(plan, call.view))
+    await call.answer(plan_message(plan, call.context))
 
 
 async def _status(action: str, call: Call, words: Words) -> None:
@@ -146,7 +150,7 @@ async def _status(action: str, call: Call, words: Words) -> None:
     latest = call.services.runs.latest
     run = _named_run(call, action, words.run_id) if words.run_id else latest(action=action, host=host)
     url = await permalink(call.client, run.place.channel, run.message_ts) if run is not None else ""
-    await call.answer(answers.status_message(run, action, host, call.view, url=url))
+    await call.answer(private_answers.status_message(run, action, host, call.context, url=url))
 
 
 async def _stop(action: str, call: Call, words: Words) -> None:

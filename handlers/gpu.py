@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bot.presenter import answers
+from bot.presenter import private_answers
 from bot.presenter.help import CommandText, overview
 from bot.store.records import UserError
 from handlers.arguments import HELP_WORDS, did_you_mean
@@ -21,10 +21,12 @@ async def run(call: Call, text: str, commands: Mapping[str, Command]) -> None:
     name, _, rest = text.strip().partition(" ")
     name = name.lower().lstrip("/-")
     if not name or name in HELP_WORDS:
-        await call.answer(overview(list(commands.values()), call.view, hosts=call.services.hosts))
+        await call.answer(overview(list(commands.values()), call.context, hosts=call.services.hosts))
         return
     if name in ("status", "runs"):
-        await call.answer(answers.runs_message(call.services.runs.list(active_only=True), call.view))
+        await call.answer(
+            private_answers.runs_message(call.services.runs.list(active_only=True), call.context)
+        )
         return
     by_name = {call.slash(command.name)[1:]: command for command in commands.values()} | dict(commands)
     if name not in by_name:

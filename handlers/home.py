@@ -14,5 +14,5 @@ async def publish(call: Call, commands: Mapping[str, Command]) -> None:
         (name, services.runs.latest(action="triage", host=name), services.incidents.active(name))
         for name in services.hosts
     ]
-    view = home_view(hosts, services.runs.list(active_only=True), list(commands.values()), call.view)
+    view = home_view(hosts, services.runs.list(active_only=True), list(commands.values()), call.context)
     await call.client.views_publish(user_id=call.person.id, view=view)

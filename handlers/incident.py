@@ -19,7 +19,7 @@ async def open_incident(call: Call, text: str) -> None:
         await call.answer(texts.already_open(known, url))
         return
     title = title or f"{host} needs attention"
-    message = texts.opened(host, title, call.person, call.view)
+    message = texts.opened(host, title, call.person, call.context)
     posted = await call.client.chat_postMessage(
         channel=call.channel, text=message.text, blocks=list(message.blocks), thread_ts=call.thread_ts
     )
@@ -42,7 +42,7 @@ async def _status(call: Call, words: Words) -> None:
     host = host_of(call, words)
     incident = call.services.incidents.active(host)
     runs = call.services.runs.list(host=host, active_only=True)
-    await call.answer(texts.status(incident, host, runs, call.view))
+    await call.answer(texts.status(incident, host, runs, call.context))
 
 
 async def _timeline(call: Call, words: Words) -> None:
@@ -63,7 +63,7 @@ async def _close(call: Call, words: Words) -> None:
         )
     closed = services.incidents.close(incident.id, by=call.person)
     if closed.place.thread_ts is not None:
-        message = texts.closed(closed, call.person, call.view)
+        message = texts.closed(closed, call.person, call.context)
         await call.client.chat_postMessage(
             channel=closed.place.channel,
             thread_ts=closed.place.thread_ts,

@@ -37,7 +37,7 @@ async def baseline(call: Call, text: str) -> None:
         raise UserError(f"{call.slash(SPEC.name, 'baseline')} has no subcommand {verb!r}.{hint}")
     results = _results(call)
     if verb == "list":
-        await call.answer(texts.baselines_message(await results.baselines(), call.view))
+        await call.answer(texts.baselines_message(await results.baselines(), call.context))
         return
     name, _, options = rest.strip().partition(" ")
     name = name.lower()
@@ -50,13 +50,13 @@ async def baseline(call: Call, text: str) -> None:
             raise UserError(f"The baseline is named twice: {name} and {words.options['baseline']}.")
         await start_run(call, SPEC.name, host_of(call, words), {**words.options, "baseline": name})
     elif verb == "show":
-        await call.answer(texts.baseline_message(await results.baseline(name), call.view))
+        await call.answer(texts.baseline_message(await results.baseline(name), call.context))
     else:
         access = call.services.access
         await access.require(call.person, access.change_role, f"put the baseline {name} in force")
         known_baseline = await results.put_in_force(name)
         done = f"{name} is now the baseline in force for its workload"
-        await call.answer(texts.baseline_message(known_baseline, call.view, done=done))
+        await call.answer(texts.baseline_message(known_baseline, call.context, done=done))
 
 
 def _results(call: Call) -> LoadResults:

@@ -1,8 +1,8 @@
 """The texts of alerts: what a monitor or Alertmanager reported, before and beside the verdict card."""
 
-from bot.presenter.message import Block, Message, actions, button, compose, context, header, section
+from bot.presenter.message import Block, Message, actions, button, compose, footnote, header, section
 from bot.presenter.mrkdwn import code, duration, one_line
-from bot.presenter.view import View
+from bot.presenter.render_context import RenderContext
 from gpu_actions.models import VerdictKind
 
 ACKNOWLEDGE = "acknowledge"
@@ -20,7 +20,7 @@ def alert(host: str, cause: str, *, title: str, source: str, reason: str, verdic
             header(first),
             section(f":rotating_light: {todo}"),
             _acknowledge_button(host, cause),
-            context(f"reported by {one_line(source)}: {one_line(reason, 300)}"),
+            footnote(f"reported by {one_line(source)}: {one_line(reason, 300)}"),
         ],
     )
 
@@ -62,10 +62,10 @@ def acknowledged(host: str, cause: str, *, quiet_s: float) -> Message:
     )
 
 
-def automatic_fallback(host: str, cause: str, run_id: str, view: View) -> Message:
+def automatic_fallback(host: str, cause: str, run_id: str, context: RenderContext) -> Message:
     """Return the announcement in the channel when a cause starts the fallback automatically."""
     first = f"AUTOMATIC FALLBACK on {host}: {cause}"
-    stop = view.command("fallback", f"stop {host}")
+    stop = context.command("fallback", f"stop {host}")
     return compose(
         first,
         [

@@ -5,7 +5,8 @@ It is built from the record at every edit, so an edit never loses a decision.
 
 from bot.presenter.message import Block, actions, button, section
 from bot.presenter.mrkdwn import clock, code, duration, one_line, user
-from bot.presenter.view import View, count
+from bot.presenter.render_context import RenderContext
+from bot.presenter.vocabulary import count
 from bot.store.records import Decision, RunRecord, RunStatus
 
 APPROVE = "approve"
@@ -23,20 +24,24 @@ def split_approval_value(value: str) -> tuple[str, str]:
     return run_id, plan_hash
 
 
-def approval_blocks(run: RunRecord, view: View) -> list[Block]:
+def approval_blocks(run: RunRecord, context: RenderContext) -> list[Block]:
     """Return the request, the decisions and the buttons; nothing for a run without an approval."""
     gate = run.plan.gate if run.plan is not None else None
     waiting = gate is not None and run.status is RunStatus.WAITING
     lines: list[str] = []
     if gate is not None and waiting:
         lines.append(
-            f"*{count(run.short_of_approvals, 'approval')} needed* from {view.role(gate.approvers)}. "
+            f"*{count(run.short_of_approvals, 'approval')} needed* from {context.role(gate.approvers)}. "
             f"{user(run.requester)} asked for this run and cannot approve it."
         )
         lines.append(one_line(gate.reason, 400))
         until = ""
         if run.gate_expires_at is not None:
-            left = duration(run.gate_expires_at - view.now) if run.gate_expires_at > view.now else "no time"
+            left = (
+                duration(run.gate_expires_at - context.now)
+                if run.gate_expires_at > context.now
+                else "no time"
+            )
             until = f" Expires at {clock(run.gate_expires_at)} ({left} left)."
         lines.append(f"The approval is for plan {code(run.plan_hash)}.{until}")
     lines += [_decision_line(decision, run) for decision in run.decisions]

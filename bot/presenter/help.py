@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bot.presenter.message import Lines, Message, Part, compose, context, section
+from bot.presenter.message import Lines, Message, Part, compose, footnote, section
 from bot.presenter.mrkdwn import one_line
-from bot.presenter.view import View
+from bot.presenter.render_context import RenderContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,18 @@ class CommandText:
 
 
 def command_help(
-    command: CommandText, view: View, *, hosts: Sequence[str], options: Mapping[str, str] | None = None
+    command: CommandText,
+    context: RenderContext,
+    *,
+    hosts: Sequence[str],
+    options: Mapping[str, str] | None = None,
 ) -> Message:
     """Return the help of one command; `options` maps the options of `start` and `plan` to what they mean."""
-    parts: list[Part] = [section(f"*{view.command(command.name)}* {one_line(command.summary, 300)}")]
+    parts: list[Part] = [section(f"*{context.command(command.name)}* {one_line(command.summary, 300)}")]
     parts.append(
         Lines(
             tuple(
-                f"{view.command(command.name, usage)} - {one_line(text)}"
+                f"{context.command(command.name, usage)} - {one_line(text)}"
                 for usage, text in command.usages.items()
             )
         )
@@ -38,31 +42,33 @@ def command_help(
     if options:
         lines = tuple(f"`{one_line(name)}=` {one_line(text, 200)}" for name, text in options.items())
         parts.append(Lines(("*Options of* `start` *and* `plan`", *lines), noun="options", small=True))
-    parts.append(context(_hosts(hosts)))
+    parts.append(footnote(_hosts(hosts)))
     return compose(f"{command.name}: {command.summary}", parts)
 
 
-def overview(commands: Sequence[CommandText], view: View, *, hosts: Sequence[str]) -> Message:
+def overview(commands: Sequence[CommandText], context: RenderContext, *, hosts: Sequence[str]) -> Message:
     """Return everything the bot can do, one entry per command, and how to reach it in a thread."""
-    return compose("gpu-oncall: what I can do", overview_parts(commands, view, hosts=hosts))
+    return compose("gpu-oncall: what I can do", overview_parts(commands, context, hosts=hosts))
 
 
-def overview_parts(commands: Sequence[CommandText], view: View, *, hosts: Sequence[str]) -> list[Part]:
+def overview_parts(
+    commands: Sequence[CommandText], context: RenderContext, *, hosts: Sequence[str]
+) -> list[Part]:
     lines = []
     for command in commands:
         usages = " · ".join(usage for usage in command.usages if usage)
         lines.append(
-            f"{view.command(command.name)} {one_line(command.summary, 200)}\n      {one_line(usages)}"
+            f"{context.command(command.name)} {one_line(command.summary, 200)}\n      {one_line(usages)}"
         )
     return [
         section("*gpu-oncall* helps you carry a GPU serving host through an incident. You can ask for:"),
         Lines(tuple(lines), noun="commands"),
         section(
-            f"In a thread, mention me: {view.mention('status')}, {view.mention('approve RUN')}, "
-            f"{view.mention('deny RUN why')}, or any command without its slash. "
-            f"{view.command('gpu', 'COMMAND ...')} also reaches every command."
+            f"In a thread, mention me: {context.mention('status')}, {context.mention('approve RUN')}, "
+            f"{context.mention('deny RUN why')}, or any command without its slash. "
+            f"{context.command('gpu', 'COMMAND ...')} also reaches every command."
         ),
-        context(_hosts(hosts)),
+        footnote(_hosts(hosts)),
     ]
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from bot.presenter.answers import plain, run_line
-from bot.presenter.message import Lines, Message, compose, context, header, section
+from bot.presenter.message import Lines, Message, compose, footnote, header, section
 from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user
-from bot.presenter.view import View
+from bot.presenter.private_answers import plain, run_line
+from bot.presenter.render_context import RenderContext
 from bot.store.records import IncidentRecord, Person, RunRecord, TimelineEntry
 
 
-def opened(host: str, title: str, by: Person, view: View) -> Message:
+def opened(host: str, title: str, by: Person, context: RenderContext) -> Message:
     """Return the first message of an incident's thread."""
     first = f"INCIDENT: {title} ({host})"
     return compose(
@@ -17,9 +17,9 @@ def opened(host: str, title: str, by: Person, view: View) -> Message:
         [
             header(first),
             section(
-                f"*What to do:* {view.command('triage', host)} for a verdict. Everything goes into this thread."
+                f"*What to do:* {context.command('triage', host)} for a verdict. Everything goes into this thread."
             ),
-            context(f"opened by {user(by)} at {clock(view.now, with_date=True)}"),
+            footnote(f"opened by {user(by)} at {clock(context.now, with_date=True)}"),
         ],
     )
 
@@ -42,15 +42,17 @@ def noted(incident: IncidentRecord, text: str) -> Message:
     return plain(f":white_check_mark: Noted in {code(incident.id)}: {one_line(text, 300)}")
 
 
-def status(incident: IncidentRecord | None, host: str, runs: Sequence[RunRecord], view: View) -> Message:
+def status(
+    incident: IncidentRecord | None, host: str, runs: Sequence[RunRecord], context: RenderContext
+) -> Message:
     """Return the open incident of a host and its running runs."""
     if incident is None:
         first = f"No incident is open on {one_line(host)}."
     else:
-        age = duration(view.now - incident.opened_at)
+        age = duration(context.now - incident.opened_at)
         cause = f" Cause: {one_line(incident.cause)}." if incident.cause else ""
         first = f":rotating_light: {code(incident.id)} on {one_line(host)}, open for {age}: {one_line(incident.title)}.{cause}"
-    lines = tuple(run_line(run, view) for run in runs) or ("Nothing is running there.",)
+    lines = tuple(run_line(run, context) for run in runs) or ("Nothing is running there.",)
     return compose(first, [section(first), Lines(lines, noun="runs")])
 
 
@@ -62,8 +64,8 @@ def timeline(incident: IncidentRecord, entries: Sequence[TimelineEntry]) -> Mess
     return compose(first, [section(f"*{first}*"), shown])
 
 
-def closed(incident: IncidentRecord, by: Person, view: View) -> Message:
-    took = duration((incident.closed_at or view.now) - incident.opened_at)
+def closed(incident: IncidentRecord, by: Person, context: RenderContext) -> Message:
+    took = duration((incident.closed_at or context.now) - incident.opened_at)
     return plain(
         f":white_check_mark: Incident {code(incident.id)} closed by {user(by)} after {took}: {one_line(incident.title)}"
     )

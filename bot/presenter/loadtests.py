@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from bot.presenter.message import Lines, Message, Part, compose, section
 from bot.presenter.mrkdwn import code, one_line
-from bot.presenter.view import View, count
+from bot.presenter.render_context import RenderContext
+from bot.presenter.vocabulary import count
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 
 if TYPE_CHECKING:
@@ -50,15 +51,15 @@ def comparison_message(run: str, comparison: Comparison) -> Message:
     return compose(one_line(title), parts)
 
 
-def baselines_message(known: "Sequence[KnownBaseline]", view: View) -> Message:
+def baselines_message(known: "Sequence[KnownBaseline]", context: RenderContext) -> Message:
     """Return all baselines, one line each; a star marks those in force."""
     in_force = sum(one.in_force for one in known)
     first = f"{count(in_force, 'baseline')} in force" if in_force else "No baseline is recorded yet"
-    how = f"To record one on a good day: {view.command('loadtest', 'baseline record NAME')} (three runs)."
+    how = f"To record one on a good day: {context.command('loadtest', 'baseline record NAME')} (three runs)."
     return compose(first, [section(f"*{first}*\n{how}"), Lines(tuple(map(_line, known)), noun="baselines")])
 
 
-def baseline_message(known: "KnownBaseline", view: View, *, done: str = "") -> Message:
+def baseline_message(known: "KnownBaseline", context: RenderContext, *, done: str = "") -> Message:
     """Return one baseline: its workload and its runs. `done` is what has just been done with it."""
     entry = known.entry
     if entry is None:
@@ -67,7 +68,7 @@ def baseline_message(known: "KnownBaseline", view: View, *, done: str = "") -> M
     if entry.kind == "reference":
         return _reference(entry)
     if not known.in_force:
-        first += f"; to put it in force: {view.command('loadtest', f'baseline set {known.name}')}"
+        first += f"; to put it in force: {context.command('loadtest', f'baseline set {known.name}')}"
     work = entry.workload
     lines = [
         f"*Load* {work.target_qps:g} requests/s, {work.max_new_tokens} new tokens, prompts "

@@ -66,7 +66,7 @@ def section(text: str) -> Block:
     return {"type": "section", "text": {"type": "mrkdwn", "text": clip_escaped(text, MAX_SECTION) or " "}}
 
 
-def context(*texts: str) -> Block:
+def footnote(*texts: str) -> Block:
     """Small grey text; at most ten elements."""
     shown = [text for text in texts if text][:10] or [" "]
     return {
@@ -163,7 +163,7 @@ def _sections(part: Lines, kept: int) -> list[Block]:
         note = f"_... {dropped} {'earlier' if part.drop == 'start' else 'more'} {part.noun}_"
         shown = [note, *shown] if part.drop == "start" else [*shown, note]
     limit = MAX_CONTEXT if part.small else MAX_SECTION
-    make = context if part.small else section
+    make = footnote if part.small else section
     chunks: list[str] = []
     for line in shown:
         if chunks and len(chunks[-1]) + 1 + len(line) <= limit:

@@ -3,19 +3,20 @@
 An approval is bound to that hash: what was shown is what runs.
 """
 
-from bot.presenter.message import Lines, Message, Part, compose, context, header, section
+from bot.presenter.message import Lines, Message, Part, compose, footnote, header, section
 from bot.presenter.mrkdwn import code, duration, one_line
+from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import costs
 from bot.presenter.steps import plan_lines
-from bot.presenter.view import View, action_name, count
+from bot.presenter.vocabulary import action_name, count
 from gpu_actions.plan import Plan
 
 
-def plan_message(plan: Plan, view: View) -> Message:
+def plan_message(plan: Plan, context: RenderContext) -> Message:
     """Return what an action would do, before anything starts."""
     title = f"Plan: {action_name(plan.action).lower()} on {plan.host}, {count(len(plan.steps), 'step')}"
     takes = f" It takes about {duration(plan.expected_s)}." if plan.expected_s else ""
-    todo = f"Nothing has started.{takes} To run it: {view.command(plan.action, _start(plan))}."
+    todo = f"Nothing has started.{takes} To run it: {context.command(plan.action, _start(plan))}."
     parts: list[Part] = [
         header(title),
         section(f"{one_line(plan.title, 300)}\n{todo}"),
@@ -25,7 +26,7 @@ def plan_message(plan: Plan, view: View) -> Message:
         gate = plan.gate
         parts.append(
             section(
-                f"*Needs {count(gate.approvals, 'approval')}* from {view.role(gate.approvers)} "
+                f"*Needs {count(gate.approvals, 'approval')}* from {context.role(gate.approvers)} "
                 f"within {duration(gate.expires_s)}: {one_line(gate.reason, 400)}"
             )
         )
@@ -36,7 +37,7 @@ def plan_message(plan: Plan, view: View) -> Message:
         if len(choices) > 1
     ]
     parts.append(Lines(tuple(alternatives), noun="alternatives", small=True))
-    parts.append(context(f"plan {code(plan.hash)}"))
+    parts.append(footnote(f"plan {code(plan.hash)}"))
     return compose(f"{title}\n{todo}", parts)
 
 

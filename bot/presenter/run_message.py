@@ -12,14 +12,15 @@ from bot.presenter.message import (
     actions,
     button,
     compose,
-    context,
+    footnote,
     header,
     section,
 )
 from bot.presenter.mrkdwn import clock, code, duration, first_line, link, one_line, size, user
+from bot.presenter.render_context import RenderContext
 from bot.presenter.steps import failed_step, plan_lines, position, running_step, step_lines
 from bot.presenter.verdict_card import verdict_card, verdict_of
-from bot.presenter.view import View, action_name, count, diagnoses
+from bot.presenter.vocabulary import action_name, count, diagnoses
 from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
 
 STOP = "stop"
@@ -44,13 +45,13 @@ _STATES = {
 }
 
 
-def run_message(run: RunRecord, view: View) -> Message:
+def run_message(run: RunRecord, context: RenderContext) -> Message:
     """Return the message of a run in its current state."""
     verdict = verdict_of(run) if diagnoses(run.action) else None
     if verdict is not None and run.status.final:
-        return verdict_card(run, verdict, view, links=_artifact_links(run), footer=_footer(run, view))
+        return verdict_card(run, verdict, context, links=_artifact_links(run), footer=_footer(run, context))
     title = run_title(run)
-    now = now_line(run, view)
+    now = now_line(run, context)
     problems = tuple(f":small_red_triangle: {one_line(problem, 500)}" for problem in run.problems)
     waiting = run.status is RunStatus.WAITING and run.plan is not None
     buttons = _buttons(run)
@@ -59,11 +60,11 @@ def run_message(run: RunRecord, view: View) -> Message:
         section(f"{state_sign(run)} {now}"),
         Lines(problems, noun="problems"),
         *_what_it_costs(run),
-        *approval_blocks(run, view),
-        plan_lines(run.plan) if waiting and run.plan is not None else step_lines(run, view.now),
+        *approval_blocks(run, context),
+        plan_lines(run.plan) if waiting and run.plan is not None else step_lines(run, context.now),
         *([buttons] if buttons else []),
         _artifact_links(run),
-        _footer(run, view),
+        _footer(run, context),
     ]
     return compose(f"{title}\n{now}", parts)
 
@@ -86,14 +87,14 @@ def _has_warnings(run: RunRecord) -> bool:
     return succeeded and any(step.status is StepStatus.WARNING for step in run.steps)
 
 
-def now_line(run: RunRecord, view: View) -> str:
+def now_line(run: RunRecord, context: RenderContext) -> str:
     """Return the second line: what is happening now, or how the run ended and what to do next."""
     match run.status:
         case RunStatus.PLANNING:
             return "Reading the host to make the plan. Nothing has changed yet."
         case RunStatus.WAITING:
             gate = run.plan.gate if run.plan is not None else None
-            who = view.role(gate.approvers) if gate is not None else "an approver"
+            who = context.role(gate.approvers) if gate is not None else "an approver"
             return f"Waiting for {count(run.short_of_approvals, 'approval')} from {who}. Nothing has changed yet."
         case RunStatus.QUEUED:
             return f"Queued: starts as soon as {one_line(run.host)} is free."
@@ -106,7 +107,7 @@ def now_line(run: RunRecord, view: View) -> str:
             doing = "" if step is None else f" {_step_now(run, step)}"
             return f"{why}Returning the host to a defined state.{doing}"
         case _:
-            return _ended(run, view)
+            return _ended(run, context)
 
 
 def _step_now(run: RunRecord, step: StepRecord) -> str:
@@ -120,13 +121,13 @@ def _failure(step: StepRecord, limit: int) -> str:
     return f"{one_line(step.title, 120)} failed: {one_line(first_line(step.summary), limit)}".rstrip(".")
 
 
-def _ended(run: RunRecord, view: View) -> str:
+def _ended(run: RunRecord, context: RenderContext) -> str:
     outcome = one_line(run.outcome, 700) or _outcome(run)
     if not outcome.startswith("tp "):  # the tier's name stays in lower case
         outcome = outcome[:1].upper() + outcome[1:]
     next_action = one_line(run.next_action, 500)
     if not next_action and run.status in (RunStatus.EXPIRED, RunStatus.DENIED):
-        next_action = f"To ask again: {view.start(run.action, run.host)}."
+        next_action = f"To ask again: {context.start(run.action, run.host)}."
     return f"{outcome}\n*Next:* {next_action}" if next_action else outcome
 
 
@@ -195,14 +196,14 @@ def _artifact_links(run: RunRecord) -> Lines:
     return Lines(tuple(lines), noun="files", small=True)
 
 
-def _footer(run: RunRecord, view: View) -> Block:
+def _footer(run: RunRecord, context: RenderContext) -> Block:
     """Return who asked, when, how long it took, and the ids."""
     parts = [f"requested by {user(run.requester)} at {clock(run.created_at, with_date=True)}"]
     if run.started_at is not None and run.ended_at is not None:
         parts.append(f"took {duration(run.ended_at - run.started_at)}")
     elif run.started_at is not None:
-        parts.append(f"running for {duration(view.now - run.started_at)}")
+        parts.append(f"running for {duration(context.now - run.started_at)}")
     if run.plan_hash:
         parts.append(f"plan {code(run.plan_hash)}")
     parts.append(code(run.id))
-    return context(" · ".join(parts))
+    return footnote(" · ".join(parts))

@@ -8,7 +8,8 @@ from typing import Any
 
 from bot.presenter.message import Block, Lines, Message, Part, actions, button, compose, header, section
 from bot.presenter.mrkdwn import clip, code, one_line
-from bot.presenter.view import SEVERITY_SIGNS, VERDICT_SIGNS, VERDICT_WORDS, WORST_FIRST, View
+from bot.presenter.render_context import RenderContext
+from bot.presenter.vocabulary import SEVERITY_SIGNS, VERDICT_SIGNS, VERDICT_WORDS, WORST_FIRST
 from bot.store.records import RunRecord
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 
@@ -29,10 +30,12 @@ def verdict_title(verdict: Verdict, host: str) -> str:
     return f"{VERDICT_WORDS[verdict.verdict]}: {cause}{host}"
 
 
-def verdict_card(run: RunRecord, verdict: Verdict, view: View, *, links: Lines, footer: Block) -> Message:
+def verdict_card(
+    run: RunRecord, verdict: Verdict, context: RenderContext, *, links: Lines, footer: Block
+) -> Message:
     """Return the card of a finished triage run."""
     title = verdict_title(verdict, run.host)
-    todo = _what_to_do(verdict, run.host, view)
+    todo = _what_to_do(verdict, run.host, context)
     parts: list[Part] = [header(title), section(f"{VERDICT_SIGNS[verdict.verdict]} {todo}")]
     problems = [finding for finding in verdict.findings if finding.severity in WORST_FIRST[:3]]
     if verdict.summary and not any(verdict.summary.startswith(finding.summary) for finding in problems):
@@ -46,15 +49,15 @@ def verdict_card(run: RunRecord, verdict: Verdict, view: View, *, links: Lines, 
     return compose(f"{title}\n{todo}", parts)
 
 
-def _what_to_do(verdict: Verdict, host: str, view: View) -> str:
+def _what_to_do(verdict: Verdict, host: str, context: RenderContext) -> str:
     if verdict.action:
         todo = one_line(verdict.action, 600)
     elif verdict.verdict is VerdictKind.HEALTHY:
         return "No action needed."
     elif verdict.verdict is VerdictKind.FALL_BACK:
-        todo = f"Fall back: press the button, or {view.start('fallback', host)}."
+        todo = f"Fall back: press the button, or {context.start('fallback', host)}."
     else:
-        todo = f"Read the findings, then run {view.command('triage', f'{host} deep')}."
+        todo = f"Read the findings, then run {context.command('triage', f'{host} deep')}."
     if verdict.verdict is VerdictKind.FALL_BACK and (gpu := verdict.fallback_gpu) is not None:
         todo += f" Serve from GPU {gpu.index} ({code(gpu.uuid)}): {one_line(gpu.reason, 300)}."
     return f"*What to do:* {todo}"

@@ -14,7 +14,7 @@ import structlog
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.incidents.incidents import Incidents
-from bot.presenter.view import View
+from bot.presenter.render_context import RenderContext
 from bot.runs.runs import Runs
 from bot.settings.model import SlackSettings
 from bot.slack.edit_budget import EditBudget
@@ -44,7 +44,7 @@ class _Tracked:
 
 
 class LiveMessages:
-    """Keeps Slack in step with the runs. `view` returns the current view; run `run()` as a task until the end."""
+    """Keeps Slack in step with the runs. `render_context` returns the current one; run `run()` as a task until the end."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class LiveMessages:
         store: Store,
         incidents: Incidents,
         settings: SlackSettings,
-        view: Callable[[], View],
+        render_context: Callable[[], RenderContext],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
@@ -63,7 +63,7 @@ class LiveMessages:
         self._incidents = incidents
         self._interval_s = settings.edit_interval_s
         self._budget = EditBudget(settings.edits_per_minute, clock=clock)
-        self._view = view
+        self._render_context = render_context
         self._clock = clock
         self._tracked: dict[str, _Tracked] = {}
         self._changed: set[str] = set()
@@ -139,7 +139,7 @@ class LiveMessages:
         tracked = self._tracked[run.id]
         try:
             # A run younger than this process has no posts from an earlier one.
-            await tracked.posts.show(run, self._view(), search=run.created_at < self._started_at)
+            await tracked.posts.show(run, self._render_context(), search=run.created_at < self._started_at)
         except SLACK_FAILURES as error:
             return self._failed(run, tracked, error)
         tracked.shown_at = self._clock()

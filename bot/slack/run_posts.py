@@ -11,10 +11,11 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.incidents.incidents import Incidents
 from bot.presenter.message import Message
-from bot.presenter.notes import override_notice, thread_notes
+from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import run_message
+from bot.presenter.thread_notes import override_notice, thread_notes
 from bot.presenter.verdict_card import verdict_of
-from bot.presenter.view import View, diagnoses
+from bot.presenter.vocabulary import diagnoses
 from bot.slack.posts import NOTE_EVENT, RUN_EVENT, edit, file_title, find_posts, metadata, post, retry_after_s
 from bot.store.records import ArtifactRecord, Place, RunRecord, RunStatus, UserError
 from bot.store.store import Store
@@ -42,7 +43,7 @@ class RunPosts:
         self._files: dict[str, str] = {}
         self.digest = ""
 
-    async def show(self, run: RunRecord, view: View, *, search: bool) -> None:
+    async def show(self, run: RunRecord, context: RenderContext, *, search: bool) -> None:
         """Post or edit whatever differs from the run's record. Raises whatever the Slack client raises.
 
         With `search`, first find what an earlier process posted.
@@ -53,11 +54,11 @@ class RunPosts:
             if found.message_ts is not None and run.message_ts is None:
                 await asyncio.to_thread(self._store.set_message_ts, run.id, found.message_ts)
         self._searched = True
-        await self._show_message(run, view)
+        await self._show_message(run, context)
         message_ts = await self._message_ts(run)
         root = run.place.thread_ts or message_ts
         await self._open_incident(run, root)
-        for note in thread_notes(run, view):
+        for note in thread_notes(run, context):
             await self._post_note(run, note.key, note.message, thread_ts=root)
         if (notice := override_notice(run)) is not None:
             await self._post_note(run, "override", notice, thread_ts=None)
@@ -67,8 +68,8 @@ class RunPosts:
         ts: str | None = (await asyncio.to_thread(self._store.row, run.id)).message_ts
         return ts
 
-    async def _show_message(self, run: RunRecord, view: View) -> None:
-        message = run_message(run, view)
+    async def _show_message(self, run: RunRecord, context: RenderContext) -> None:
+        message = run_message(run, context)
         digest = hashlib.sha256(repr((message.text, message.blocks)).encode()).hexdigest()
         if digest == self.digest:
             return

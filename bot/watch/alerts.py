@@ -15,8 +15,8 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.incidents.incidents import Incidents
 from bot.presenter import alerts as texts
 from bot.presenter.message import Message
+from bot.presenter.render_context import RenderContext
 from bot.presenter.verdict_card import verdict_of
-from bot.presenter.view import View
 from bot.runs.runs import Runs
 from bot.settings.model import MonitorSettings
 from bot.slack.channels import Channels
@@ -55,7 +55,7 @@ class Alerts:
         incidents: Incidents,
         settings: MonitorSettings,
         channel: str,
-        view: Callable[[], View],
+        render_context: Callable[[], RenderContext],
         acknowledged: Callable[[str, str], bool],
     ) -> None:
         self._client = client
@@ -65,7 +65,7 @@ class Alerts:
         self._settings = settings
         self._channel = channel
         self._channels = Channels(client)
-        self._view = view
+        self._render_context = render_context
         self._acknowledged = acknowledged
         self._undelivered = UndeliveredAlerts(store)
         self._delivering: set[str] = set()
@@ -219,7 +219,9 @@ class Alerts:
             self.say(alert.host, texts.no_automatic_fallback(alert.host, alert.cause, why))
         elif not started.duplicate:
             log.warning("automatic fallback", host=alert.host, cause=alert.cause, run=started.run.id)
-            message = texts.automatic_fallback(alert.host, alert.cause, started.run.id, self._view())
+            message = texts.automatic_fallback(
+                alert.host, alert.cause, started.run.id, self._render_context()
+            )
             place = Place(channel=triage.place.channel)
             await until_accepted(lambda: self._post(place, message))
 

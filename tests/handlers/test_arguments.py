@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.presenter.plan_message import plan_message
-from bot.presenter.view import View
+from bot.presenter.render_context import RenderContext
 from bot.store.records import UserError
 from gpu_actions.fallback.action import FallbackArguments
 from gpu_actions.loadtest.action import LoadTestArguments
@@ -117,7 +117,7 @@ def test_the_command_that_a_plan_offers_gives_the_same_arguments_again(
     plan = Plan(
         action=action, host="serve1", title="x", steps=(step,), options=arguments.model_dump(mode="json")
     )
-    shown = str(plan_message(plan, View(now=0)).blocks[1]["text"]["text"])
+    shown = str(plan_message(plan, RenderContext(now=0)).blocks[1]["text"]["text"])
     offered = re.search(rf"To run it: `/{action} ([^`]*)`", shown)
     assert offered, shown
     words = parse(offered[1], COMMANDS[action].grammar(f"/{action}"), HOSTS)

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 from slack_bolt.async_app import AsyncBoltRequest, AsyncRespond
 
-from bot.presenter import answers
+from bot.presenter import private_answers
 from bot.presenter.message import Message
 from bot.settings.logs import configure_logging
 from bot.store.records import RunStatus
@@ -234,11 +234,11 @@ async def test_an_answer_goes_another_way_when_its_response_address_is_used_up(a
     otherwise = ephemeral_answer(at_desk.bot.client, "C0INCIDENTS", "U0ONCALL", None)
     try:
         respond = AsyncRespond(response_url=f"http://127.0.0.1:{port}/", proxy=None, ssl=None)
-        await respond_answer(respond, None, otherwise)(answers.accepted("heard by another way"))
+        await respond_answer(respond, None, otherwise)(private_answers.accepted("heard by another way"))
     finally:
         await runner.cleanup()
     dead = AsyncRespond(response_url=f"http://127.0.0.1:{port}/", proxy=None, ssl=None)
-    await respond_answer(dead, None, otherwise)(answers.accepted("heard though nothing listens"))
+    await respond_answer(dead, None, otherwise)(private_answers.accepted("heard though nothing listens"))
     assert len(asked) == 1
     assert (await at_desk.hears("heard by another way")).visible_to == "oncall"
     assert (await at_desk.hears("heard though nothing listens")).visible_to == "oncall"

@@ -7,13 +7,13 @@ import pytest
 
 from bot.incidents.load_results import LoadResults
 from bot.presenter.loadtests import baseline_message, baselines_message, comparison_message
-from bot.presenter.view import View
+from bot.presenter.render_context import RenderContext
 from bot.store.records import Person, Place, RunRecord, RunStatus, StepRecord, StepStatus, UserError
 from gpu_actions.loadtest.baseline import PUBLISHED, BaselineStore, make_baseline
 from gpu_actions.loadtest.comparison import Change
 from tests.gpu_actions.loadtest.test_baseline import a_result
 
-VIEW = View(now=0)
+CONTEXT = RenderContext(now=0)
 
 
 class Finished:
@@ -63,7 +63,7 @@ async def test_the_newest_run_is_compared_with_the_current_baseline(
     runs.add("lt-new1", seed=11, ttft_ms=150)
     comparison = await results.compare(None, None, host="demo")
     assert (comparison.verdict, comparison.baseline_name) == (Change.REGRESSED, "good-day")
-    message = comparison_message("lt-new1", comparison, VIEW)
+    message = comparison_message("lt-new1", comparison, CONTEXT)
     assert message.text == "REGRESSED: lt-new1 against good-day"
     assert (await results.compare("lt-old1", "good-day", host="demo")).verdict is not Change.REGRESSED
 
@@ -118,7 +118,7 @@ async def test_a_void_run_is_not_a_reference(runs: Finished, results: LoadResult
 async def test_baselines_are_listed_and_another_one_becomes_current(
     results: LoadResults, tmp_path: Path
 ) -> None:
-    assert "No baseline of this host" in baselines_message(await results.baselines(), VIEW).text
+    assert "No baseline of this host" in baselines_message(await results.baselines(), CONTEXT).text
     record(tmp_path, "monday")
     record(tmp_path, "tuesday")
     assert [(one.name, one.in_force) for one in await results.baselines()] == [
@@ -128,7 +128,7 @@ async def test_baselines_are_listed_and_another_one_becomes_current(
     ]
     assert (await results.put_in_force("tuesday")).in_force
     assert not (await results.baseline("monday")).in_force
-    assert "baseline set monday" in baseline_message(await results.baseline("monday"), VIEW).text
+    assert "baseline set monday" in baseline_message(await results.baseline("monday"), CONTEXT).text
     with pytest.raises(UserError, match="never the judge"):
         await results.put_in_force(PUBLISHED)
 
@@ -141,4 +141,4 @@ async def test_a_damaged_baseline_is_listed_with_its_problem_beside_the_others(
     known = {one.name: one for one in await results.baselines()}
     assert known["monday"].in_force
     assert "broken.json" in known["broken"].problem
-    assert "broken" in str(baselines_message(list(known.values()), VIEW).blocks)
+    assert "broken" in str(baselines_message(list(known.values()), CONTEXT).blocks)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from bot.presenter.incidents import timeline
 from bot.presenter.message import Message
-from bot.presenter.notes import override_notice, thread_notes
 from bot.presenter.plan_message import plan_message
+from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import run_message
-from bot.presenter.view import View
+from bot.presenter.thread_notes import override_notice, thread_notes
 from bot.store.records import (
     ArtifactRecord,
     Decision,
@@ -33,7 +33,7 @@ from gpu_actions.models import Artifact, Finding, Severity, Verdict, VerdictKind
 from gpu_actions.plan import Gate, Plan, Step
 
 NOW = 1_795_000_000.0
-VIEW = View(
+CONTEXT = RenderContext(
     now=NOW,
     commands={"triage": "/triage", "fallback": "/fallback", "restore": "/restore"},
     roles={"approver": "<!subteam^S1|@incident-leads>"},
@@ -184,8 +184,8 @@ def mrkdwn_of(value: Any) -> list[Any]:
 @settings(max_examples=150, deadline=None)
 @given(RUNS)
 def test_slack_accepts_the_message_and_notes_of_any_run(run: RunRecord) -> None:
-    accepted(run_message(run, VIEW))
-    for note in thread_notes(run, VIEW):
+    accepted(run_message(run, CONTEXT))
+    for note in thread_notes(run, CONTEXT):
         accepted(note.message)
     if (notice := override_notice(run)) is not None:
         accepted(notice)
@@ -194,7 +194,7 @@ def test_slack_accepts_the_message_and_notes_of_any_run(run: RunRecord) -> None:
 @settings(max_examples=60, deadline=None)
 @given(PLANS)
 def test_slack_accepts_the_message_of_any_plan(plan: Plan) -> None:
-    accepted(plan_message(plan, VIEW))
+    accepted(plan_message(plan, CONTEXT))
 
 
 @settings(max_examples=40, deadline=None)
@@ -233,7 +233,7 @@ def test_the_card_states_verdict_and_cause_first_and_what_to_do_second() -> None
         action="Start the fallback.",
     )
     step = StepRecord(step_id="look", title="look", status=StepStatus.DONE, verdict=verdict)
-    message = run_message(a_run(steps=(step,)), VIEW)
+    message = run_message(a_run(steps=(step,)), CONTEXT)
     assert message.blocks[0]["text"]["text"] == "FALL BACK: nvlink_loss on serve1"
     assert "Start the fallback" in message.blocks[1]["text"]["text"]
     assert message.text.splitlines()[0] == "FALL BACK: nvlink_loss on serve1"
@@ -250,7 +250,7 @@ def test_only_a_fall_back_verdict_offers_the_fallback() -> None:
             status=StepStatus.DONE,
             verdict=Verdict(verdict=kind, cause="none", summary="x"),
         )
-        assert "start_fallback" not in json.dumps(run_message(a_run(steps=(step,)), VIEW).blocks)
+        assert "start_fallback" not in json.dumps(run_message(a_run(steps=(step,)), CONTEXT).blocks)
 
 
 def test_a_step_that_resumed_after_a_restart_says_so() -> None:
@@ -258,7 +258,7 @@ def test_a_step_that_resumed_after_a_restart_says_so() -> None:
         step_id="warm", title="warm", status=StepStatus.RUNNING, executions=2, started_at=NOW - 3
     )
     run = a_run(id="fb-1a2b", action="fallback", status=RunStatus.RUNNING, started_at=NOW - 9, steps=(step,))
-    assert "resumed after a restart" in json.dumps(run_message(run, VIEW).blocks)
+    assert "resumed after a restart" in json.dumps(run_message(run, CONTEXT).blocks)
 
 
 def test_findings_dropped_for_size_are_counted() -> None:
@@ -268,6 +268,6 @@ def test_findings_dropped_for_size_are_counted() -> None:
     )
     verdict = Verdict(verdict=VerdictKind.FALL_BACK, cause="nvlink_loss", summary="all", findings=findings)
     step = StepRecord(step_id="look", title="look", status=StepStatus.DONE, verdict=verdict)
-    message = run_message(a_run(steps=(step,)), VIEW)
+    message = run_message(a_run(steps=(step,)), CONTEXT)
     accepted(message)
     assert "more findings_" in json.dumps(message.blocks)

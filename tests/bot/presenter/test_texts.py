@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.presenter import alerts, answers, incidents, mrkdwn
+from bot.presenter import alerts, incidents, mrkdwn, private_answers
 from bot.presenter.help import command_help, overview
 from bot.presenter.home import home_view
 from bot.presenter.loadtests import comparison_message
@@ -16,7 +16,17 @@ from demo.workspace.blocks import checked_blocks
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 from gpu_actions.models import VerdictKind
 from handlers import COMMANDS
-from tests.bot.presenter.test_messages import LONG, NOW, PEOPLE, RUNS, SECONDS, SECRET, TEXT, VIEW, accepted
+from tests.bot.presenter.test_messages import (
+    CONTEXT,
+    LONG,
+    NOW,
+    PEOPLE,
+    RUNS,
+    SECONDS,
+    SECRET,
+    TEXT,
+    accepted,
+)
 
 HELPS = list(COMMANDS.values())
 FEW = settings(max_examples=40, deadline=None)
@@ -50,17 +60,19 @@ COMPARISONS = st.builds(
 @FEW
 @given(RUNS, LONG, st.booleans())
 def test_any_short_answer_is_taken_by_slack(run: RunRecord, text: str, flag: bool) -> None:
-    accepted(answers.refused(text))
-    accepted(answers.accepted(text))
-    accepted(answers.working(text))
-    accepted(answers.broken("e-abc123", text))
-    accepted(answers.too_late(3.2, text))
-    accepted(answers.started(run, duplicate=flag, url="https://x/y?a=<b>|c" if flag else ""))
-    accepted(answers.status_message(run, run.action, run.host, VIEW, url="https://x/y" if flag else ""))
-    accepted(answers.status_message(None, run.action, run.host, VIEW))
-    accepted(answers.plain(answers.approval_closed(run) or "open"))
-    accepted(answers.triage_outdated(run, VIEW))
-    accepted(answers.unknown_run(text[:200], [run]))
+    accepted(private_answers.refused(text))
+    accepted(private_answers.accepted(text))
+    accepted(private_answers.working(text))
+    accepted(private_answers.broken("e-abc123", text))
+    accepted(private_answers.too_late(3.2, text))
+    accepted(private_answers.started(run, duplicate=flag, url="https://x/y?a=<b>|c" if flag else ""))
+    accepted(
+        private_answers.status_message(run, run.action, run.host, CONTEXT, url="https://x/y" if flag else "")
+    )
+    accepted(private_answers.status_message(None, run.action, run.host, CONTEXT))
+    accepted(private_answers.plain(private_answers.approval_closed(run) or "open"))
+    accepted(private_answers.triage_outdated(run, CONTEXT))
+    accepted(private_answers.unknown_run(text[:200], [run]))
 
 
 @FEW
@@ -69,13 +81,13 @@ def test_any_list_of_runs_and_any_incident_is_taken_by_slack(
     runs: list[RunRecord], several: list[IncidentRecord], person: Person
 ) -> None:
     (incident,) = several
-    accepted(answers.runs_message(runs * 12, VIEW))
-    accepted(incidents.opened("serve1", incident.title, person, VIEW))
+    accepted(private_answers.runs_message(runs * 12, CONTEXT))
+    accepted(incidents.opened("serve1", incident.title, person, CONTEXT))
     accepted(incidents.already_open(incident, "https://x/y"))
-    accepted(incidents.status(incident, "serve1", runs * 12, VIEW))
+    accepted(incidents.status(incident, "serve1", runs * 12, CONTEXT))
     accepted(incidents.noted(incident, incident.title))
-    accepted(incidents.closed(incident, person, VIEW))
-    view = home_view([("serve1", run, incident) for run in runs] * 20, runs * 20, HELPS, VIEW)
+    accepted(incidents.closed(incident, person, CONTEXT))
+    view = home_view([("serve1", run, incident) for run in runs] * 20, runs * 20, HELPS, CONTEXT)
     assert checked_blocks(view["blocks"], limit=100)
     assert SECRET not in str(view)
 
@@ -167,9 +179,9 @@ def test_more_blocks_than_slack_takes_are_cut_from_the_end() -> None:
 
 
 def test_every_command_has_a_help_that_slack_takes_and_names_all_its_subcommands() -> None:
-    accepted(overview(HELPS, VIEW, hosts=["serve1"] * 40))
+    accepted(overview(HELPS, CONTEXT, hosts=["serve1"] * 40))
     for command in HELPS:
-        message = command_help(command, VIEW, hosts=["serve1"])
+        message = command_help(command, CONTEXT, hosts=["serve1"])
         accepted(message)
         for word in {*command.subcommands, *command.free_text} - {command.default, "baselines"}:
             assert word in str(message.blocks), (command.name, word)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from bot.presenter.message import Lines, Message, Part, compose, context, section
+from bot.presenter.message import Lines, Message, Part, compose, footnote, section
 from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user, words
+from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
 from bot.presenter.verdict_card import verdict_of, verdict_title
-from bot.presenter.view import VERDICT_SIGNS, View, action_name, diagnoses
+from bot.presenter.vocabulary import VERDICT_SIGNS, action_name, diagnoses
 from bot.store.records import RunRecord, RunStatus
 
 
@@ -50,34 +51,36 @@ def started(run: RunRecord, *, duplicate: bool, url: str) -> Message:
     return plain(f"{action_name(run.action)} on {one_line(run.host)} ({code(run.id)}) {verb}. {follow}")
 
 
-def status_message(run: RunRecord | None, action: str, host: str, view: View, *, url: str = "") -> Message:
+def status_message(
+    run: RunRecord | None, action: str, host: str, context: RenderContext, *, url: str = ""
+) -> Message:
     """Return the state of an action's latest run, or how to start one."""
     if run is None:
-        name, start = action_name(action).lower(), view.start(action, host)
+        name, start = action_name(action).lower(), context.start(action, host)
         return plain(f"No {name} has run on {one_line(host)} yet. To start one: {start}.")
     verdict = verdict_of(run) if diagnoses(action) and run.status.final else None
     if verdict is not None:
         first = f"{VERDICT_SIGNS[verdict.verdict]} {one_line(verdict_title(verdict, run.host))}"
-        age = duration(view.now - (run.ended_at or run.created_at))
+        age = duration(context.now - (run.ended_at or run.created_at))
         second = f"{one_line(verdict.summary, 400)} ({age} ago)"
     else:
         first = f"{state_sign(run)} {one_line(run_title(run))}"
-        second = now_line(run, view)
+        second = now_line(run, context)
     text = f"{first}\n{second}"
     parts: list[Part] = [section(text)]
     if url:
-        parts.append(context(link(url, "Its message")))
+        parts.append(footnote(link(url, "Its message")))
     return compose(text, parts)
 
 
-def runs_message(runs: Sequence[RunRecord], view: View) -> Message:
+def runs_message(runs: Sequence[RunRecord], context: RenderContext) -> Message:
     if not runs:
         return plain("Nothing is running.")
-    return compose(f"{len(runs)} runs", [Lines(tuple(run_line(run, view) for run in runs), noun="runs")])
+    return compose(f"{len(runs)} runs", [Lines(tuple(run_line(run, context) for run in runs), noun="runs")])
 
 
-def run_line(run: RunRecord, view: View) -> str:
-    age = duration(view.now - run.created_at)
+def run_line(run: RunRecord, context: RenderContext) -> str:
+    age = duration(context.now - run.created_at)
     title = f"{action_name(run.action)} on {one_line(run.host)}"
     return f"{state_sign(run)} {code(run.id)} {title}: {state_word(run)}, {age} ago"
 
@@ -111,11 +114,11 @@ def outdated_button() -> Message:
     )
 
 
-def triage_outdated(newer: RunRecord, view: View) -> Message:
+def triage_outdated(newer: RunRecord, context: RenderContext) -> Message:
     """Answer a press of Start fallback on a card that a newer triage contradicts."""
     verdict = verdict_of(newer)
     says = verdict_title(verdict, newer.host) if verdict is not None else run_title(newer)
     return plain(
         f":no_entry: A newer triage ({code(newer.id)}) says {one_line(says)}, so this button started nothing. "
-        f"To fall back anyway: {view.start('fallback', newer.host)}."
+        f"To fall back anyway: {context.start('fallback', newer.host)}."
     )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from bot.presenter.message import Message, compose, section
 from bot.presenter.mrkdwn import clock, code, code_block, duration, escape, first_line, one_line, user
+from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
-from bot.presenter.view import View, action_name, count, diagnoses
+from bot.presenter.vocabulary import action_name, count, diagnoses
 from bot.store.records import RunRecord, RunStatus, StepRecord
 
 LONG_RUN_S = 20.0
@@ -24,19 +25,21 @@ class Note:
     message: Message
 
 
-def thread_notes(run: RunRecord, view: View) -> list[Note]:
+def thread_notes(run: RunRecord, context: RenderContext) -> list[Note]:
     """Return the notes that this run should have by now, in order."""
-    notes = _approval_notes(run, view)
+    notes = _approval_notes(run, context)
     notes += [_step_note(step) for step in run.steps if step.data.get("thread_text")]
     if run.status is RunStatus.EXPIRED:
         text = (
             f":alarm_clock: {user(run.requester)}: nobody approved {code(run.id)} in time. Nothing was changed. "
-            f"To ask again: {view.start(run.action, run.host)}."
+            f"To ask again: {context.start(run.action, run.host)}."
         )
         notes.append(Note("expired", _text(text)))
     elif _end_is_announced(run):
         who = f"{user(run.requester)} {action_name(run.action)} on {one_line(run.host)}"
-        notes.append(Note("end", _text(f"{state_sign(run)} {who}: {state_word(run)}. {now_line(run, view)}")))
+        notes.append(
+            Note("end", _text(f"{state_sign(run)} {who}: {state_word(run)}. {now_line(run, context)}"))
+        )
     return notes
 
 
@@ -51,15 +54,15 @@ def override_notice(run: RunRecord) -> Message | None:
     )
 
 
-def _approval_notes(run: RunRecord, view: View) -> list[Note]:
+def _approval_notes(run: RunRecord, context: RenderContext) -> list[Note]:
     """Return the request for approval and, near its end, the reminder."""
     gate = run.plan.gate if run.plan is not None else None
     if gate is None or run.status is not RunStatus.WAITING:
         return []
-    expires_at, approvers = run.gate_expires_at, view.role(gate.approvers)
+    expires_at, approvers = run.gate_expires_at, context.role(gate.approvers)
     how = (
-        f"Decide with the buttons on the message above, or write {view.mention(f'approve {run.id}')} "
-        f"or {view.mention(f'deny {run.id} why')}."
+        f"Decide with the buttons on the message above, or write {context.mention(f'approve {run.id}')} "
+        f"or {context.mention(f'deny {run.id} why')}."
     )
     until = "" if expires_at is None else f" until {clock(expires_at)}"
     request = (
@@ -70,10 +73,10 @@ def _approval_notes(run: RunRecord, view: View) -> list[Note]:
     # A request that is shorter than the reminder's time needs no reminder: it was made just now.
     if expires_at is not None and gate.remind_before_s > 0:
         remind_at = expires_at - gate.remind_before_s
-        if run.created_at < remind_at <= view.now < expires_at:
+        if run.created_at < remind_at <= context.now < expires_at:
             missing = count(run.short_of_approvals, "approval")
             reminder = (
-                f":alarm_clock: {code(run.id)} expires in {duration(expires_at - view.now)}. "
+                f":alarm_clock: {code(run.id)} expires in {duration(expires_at - context.now)}. "
                 f"{missing} from {approvers} still needed.\n{how}"
             )
             notes.append(Note(f"remind:{run.plan_hash}", _text(reminder)))
