@@ -12,9 +12,6 @@ from pydantic import Field
 from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.models import Frozen
 
-APPLICATION_XIDS = frozenset({13, 31, 43, 45})
-"""Xids of a faulty program rather than of the host (NVIDIA's Xid catalogue): shown, but no reason to step back."""
-
 
 class Window(Frozen):
     """What was observed of the tier since the stage began. None = it could not be measured, and is named in `missing`."""

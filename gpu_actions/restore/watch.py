@@ -7,7 +7,7 @@ from collections import Counter
 
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen, JsonObject
-from gpu_actions.restore.analysis import APPLICATION_XIDS, Window
+from gpu_actions.restore.analysis import Window
 from gpu_actions.serving.engines.metrics import histogram_count, histogram_delta, histogram_percentile
 from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, UnitState
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
@@ -124,8 +124,8 @@ class Watcher:
             queue_peak=self.queue_peak,
             hung=judge_progress(self.samples, stall_s=self.stall_s) is Progress.FLAT,
             died=self._died(began, state),
-            xids=tuple(name_of(event) for event in fresh if event.code not in APPLICATION_XIDS),
-            application_xids=tuple(name_of(event) for event in fresh if event.code in APPLICATION_XIDS),
+            xids=tuple(name_of(event) for event in fresh if not event.is_application_fault),
+            application_xids=tuple(name_of(event) for event in fresh if event.is_application_fault),
             missing=tuple(missing),
         )
 

@@ -4,7 +4,7 @@ The token counter decides, not the health endpoint, which still answers 200 whil
 engines).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gpu_actions.snapshot.model import Snapshot
 
@@ -36,7 +36,7 @@ class Progress(NamedTuple):
         """True if the tier does not serve, for whatever reason."""
         return self.state in ("flat", "silent", "down")
 
-    def evidence(self) -> dict[str, float | str | None]:
+    def evidence(self) -> dict[str, Any]:
         """Return the figures behind the state."""
         return {
             "state": self.state,

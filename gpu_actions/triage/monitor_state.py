@@ -1,15 +1,15 @@
-"""What monitors do with one verdict after another: confirm, hold, stay quiet, and make one incident of a burst. Pure.
+"""What a monitor makes of one verdict after another: confirm, keep, stay quiet, and make one incident of a burst. Pure.
 
-A monitor gives each verdict (or None, when its probe failed) to `MonitorState.observe` and acts on the signals that come
-back. Time is a number of seconds that the caller gives; nothing here reads a clock.
+A monitor passes each verdict (or None if its probe failed) to `MonitorState.observe` and acts on the signals that come back.
+Time is a number of seconds from the caller; nothing here reads a clock.
 """
 
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
-from gpu_actions.models import Finding, Frozen, Verdict, VerdictKind
+from gpu_actions.models import Frozen, Verdict, VerdictKind
 from gpu_actions.triage.rule import CAUSES, rank_of_verdict
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -32,25 +32,30 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     ),
     "heat": ("thermal", "throttling"),
 }
-"""Causes that one fault makes together; what is in no family is a family of its own."""
+"""Causes that one fault produces together; any other cause is a family of its own."""
 
-STALL_RULES = frozenset({"serving.stalled", "serving.stalled_long", "serving.flat", "collective.unread"})
+HANG_RULE = "collective.hang"
+STALL_RULES = frozenset(
+    {"serving.stalled", "serving.stalled_long", "serving.flat", "collective.unread", HANG_RULE}
+)
 
 
 class MonitorPolicy(Frozen):
-    """How sure a monitor must be. Defaults: 2 of 3 looks to alert, 3 good looks in a row to clear."""
+    """How certain a monitor must be. By default 2 of 3 verdicts alert, and 3 healthy ones in a row clear."""
 
-    needed: int = Field(default=2, ge=1, le=100, description="looks that must agree (N of M)")
-    of: int = Field(default=3, ge=1, le=100, description="last looks that count (M)")
-    clear_after: int = Field(default=3, ge=1, le=100, description="good looks in a row that end an alert")
-    stalled_s: float = Field(default=30, gt=0, description="a stall that lasts this long counts as fall_back")
-    hold_s: float = Field(default=60, gt=0, description="the last state is held this long without a look")
-    burst_s: float = Field(default=300, ge=0, description="what comes within this of an open alert joins it")
+    needed: int = Field(default=2, ge=1, le=100, description="verdicts that must agree (N of M)")
+    of: int = Field(default=3, ge=1, le=100, description="last verdicts that count (M)")
+    clear_after: int = Field(default=3, ge=1, le=100, description="healthy verdicts in a row that clear")
+    stalled_s: float = Field(default=30, gt=0, description="a stall that lasts this long means fall_back")
+    hold_s: float = Field(
+        default=60, gt=0, description="how long the last state counts while no check succeeds"
+    )
+    burst_s: float = Field(default=300, ge=0, description="a new cause within this time joins the open alert")
     quiet_s: float = Field(default=3600, ge=0, description="how long an acknowledged cause stays quiet")
 
 
 class Signal(Frozen):
-    """What the monitor should do: open an incident, add to it, say that it is over, or say that it sees nothing."""
+    """What the monitor must do: open an incident, add to it, clear it, or report that it lost (or regained) sight."""
 
     kind: Literal["open", "join", "clear", "blind", "sighted"]
     key: str
@@ -59,33 +64,31 @@ class Signal(Frozen):
     reason: str = ""
 
 
-class Look(Frozen):
-    """What is kept of one verdict."""
+class PastVerdict(Frozen):
+    """The part of a verdict that a monitor keeps."""
 
     at_s: float
     verdict: VerdictKind
     cause: str
     stalled: bool = False
     hang_sources: int | None = Field(
-        default=None, description="sources of a live hang; None = no such finding"
+        default=None, description="number of sources of a hang; None = no such finding"
     )
 
 
 class MonitorState(Frozen):
-    """Everything a monitor remembers between looks; `observe` gives the next state and the signals."""
+    """Everything a monitor remembers between its checks; `observe` returns the next state and the signals."""
 
     host: str
-    looks: tuple[Look, ...] = ()
-    confirmed: dict[str, VerdictKind] = Field(
-        default_factory=dict, description="causes that are confirmed now"
-    )
+    verdicts: tuple[PastVerdict, ...] = Field(default=(), validation_alias=AliasChoices("verdicts", "looks"))
+    confirmed: dict[str, VerdictKind] = Field(default_factory=dict, description="the confirmed causes")
     burst_key: str | None = None
     burst_at_s: float = 0
     good_in_a_row: int = 0
     stalled_since_s: float | None = None
     last_seen_s: float | None = None
     unseen_since_s: float | None = Field(
-        default=None, description="the first of the looks in a row that failed"
+        default=None, description="the first of the checks in a row that failed"
     )
     blind: bool = False
     quiet_until_s: dict[str, float] = Field(default_factory=dict, description="acknowledged causes")
@@ -103,8 +106,12 @@ class MonitorState(Frozen):
         worst = [cause for cause, kind in self.confirmed.items() if kind is self.verdict]
         return next((cause for cause in CAUSES if cause in worst), "none")
 
+    def is_quiet(self, cause: str, now_s: float) -> bool:
+        """Return True if this cause is acknowledged at the moment."""
+        return now_s < self.quiet_until_s.get(cause, float("-inf"))
+
     def acknowledge(self, cause: str, *, now_s: float, policy: MonitorPolicy) -> "MonitorState":
-        """A person has seen this cause: no signal of it until it is over, or `quiet_s` have passed."""
+        """Keep quiet about a cause until it is over, or until `quiet_s` have passed."""
         return self.model_copy(
             update={"quiet_until_s": {**self.quiet_until_s, cause: now_s + policy.quiet_s}}
         )
@@ -112,28 +119,29 @@ class MonitorState(Frozen):
     def observe(
         self, verdict: Verdict | None, *, now_s: float, policy: MonitorPolicy
     ) -> tuple["MonitorState", tuple[Signal, ...]]:
-        """Take one verdict, or None for a probe that failed. Gives the next state and what to do."""
+        """Take one verdict, or None for a probe that failed. Return the next state and the signals."""
         if verdict is None:
             return self._without_sight(now_s, policy)
-        look = look_of(verdict, now_s=now_s)
-        stalled_since = (
-            (self.stalled_since_s if self.stalled_since_s is not None else now_s) if look.stalled else None
-        )
-        lasting = stalled_since is not None and now_s - stalled_since >= policy.stalled_s
-        if lasting and look.verdict is not VerdictKind.FALL_BACK:
-            look = look.model_copy(update={"verdict": VerdictKind.FALL_BACK, "cause": "engine_stalled"})
+        latest = past_verdict(verdict, now_s=now_s)
+        stalled_since_s = None
+        if latest.stalled:
+            stalled_since_s = now_s if self.stalled_since_s is None else self.stalled_since_s
+            if now_s - stalled_since_s >= policy.stalled_s and latest.verdict is not VerdictKind.FALL_BACK:
+                latest = latest.model_copy(
+                    update={"verdict": VerdictKind.FALL_BACK, "cause": "engine_stalled"}
+                )
         state = self.model_copy(
             update={
-                "looks": (*self.looks, look)[-policy.of :],
-                "stalled_since_s": stalled_since,
+                "verdicts": (*self.verdicts, latest)[-policy.of :],
+                "stalled_since_s": stalled_since_s,
                 "last_seen_s": now_s,
                 "unseen_since_s": None,
                 "blind": False,
-                "good_in_a_row": self.good_in_a_row + 1 if look.verdict is VerdictKind.HEALTHY else 0,
+                "good_in_a_row": self.good_in_a_row + 1 if latest.verdict is VerdictKind.HEALTHY else 0,
             }
         )
-        signals = [self._signal("sighted", now_s)] if self.blind else []
-        state, more = state._confirm(look, now_s, policy)
+        signals = [self._sight_signal("sighted", now_s)] if self.blind else []
+        state, more = state._confirm(latest, now_s, policy)
         signals += more
         state, more = state._clear(now_s, policy)
         return state, (*signals, *more)
@@ -141,50 +149,45 @@ class MonitorState(Frozen):
     def _without_sight(
         self, now_s: float, policy: MonitorPolicy
     ) -> tuple["MonitorState", tuple[Signal, ...]]:
-        """Hold the last state; after `hold_s` of failed looks say once that nothing is seen.
+        """Keep the last state; after `hold_s` of failed checks report once that the monitor is blind.
 
-        Counted from the first look that failed: time in which nobody looked (a run at work, a bot that was down) is no failure.
+        The time counts from the first check that failed: time without any check (a run in progress, a bot that was down) is
+        not a failure.
         """
         since_s = now_s if self.unseen_since_s is None else self.unseen_since_s
         state = self.model_copy(update={"unseen_since_s": since_s})
         if self.blind or now_s - since_s < policy.hold_s:
             return state, ()
-        reason = f"no look succeeded for {now_s - since_s:.0f} s; the last state is held"
-        return state.model_copy(update={"blind": True}), (state._signal("blind", now_s, reason=reason),)
+        reason = f"no check succeeded for {now_s - since_s:.0f} s; the last known state is kept"
+        return state.model_copy(update={"blind": True}), (state._sight_signal("blind", now_s, reason=reason),)
 
     def _confirm(
-        self, look: Look, now_s: float, policy: MonitorPolicy
+        self, latest: PastVerdict, now_s: float, policy: MonitorPolicy
     ) -> tuple["MonitorState", list[Signal]]:
-        if look.verdict is VerdictKind.HEALTHY:
+        if latest.verdict is VerdictKind.HEALTHY:
             return self, []
-        agreeing = [old for old in self.looks if old.cause == look.cause]
+        agreeing = [past for past in self.verdicts if past.cause == latest.cause]
         if len(agreeing) < policy.needed or not _sources_suffice(agreeing):
             return self, []
-        known = self.confirmed.get(look.cause)
-        if known is not None and rank_of_verdict(look.verdict) <= rank_of_verdict(known):
+        known = self.confirmed.get(latest.cause)
+        if known is not None and rank_of_verdict(latest.verdict) <= rank_of_verdict(known):
             return self, []
-        confirmed = {**self.confirmed, look.cause: look.verdict}
-        running = self.burst_key is not None and (
-            bool(self.confirmed) or now_s - self.burst_at_s <= policy.burst_s
-        )
-        key = (
-            self.burst_key
-            if running and self.burst_key is not None
-            else f"{self.host}:{family_of(look.cause)}:{now_s:.0f}"
-        )
+        key = self.burst_key
+        joins = key is not None and (bool(self.confirmed) or now_s - self.burst_at_s <= policy.burst_s)
+        if key is None or not joins:
+            key = f"{self.host}:{family_of(latest.cause)}:{now_s:.0f}"
+        confirmed = {**self.confirmed, latest.cause: latest.verdict}
         state = self.model_copy(update={"confirmed": confirmed, "burst_key": key, "burst_at_s": now_s})
-        if now_s < self.quiet_until_s.get(look.cause, float("-inf")):
+        if self.is_quiet(latest.cause, now_s):
             return state, []
-        kind: Literal["open", "join"] = "join" if running else "open"
-        return state, [
-            Signal(
-                kind=kind,
-                key=key,
-                cause=look.cause,
-                verdict=look.verdict,
-                reason=f"{len(agreeing)} of the last {len(self.looks)} looks",
-            )
-        ]
+        signal = Signal(
+            kind="join" if joins else "open",
+            key=key,
+            cause=latest.cause,
+            verdict=latest.verdict,
+            reason=f"{len(agreeing)} of the last {len(self.verdicts)} checks",
+        )
+        return state, [signal]
 
     def _clear(self, now_s: float, policy: MonitorPolicy) -> tuple["MonitorState", list[Signal]]:
         if self.good_in_a_row < policy.clear_after:
@@ -192,56 +195,39 @@ class MonitorState(Frozen):
         state = self.model_copy(update={"confirmed": {}, "quiet_until_s": {}})
         if not self.confirmed:
             return state, []
-        loud = [cause for cause in self.confirmed if now_s >= self.quiet_until_s.get(cause, float("-inf"))]
-        reason = f"{self.good_in_a_row} good looks in a row" + ("" if loud else " (acknowledged)")
-        return state, [
-            Signal(
-                kind="clear",
-                key=self.burst_key or self.host,
-                cause=self.cause,
-                verdict=VerdictKind.HEALTHY,
-                reason=reason,
-            )
-        ]
+        all_quiet = all(self.is_quiet(cause, now_s) for cause in self.confirmed)
+        signal = Signal(
+            kind="clear",
+            key=self.burst_key or self.host,
+            cause=self.cause,
+            verdict=VerdictKind.HEALTHY,
+            reason=f"{self.good_in_a_row} healthy checks in a row" + (" (acknowledged)" if all_quiet else ""),
+        )
+        return state, [signal]
 
-    def _signal(self, kind: Literal["blind", "sighted"], now_s: float, *, reason: str = "") -> Signal:
-        key = f"{self.host}:monitor:{now_s:.0f}"  # not the burst's: each time without sight is told anew
+    def _sight_signal(self, kind: Literal["blind", "sighted"], now_s: float, *, reason: str = "") -> Signal:
+        key = f"{self.host}:monitor:{now_s:.0f}"  # not the burst's: each blind period is reported
         return Signal(kind=kind, key=key, cause=self.cause, verdict=self.verdict, reason=reason)
 
 
-def look_of(verdict: Verdict, *, now_s: float) -> Look:
-    """What a monitor keeps of a verdict."""
-    return Look(
+def past_verdict(verdict: Verdict, *, now_s: float) -> PastVerdict:
+    """Return the part of a verdict that a monitor keeps."""
+    hang = next((finding for finding in verdict.findings if finding.id == HANG_RULE), None)
+    return PastVerdict(
         at_s=now_s,
         verdict=verdict.verdict,
         cause=verdict.cause,
-        stalled=any(
-            finding.id in STALL_RULES or finding.id == "collective.hang" for finding in verdict.findings
-        ),
-        hang_sources=next(
-            (len(hang_sources(finding)) for finding in verdict.findings if finding.id == "collective.hang"),
-            None,
-        ),
+        stalled=any(finding.id in STALL_RULES for finding in verdict.findings),
+        hang_sources=None if hang is None else len(hang.evidence.get("sources", ())),
     )
 
 
-def hang_sources(finding: Finding) -> tuple[str, ...]:
-    """The sources behind a hang, `("token counter", "process_states")`; empty for other findings."""
-    sources = finding.evidence.get("sources", ()) if finding.id == "collective.hang" else ()
-    return tuple(str(source) for source in sources)
-
-
-def _sources_suffice(looks: list[Look]) -> bool:
-    """A live hang needs two sources in one of the looks that agree, whoever judged them; other causes need none."""
-    counts = [look.hang_sources for look in looks if look.hang_sources is not None]
-    return looks[-1].cause != "nccl_hang" or not counts or max(counts) >= 2
+def _sources_suffice(agreeing: list[PastVerdict]) -> bool:
+    """A hang needs two sources in one of the agreeing verdicts; other causes need none."""
+    counts = [past.hang_sources for past in agreeing if past.hang_sources is not None]
+    return agreeing[-1].cause != "nccl_hang" or not counts or max(counts) >= 2
 
 
 def family_of(cause: str) -> str:
-    """The family of causes that one fault makes together."""
+    """Return the family of a cause: causes that one fault produces together."""
     return next((family for family, causes in FAMILIES.items() if cause in causes), cause)
-
-
-def burst_key(host: str, cause: str, *, at_s: float, burst_s: float) -> str:
-    """A key under which alerts of one burst meet where no state is kept (webhooks): host, family, time slot."""
-    return f"{host}:{family_of(cause)}:{int(at_s // max(burst_s, 1))}"

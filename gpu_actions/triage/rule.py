@@ -1,6 +1,5 @@
 """Rules: what a finding means, how bad it is, which verdict it leads to, and what to do about it."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from gpu_actions.models import Finding, Frozen, Severity, VerdictKind
@@ -116,12 +115,7 @@ class Rules(dict[str, Rule]):
         super().__init__((rule.id, rule) for rule in rules)
 
     def finding(
-        self,
-        rule_id: str,
-        summary: str,
-        *,
-        evidence: Mapping[str, Any] | None = None,
-        subject: str | None = None,
+        self, rule_id: str, summary: str, /, *, subject: str | None = None, **evidence: Any
     ) -> Finding:
         """Make a finding of a rule. Raises KeyError for an unknown id."""
         rule = self[rule_id]
@@ -130,13 +124,11 @@ class Rules(dict[str, Rule]):
             component=rule.component,
             severity=rule.severity,
             summary=" ".join(summary.split())[:300] or rule.finds,
-            evidence=dict(evidence or {}),
+            evidence=evidence,
             action=rule.action,
             subject=subject,
         )
 
-    def on_gpu(
-        self, gpu: GpuReading, rule_id: str, text: str, evidence: Mapping[str, Any] | None = None
-    ) -> Finding:
+    def on_gpu(self, gpu: GpuReading, rule_id: str, text: str, /, **evidence: Any) -> Finding:
         """Make a finding about one GPU."""
-        return self.finding(rule_id, f"{gpu.label}: {text}", evidence=evidence, subject=gpu.subject)
+        return self.finding(rule_id, f"{gpu.label}: {text}", subject=gpu.subject, **evidence)

@@ -6,10 +6,9 @@ fields that could not be read, with NVML's error: the checks that need them are 
 """
 
 import contextlib
-import json
 import sys
 import time
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -169,87 +168,6 @@ class NvmlReading(Frozen):
         return [gpu for gpu in self.gpus if gpu.error is None and not gpu.mig]
 
 
-class NvmlSections:
-    """The child's sections so far, as a reading."""
-
-    def __init__(self) -> None:
-        self.system: dict[str, Any] = {}
-        self.gpus: dict[int, GpuReading] = {}
-        self.pairs: tuple[PairReading, ...] = ()
-        self.pairs_unread: str | None = None
-        self.init_error: str | None = None
-        self.hung: tuple[str, int | None] | None = None
-        self.window_s: float | None = None
-        self.done = False
-
-    def feed(self, line: bytes) -> None:
-        """Take one line of the child. Raises CollectorFailed for a line that is not a section."""
-        try:
-            record = json.loads(line)
-            take = getattr(self, f"_take_{record['section']}")
-            take(record)
-        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-            raise CollectorFailed(
-                f"the NVML child wrote an unexpected line: {type(error).__name__}: {str(error)[:160]}"
-            ) from error
-
-    def _take_system(self, record: dict[str, Any]) -> None:
-        self.system = {key: record[key] for key in ("count", "driver_version", "nvml_version")}
-
-    def _take_init_error(self, record: dict[str, Any]) -> None:
-        self.init_error = f"{record['word']} ({record['call']})"
-        self.done = True
-
-    def _take_gpu(self, record: dict[str, Any]) -> None:
-        gpu = GpuReading.model_validate(record["gpu"])
-        self.gpus[gpu.index] = gpu
-
-    def _take_pairs(self, record: dict[str, Any]) -> None:
-        self.pairs = tuple(PairReading.model_validate(pair) for pair in record["pairs"])
-        self.pairs_unread = record["unread"]
-
-    def _take_last(self, record: dict[str, Any]) -> None:
-        gpu = self.gpus[record["index"]]
-        update: dict[str, Any] = {"unread": {**gpu.unread, **record["unread"]}}
-        if "error" in record:
-            update["error"] = record["error"]
-        else:
-            update["last"] = GpuSample.model_validate(record["sample"])
-            update["links"] = tuple(
-                _later(
-                    link, record["active"].get(str(link.index)), record["counters"].get(str(link.index), {})
-                )
-                for link in gpu.links
-            )
-        self.gpus[gpu.index] = gpu.model_copy(update=update)
-
-    def _take_hung(self, record: dict[str, Any]) -> None:
-        self.hung = (record["call"], record["gpu"])
-
-    def _take_done(self, record: dict[str, Any]) -> None:
-        self.window_s, self.done = record["window_s"], True
-
-    def reading(self) -> NvmlReading:
-        """Return the reading so far."""
-        call, gpu = self.hung or (None, None)
-        return NvmlReading(
-            **self.system,
-            gpus=tuple(self.gpus[index] for index in sorted(self.gpus)),
-            pairs=self.pairs,
-            pairs_unread=self.pairs_unread,
-            init_error=self.init_error,
-            hung_call=call,
-            hung_gpu=gpu,
-            window_s=self.window_s,
-        )
-
-
-def _later(link: LinkReading, active: Any, counters: dict[str, int]) -> LinkReading:
-    """Return a link as of the end of the window; one that NVML no longer lists is inactive."""
-    state = None if active is None else active is True
-    return link.model_copy(update={"active": state, "last": counters})
-
-
 async def collect_nvml(*, expect_gpus: int | None, window_s: float, stall_s: float) -> NvmlReading:
     """Read all GPUs at both ends of the window. A hung call and a missing driver are readings too.
 
@@ -257,44 +175,50 @@ async def collect_nvml(*, expect_gpus: int | None, window_s: float, stall_s: flo
     """
     if expect_gpus == 0:
         raise CollectorSkipped("this host has no GPUs (hosts.gpus = 0)")
-    first = NvmlSections()
     started = time.monotonic()
-    await _sweep(first, window_s=window_s, stall_s=stall_s, skip=[])
-    if first.hung is None:
-        if expect_gpus is None and first.init_error is not None and first.init_error.startswith(NO_DRIVER):
-            raise CollectorSkipped(f"no NVIDIA driver on this host: {first.init_error}")
-        return first.reading()
-    sections = first
+    first = best = await _run_child(window_s=window_s, stall_s=stall_s, skip=[])
+    if expect_gpus is None and first.init_error is not None and first.init_error.startswith(NO_DRIVER):
+        raise CollectorSkipped(f"no NVIDIA driver on this host: {first.init_error}")
     skip: list[int] = []
-    while sections.hung is not None and sections.hung[1] is not None and len(skip) < MAX_RESTARTS:
-        skip.append(sections.hung[1])
-        sections = NvmlSections()
+    latest = first
+    while latest.hung_gpu is not None and len(skip) < MAX_RESTARTS:
+        skip.append(latest.hung_gpu)
         left_s = max(0.2, window_s - (time.monotonic() - started))
-        with contextlib.suppress(CollectorFailed):  # the first hang is the finding
-            await _sweep(sections, window_s=left_s, stall_s=stall_s, skip=skip)
-    best = sections if len(sections.gpus) > len(first.gpus) else first
-    for index, gpu in first.gpus.items():
-        if index not in skip:
-            best.gpus.setdefault(index, gpu)
-    best.hung = first.hung
-    return best.reading()
+        try:
+            latest = await _run_child(window_s=left_s, stall_s=stall_s, skip=skip)
+        except CollectorFailed:
+            break  # the first hang is the finding
+    if len(latest.gpus) > len(first.gpus):
+        best = latest
+    known = {gpu.index: gpu for gpu in first.gpus if gpu.index not in skip} | {
+        gpu.index: gpu for gpu in best.gpus
+    }
+    gpus = tuple(known[index] for index in sorted(known))
+    return best.model_copy(update={"gpus": gpus, "hung_call": first.hung_call, "hung_gpu": first.hung_gpu})
 
 
-async def _sweep(sections: NvmlSections, *, window_s: float, stall_s: float, skip: list[int]) -> None:
+async def _run_child(*, window_s: float, stall_s: float, skip: list[int]) -> NvmlReading:
+    """Run the child once and return its last reading. Raises CollectorFailed if it wrote none."""
     argv = [sys.executable, "-m", CHILD, "--window-s", f"{window_s:.3f}", "--stall-s", f"{stall_s:.3f}"]
     for index in skip:
         argv += ["--skip", str(index)]
     errors: list[str] = []
+    last = b""
     stream = lines_of(argv, deadline_s=window_s + stall_s + START_ALLOWANCE_S, errors=errors)
     async with contextlib.aclosing(stream) as lines:
         async for line in lines:
-            sections.feed(line)
-    if sections.done or sections.hung is not None:
-        return
-    if not sections.system:
-        last = errors[0].splitlines()[-1] if errors else "it wrote nothing"
-        raise CollectorFailed(f"the NVML child ended before its first answer: {last}"[:300])
-    sections.hung = ("unknown call", None)  # its own watchdog did not fire: the deadline ended it
+            last = line if line.endswith(b"\n") else last
+    if not last:
+        reason = errors[0].splitlines()[-1] if errors else "it wrote nothing"
+        raise CollectorFailed(f"the NVML child ended before its first answer: {reason}"[:300])
+    try:
+        reading = NvmlReading.model_validate_json(last)
+    except ValidationError as error:
+        raise CollectorFailed(f"the NVML child wrote an unexpected line: {str(error)[:160]}") from error
+    if reading.window_s is None and reading.init_error is None and reading.hung_call is None:
+        # Its own watchdog did not fire: the deadline ended it.
+        return reading.model_copy(update={"hung_call": "unknown call"})
+    return reading
 
 
 NVML = Collector(

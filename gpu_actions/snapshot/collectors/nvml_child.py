@@ -1,8 +1,8 @@
 """The only program that calls NVML: a child that reads all GPUs, waits for the window, reads the counters again, and exits.
 
-NVML calls can block for minutes on a sick driver. So it writes each section as soon as it is complete (one JSON object a line),
-and a second thread names the call that does not return. It imports only the standard library and nvidia-ml-py. `nvml.py` starts
-it and turns its lines into a reading.
+NVML calls can block for minutes on a sick driver. So it writes the whole reading again after each GPU (one JSON object a line,
+in the form of `NvmlReading`), and a second thread names the call that does not return. It imports only the standard library and
+nvidia-ml-py. `nvml.py` starts it and takes its last line.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pynvml
@@ -42,6 +43,54 @@ FATAL = ("gpu_is_lost", "reset_required", "gpu_not_found")
 """Errors after which a GPU is not queried any further."""
 
 
+STATIC: dict[str, tuple[Any, ...]] = {
+    "uuid": ("nvmlDeviceGetUUID",),
+    "name": ("nvmlDeviceGetName",),
+    "pci": ("nvmlDeviceGetPciInfo",),
+    "mig": ("nvmlDeviceGetMigMode",),
+    "pcie_width": ("nvmlDeviceGetCurrPcieLinkWidth",),
+    "pcie_width_max": ("nvmlDeviceGetMaxPcieLinkWidth",),
+    "pcie_generation_max": ("nvmlDeviceGetMaxPcieLinkGeneration",),
+    "max_sm_clock_mhz": ("nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM),
+    "slowdown_temperature_c": (
+        "nvmlDeviceGetTemperatureThreshold",
+        pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN,
+    ),
+    "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit",),
+}
+"""Fields of `GpuReading` that are read once: the NVML call and its arguments."""
+
+ECC = ("nvmlDeviceGetTotalEccErrors",)
+SAMPLE: dict[str, tuple[Any, ...]] = {
+    "event_reasons": ("nvmlDeviceGetCurrentClocksEventReasons",),
+    "temperature_c": ("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
+    "power_w": ("nvmlDeviceGetPowerUsage",),
+    "sm_clock_mhz": ("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
+    "utilisation_percent": ("nvmlDeviceGetUtilizationRates",),
+    "pcie_generation": ("nvmlDeviceGetCurrPcieLinkGeneration",),
+    "pcie_replays": ("nvmlDeviceGetPcieReplayCounter",),
+    "ecc_corrected": (*ECC, pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, pynvml.NVML_VOLATILE_ECC),
+    "ecc_uncorrected": (*ECC, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC),
+}
+"""Fields of `GpuSample`, read at both ends of the window."""
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+CONVERT: dict[str, Callable[[Any], Any]] = {
+    "uuid": _text,
+    "name": _text,
+    "pci": lambda info: _text(info.busId),
+    "mig": lambda mode: mode[0] == 1,
+    "power_limit_w": lambda milliwatts: milliwatts / 1000,
+    "power_w": lambda milliwatts: milliwatts / 1000,
+    "utilisation_percent": lambda rates: rates.gpu,
+}
+"""Conversions of what NVML returns; other fields are kept unchanged."""
+
+
 class UnreadError(Exception):
     """Raised if NVML refuses a call; `word` is its error in lower case."""
 
@@ -51,13 +100,14 @@ class UnreadError(Exception):
 
 
 class Nvml:
-    """Call NVML, and keep the call in progress for the watchdog thread."""
+    """Call NVML, and keep the call in progress for the watchdog thread, and the reading so far."""
 
     def __init__(self, stall_s: float) -> None:
         self.stall_s = stall_s
         self.call = ""
         self.gpu: int | None = None
         self.since: float | None = None
+        self.reading: dict[str, Any] = {"gpus": [], "pairs": []}
 
     def ask(self, name: str, *arguments: Any) -> Any:
         """Call `name`. Raises UnreadError."""
@@ -75,13 +125,13 @@ class Nvml:
             time.sleep(min(0.05, self.stall_s / 4))
             since = self.since
             if since is not None and time.monotonic() - since > self.stall_s:
-                emit({"section": "hung", "call": self.call, "gpu": self.gpu})
+                self.emit(hung_call=self.call, hung_gpu=self.gpu)
                 os._exit(HUNG_EXIT)
 
-
-def emit(record: dict[str, Any]) -> None:
-    """Write one section immediately, so that a later hang does not lose it."""
-    os.write(1, json.dumps(record).encode() + b"\n")
+    def emit(self, **fields: Any) -> None:
+        """Add fields to the reading and write it immediately, so that a later hang does not lose it."""
+        self.reading.update(fields)
+        os.write(1, json.dumps(self.reading).encode() + b"\n")
 
 
 def field_value(entry: Any) -> int | float:
@@ -93,52 +143,69 @@ def field_value(entry: Any) -> int | float:
     return value
 
 
-class GpuSweep:
-    """Read one GPU. Fields that cannot be read go into `unread`, under their name in the snapshot."""
+class Gpu:
+    """Read one GPU into `found`. Fields that cannot be read go into `unread`, under their name in the snapshot."""
 
     def __init__(self, nvml: Nvml, index: int) -> None:
         self.nvml = nvml
-        self.index = index
         self.handle: Any = None
         self.unread: dict[str, str] = {}
+        self.found: dict[str, Any] = {"index": index, "unread": self.unread, "links": []}
         self.links: list[int] = []
         self.by_field = True
 
-    def read(self, field: str, name: str, *arguments: Any) -> Any:
-        """Call NVML for one field. Return None and note the error if it cannot be read; a fatal error is raised."""
+    def read(self, field: str | None, name: str, *arguments: Any) -> Any:
+        """Call NVML. If it fails, return None and note the error under `field`, if any; a fatal error is raised."""
         try:
             return self.nvml.ask(name, self.handle, *arguments)
         except UnreadError as error:
             if error.word in FATAL:
                 raise
-            self.unread[field] = error.word
+            if field is not None:
+                self.unread[field] = error.word
             return None
 
-    def first(self) -> dict[str, Any]:
+    def read_all(self, calls: dict[str, tuple[Any, ...]], into: dict[str, Any]) -> dict[str, Any]:
+        """Read several fields into a dict and return it; those that cannot be read are left out."""
+        for field, call in calls.items():
+            value = self.read(field, *call)
+            if value is not None:
+                into[field] = CONVERT[field](value) if field in CONVERT else value
+        return into
+
+    def first(self) -> None:
         """Read everything about the GPU."""
-        found: dict[str, Any] = {"index": self.index}
-        self.nvml.gpu = self.index
+        found = self.found
+        self.nvml.gpu = found["index"]
         try:
-            self.handle = self.nvml.ask("nvmlDeviceGetHandleByIndex", self.index)
-            found["uuid"] = self.read("uuid", "nvmlDeviceGetUUID") or ""
-            found["name"] = self.read("name", "nvmlDeviceGetName") or ""
-            pci = self.read("pci", "nvmlDeviceGetPciInfo")
-            found["pci"] = "" if pci is None else _text(pci.busId)
+            self.handle = self.nvml.ask("nvmlDeviceGetHandleByIndex", found["index"])
+            self.read_all(STATIC, found)
             self._health(found)
-            self._memory(found)
-            self._limits(found)
-            found["first"] = self.sample()
+            found["first"] = self.read_all(SAMPLE, {})
             if not found.get("mig"):
                 found["links"] = self._links()
                 found["fabric"] = self._fabric()
         except UnreadError as error:
             found["error"] = error.word
-        found["unread"] = self.unread
-        return found
+
+    def last(self) -> None:
+        """Read the end of the window: the sample, and the links' states and counters."""
+        self.nvml.gpu = self.found["index"]
+        try:
+            sample = self.read_all(SAMPLE, {})
+            active = {index: self._active(index, last=False) for index in self.links}
+            counters = self.counters()
+        except UnreadError as error:
+            self.found["error"] = error.word
+            return
+        self.found["last"] = sample
+        for link in self.found["links"]:
+            state = active[link["index"]]
+            # A link that NVML no longer lists ("end") is inactive.
+            link["active"] = None if state is None else state is True
+            link["last"] = counters.get(link["index"], {})
 
     def _health(self, found: dict[str, Any]) -> None:
-        mig = self.read("mig", "nvmlDeviceGetMigMode")
-        found["mig"] = None if mig is None else mig[0] == 1
         rows = self.read("remapped_rows", "nvmlDeviceGetRemappedRows")
         if rows is not None:
             _, uncorrectable, pending, failure = rows
@@ -150,8 +217,6 @@ class GpuSweep:
                 found["recovery_action"] = int(field_value(fields[0]))
             except UnreadError as error:
                 self.unread["recovery_action"] = error.word
-
-    def _memory(self, found: dict[str, Any]) -> None:
         memory = self.read("memory", "nvmlDeviceGetMemoryInfo")
         if memory is not None:
             found["memory_total_mib"], found["memory_free_mib"] = memory.total / 2**20, memory.free / 2**20
@@ -160,42 +225,6 @@ class GpuSweep:
             {"pid": row.pid, "memory_mib": None if row.usedGpuMemory is None else row.usedGpuMemory / 2**20}
             for row in (processes or [])[:256]
         ]
-
-    def _limits(self, found: dict[str, Any]) -> None:
-        found["pcie_width"] = self.read("pcie_width", "nvmlDeviceGetCurrPcieLinkWidth")
-        found["pcie_width_max"] = self.read("pcie_width_max", "nvmlDeviceGetMaxPcieLinkWidth")
-        found["pcie_generation_max"] = self.read("pcie_generation_max", "nvmlDeviceGetMaxPcieLinkGeneration")
-        found["max_sm_clock_mhz"] = self.read(
-            "max_sm_clock_mhz", "nvmlDeviceGetMaxClockInfo", pynvml.NVML_CLOCK_SM
-        )
-        found["slowdown_temperature_c"] = self.read(
-            "slowdown_temperature_c",
-            "nvmlDeviceGetTemperatureThreshold",
-            pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN,
-        )
-        limit = self.read("power_limit_w", "nvmlDeviceGetEnforcedPowerLimit")
-        found["power_limit_w"] = None if limit is None else limit / 1000
-
-    def sample(self) -> dict[str, Any]:
-        """Read what changes; called at both ends of the window."""
-        power = self.read("power_w", "nvmlDeviceGetPowerUsage")
-        load = self.read("utilisation_percent", "nvmlDeviceGetUtilizationRates")
-        return {
-            "event_reasons": self.read("event_reasons", "nvmlDeviceGetCurrentClocksEventReasons"),
-            "temperature_c": self.read(
-                "temperature_c", "nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU
-            ),
-            "power_w": None if power is None else power / 1000,
-            "sm_clock_mhz": self.read("sm_clock_mhz", "nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
-            "utilisation_percent": None if load is None else load.gpu,
-            "pcie_generation": self.read("pcie_generation", "nvmlDeviceGetCurrPcieLinkGeneration"),
-            "pcie_replays": self.read("pcie_replays", "nvmlDeviceGetPcieReplayCounter"),
-            "ecc_corrected": self._ecc("ecc_corrected", pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
-            "ecc_uncorrected": self._ecc("ecc_uncorrected", pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
-        }
-
-    def _ecc(self, field: str, kind: int) -> Any:
-        return self.read(field, "nvmlDeviceGetTotalEccErrors", kind, pynvml.NVML_VOLATILE_ECC)
 
     def _links(self) -> list[dict[str, Any]]:
         links: list[dict[str, Any]] = []
@@ -228,17 +257,13 @@ class GpuSweep:
 
     def _remote(self, index: int) -> dict[str, Any]:
         """Return the remote endpoint of a link: device type and PCI bus id, if the driver reports them."""
-        found: dict[str, Any] = {"remote_kind": None, "remote_pci": None}
-        try:
-            kind = self.nvml.ask("nvmlDeviceGetNvLinkRemoteDeviceType", self.handle, index)
-            found["remote_kind"] = REMOTE_KINDS.get(kind, "unknown")
-            bus_id = _text(self.nvml.ask("nvmlDeviceGetNvLinkRemotePciInfo", self.handle, index).busId)
-            found["remote_pci"] = None if not bus_id or set(bus_id) <= HIDDEN else bus_id
-        except UnreadError as error:
-            if error.word in FATAL:
-                raise
-            self.unread.setdefault("remote_ends", error.word)
-        return found
+        kind = self.read("remote_ends", "nvmlDeviceGetNvLinkRemoteDeviceType", index)
+        info = None if kind is None else self.read("remote_ends", "nvmlDeviceGetNvLinkRemotePciInfo", index)
+        bus_id = "" if info is None else _text(info.busId)
+        return {
+            "remote_kind": None if kind is None else REMOTE_KINDS.get(kind, "unknown"),
+            "remote_pci": None if set(bus_id) <= HIDDEN else bus_id,
+        }
 
     def counters(self) -> dict[int, dict[str, int]]:
         """Read the error counters of all links: in one call if the driver has the fields, else one call each."""
@@ -259,14 +284,7 @@ class GpuSweep:
     def _fields(self, wanted: dict[str, int], *, note: str | None) -> dict[int, dict[str, int]]:
         """Read several fields of all links in one call; links without a field are left out."""
         ids = [(number, index) for index in self.links for number in wanted.values()]
-        try:
-            entries = self.nvml.ask("nvmlDeviceGetFieldValues", self.handle, ids)
-        except UnreadError as error:
-            if error.word in FATAL:
-                raise
-            if note:
-                self.unread[note] = error.word
-            return {}
+        entries = self.read(note, "nvmlDeviceGetFieldValues", ids) or ()
         names = {number: name for name, number in wanted.items()}
         found: dict[int, dict[str, int]] = {}
         for entry in entries:
@@ -290,38 +308,18 @@ class GpuSweep:
             "incorrect_configuration": None if configuration == 0 else configuration != 1,
         }
 
-    def again(self) -> dict[str, Any]:
-        """Read the end of the window: the sample, and the links' states and counters."""
-        self.nvml.gpu = self.index
-        record: dict[str, Any] = {"section": "last", "index": self.index}
-        known = dict(self.unread)
-        try:
-            record["sample"] = self.sample()
-            record["active"] = {index: self._active(index, last=False) for index in self.links}
-            record["counters"] = self.counters()
-        except UnreadError as error:
-            record["error"] = error.word
-        record["unread"] = {field: word for field, word in self.unread.items() if field not in known}
-        return record
-
 
 def _three_states(value: int) -> bool | None:
     """Convert NVML's tri-state: 1 true, 2 false, 0 not applicable."""
     return {1: True, 2: False}.get(value)
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def pairs_of(nvml: Nvml, sweeps: list[GpuSweep]) -> dict[str, Any]:
-    """Read the P2P status and topology of every pair of GPUs."""
-    pairs: list[dict[str, Any]] = []
-    unread: str | None = None
-    for position, one in enumerate(sweeps):
-        for other in sweeps[position + 1 :]:
-            pair: dict[str, Any] = {"first": one.index, "second": other.index}
-            nvml.gpu = one.index
+def read_pairs(nvml: Nvml, gpus: list[Gpu]) -> None:
+    """Read the P2P status and topology of every pair of GPUs into the reading."""
+    for position, one in enumerate(gpus):
+        nvml.gpu = one.found["index"]
+        for other in gpus[position + 1 :]:
+            pair: dict[str, Any] = {"first": one.found["index"], "second": other.found["index"]}
             for field, name, extra in (
                 ("nvlink_p2p", "nvmlDeviceGetP2PStatus", (NVLINK_P2P,)),
                 ("read_p2p", "nvmlDeviceGetP2PStatus", (READ_P2P,)),
@@ -331,43 +329,42 @@ def pairs_of(nvml: Nvml, sweeps: list[GpuSweep]) -> dict[str, Any]:
                     pair[field] = nvml.ask(name, one.handle, other.handle, *extra)
                 except UnreadError as error:
                     if field == "nvlink_p2p":
-                        unread = error.word
-            pairs.append(pair)
-    return {"section": "pairs", "pairs": pairs, "unread": unread}
+                        nvml.reading["pairs_unread"] = error.word
+            nvml.reading["pairs"].append(pair)
 
 
-def sweep(nvml: Nvml, *, window_s: float, skip: frozenset[int]) -> None:
-    """Read everything and write all sections."""
+def read_host(nvml: Nvml, *, window_s: float, skip: frozenset[int]) -> None:
+    """Read all GPUs at both ends of the window."""
     try:
         nvml.ask("nvmlInit")
         count = nvml.ask("nvmlDeviceGetCount")
     except UnreadError as error:
-        emit({"section": "init_error", "word": error.word, "call": nvml.call})
+        nvml.emit(init_error=f"{error.word} ({nvml.call})")
         return
-    system: dict[str, Any] = {"section": "system", "count": count}
     for field, name in (
         ("driver_version", "nvmlSystemGetDriverVersion"),
         ("nvml_version", "nvmlSystemGetNVMLVersion"),
     ):
         try:
-            system[field] = _text(nvml.ask(name))
+            nvml.reading[field] = _text(nvml.ask(name))
         except UnreadError:
-            system[field] = ""
-    emit(system)
-    sweeps = [GpuSweep(nvml, index) for index in range(count) if index not in skip]
+            nvml.reading[field] = ""
+    nvml.emit(count=count)
     began = time.monotonic()
-    alive = []
-    for one in sweeps:
-        found = one.first()
-        emit({"section": "gpu", "gpu": found})
-        if "error" not in found:
-            alive.append(one)
-    emit(pairs_of(nvml, [one for one in alive if one.handle is not None]))
+    gpus = [Gpu(nvml, index) for index in range(count) if index not in skip]
+    for gpu in gpus:
+        gpu.first()
+        nvml.reading["gpus"].append(gpu.found)
+        nvml.emit()
+    alive = [gpu for gpu in gpus if "error" not in gpu.found]
+    read_pairs(nvml, alive)
+    nvml.emit()
     time.sleep(max(0.0, window_s - (time.monotonic() - began)))
     elapsed_s = time.monotonic() - began
-    for one in alive:
-        emit(one.again())
-    emit({"section": "done", "window_s": elapsed_s})
+    for gpu in alive:
+        gpu.last()
+        nvml.emit()
+    nvml.emit(window_s=elapsed_s)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -379,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     nvml = Nvml(options.stall_s)
     threading.Thread(target=nvml.watch, daemon=True).start()
-    sweep(nvml, window_s=options.window_s, skip=frozenset(options.skip))
+    read_host(nvml, window_s=options.window_s, skip=frozenset(options.skip))
     sys.stdout.flush()
     os._exit(0)  # nvmlShutdown can block on a sick driver
 

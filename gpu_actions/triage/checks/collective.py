@@ -92,25 +92,23 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding(
             "collective.hang",
             f"{suspicions[0].summary}: {what}",
-            evidence={
-                "progress": progress.evidence(),
-                "sources": ["token counter", *[item.source for item in suspicions]],
-                **{item.source: item.evidence for item in suspicions},
-            },
+            progress=progress.evidence(),
+            sources=["token counter", *[item.source for item in suspicions]],
+            **{item.source: item.evidence for item in suspicions},
             subject=_subject(suspicions),
         )
     elif progress.state != "down":
         for item in suspicions:
             normal = item.source == "ras_mismatch" and progress.state in ("idle", "flowing")
             if item.source in WITHOUT_A_STALL and not normal:
-                yield RULES.finding(WITHOUT_A_STALL[item.source], item.summary, evidence=item.evidence)
+                yield RULES.finding(WITHOUT_A_STALL[item.source], item.summary, **item.evidence)
     answered = snapshot.ras is not None and snapshot.ras.answered
     if progress.stuck and not suspicions and not answered and not _processes_read(context):
         yield RULES.finding(
             "collective.unread",
             f"no token for {progress.flat_s:.1f} s, and neither ranks ({snapshot.why_not('ranks')}) nor RAS "
             f"({snapshot.why_not('ras')}) could be read",
-            evidence={"progress": progress.evidence()},
+            progress=progress.evidence(),
         )
     if snapshot.ranks is None and snapshot.failed("ranks"):
         yield RULES.finding("collective.ranks_unread", snapshot.why_not("ranks"))
@@ -123,7 +121,7 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding(
             "collective.ras_silent",
             f"{snapshot.ras.address}: {snapshot.ras.polls[-1].outcome}",
-            evidence={"polls": [poll.outcome for poll in snapshot.ras.polls]},
+            polls=[poll.outcome for poll in snapshot.ras.polls],
         )
 
 

@@ -1,6 +1,7 @@
 """The deep probe's figures against the host's baseline, or against a floor of its GPU model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from gpu_actions.models import Finding
 from gpu_actions.snapshot.collectors.deep import DeepReading
@@ -55,7 +56,7 @@ def check_deep(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding(
             "deep.hang" if hung else "deep.unread",
             f"all-reduce over {deep.world_size} {deep.backend} ranks: {deep.detail}",
-            evidence=deep.model_dump(),
+            **deep.model_dump(),
         )
         return
     findings = [*_figures(context, deep)]
@@ -65,7 +66,7 @@ def check_deep(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding(
             "deep.ok",
             f"all-reduce {busbw} over {deep.world_size} ranks ({deep.backend})",
-            evidence=deep.model_dump(),
+            **deep.model_dump(),
         )
 
 
@@ -78,11 +79,15 @@ def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
     limit, reason = _limit(baseline.busbw_gbps, limits.busbw_ratio, facts and facts.busbw_floor_gbps)
     if deep.busbw_gbps is not None and deep.world_size > 1:
         text = f"all-reduce {deep.busbw_gbps:.1f} GB/s"
-        evidence = {"busbw_gbps": deep.busbw_gbps, "limit_gbps": limit, "message_bytes": deep.message_bytes}
+        evidence: dict[str, Any] = {
+            "busbw_gbps": deep.busbw_gbps,
+            "limit_gbps": limit,
+            "message_bytes": deep.message_bytes,
+        }
         if limit is None:
-            yield RULES.finding("deep.unjudged", f"{text} ({deep.backend})", evidence=evidence)
+            yield RULES.finding("deep.unjudged", f"{text} ({deep.backend})", **evidence)
         elif deep.busbw_gbps < limit:
-            yield RULES.finding("pcie.busbw", f"{text}, below {limit:.0f}: {reason}", evidence=evidence)
+            yield RULES.finding("pcie.busbw", f"{text}, below {limit:.0f}: {reason}", **evidence)
 
     limit, reason = _limit(baseline.p2p_gbps, limits.p2p_ratio, facts and facts.p2p_floor_gbps)
     slow = [pair for pair in deep.pairs if limit is not None and pair.gbps < limit]
@@ -91,7 +96,8 @@ def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
         yield RULES.finding(
             "pcie.pair",
             f"copy from GPU {worst.source} to GPU {worst.target}: {worst.gbps:.1f} GB/s, below {limit:.0f}: {reason}",
-            evidence={"pairs": [pair.model_dump() for pair in slow[:64]], "limit_gbps": limit},
+            pairs=[pair.model_dump() for pair in slow[:64]],
+            limit_gbps=limit,
         )
 
     limit, reason = _limit(baseline.gemm_tflops, limits.gemm_ratio, facts and facts.gemm_floor_tflops)
@@ -100,7 +106,8 @@ def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
             yield RULES.finding(
                 "deep.gemm",
                 f"GPU {gpu.index}: {gpu.gemm_tflops:.0f} TFLOP/s, below {limit:.0f}: {reason}",
-                evidence={"gemm_tflops": gpu.gemm_tflops, "limit_tflops": limit},
+                gemm_tflops=gpu.gemm_tflops,
+                limit_tflops=limit,
                 subject=gpu.uuid or f"GPU {gpu.index}",
             )
 

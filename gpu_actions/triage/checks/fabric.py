@@ -63,16 +63,16 @@ def check_fabric(context: CheckContext) -> Iterator[Finding]:
 def _registration(gpu: GpuReading, fabric: FabricReading) -> Iterator[Finding]:
     evidence = fabric.model_dump()
     if fabric.state in STATES:
-        yield RULES.on_gpu(gpu, "fabric.not_ready", f"fabric registration {STATES[fabric.state]}", evidence)
+        yield RULES.on_gpu(gpu, "fabric.not_ready", f"fabric registration {STATES[fabric.state]}", **evidence)
     elif fabric.status != 0:
         yield RULES.on_gpu(
-            gpu, "fabric.fault", f"fabric registration ended with NVML code {fabric.status}", evidence
+            gpu, "fabric.fault", f"fabric registration ended with NVML code {fabric.status}", **evidence
         )
     if fabric.route_unhealthy:
-        yield RULES.on_gpu(gpu, "fabric.fault", "a fabric route is unhealthy", evidence)
+        yield RULES.on_gpu(gpu, "fabric.fault", "a fabric route is unhealthy", **evidence)
     if degraded := [name for name in DEGRADED if getattr(fabric, name)]:
         text = ", ".join(name.replace("_", " ") for name in degraded)
-        yield RULES.on_gpu(gpu, "fabric.degraded", f"fabric: {text}", evidence)
+        yield RULES.on_gpu(gpu, "fabric.degraded", f"fabric: {text}", **evidence)
 
 
 def _manager(context: CheckContext) -> Iterator[Finding]:
@@ -83,7 +83,7 @@ def _manager(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding(
             "fabric.manager_down",
             f"{reading.unit} is {reading.active_state}" + (f" ({reading.result})" if reading.result else ""),
-            evidence=reading.model_dump(),
+            **reading.model_dump(),
         )
 
 

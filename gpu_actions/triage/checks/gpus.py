@@ -150,23 +150,22 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
         yield RULES.finding(
             "gpu.driver_hang",
             f"{nvml.hung_call}{where} did not return within {context.thresholds.nvml_stall_s:g} s",
-            evidence={"call": nvml.hung_call, "gpu": nvml.hung_gpu},
+            call=nvml.hung_call,
+            gpu=nvml.hung_gpu,
             subject=None if nvml.hung_gpu is None else f"GPU {nvml.hung_gpu}",
         )
     if nvml.init_error is not None:
         yield RULES.finding(
             "gpu.lost" if nvml.init_error.startswith(LOST) else "gpu.unread",
             f"NVML does not start: {nvml.init_error}",
-            evidence={"init_error": nvml.init_error},
+            init_error=nvml.init_error,
         )
     elif nvml.count is None:
         if nvml.hung_call is None:
             yield RULES.finding("gpu.unread", "NVML did not report the number of GPUs")
     elif expected is not None and nvml.count < expected:
         yield RULES.finding(
-            "gpu.lost",
-            f"{nvml.count} of {expected} GPUs found",
-            evidence={"expected": expected, "found": nvml.count},
+            "gpu.lost", f"{nvml.count} of {expected} GPUs found", expected=expected, found=nvml.count
         )
     elif expected is not None and nvml.count > expected:
         yield RULES.finding("gpu.extra", f"{nvml.count} GPUs found, {expected} expected")
@@ -179,7 +178,7 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
 
 def _gpu(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
     if gpu.error in LOST:
-        yield RULES.on_gpu(gpu, "gpu.lost", f"lost ({gpu.error})", {"pci": gpu.pci})
+        yield RULES.on_gpu(gpu, "gpu.lost", f"lost ({gpu.error})", pci=gpu.pci)
     elif gpu.error == "reset_required":
         yield RULES.on_gpu(gpu, "gpu.reset_required", "NVML says reset_required")
     elif gpu.error is not None:
@@ -196,7 +195,7 @@ def _recovery_and_memory(context: CheckContext, gpu: GpuReading) -> Iterator[Fin
             gpu,
             RECOVERY_ACTIONS.get(gpu.recovery_action, "gpu.reset_required"),
             f"the driver's recovery action is {gpu.recovery_action}",
-            {"recovery_action": gpu.recovery_action},
+            recovery_action=gpu.recovery_action,
         )
     if gpu.remapped_failure:
         yield RULES.on_gpu(gpu, "gpu.row_remap_failed", "row remapping failed")
@@ -210,13 +209,14 @@ def _recovery_and_memory(context: CheckContext, gpu: GpuReading) -> Iterator[Fin
             gpu,
             "gpu.ecc_uncorrected",
             text + (f", {grown} within the window" if grown > 0 else ""),
-            {"volatile": latest.ecc_uncorrected, "delta": max(0, grown)},
+            volatile=latest.ecc_uncorrected,
+            delta=max(0, grown),
         )
     if latest.ecc_corrected is not None and first.ecc_corrected is not None:
         delta = latest.ecc_corrected - first.ecc_corrected
         if delta >= context.thresholds.ecc_correctable_delta:
             yield RULES.on_gpu(
-                gpu, "gpu.ecc_corrected", f"{delta} corrected ECC errors within the window", {"delta": delta}
+                gpu, "gpu.ecc_corrected", f"{delta} corrected ECC errors within the window", delta=delta
             )
 
 
@@ -237,11 +237,11 @@ def _heat(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
     if is_slowed or (latest.temperature_c is not None and latest.temperature_c >= limit_c):
         temperature = "temperature unknown" if latest.temperature_c is None else f"{latest.temperature_c} C"
         yield RULES.on_gpu(
-            gpu, "gpu.thermal", temperature + (", slowed down by heat" if is_slowed else ""), evidence
+            gpu, "gpu.thermal", temperature + (", slowed down by heat" if is_slowed else ""), **evidence
         )
     if lasting & (POWER_BRAKE | HW_SLOWDOWN) and not lasting & HW_THERMAL:
         what = "power brake" if lasting & POWER_BRAKE else "hardware slowdown"
-        yield RULES.on_gpu(gpu, "gpu.slowdown", what, evidence)
+        yield RULES.on_gpu(gpu, "gpu.slowdown", what, **evidence)
 
 
 def _use(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
@@ -256,7 +256,7 @@ def _use(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
             gpu,
             "gpu.memory_held",
             f"{count(len(strays), 'process', 'processes')} (pid {pids}) hold {held_gib:.1f} GiB",
-            {"processes": [process.model_dump() for process in strays[:16]]},
+            processes=[process.model_dump() for process in strays[:16]],
         )
 
 
@@ -276,7 +276,9 @@ def _unread(nvml: NvmlReading) -> Iterator[Finding]:
         yield RULES.finding(
             rule_id,
             f"{field}: {reason} on {count(len(labels), 'GPU')}",
-            evidence={"field": field, "reason": reason, "gpus": labels},
+            field=field,
+            reason=reason,
+            gpus=labels,
         )
 
 

@@ -161,14 +161,12 @@ def _finding(rule_id: str, events: list[XidEvent], gpu: GpuReading | None) -> Fi
     return RULES.finding(
         rule_id,
         f"{where}: {what}" + (f" ({len(events)} times)" if len(events) > 1 else ""),
-        evidence={
-            "code": code,
-            "pci": pci,
-            "times": len(events),
-            "first": utc_text(min(times)) if times else None,
-            "last": utc_text(max(times)) if times else None,
-            "text": events[-1].text[:200],
-        },
+        code=code,
+        pci=pci,
+        times=len(events),
+        first=utc_text(min(times)) if times else None,
+        last=utc_text(max(times)) if times else None,
+        text=events[-1].text[:200],
         subject=gpu.subject if gpu is not None else pci or None,
     )
 

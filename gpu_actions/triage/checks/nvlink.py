@@ -88,7 +88,7 @@ def check_nvlink(context: CheckContext) -> Iterator[Finding]:
             RULES.finding(
                 "nvlink.unread",
                 f"links of {count(len(unread), 'GPU')} could not be read: {next(iter(unread.values()))}",
-                evidence={"reasons": unread},
+                reasons=unread,
             )
         )
     findings += _errors(context, nvml)
@@ -127,11 +127,11 @@ def _missing_on(context: CheckContext, gpu: GpuReading, missing: list[MissingLin
         "gpu": gpu.index,
     }
     if active == 0:
-        return RULES.on_gpu(gpu, "nvlink.loss", "no active NVLink", evidence)
+        return RULES.on_gpu(gpu, "nvlink.loss", "no active NVLink", **evidence)
     rule_id = "nvlink.partial" if len(missing) >= context.thresholds.links_missing else "nvlink.few_missing"
     listed = ", ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
     text = f"{active} of {active + len(missing)} links active; link {listed} down, to {', '.join(ends[:3])}"
-    return RULES.on_gpu(gpu, rule_id, text, evidence)
+    return RULES.on_gpu(gpu, rule_id, text, **evidence)
 
 
 def _end(link: MissingLink) -> str:
@@ -153,11 +153,9 @@ def _shared_ends(nvml: NvmlReading, missing: list[MissingLink]) -> Iterator[Find
         yield RULES.finding(
             "nvlink.shared_end",
             f"{count(len(links), 'missing link')} of GPUs {', '.join(map(str, gpus))} all end at {what}",
-            evidence={
-                "remote": end,
-                "gpus": gpus,
-                "links": {str(gpu): [link.number for link in links if link.gpu.index == gpu] for gpu in gpus},
-            },
+            remote=end,
+            gpus=gpus,
+            links={str(gpu): [link.number for link in links if link.gpu.index == gpu] for gpu in gpus},
             subject=what,
         )
 
@@ -173,7 +171,8 @@ def _errors(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
                 "nvlink.errors",
                 f"link {bad[0]['link']} had {counters} errors within {window_s:.1f} s"
                 + (f", and {len(bad) - 1} more links" if len(bad) > 1 else ""),
-                {"links": bad, "window_s": window_s},
+                links=bad,
+                window_s=window_s,
             )
 
 
@@ -203,7 +202,7 @@ def _speed(nvml: NvmlReading) -> Iterator[Finding]:
                 gpu,
                 "nvlink.slow",
                 f"{count(len(slow), 'link')} at {slow[0].speed_mbps} MB/s, {normal} expected",
-                {"links": [link.index for link in slow]},
+                links=[link.index for link in slow],
             )
 
 

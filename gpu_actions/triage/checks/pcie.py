@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import Any
 
 from gpu_actions.models import Finding
 from gpu_actions.snapshot.collectors.environment import EnvironmentReading
@@ -90,7 +91,7 @@ def _p2p(nvml: NvmlReading, linked: set[int]) -> Iterator[Finding]:
             "pcie.p2p_off",
             f"GPU {first.first} and GPU {first.second}: NVLink P2P status {first.nvlink_p2p} on active links "
             f"(PCIe over {route})" + (f", and {len(off) - 1} more pairs" if len(off) > 1 else ""),
-            evidence={"pairs": [pair.model_dump() for pair in off[:64]]},
+            pairs=[pair.model_dump() for pair in off[:64]],
         )
     unread = sum(pair.nvlink_p2p is None for pair in pairs)
     if unread or (len(linked) > 1 and not pairs):
@@ -99,7 +100,7 @@ def _p2p(nvml: NvmlReading, linked: set[int]) -> Iterator[Finding]:
             f"P2P status of {count(unread, 'pair')} could not be read: {nvml.pairs_unread or 'not reached'}"
             if unread
             else "the P2P status was not reached",
-            evidence={"reason": nvml.pairs_unread},
+            reason=nvml.pairs_unread,
         )
 
 
@@ -119,7 +120,7 @@ def _slot(context: CheckContext, gpu: GpuReading, window_s: float) -> Iterator[F
             problems.append(f"{per_minute:.0f} replays per minute")
     if problems:
         yield RULES.on_gpu(
-            gpu, "pcie.degraded", f"PCIe {', '.join(problems)}", {"problems": problems, "pci": gpu.pci}
+            gpu, "pcie.degraded", f"PCIe {', '.join(problems)}", problems=problems, pci=gpu.pci
         )
 
 
@@ -136,15 +137,15 @@ def _environment(context: CheckContext, *, has_links: bool) -> Iterator[Finding]
             yield RULES.finding(
                 "pcie.environment",
                 f"{name}={value} in {count(len(pids), 'process', 'processes')} of the running tier",
-                evidence={"variable": name, "value": value, "pids": list(pids[:32])},
+                variable=name,
+                value=value,
+                pids=list(pids[:32]),
             )
     yield from _visible_devices(context, environment)
     if environment.values or environment.names_only:
-        yield RULES.finding(
-            "pcie.variables",
-            f"set in the tier: {', '.join(sorted({*environment.values, *environment.names_only}))}",
-            evidence={name: sorted(values) for name, values in environment.values.items()},
-        )
+        names = ", ".join(sorted({*environment.values, *environment.names_only}))
+        evidence: dict[str, Any] = {name: sorted(values) for name, values in environment.values.items()}
+        yield RULES.finding("pcie.variables", f"set in the tier: {names}", **evidence)
 
 
 def _switched_off(environment: EnvironmentReading) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -170,7 +171,8 @@ def _visible_devices(context: CheckContext, environment: EnvironmentReading) -> 
             yield RULES.finding(
                 "pcie.visible_devices",
                 f"CUDA_VISIBLE_DEVICES={value} lists {count(len(shown), 'GPU')} of {needed}",
-                evidence={"value": value, "needed": needed},
+                value=value,
+                needed=needed,
             )
 
 

@@ -46,7 +46,7 @@ def check_router(context: CheckContext) -> Iterator[Finding]:
             yield RULES.finding("router.unread", snapshot.why_not("router"))
         return
     if router.outcome == "down":
-        yield RULES.finding("router.down", router.detail, evidence={"socket": router.socket})
+        yield RULES.finding("router.down", router.detail, socket=router.socket)
         return
     rows = [
         {"server": row.server, "weight": row.weight, "state": row.admin_state, "operational": row.operational}
@@ -57,7 +57,7 @@ def check_router(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding(
             "router.no_server",
             router.detail or f"none of the {len(rows)} servers of {router.backend!r} takes requests",
-            evidence={"servers": rows},
+            servers=rows,
         )
         return
     own = [row for row in router.servers if row.server == snapshot.expected.router_server]
@@ -65,18 +65,14 @@ def check_router(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding(
             "router.tier_out",
             f"{own[0].server} takes no new requests ({own[0].admin_state}, weight {own[0].weight})",
-            evidence={"servers": rows},
+            servers=rows,
         )
     queued = sum(row.queued for row in router.servers)
     if queued >= context.thresholds.router_queue:
-        yield RULES.finding(
-            "router.queue", f"{queued} requests wait at the router", evidence={"queued": queued}
-        )
+        yield RULES.finding("router.queue", f"{queued} requests wait at the router", queued=queued)
         return
     yield RULES.finding(
-        "router.ok",
-        f"{usable} of {len(rows)} servers take requests",
-        evidence={"servers": rows, "queued": queued},
+        "router.ok", f"{usable} of {len(rows)} servers take requests", servers=rows, queued=queued
     )
 
 

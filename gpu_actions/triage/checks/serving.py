@@ -1,6 +1,7 @@
 """Does the tier serve, and as fast as it should? The engine's counters and the synthetic completion."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.completion import CompletionReading
@@ -130,14 +131,14 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
             f"a completion took {done.e2e_ms:.0f} ms" if done and done.outcome == "ok" and done.e2e_ms else ""
         )
         state = "generates tokens" if progress.state == "flowing" else "is idle"
-        yield RULES.finding("serving.ok", proof or f"the engine {state}", evidence=progress.evidence())
+        yield RULES.finding("serving.ok", proof or f"the engine {state}", **progress.evidence())
 
 
 def _down(context: CheckContext) -> Finding:
     ranks, engine = context.snapshot.ranks, context.snapshot.engine
     roots = [process for process in (ranks.processes if ranks else ()) if process.root]
     alive = [process for process in roots if process.is_alive]
-    evidence = {
+    evidence: dict[str, Any] = {
         "url": engine.url if engine is not None else None,
         "detail": engine.samples[-1].detail if engine is not None and engine.samples else "",
         "missing_processes": list(ranks.missing_roots) if ranks else [],
@@ -149,12 +150,13 @@ def _down(context: CheckContext) -> Finding:
         return RULES.finding(
             "serving.starting",
             f"started {max(ages):.0f} s ago and does not listen yet",
-            evidence={**evidence, "age_s": max(ages)},
+            **evidence,
+            age_s=max(ages),
         )
     what = f"nothing listens at {engine.url}" if engine is not None else "connection refused"
     if ranks is not None and not alive and (roots or ranks.missing_roots):
         what = "its main process is gone"
-    return RULES.finding("serving.down", f"the engine is down: {what}", evidence=evidence)
+    return RULES.finding("serving.down", f"the engine is down: {what}", **evidence)
 
 
 def _stall(context: CheckContext, progress: Progress) -> Iterator[Finding]:
@@ -162,10 +164,10 @@ def _stall(context: CheckContext, progress: Progress) -> Iterator[Finding]:
         return  # a hang is a finding of the collective check
     completion = context.snapshot.completion
     unanswered = progress.state == "silent" or (completion is not None and completion.outcome == "timeout")
-    evidence = {"progress": progress.evidence(), "completion": _summary(completion)}
+    evidence: dict[str, Any] = {"progress": progress.evidence(), "completion": _summary(completion)}
     if unanswered and progress.flat_s >= context.thresholds.stalled_fall_back_s:
         yield RULES.finding(
-            "serving.stalled_long", f"no token and no answer for {progress.flat_s:.0f} s", evidence=evidence
+            "serving.stalled_long", f"no token and no answer for {progress.flat_s:.0f} s", **evidence
         )
     elif unanswered:
         what = (
@@ -173,12 +175,12 @@ def _stall(context: CheckContext, progress: Progress) -> Iterator[Finding]:
             if progress.state == "silent"
             else f"no token for {progress.flat_s:.1f} s"
         )
-        yield RULES.finding("serving.stalled", f"{what}, nor was a completion answered", evidence=evidence)
+        yield RULES.finding("serving.stalled", f"{what}, nor was a completion answered", **evidence)
     else:
         yield RULES.finding(
             "serving.flat",
             f"{progress.running or 0:g} running, no token for {progress.flat_s:.1f} s",
-            evidence=evidence,
+            **evidence,
         )
 
 
@@ -193,15 +195,13 @@ def _counters(context: CheckContext, progress: Progress) -> Iterator[Finding]:
         return
     if after < before:
         yield RULES.finding(
-            "serving.restarted",
-            f"the token counter fell from {before:g} to {after:g}",
-            evidence=progress.evidence(),
+            "serving.restarted", f"the token counter fell from {before:g} to {after:g}", **progress.evidence()
         )
     elif proved and after == before and (progress.running or 0) > 0:
         yield RULES.finding(
             "serving.flat",
             f"{progress.running:g} running and the token counter is flat, but the synthetic completion got its tokens",
-            evidence=progress.evidence(),
+            **progress.evidence(),
         )
 
 
@@ -235,17 +235,17 @@ def _completion(context: CheckContext, progress: Progress) -> Iterator[Finding]:
             yield RULES.finding(
                 "serving.completion_late" if flowing else "serving.stalled",
                 f"no completion within {completion.deadline_s:g} s",
-                evidence=evidence,
+                **evidence,
             )
     elif completion.outcome == "rejected":
-        yield RULES.finding("serving.completion_rejected", completion.detail, evidence=evidence)
+        yield RULES.finding("serving.completion_rejected", completion.detail, **evidence)
     elif completion.status in OVERLOAD:
-        yield RULES.finding("serving.overload", completion.detail, evidence=evidence)
+        yield RULES.finding("serving.overload", completion.detail, **evidence)
     elif progress.state != "silent":
         yield RULES.finding(
             "serving.completion_error_some" if flowing else "serving.completion_error",
             f"{completion.outcome.replace('_', ' ')}: {completion.detail}",
-            evidence=evidence,
+            **evidence,
         )
 
 
@@ -256,7 +256,9 @@ def _slow(context: CheckContext, completion: CompletionReading) -> Iterator[Find
         yield RULES.finding(
             "serving.completion_slow",
             f"a completion took {completion.e2e_ms:.0f} ms, the limit is {limit_ms:.0f} ms",
-            evidence={**_summary(completion), "baseline_ms": known, "limit_ms": limit_ms},
+            **_summary(completion),
+            baseline_ms=known,
+            limit_ms=limit_ms,
         )
 
 
@@ -272,7 +274,9 @@ def _speed(context: CheckContext, progress: Progress) -> Iterator[Finding]:
         yield RULES.finding(
             "serving.ttft",
             f"mean TTFT {mean_ms:.0f} ms over {requests:.0f} requests, baseline {known_ms:.0f} ms",
-            evidence={"ttft_mean_ms": mean_ms, "requests": requests, "baseline_ms": known_ms},
+            ttft_mean_ms=mean_ms,
+            requests=requests,
+            baseline_ms=known_ms,
         )
     rate = engine.tokens_per_s_under_queue()
     if known_rate is not None and rate is not None and rate >= 0 and progress.state == "flowing":
@@ -281,11 +285,13 @@ def _speed(context: CheckContext, progress: Progress) -> Iterator[Finding]:
             yield RULES.finding(
                 "serving.throughput",
                 f"{rate:.0f} tokens/s while requests are queued, {drop:.0f} % below the baseline of {known_rate:.0f}",
-                evidence={"tokens_per_s": rate, "baseline_tokens_per_s": known_rate, "drop_percent": drop},
+                tokens_per_s=rate,
+                baseline_tokens_per_s=known_rate,
+                drop_percent=drop,
             )
 
 
-def _summary(completion: CompletionReading | None) -> dict[str, object]:
+def _summary(completion: CompletionReading | None) -> dict[str, Any]:
     if completion is None:
         return {"outcome": "not asked"}
     return completion.model_dump(include={"outcome", "status", "tokens", "ttft_ms", "e2e_ms", "detail"})

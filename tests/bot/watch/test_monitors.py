@@ -93,7 +93,7 @@ async def test_a_bad_link_is_reported_once_at_the_second_bad_reading_and_cleared
         assert people.said == []
         await again.check("toy", TOPOLOGY)
     assert people.said == [
-        ":large_green_circle: The link and topology poll no longer reports a fault on toy (3 good looks in a row)."
+        ":large_green_circle: The link and topology poll no longer reports a fault on toy (3 healthy checks in a row)."
     ]
 
 
