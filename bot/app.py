@@ -24,7 +24,7 @@ from bot.runs.approvals import Approvals
 from bot.runs.process_lock import AlreadyRunning, ProcessLock
 from bot.runs.run_engine import ProcessRole
 from bot.runs.runs import Runs
-from bot.services import Services, make_render_context
+from bot.services import Services
 from bot.settings.logs import configure_logging
 from bot.settings.model import Settings
 from bot.slack.access import Access
@@ -156,9 +156,7 @@ def build(
         incidents=incidents,
         settings=settings.monitors,
         channel=settings.slack.incident_channel,
-        render_context=lambda: make_render_context(
-            settings, access, now=store.clock(), bot_user_id=bot_user_id
-        ),
+        render_context=lambda: services.render_context(),  # noqa: PLW0108  (services are built below)
         acknowledged=memory.acknowledged,
     )
     monitors = Monitors(settings.monitors, store=store, hosts=runs.hosts.get, alerts=alerts, memory=memory)
@@ -211,9 +209,7 @@ async def _started(bot: Bot, stop: asyncio.Event | None) -> AsyncIterator[Bot]:
             store=bot.store,
             incidents=services.incidents,
             settings=settings.slack,
-            render_context=lambda: make_render_context(
-                settings, services.access, now=bot.store.clock(), bot_user_id=services.bot_user_id
-            ),
+            render_context=services.render_context,
         )
         stack.push_async_callback(_end_task, asyncio.create_task(_show_live(live, stop)))
         slack_silent_s = await stack.enter_async_context(connected(bot.app, settings))

@@ -1,7 +1,6 @@
 """The services that handlers use. `bot/app.py` builds them once; handlers translate Slack requests into their calls."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Everything a handler may use. `clock` returns Unix seconds."""
+    """Everything a handler may use."""
 
     settings: Settings
     runs: "Runs"
@@ -30,7 +29,6 @@ class Services:
     access: Access
     monitors: "Monitors | None" = None
     actions: Mapping[str, "ActionSpec"] = field(default_factory=dict)
-    clock: Callable[[], float] = time.time
     bot_user_id: str = ""
 
     @property
@@ -38,17 +36,11 @@ class Services:
         return tuple(host.name for host in self.settings.hosts)
 
     def render_context(self) -> RenderContext:
-        """Return what messages need besides the records, as of now."""
-        return make_render_context(self.settings, self.access, now=self.clock(), bot_user_id=self.bot_user_id)
-
-
-def make_render_context(
-    settings: Settings, access: Access, *, now: float, bot_user_id: str = ""
-) -> RenderContext:
-    """Return the command names of the settings and the mentions of the roles."""
-    return RenderContext(
-        now=now,
-        commands={name: settings.slack.command(name) for name in settings.slack.commands},
-        roles={role: mention for role in settings.access.roles if (mention := access.mention(role))},
-        bot_user_id=bot_user_id,
-    )
+        """Return what messages need besides the records: the time, command names, and mentions of the roles."""
+        slack, access = self.settings.slack, self.access
+        return RenderContext(
+            now=self.store.clock(),
+            commands={name: slack.command(name) for name in slack.commands},
+            roles={role: name for role in self.settings.access.roles if (name := access.mention(role))},
+            bot_user_id=self.bot_user_id,
+        )

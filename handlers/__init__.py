@@ -104,7 +104,7 @@ def _listener(
             answer = respond_answer(respond, request.thread_ts, answer)
         late_s, limit_s = time.monotonic() - context[ARRIVED], ACK_LIMIT_S
         if request.sent_at is not None:
-            late_s, limit_s = services.clock() - request.sent_at, EVENT_LIMIT_S
+            late_s, limit_s = services.store.clock() - request.sent_at, EVENT_LIMIT_S
         call = Call(**vars(request), services=services, client=client, answer=answer)
         await guarded(call, work, late_s=late_s, limit_s=limit_s)
 

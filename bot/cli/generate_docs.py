@@ -1,4 +1,4 @@
-"""Write the generated documents again: `make docs`. The tests compare them with what stands in the tree."""
+"""Generate the documents that are made from the code: `make docs`. A test checks that they are up to date."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def documents() -> dict[str, Callable[[], str]]:
-    """Path in the repository -> the function that makes the text."""
+    """Return, by path in the repository, the functions that generate the texts."""
     from bot.settings.model import SlackSettings
     from bot.settings.reference import settings_markdown
     from bot.slack.manifest import render

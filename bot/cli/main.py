@@ -1,6 +1,6 @@
-"""The `gpu-oncall` command: start the bot, play the demonstration, check the settings, and run actions from a shell.
+"""The `gpu-oncall` command: start the bot or the demonstration, check the settings, and run actions from a shell.
 
-Every command imports what it needs when it runs, so that `--help` is quick and `triage` does not load Slack.
+Each command imports what it needs when it runs, so that `--help` is fast and `triage` does not load Slack.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ def up(config: ConfigOption = None) -> None:
 
 @app.command()
 def bot(config: ConfigOption = None) -> None:
-    """Run the bot alone: Slack, web and monitors. The runs are the worker's, which runs beside it on the same state folder."""
+    """Run the bot alone: Slack, web and monitors. A worker on the same state folder executes the runs."""
     from bot.app import serve
 
     raise typer.Exit(asyncio.run(serve(_settings(config), role="bot")))
@@ -81,7 +81,7 @@ def bot(config: ConfigOption = None) -> None:
 
 @app.command()
 def worker(config: ConfigOption = None) -> None:
-    """Run the worker alone: it carries the runs of this host, and needs no Slack."""
+    """Run the worker alone: it executes the runs of this host and needs no Slack."""
     from bot.app import serve_worker
 
     raise typer.Exit(asyncio.run(serve_worker(_settings(config))))
@@ -89,7 +89,7 @@ def worker(config: ConfigOption = None) -> None:
 
 @app.command()
 def doctor(config: ConfigOption = None, json_output: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Check everything that a plan would touch, before an incident needs it. Exit 1 when something is wrong."""
+    """Check everything that a plan would touch, before an incident needs it. Exit 1 if something is wrong."""
     from bot.cli.doctor import examine, render
 
     report = asyncio.run(examine(_settings(config)))
@@ -123,10 +123,10 @@ def _local_action(name: str, summary: str) -> None:
         ] = None,
         config: ConfigOption = None,
         host: Annotated[
-            str | None, typer.Option(help="host name; default: the first of the settings")
+            str | None, typer.Option(help="host name; default: the first one in the settings")
         ] = None,
         local: Annotated[
-            bool, typer.Option("--local", help="act here and now, without Slack and its approvals")
+            bool, typer.Option("--local", help="run it here and now, without Slack and its approvals")
         ] = False,
         json_output: Annotated[
             bool, typer.Option("--json", help="print the plan or the outcome as JSON")
@@ -169,9 +169,7 @@ def demo(
         bool, typer.Option("--free-ports", help="take free ports instead of 8000, 8800, ...")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="shorter load tests and traffic stages")] = False,
-    monitors: Annotated[
-        bool, typer.Option(help="let the bot look by itself, and alert within seconds of a fault")
-    ] = True,
+    monitors: Annotated[bool, typer.Option(help="let the monitors alert within seconds of a fault")] = True,
 ) -> None:
     """Start the demonstration; Ctrl-C stops it and leaves no process behind."""
     if context.invoked_subcommand is None:
@@ -193,7 +191,7 @@ def demo_break(
 
 @demo_app.command("mend")
 def demo_mend(state: StateOption = DEFAULT_DEMO_STATE) -> None:
-    """Take the fault out again."""
+    """Remove the fault again."""
     _panel(state, "mend")
 
 
