@@ -203,17 +203,27 @@ class Job:
             self.first = now
             token = HEAD + token
             if self.lie == "split":
-                token, rest = token[:90], token[90:]
-                loop.call_later(0.003, transport.write, rest)
+                transport.write(token[:90])
+                # The next token is scheduled by this callback: on a busy machine two independent timers may swap places.
+                loop.call_later(0.003, self.send_token, token[90:])
+                return
         elif self.lie == "crlf":
             inner = event({"choices": [{"text": "ab"}]}).replace(b"\n", b"\r\n")
             token = chunk(inner[:9]) + chunk(inner[9:])
+        self.send_token(token)
+
+    def send_token(self, token):
+        transport = self.client.transport
+        if transport.is_closing():
+            self.server.release()
+            return
         self.sent += 1
         if self.sent == 3 and self.lie in ("error_event", "cut_stream", "clean_cut", "stall"):
             self.lie_in_the_middle(token)
             return
         if self.sent < self.tokens:
             transport.write(token)
+            loop = asyncio.get_running_loop()
             loop.call_at(loop.time() + max(0.0, self.due(self.sent) - monotonic()), self.step)
             return
         self.finish(token)
