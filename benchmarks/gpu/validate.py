@@ -26,7 +26,7 @@ import aiohttp
 from benchmarks.gpu.runbook import whole_runbook
 from gpu_actions.config.host import EngineConfig
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.loadtest.run import run_in_child
+from gpu_actions.loadtest.child import run_in_child
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.serving.interfaces import Engine, Unit
 from gpu_actions.serving.registry import build_engine

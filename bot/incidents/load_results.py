@@ -13,8 +13,7 @@ from bot.store.records import RunRecord, RunStatus, UserError
 from gpu_actions.loadtest.baseline import Baseline, BaselineError, BaselineStore, Reference, RunSet, run_set
 from gpu_actions.loadtest.comparison import Comparison, compare
 from gpu_actions.loadtest.report import JSON_NAME
-from gpu_actions.loadtest.result import LoadTestResult
-from gpu_actions.loadtest.run import read_result
+from gpu_actions.loadtest.result import LoadTestResult, read_result
 
 
 class RunsToRead(Protocol):

@@ -16,8 +16,7 @@ from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_bas
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
 from gpu_actions.loadtest.report import HTML_NAME, JSON_NAME, PNG_NAME, TEXT_NAME, summary_lines, summary_text
-from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
-from gpu_actions.loadtest.run import read_result
+from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict, read_result
 from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
 from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.models import Artifact, Frozen, JsonObject

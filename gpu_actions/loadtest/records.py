@@ -1,11 +1,12 @@
-"""What a load test writes down while it runs: one row a request in plain arrays, and a histogram of token gaps.
+"""The record of a running load test: one row per request in plain arrays, and histograms of times.
 
-Plain `array` columns (61 bytes a row) rather than objects keep the generator's memory flat; workers send them as bytes.
+Plain `array` columns (61 bytes a row) rather than objects keep the generator's memory flat. Workers send them as bytes.
 """
 
 import math
 from array import array
 from collections.abc import Iterable
+from typing import Any
 
 from gpu_actions.loadtest.outcomes import Outcome
 
@@ -15,9 +16,9 @@ _INT_COLUMNS = ("tokens", "prompt_tokens", "chunks")
 
 
 class Records:
-    """Columns of one row a scheduled request. Times are seconds on the schedule's clock; NaN where it never happened.
+    """Columns with one row per scheduled request. Times are seconds on the schedule's clock, NaN for what never happened.
 
-    dispatched_s: when the generator turned to the request; written_s: when its bytes went out; first_s, last_token_s: first
+    dispatched_s: when the generator took up the request; written_s: when its bytes went out; first_s, last_token_s: first
     and last chunk with text; ended_s: [DONE], or the failure.
     """
 
@@ -25,25 +26,21 @@ class Records:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.dispatched_s = array("d", [NAN]) * size
-        self.written_s = array("d", [NAN]) * size
-        self.first_s = array("d", [NAN]) * size
-        self.last_token_s = array("d", [NAN]) * size
-        self.ended_s = array("d", [NAN]) * size
-        self.tokens = array("i", [0]) * size
-        self.prompt_tokens = array("i", [0]) * size
-        self.chunks = array("i", [0]) * size
+        self.dispatched_s, self.written_s, self.first_s, self.last_token_s, self.ended_s = (
+            array("d", [NAN]) * size for _ in _FLOAT_COLUMNS
+        )
+        self.tokens, self.prompt_tokens, self.chunks = (array("i", [0]) * size for _ in _INT_COLUMNS)
         self.outcome = array("B", [Outcome.UNSENT]) * size
 
     def dump_rows(self, rows: range) -> bytes:
-        """Give the rows of a worker as bytes, column after column."""
+        """Return the rows of a worker as bytes, column after column."""
         step = slice(rows.start, rows.stop, rows.step)
         return b"".join(
             getattr(self, name)[step].tobytes() for name in (*_FLOAT_COLUMNS, *_INT_COLUMNS, "outcome")
         )
 
     def load_rows(self, rows: range, raw: bytes) -> None:
-        """Take the rows that a worker dumped. Raises ValueError when the size does not fit."""
+        """Store the rows that a worker dumped. Raises ValueError when the size does not fit."""
         count = len(rows)
         step = slice(rows.start, rows.stop, rows.step)
         expected = count * (len(_FLOAT_COLUMNS) * 8 + len(_INT_COLUMNS) * 4 + 1)
@@ -73,7 +70,7 @@ class LogHistogram:
         self.max_s = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one time; below the floor it goes to the lowest bin, above 1000 s to the highest."""
+        """Count one time. Below the floor it goes to the lowest bin, above 1000 s to the highest."""
         self.count += 1
         self.sum_s += seconds
         self.max_s = max(self.max_s, seconds)
@@ -94,12 +91,30 @@ class LogHistogram:
         self.sum_s += other.sum_s
         self.max_s = max(self.max_s, other.max_s)
 
+    def to_message(self) -> dict[str, Any]:
+        """Return the histogram as JSON data, without its empty bins."""
+        bins = [(position, count) for position, count in enumerate(self.bins) if count]
+        return {"bins": bins, "count": self.count, "sum_s": self.sum_s, "max_s": self.max_s}
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> "LogHistogram":
+        """Read a histogram back from `to_message`."""
+        histogram = cls()
+        for position, count in message["bins"]:
+            histogram.bins[position] = count
+        histogram.count, histogram.sum_s, histogram.max_s = (
+            message["count"],
+            message["sum_s"],
+            message["max_s"],
+        )
+        return histogram
+
     def quantile(self, share: float) -> float | None:
-        """Give the time below which `share` of the counts lie (nearest rank), None when empty."""
+        """Return the time below which `share` of the counts lie (nearest rank), or None when empty."""
         return self.at_rank(max(1, math.ceil(share * self.count))) if self.count else None
 
     def at_rank(self, rank: int) -> float:
-        """Give the time of the rank-th smallest count (from 1)."""
+        """Return the time of the rank-th smallest count (from 1)."""
         if rank >= self.count:
             return self.max_s
         seen = 0

@@ -4,6 +4,7 @@ Latencies are milliseconds from the DUE time unless the name says `from_send`. A
 """
 
 from enum import StrEnum
+from pathlib import Path
 
 from pydantic import Field
 
@@ -322,3 +323,11 @@ class LoadProgress(Frozen):
     achieved_qps: float
     ttft_p50_ms: float | None = None
     ttft_p99_ms: float | None = None
+
+
+def read_result(path: Path) -> LoadTestResult:
+    """Read a load_test.json. Raises ValueError naming the file when it is not one of this version."""
+    try:
+        return LoadTestResult.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: is not a load test result of this version: {error}") from error

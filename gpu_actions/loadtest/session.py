@@ -1,7 +1,7 @@
-"""Carries the load out: in this process, or spread over several generator processes, behind one small interface.
+"""Sessions carry the load out, in this process or spread over several generator processes.
 
-Workers get the spec on standard input and make the same schedule from the same seed; each sends every n-th request. All
-processes of a host share the monotonic clock, so one start time holds for all.
+A worker reads the spec on standard input and makes the same schedule from the same seed; each sends every n-th request. All
+processes of a host share the monotonic clock, so one start time is valid for all.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import resource
 import sys
 from dataclasses import fields
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Literal
 
 from gpu_actions.loadtest.generator import Counters, Generator, own_rows
 from gpu_actions.loadtest.preflight import prompt_maker
@@ -25,47 +25,51 @@ WORKER_LINE_LIMIT = 1024 * 1024
 COUNTED = tuple(field.name for field in fields(Counters) if field.name != "first_error")
 
 
-class Session(Protocol):
-    """A load under way. `counters` and `ttft` are up to date to about a second."""
+class Session:
+    """A load under way. `counters` and `ttft` are up to date to about a second; the rest is complete after `run`."""
 
-    counters: Counters
-    ttft: LogHistogram
-    gaps: LogHistogram
-    records: Records
-    cpu_s: float
-    max_rss_mib: float
+    processes: int
 
-    async def prepare(self) -> None: ...
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.ttft = LogHistogram()
+        self.gaps = LogHistogram()
+        self.records = Records(0)
+        self.cpu_s = 0.0
+        self.max_rss_mib = 0.0
+
+    async def prepare(self) -> None:
+        """Start what has to run before the start time."""
 
     async def run(self, start_at: float, stop: asyncio.Event) -> None:
-        """Send and drain. Complete records afterwards, also when `stop` was set."""
+        """Send and drain. The records are complete afterwards, also when `stop` was set."""
+        raise NotImplementedError
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """End everything that `prepare` started."""
 
 
 def usage_of_this_process() -> tuple[float, float]:
-    """CPU seconds (user and system) and the highest resident memory in MiB, so far."""
+    """Return the CPU seconds (user and system) and the highest resident memory in MiB so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-class LocalSession:
+class LocalSession(Session):
     """The load from this process's own event loop."""
+
+    processes = 1
 
     def __init__(
         self, spec: LoadSpec, schedule: Schedule, target: Target, unit: Literal["bytes", "words"]
     ) -> None:
+        super().__init__()
         self._drain_s = spec.drain_limit_s
         self._generator = Generator(spec, schedule, range(len(schedule)), target, prompt_maker(spec, unit))
         self.counters = self._generator.counters
         self.ttft = self._generator.ttft
         self.gaps = self._generator.gaps
         self.records = self._generator.records
-        self.cpu_s = 0.0
-        self.max_rss_mib = 0.0
-
-    async def prepare(self) -> None:
-        """Nothing to start."""
 
     async def run(self, start_at: float, stop: asyncio.Event) -> None:
         before, _ = usage_of_this_process()
@@ -75,38 +79,28 @@ class LocalSession:
             after, self.max_rss_mib = usage_of_this_process()
             self.cpu_s = after - before
 
-    async def close(self) -> None:
-        """Nothing to end."""
 
-
-class WorkerSession:
-    """The load from several processes of their own."""
+class WorkerSession(Session):
+    """The load from several generator processes."""
 
     def __init__(
         self, spec: LoadSpec, schedule: Schedule, unit: Literal["bytes", "words"], processes: int
     ) -> None:
+        super().__init__()
         self._spec = spec
         self._schedule = schedule
         self._unit = unit
-        self._count = processes
+        self.processes = processes
         self._workers: list[asyncio.subprocess.Process] = []
         self._parts: dict[int, Counters] = {}
-        self.counters = Counters()
-        self.ttft = LogHistogram()
-        self.gaps = LogHistogram()
         self.records = Records(len(schedule))
-        self.cpu_s = 0.0
-        self.max_rss_mib = 0.0
 
     async def prepare(self) -> None:
-        """Start the workers and wait until each has made its schedule. Raises RuntimeError when one does not come up."""
-        document = self._spec.model_dump(mode="json", exclude={"api_key"})
-        document["api_key"] = self._spec.api_key.get_secret_value() if self._spec.api_key else None
-        for number in range(self._count):
+        """Start the workers and wait until each has made its schedule. Raises RuntimeError when one does not start."""
+        document = self._spec.dump_with_key()
+        for number in range(self.processes):
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "gpu_actions.loadtest.worker",
+                *(sys.executable, "-m", "gpu_actions.loadtest.worker"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=child_environment(),
@@ -114,24 +108,20 @@ class WorkerSession:
                 limit=WORKER_LINE_LIMIT,
             )
             self._workers.append(process)
-            job = {"spec": document, "unit": self._unit, "worker": number, "workers": self._count}
+            job = {"spec": document, "unit": self._unit, "worker": number, "workers": self.processes}
             _stdin(process).write(encode_json(job) + b"\n")
         for process in self._workers:
             async with asyncio.timeout(WORKER_READY_TIMEOUT_S):
                 line = await _stdout(process).readline()
             if line != b"ready\n":
-                raise RuntimeError(
-                    f"a generator process did not come up ({line[:200]!r}); see standard error"
-                )
+                raise RuntimeError(f"a generator process did not start ({line[:200]!r}); see standard error")
 
     async def run(self, start_at: float, stop: asyncio.Event) -> None:
         for process in self._workers:
             _stdin(process).write(b"start %r\n" % start_at)
-        stopper = asyncio.get_running_loop().create_task(self._pass_on(stop))
+        stopper = asyncio.create_task(self._pass_on(stop))
         try:
-            await asyncio.gather(
-                *(self._follow(number, process) for number, process in enumerate(self._workers))
-            )
+            await asyncio.gather(*(self._follow(*worker) for worker in enumerate(self._workers)))
         finally:
             stopper.cancel()
 
@@ -142,7 +132,7 @@ class WorkerSession:
                 _stdin(process).write(b"stop\n")
 
     async def _follow(self, number: int, process: asyncio.subprocess.Process) -> None:
-        """Read a worker's progress lines, and at its end its record. Raises RuntimeError when it dies on the way."""
+        """Read a worker's progress lines and, at its end, its record. Raises RuntimeError when it dies early."""
         reader = _stdout(process)
         while line := await reader.readline():
             message = decode_json(line)
@@ -152,9 +142,9 @@ class WorkerSession:
             self._add_up()
             if "size" in message:
                 raw = await reader.readexactly(message["size"])
-                self.records.load_rows(own_rows(len(self._schedule), number, self._count), raw)
-                for histogram, name in ((self.gaps, "gaps"), (self.ttft, "ttft")):
-                    histogram.merge(histogram_from(message[name]))
+                self.records.load_rows(own_rows(len(self._schedule), number, self.processes), raw)
+                self.gaps.merge(LogHistogram.from_message(message["gaps"]))
+                self.ttft.merge(LogHistogram.from_message(message["ttft"]))
                 self.cpu_s += message["cpu_s"]
                 self.max_rss_mib += message["max_rss_mib"]
                 return
@@ -171,22 +161,11 @@ class WorkerSession:
         self.counters = total
 
     async def close(self) -> None:
-        """End the workers, whatever they do."""
+        """End the workers."""
         for process in self._workers:
             _stdin(process).close()
             await end_group(process.pid, grace_s=1)
             await process.wait()
-
-
-def histogram_from(message: dict[str, object]) -> LogHistogram:
-    """Read a histogram back from a worker's message."""
-    histogram = LogHistogram()
-    for position, count in message["bins"]:  # type: ignore[attr-defined]
-        histogram.bins[position] = count
-    histogram.count = int(message["count"])  # type: ignore[call-overload]
-    histogram.sum_s = float(message["sum_s"])  # type: ignore[arg-type]
-    histogram.max_s = float(message["max_s"])  # type: ignore[arg-type]
-    return histogram
 
 
 def _stdin(process: asyncio.subprocess.Process) -> asyncio.StreamWriter:
@@ -201,8 +180,8 @@ def _stdout(process: asyncio.subprocess.Process) -> asyncio.StreamReader:
 
 def make_session(
     spec: LoadSpec, schedule: Schedule, target: Target, unit: Literal["bytes", "words"]
-) -> "LocalSession | WorkerSession":
-    """Give a session of one process, or of as many as the rate asks for."""
+) -> Session:
+    """Return a session of one process, or of as many as the rate needs."""
     count = min(spec.process_count, max(1, len(schedule)))
     if count == 1:
         return LocalSession(spec, schedule, target, unit)
@@ -210,6 +189,6 @@ def make_session(
 
 
 def start_time(schedule: Schedule, *, margin_s: float = 0.3) -> float:
-    """The monotonic time of due time 0, such that the first due time lies a little ahead."""
+    """Return the monotonic time of due time 0, such that the first due time is a little ahead."""
     first = schedule.due_s[0] if len(schedule) else 0.0
     return monotonic() + margin_s - min(0.0, first)

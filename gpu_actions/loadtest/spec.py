@@ -172,6 +172,11 @@ class LoadSpec(Frozen):
         """Seconds that the end waits for what is in flight."""
         return self.timeout_s + SWEEP_MARGIN_S if self.drain_s is None else self.drain_s
 
+    def dump_with_key(self) -> dict[str, Any]:
+        """Return the spec as JSON data with its API key in clear text, for the standard input of a child."""
+        key = self.api_key.get_secret_value() if self.api_key else None
+        return {**self.model_dump(mode="json", exclude={"api_key"}), "api_key": key}
+
     @classmethod
     def from_policy(cls, policy: LoadPolicy, *, url: str, model: str, **overrides: Any) -> "LoadSpec":
         """Make a spec from a host's load policy; `overrides` are further fields of this model."""

@@ -5,6 +5,7 @@ Order-statistic intervals are distribution-free: the number of samples below the
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from gpu_actions.loadtest.records import LogHistogram
@@ -17,7 +18,7 @@ Z_95 = 1.959964
 
 
 def order_interval(n: int, share: float) -> tuple[int | None, int | None]:
-    """Give ranks (from 1) between which the true quantile lies with 95 % confidence; None for an end out of reach.
+    """Return the ranks (from 1) between which the true quantile lies with 95 % confidence; None for an end out of reach.
 
     Each end takes half of the remaining chance. Up to 2,000 samples the binomial is summed exactly, above that the normal
     approximation with continuity correction is within one rank.
@@ -56,71 +57,52 @@ def percentile_rank(n: int, share: float) -> int:
 
 
 def describe(values_ms: Any, censored_at_ms: Any = ()) -> Distribution:
-    """Give the distribution of a numpy array of milliseconds.
+    """Return the distribution of a numpy array of milliseconds.
 
-    `censored_at_ms`: how long each request that never ended had been running. They rank above all ended ones, and a percentile
-    that falls on one of them is a lower bound.
+    `censored_at_ms`: how long each request that never ended had been running. They rank above all that ended, and a
+    percentile that falls on one of them is a lower bound.
     """
     import numpy
 
     ended = numpy.sort(numpy.asarray(values_ms, dtype=float))
     running = numpy.sort(numpy.asarray(censored_at_ms, dtype=float))
-    n = len(ended) + len(running)
 
-    def at_rank(rank: int | None) -> tuple[float | None, bool]:
-        if rank is None:
-            return None, False
+    def at_rank(rank: int) -> tuple[float, bool]:
         if rank <= len(ended):
             return float(ended[rank - 1]), False
         bound = float(running[rank - len(ended) - 1])
-        return (max(bound, float(ended[-1])) if len(ended) else bound), True
+        return max(bound, float(ended[-1]) if len(ended) else bound), True
 
-    shares = {}
-    for name, share in SHARES:
-        if n == 0:
-            shares[name] = Percentile(value_ms=None)
-            continue
-        low, high = order_interval(n, share)
-        value, at_least = at_rank(percentile_rank(n, share))
-        high_value, high_open = at_rank(high)
-        shares[name] = Percentile(
-            value_ms=value,
-            low_ms=at_rank(low)[0],
-            high_ms=None if high_open else high_value,
-            confidence_percent=reach_confidence_percent(n, share),
-            at_least=at_least,
-        )
-    return Distribution(
-        count=n,
-        censored=len(running),
-        mean_ms=float(ended.mean()) if len(ended) else None,  # of those that ended
-        max_ms=at_rank(n)[0] if n else None,
-        **shares,
-    )
+    mean_ms = float(ended.mean()) if len(ended) else None  # of those that ended
+    return _distribution(len(ended) + len(running), at_rank, mean_ms, censored=len(running))
 
 
 def describe_histogram(histogram: LogHistogram) -> Distribution:
-    """Give the distribution of a histogram of seconds; values are within 0.25 %."""
+    """Return the distribution of a histogram of seconds. Values are within 0.25 %."""
     n = histogram.count
+    mean_ms = histogram.sum_s / n * 1000 if n else None
+    return _distribution(n, lambda rank: (histogram.at_rank(rank) * 1000, False), mean_ms)
 
-    def at_rank(rank: int | None) -> float | None:
-        return None if rank is None or n == 0 else histogram.at_rank(rank) * 1000
 
+def _distribution(
+    n: int, at_rank: Callable[[int], tuple[float, bool]], mean_ms: float | None, *, censored: int = 0
+) -> Distribution:
+    """Build a distribution from a function of the rank (from 1) that returns a value and whether it is a lower bound."""
+    if n == 0:
+        return Distribution(count=0, **{name: Percentile(value_ms=None) for name, _ in SHARES})
     shares = {}
     for name, share in SHARES:
+        value, at_least = at_rank(percentile_rank(n, share))
         low, high = order_interval(n, share)
+        high_ms, high_is_open = (None, True) if high is None else at_rank(high)
         shares[name] = Percentile(
-            value_ms=at_rank(percentile_rank(n, share)) if n else None,
-            low_ms=at_rank(low),
-            high_ms=at_rank(high),
+            value_ms=value,
+            low_ms=None if low is None else at_rank(low)[0],
+            high_ms=None if high_is_open else high_ms,
             confidence_percent=reach_confidence_percent(n, share),
+            at_least=at_least,
         )
-    return Distribution(
-        count=n,
-        mean_ms=histogram.sum_s / n * 1000 if n else None,
-        max_ms=histogram.max_s * 1000 if n else None,
-        **shares,
-    )
+    return Distribution(count=n, censored=censored, mean_ms=mean_ms, max_ms=at_rank(n)[0], **shares)
 
 
 def thin_out(sorted_values: Any) -> tuple[float, ...]:

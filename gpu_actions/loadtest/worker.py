@@ -1,6 +1,7 @@
 """One of several generator processes: `python -m gpu_actions.loadtest.worker`, driven by `session.WorkerSession`.
 
-Standard input: the job as one JSON line, then `start TIME`, maybe `stop`; when it closes, the parent is gone and so are we.
+Standard input: the job as one JSON line, then `start TIME`, then perhaps `stop`. When it closes, the parent is gone and the
+worker ends.
 Standard output: `ready`, a JSON line of counters twice a second, and at the end the record as bytes.
 """
 
@@ -11,22 +12,12 @@ from dataclasses import asdict
 
 from gpu_actions.loadtest.generator import Generator, own_rows
 from gpu_actions.loadtest.preflight import prompt_maker
-from gpu_actions.loadtest.records import LogHistogram
 from gpu_actions.loadtest.schedule import make_schedule
 from gpu_actions.loadtest.session import usage_of_this_process
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import decode_json, encode_json, resolve_target
 
 PROGRESS_EVERY_S = 0.5
-
-
-def _message(histogram: LogHistogram) -> dict[str, object]:
-    return {
-        "bins": [(position, count) for position, count in enumerate(histogram.bins) if count],
-        "count": histogram.count,
-        "sum_s": histogram.sum_s,
-        "max_s": histogram.max_s,
-    }
 
 
 async def _read_orders(reader: asyncio.StreamReader, stop: asyncio.Event, main: "asyncio.Task[None]") -> None:
@@ -37,7 +28,7 @@ async def _read_orders(reader: asyncio.StreamReader, stop: asyncio.Event, main: 
 
 
 async def work() -> None:
-    """Do one job."""
+    """Run one job from standard input."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=2**20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
@@ -71,8 +62,8 @@ async def work() -> None:
     final = {
         "counters": asdict(generator.counters),
         "size": len(raw),
-        "gaps": _message(generator.gaps),
-        "ttft": _message(generator.ttft),
+        "gaps": generator.gaps.to_message(),
+        "ttft": generator.ttft.to_message(),
         "cpu_s": cpu_s,
         "max_rss_mib": rss,
     }

@@ -12,7 +12,7 @@ from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import Baseline, BaselineError, BaselineStore
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
-from gpu_actions.loadtest.run import read_result
+from gpu_actions.loadtest.result import read_result
 from gpu_actions.restore.shift import read_orders
 from gpu_actions.system.files import artifact_of, write_atomically
 from gpu_actions.tier.under_load import load_test

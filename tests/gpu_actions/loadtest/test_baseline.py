@@ -33,7 +33,7 @@ from gpu_actions.loadtest.result import (
     Times,
     Warmup,
 )
-from gpu_actions.loadtest.run import workload_of
+from gpu_actions.loadtest.assemble import workload_of
 from gpu_actions.loadtest.schedule import make_schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.statistics import describe, thin_out

@@ -8,7 +8,8 @@ import pytest
 
 from gpu_actions.loadtest.outcomes import Outcome
 from gpu_actions.loadtest.result import RunVerdict
-from gpu_actions.loadtest.run import LoadTestRefused, measure
+from gpu_actions.loadtest.run import measure
+from gpu_actions.loadtest.target import LoadTestRefused
 from tests.gpu_actions.loadtest.conftest import StartServer, Truth
 from tests.gpu_actions.loadtest.test_truth import generate
 

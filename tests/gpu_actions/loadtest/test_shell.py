@@ -15,7 +15,7 @@ from PIL import Image
 
 from gpu_actions.loadtest.child import run_in_child
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
-from gpu_actions.loadtest.run import LoadTestRefused
+from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.loadtest.schema import schema_text
 from tests.gpu_actions.loadtest.conftest import StartServer, Truth
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from gpu_actions.action import Signal
 from gpu_actions.loadtest.baseline import BaselineStore, make_baseline
-from gpu_actions.loadtest.result import LoadTestResult
-from gpu_actions.loadtest.run import read_result
+from gpu_actions.loadtest.result import LoadTestResult, read_result
 from gpu_actions.plan import Plan, Step
 from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.restore.loadcheck import FOLDER, likely_baseline

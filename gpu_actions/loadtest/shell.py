@@ -1,0 +1,136 @@
+"""What the command and its subcommands share: the flags of a load, derived from `LoadSpec`, and how a run is carried out."""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from gpu_actions.loadtest.result import LoadProgress, LoadTestResult
+from gpu_actions.loadtest.run import run_load_test
+from gpu_actions.loadtest.spec import LoadSpec
+
+EXIT_WRONG_USAGE = 2
+API_KEY_VARIABLE = "GPU_ONCALL_LOADTEST_API_KEY"
+T = TypeVar("T")
+
+FLAG_NAMES = {"duration_s": "--duration", "gpu_uuids": "--gpu-uuid", "measure_energy": "--no-energy"}
+"""Flags whose names do not follow from their field: the runbook's, and those that read better."""
+METAVARS = {"_s": "SECONDS", "_ms": "MS", "_qps": "QPS", "_percent": "PERCENT", "_kwh": "USD"}
+
+
+def add_load_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of `LoadSpec` but the API key. None has a default here, so the spec's own defaults apply."""
+    for name, field in LoadSpec.model_fields.items():
+        if name == "api_key":
+            continue  # from the environment only: arguments are visible to every process of the host
+        is_on = field.annotation is bool and field.default is True
+        flag = FLAG_NAMES.get(name, ("--no-" if is_on else "--") + name.replace("_", "-"))
+        text = ("do not " if is_on else "") + (field.description or name)
+        if isinstance(field.default, str | int | float) and field.annotation is not bool:
+            text += f" (default {field.default})"
+        options = _flag_options(name, field)
+        parser.add_argument(flag, dest=name, default=None, help=text.replace("%", "%%"), **options)
+    parser.add_argument(
+        "--allow-smaller-world",
+        action="store_true",
+        help="accepted for the runbook's sake: this tool needs no world of GPUs",
+    )
+
+
+def _flag_options(name: str, field: FieldInfo) -> dict[str, Any]:
+    kind: Any = field.annotation
+    if isinstance(kind, UnionType):
+        kind = get_args(kind)[0]  # X | None
+    if kind is bool:
+        return {"action": "store_const", "const": not field.default}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    if get_origin(kind) is tuple:
+        return {"action": "append", "metavar": "UUID"}
+    if kind is str:
+        return {}
+    ending = next((word for ending, word in METAVARS.items() if name.endswith(ending)), "N")
+    return {"type": kind, "metavar": "FILE" if kind is Path else ending}
+
+
+def spec_from(options: argparse.Namespace) -> LoadSpec:
+    """Build the spec of parsed flags. The API key comes from the environment. Raises pydantic.ValidationError."""
+    fields = {
+        name: value
+        for name, value in vars(options).items()
+        if name in LoadSpec.model_fields and value is not None
+    }
+    if key := os.environ.get(API_KEY_VARIABLE):
+        fields["api_key"] = key
+    return LoadSpec.model_validate(fields)
+
+
+def run_event_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where it is installed, else on asyncio, with as many sockets as the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    result: T = uvloop.run(main)
+    return result
+
+
+def complain(*lines: str) -> int:
+    """Write what is wrong to standard error. Return the exit code of wrong usage."""
+    for line in lines:
+        sys.stderr.write(f"loadtest: {line}\n")
+    return EXIT_WRONG_USAGE
+
+
+async def run_with_signals(
+    spec: LoadSpec, out_dir: Path, progress: Callable[[LoadProgress], None] | None, *, lifeline: bool = False
+) -> LoadTestResult:
+    """Run a load test that SIGINT and SIGTERM stop and drain; a second signal ends it at once.
+
+    With `lifeline`, the end of standard input stops it too.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    this = asyncio.current_task()
+    assert this is not None  # noqa: S101  (a coroutine runs in a task)
+
+    def on_signal() -> None:
+        if stop.is_set():
+            this.cancel()
+        stop.set()
+
+    def on_input() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            stop.set()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, on_signal)
+    if lifeline:
+        loop.add_reader(0, on_input)
+    gc.collect()
+    gc.freeze()  # what exists now is never garbage: collections stay short during the run
+    return await run_load_test(spec, out_dir=out_dir, progress=progress, stop=stop)
+
+
+def progress_lines(progress: LoadProgress) -> None:
+    """Show progress as lines on standard error."""
+    p99 = "-" if progress.ttft_p99_ms is None else f"{progress.ttft_p99_ms:.1f} ms"
+    phase = "warm-up" if progress.elapsed_s < 0 else f"{progress.elapsed_s:.0f}/{progress.duration_s:g} s"
+    sys.stderr.write(
+        f"{phase}: sent {progress.sent}, ok {progress.done}, errors {progress.errors}, in flight {progress.in_flight}, "
+        f"TTFT p99 {p99}\n"
+    )
