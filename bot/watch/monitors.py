@@ -24,10 +24,10 @@ from bot.watch.scheduler import Schedule
 from bot.watch.target_cache import TargetCache
 from bot.watch.undelivered_alerts import Alert
 from gpu_actions.config.host import HostConfig
-from gpu_actions.forensics.look import baseline_of
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.registry import actions
 from gpu_actions.snapshot.collect import collect
+from gpu_actions.triage.host_verdict import baseline_of
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.monitor_state import Signal
 

@@ -1,6 +1,7 @@
-"""A bundle: many small collectors run at once within one budget, their output redacted, capped, and described in a manifest.
+"""A bundle of evidence: all items collected at once within one budget, redacted, capped, and described in a manifest.
 
-What did not come in time is listed with its reason, never waited for. Files are 0600 and appear whole or not at all.
+Items are independent: one that fails or comes too late is listed with its reason and costs nothing else. The file is 0600 and
+appears whole or not at all.
 """
 
 import asyncio
@@ -9,22 +10,20 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from gpu_actions.forensics.item import ITEM_CAP_BYTES, Collected, Item, Missing
 from gpu_actions.models import Frozen
 from gpu_actions.system.files import write_atomically
 from gpu_actions.system.redact import redact
 
-MANIFEST_VERSION = 1
-ITEM_CAP_BYTES = 2 * 1024 * 1024
 TOTAL_CAP_BYTES = 32 * 1024 * 1024
-"""A bundle of 8 GPUs and 8 ranks is about 2 MB before compression; the caps hold when a log has gone wild."""
+"""A bundle of 8 GPUs and 8 ranks is about 2 MB before compression. The caps matter when a log has gone wild."""
 
 PACK_SHARE = 0.15
 """Share of the budget kept for redacting and packing: 5 MB of logs take about half a second."""
@@ -32,30 +31,8 @@ PACK_SHARE = 0.15
 CANCEL_WAIT_S = 1.0
 
 
-class Missing(Exception):
-    """A collector has nothing; the message is the reason that goes into the manifest."""
-
-
-class Collected(Frozen):
-    """What a collector gives. `exit_code` where a program made it."""
-
-    text: str
-    exit_code: int | None = None
-    truncated: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One file of the bundle. `keep` says which end stays when it is over the cap: the tail of a log, the head of the rest."""
-
-    path: str
-    source: str
-    collect: Callable[[], Awaitable[Collected]]
-    keep: Literal["head", "tail"] = "head"
-
-
 class Entry(Frozen):
-    """One file that is there."""
+    """One file of the bundle. `note` says what was left out where `truncated` is set."""
 
     path: str
     size_bytes: int
@@ -63,12 +40,13 @@ class Entry(Frozen):
     source: str
     exit_code: int | None = None
     truncated: bool = False
+    note: str = ""
     redactions: dict[str, int] = Field(default_factory=dict)
     seconds: float
 
 
 class MissingEntry(Frozen):
-    """One file that is not there, and why."""
+    """One file that should be in the bundle and is not, with the reason."""
 
     path: str
     source: str
@@ -76,16 +54,16 @@ class MissingEntry(Frozen):
 
 
 class Manifest(Frozen):
-    """What the bundle holds and what it should hold."""
+    """What a bundle holds, and what it should hold."""
 
-    version: int = MANIFEST_VERSION
+    version: int = 1
     host: str
     run_id: str
     taken_at: str
     budget_s: float
     seconds: float
-    entries: tuple[Entry, ...]
-    missing: tuple[MissingEntry, ...]
+    entries: tuple[Entry, ...] = ()
+    missing: tuple[MissingEntry, ...] = ()
 
 
 class Bundle(Frozen):
@@ -96,7 +74,7 @@ class Bundle(Frozen):
 
 
 def cap(text: str, *, keep: Literal["head", "tail"], limit_bytes: int) -> tuple[str, bool]:
-    """Cut a text to at most `limit_bytes` UTF-8 bytes at one end; gives it and whether it was cut."""
+    """Cut a text to at most `limit_bytes` UTF-8 bytes at one end. Return it and whether it was cut."""
     raw = text.encode(errors="replace")
     if len(raw) <= limit_bytes:
         return text, False
@@ -113,99 +91,86 @@ async def make_bundle(
     budget_s: float,
     report: Callable[[str, float | None], None],
 ) -> Bundle:
-    """Run all collectors at once, keep what came within the budget, and write `path` (a .tar.gz) with its manifest."""
+    """Collect all items at once, keep what came within the budget, and write `path` (a .tar.gz) with its manifest."""
     started = time.monotonic()
     taken_at = datetime.now(UTC).isoformat(timespec="seconds")
-    deadline_s = budget_s * (1 - PACK_SHARE)
-    done: dict[str, tuple[Collected, float]] = {}
-    reasons: dict[str, str] = {}
+    outcomes = await _collect_all(items, deadline_s=budget_s * (1 - PACK_SHARE), report=report)
+    empty = Manifest(host=host, run_id=run_id, taken_at=taken_at, budget_s=budget_s, seconds=0)
+    return await asyncio.to_thread(_pack, items, outcomes, path, empty, started)
+
+
+Outcome = tuple[Collected | str, float]
+"""What came of an item, or the reason why nothing did; and after how many seconds."""
+
+
+async def _collect_all(
+    items: Sequence[Item], *, deadline_s: float, report: Callable[[str, float | None], None]
+) -> dict[str, Outcome]:
+    started = time.monotonic()
+    outcomes: dict[str, Outcome] = {}
 
     async def run(item: Item) -> None:
+        limit_s = min(item.deadline_s or deadline_s, deadline_s)
+        outcome: Collected | str = f"not finished within {limit_s:.1f} s"
+        deadline = asyncio.timeout(limit_s)
         try:
-            collected = await item.collect()
+            async with deadline:
+                outcome = await item.collect()
         except Missing as reason:
-            reasons[item.path] = str(reason)
-        except (OSError, ValueError, RuntimeError) as error:
-            reasons[item.path] = f"{type(error).__name__}: {error}"
-        else:
-            done[item.path] = (collected, time.monotonic() - started)
-        report(
-            f"{len(done) + len(reasons)} of {len(items)} collected", (len(done) + len(reasons)) / len(items)
-        )
+            outcome = str(reason)
+        except Exception as error:  # noqa: BLE001  (one failing item costs that item only)
+            if not deadline.expired():
+                outcome = f"failed: {type(error).__name__}: {error}"
+        finally:
+            outcomes[item.path] = (outcome, time.monotonic() - started)
+        report(f"{len(outcomes)} of {len(items)} collected", len(outcomes) / len(items))
 
-    tasks = {asyncio.create_task(run(item)): item for item in items}
+    tasks = [asyncio.create_task(run(item)) for item in items]
     try:
-        _, pending = await asyncio.wait(tasks, timeout=deadline_s)
+        async with asyncio.timeout(
+            deadline_s + CANCEL_WAIT_S
+        ):  # one that ignores its cancellation is left behind
+            await asyncio.gather(*tasks)
+    except TimeoutError:
+        pass
     finally:
         for task in tasks:
             task.cancel()
-    if pending:
-        await asyncio.wait(pending, timeout=CANCEL_WAIT_S)
-    for task in pending:
-        item = tasks[task]
-        if item.path not in done:
-            reasons.setdefault(item.path, f"not finished within {deadline_s:.1f} s")
-    for task, item in tasks.items():
-        if task not in pending and (broken := task.exception()) is not None:
-            reasons[item.path] = f"the collector broke: {type(broken).__name__}: {broken}"
-    return await asyncio.to_thread(
-        _pack, items, done, reasons, path, host, run_id, taken_at, budget_s, started
-    )
+    return outcomes
 
 
 def _pack(
-    items: Sequence[Item],
-    done: dict[str, tuple[Collected, float]],
-    reasons: dict[str, str],
-    path: Path,
-    host: str,
-    run_id: str,
-    taken_at: str,
-    budget_s: float,
-    started: float,
+    items: Sequence[Item], outcomes: dict[str, Outcome], path: Path, empty: Manifest, started: float
 ) -> Bundle:
     entries: list[Entry] = []
     missing: list[MissingEntry] = []
     files: list[tuple[str, bytes]] = []
     room = TOTAL_CAP_BYTES
     for item in items:
-        if item.path not in done:
-            reason = redact(reasons.get(item.path, "it gave nothing")).text
-            missing.append(MissingEntry(path=item.path, source=item.source, reason=reason[:500]))
-            continue
-        collected, seconds = done[item.path]
-        # Capped before the secrets are cut: redacting is the slow part, and a cut token is a shorter secret still
-        # only at the cut end, which the margin below takes away.
-        text, cut = cap(collected.text, keep=item.keep, limit_bytes=ITEM_CAP_BYTES)
-        if cut:
-            text = _whole_lines(text, keep=item.keep)
-        clean = redact(text)
-        raw = clean.text.encode(errors="replace")
-        if len(raw) > room:
-            missing.append(MissingEntry(path=item.path, source=item.source, reason="the bundle is full"))
-            continue
-        room -= len(raw)
-        files.append((item.path, raw))
-        entries.append(
-            Entry(
-                path=item.path,
-                size_bytes=len(raw),
-                sha256=hashlib.sha256(raw).hexdigest(),
-                source=redact(item.source).text,
-                exit_code=collected.exit_code,
-                truncated=cut or collected.truncated,
-                redactions=dict(clean.counts),
-                seconds=round(seconds, 3),
-            )
-        )
-    manifest = Manifest(
-        host=host,
-        run_id=run_id,
-        taken_at=taken_at,
-        budget_s=budget_s,
-        seconds=round(time.monotonic() - started, 3),
-        entries=tuple(entries),
-        missing=tuple(missing),
+        outcome, seconds = outcomes.get(item.path, ("the collector did not end", 0.0))
+        if isinstance(outcome, Collected):
+            text, note = _capped(outcome, item)
+            clean = redact(text)
+            raw = clean.text.encode(errors="replace")
+            if len(raw) <= room:
+                room -= len(raw)
+                files.append((item.path, raw))
+                entries.append(
+                    Entry(
+                        path=item.path, size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest(),
+                        source=redact(item.source).text, exit_code=outcome.exit_code, truncated=bool(note), note=note,
+                        redactions=dict(clean.counts), seconds=round(seconds, 3),
+                    )
+                )  # fmt: skip
+                continue
+            outcome = "the bundle is full"
+        missing.append(MissingEntry(path=item.path, source=item.source, reason=redact(outcome).text[:500]))
+    manifest = empty.model_copy(
+        update={
+            "seconds": round(time.monotonic() - started, 3),
+            "entries": tuple(entries),
+            "missing": tuple(missing),
+        }
     )
     write_atomically(
         path, _tar([("manifest.json", json.dumps(manifest.model_dump(), indent=1).encode()), *files])
@@ -213,11 +178,24 @@ def _pack(
     return Bundle(path=path, manifest=manifest)
 
 
-def _whole_lines(text: str, *, keep: Literal["head", "tail"]) -> str:
-    """Drop the half line at the cut: half a secret is not recognised as one."""
-    if keep == "tail":
-        return text.partition("\n")[2]
-    return text.rpartition("\n")[0]
+def _capped(collected: Collected, item: Item) -> tuple[str, str]:
+    """Cut a text to its item's cap, at a whole line. Return it and a note on what was left out, empty for nothing.
+
+    It is capped before it is redacted, since redacting is slow. Half a secret at the cut would not be recognised, so the
+    half line goes too.
+    """
+    text, cut = cap(collected.text, keep=item.keep, limit_bytes=item.cap_bytes or ITEM_CAP_BYTES)
+    end = "last" if item.keep == "tail" else "first"
+    if cut:
+        kept = text.partition("\n")[2] if item.keep == "tail" else text.rpartition("\n")[0]
+        whole = f" of {len(collected.text.encode(errors='replace')) / 1024:,.0f}"
+        return kept, f"only the {end} {len(text.encode()) / 1024:,.0f}{whole} KiB"
+    if collected.truncated:
+        return (
+            text,
+            f"only the {end} {len(text.encode(errors='replace')) / 1024:,.0f} KiB; the source has more",
+        )
+    return text, ""
 
 
 def _tar(files: Sequence[tuple[str, bytes]]) -> bytes:
@@ -232,7 +210,7 @@ def _tar(files: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of a bundle. Raises OSError or tarfile.TarError for a file that is none."""
+    """Read the manifest of a bundle. Raises OSError or tarfile.TarError for any other file."""
     with tarfile.open(path, mode="r:gz") as tar:
         member = tar.extractfile("bundle/manifest.json")
         if member is None:

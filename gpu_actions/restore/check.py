@@ -10,7 +10,6 @@ from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config.host import TierConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.fallback.settle import unfreeze_own
-from gpu_actions.forensics.look import baseline_of, look
 from gpu_actions.host import Host
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from gpu_actions.snapshot.model import Snapshot, save_snapshot
@@ -20,6 +19,7 @@ from gpu_actions.tier.launch import environment_of
 from gpu_actions.tier.scope import DEVICES
 from gpu_actions.tier.traffic import ready_router
 from gpu_actions.triage.baselines import TriageBaseline
+from gpu_actions.triage.host_verdict import baseline_of, judge_host
 from gpu_actions.triage.judge import judge
 
 CLEARED = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "CUDA_LAUNCH_BLOCKING")
@@ -70,7 +70,7 @@ async def check(context: StepContext) -> StepResult:
     run_notes.began_at_s(context.workdir)
     override = str(args["override_reason"])
     context.report("triage" + (", with deep probes" if args["deep"] else ""), None)
-    snapshot, verdict = await look(host, deep=bool(args["deep"]))
+    snapshot, verdict = await judge_host(host, deep=bool(args["deep"]))
     path = save_snapshot(snapshot, context.workdir / "snapshot.json")
     artifact = artifact_of(path, source="gpu_actions.triage", title="snapshot before the restore")
     reason = blocks(verdict, override_reason=override)

@@ -1,4 +1,4 @@
-"""The bundle keeps its budget, says what is missing, and holds nothing it should not."""
+"""A bundle keeps its budget, names what is missing, and holds no secret."""
 
 import asyncio
 import hashlib
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpu_actions.forensics import bundle as bundle_module
-from gpu_actions.forensics.bundle import Collected, Item, Missing, cap, make_bundle, read_manifest
+from gpu_actions.forensics.bundle import cap, make_bundle, read_manifest
+from gpu_actions.forensics.item import Collected, Item, Missing
 
 
 def item(
@@ -25,7 +26,7 @@ def item(
 
 
 def quiet(text: str, fraction: float | None) -> None:
-    """Nobody watches."""
+    """Report to nobody."""
 
 
 def content(path: Path, name: str) -> bytes:
@@ -35,7 +36,7 @@ def content(path: Path, name: str) -> bytes:
         return file.read()
 
 
-async def test_what_does_not_come_in_time_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
+async def test_a_late_or_failing_item_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     items = [
         item("quick.txt", "here"),
         item("slow.txt", after_s=30),
@@ -52,11 +53,11 @@ async def test_what_does_not_come_in_time_is_named_and_the_rest_is_kept(tmp_path
     reasons = {entry.path: entry.reason for entry in made.manifest.missing}
     assert "not finished within" in reasons["slow.txt"]
     assert reasons["none.txt"] == "nothing to read"
-    assert "broke: KeyError" in reasons["broken.txt"]
+    assert "failed: KeyError" in reasons["broken.txt"]
     assert "Permission denied" in reasons["denied.txt"]
 
 
-async def test_the_manifest_describes_each_file_as_it_stands_in_the_archive(tmp_path: Path) -> None:
+async def test_the_manifest_describes_each_file_of_the_archive(tmp_path: Path) -> None:
     path = tmp_path / "b.tar.gz"
     items = [item("log.txt", "start\nHF_TOKEN=verysecret\nend\n"), item("plain.txt", "nothing secret\n")]
     await make_bundle(items, path=path, host="h", run_id="r", budget_s=5, report=quiet)
@@ -85,7 +86,7 @@ async def test_a_log_over_its_cap_keeps_its_tail_and_never_half_a_line(
     assert "secret" not in tail + head
 
 
-async def test_a_full_bundle_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_bundle_names_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "TOTAL_CAP_BYTES", 10)
     items = [item("a.txt", "12345678"), item("b.txt", "12345678")]
     made = await make_bundle(

@@ -1,11 +1,21 @@
-"""The capture against a real tier: what is in the bundle of a hung one, and that nothing was disturbed."""
+"""The capture against a real tier: a hung one, one whose unit fails, and one that must not be disturbed."""
 
+import asyncio
 import os
 import signal
 import tarfile
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from aiohttp import web
 
 from gpu_actions.forensics.action import SPEC as FORENSICS
+from gpu_actions.forensics.bundle import make_bundle, read_manifest
+from gpu_actions.forensics.item import Scope
+from gpu_actions.forensics.items.metrics import metrics as metrics_evidence
+from gpu_actions.serving.interfaces import UnitError, UnitState
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import data_of, statuses
 
@@ -52,3 +62,69 @@ async def test_the_evidence_of_a_moment_is_taken_once(site_with: MakeSite) -> No
     again = await site.run(plan, run_id="fo-1")
     assert data_of(first, "capture")["bundle"] == data_of(again, "capture")["bundle"]
     assert first.steps[0].artifacts == again.steps[0].artifacts
+
+
+async def test_a_unit_that_fails_costs_its_own_items_and_not_the_bundle(
+    site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = await site_with()
+
+    async def state() -> UnitState:
+        raise UnitError("the unit manager does not answer")
+
+    monkeypatch.setattr(site.host.tp.unit, "state", state)
+    end = await site.run(await site.plan(FORENSICS, budget=6))
+    assert statuses(end) == [("capture", "done")]
+    manifest = read_manifest(end.steps[0].artifacts[0].path)
+    there = {entry.path for entry in manifest.entries}
+    assert {"host/versions.json", "router/servers.json", "tp/log.txt", "tp/metrics_1.txt"} <= there
+    missing = {entry.path: entry.reason for entry in manifest.missing}
+    assert "the unit manager does not answer" in missing["tp/unit.json"]
+    assert "the unit manager does not answer" in missing["tp/processes.txt"]
+
+
+async def test_a_unit_that_never_answers_leaves_the_bundle_within_its_budget(
+    site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = await site_with(up=False)
+
+    async def state() -> UnitState:
+        await asyncio.sleep(60)
+        raise AssertionError("cancelled before")
+
+    monkeypatch.setattr(site.host.tp.unit, "state", state)
+    began = time.monotonic()
+    end = await site.run(await site.plan(FORENSICS, budget=3))
+    assert time.monotonic() - began < 10
+    assert statuses(end) == [("capture", "done")]
+    assert any(line.startswith("tp/unit.json: ") for line in data_of(end, "capture")["missing"])
+
+
+async def test_the_whole_metrics_page_is_kept_and_a_longer_one_is_called_truncated(
+    site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = await site_with(up=False)
+    page = "".join(f"vllm:padding_{number} {number}\n" for number in range(200_000))
+
+    async def metrics(request: web.Request) -> web.Response:
+        return web.Response(text=page[: int(request.app["size"])])
+
+    for size, truncated in ((175_000, False), (3_000_000, True)):
+        app = web.Application()
+        app["size"] = size
+        app.router.add_get("/metrics", metrics)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", urlsplit(site.host.tp.engine.url).port).start()
+        scope = Scope(host=site.host, budget_s=20, gap_s=0, tier=site.host.tp)
+        item = metrics_evidence.items(scope)[0]
+        made = await make_bundle(
+            [item], path=site.folder / "b.tar.gz", host="h", run_id="r", budget_s=20, report=lambda *_: None
+        )
+        (entry,) = made.manifest.entries
+        assert entry.truncated == truncated
+        assert bool(entry.note) == truncated
+        assert entry.size_bytes > 170_000
+        if truncated:
+            assert "2,048 KiB" in entry.note
+        await runner.cleanup()

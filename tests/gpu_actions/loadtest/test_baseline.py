@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy
 import pytest
 
+from gpu_actions.loadtest.assemble import workload_of
 from gpu_actions.loadtest.baseline import (
     PUBLISHED,
     Baseline,
@@ -33,7 +34,6 @@ from gpu_actions.loadtest.result import (
     Times,
     Warmup,
 )
-from gpu_actions.loadtest.assemble import workload_of
 from gpu_actions.loadtest.schedule import make_schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.statistics import describe, thin_out

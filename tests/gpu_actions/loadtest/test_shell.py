@@ -15,8 +15,8 @@ from PIL import Image
 
 from gpu_actions.loadtest.child import run_in_child
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
-from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.loadtest.schema import schema_text
+from gpu_actions.loadtest.target import LoadTestRefused
 from tests.gpu_actions.loadtest.conftest import StartServer, Truth
 
 REPOSITORY = Path(__file__).parents[3]

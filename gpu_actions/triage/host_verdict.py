@@ -1,7 +1,4 @@
-"""Triage of a host as the actions here need it: a snapshot taken now, and its verdict.
-
-The fallback's capture saves both; the restore asks whether the host is healthy.
-"""
+"""A snapshot of a host taken now, with its verdict, for actions that need triage as one of their steps."""
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host
@@ -14,21 +11,21 @@ from gpu_actions.triage.judge import judge
 
 
 def baseline_of(host: Host) -> TriageBaseline:
-    """What the host measured on a good day; a broken file counts as none here (`/triage` names it)."""
+    """Return what the host measured on a good day. A broken file counts as none here; `/triage` names it."""
     try:
         return load_baseline(None if host.triage_baseline is None else str(host.triage_baseline))
     except ValueError:
         return TriageBaseline()
 
 
-async def look(
+async def judge_host(
     host: Host,
     *,
     window_s: float | None = None,
     deep: bool = False,
     thresholds: TriageThresholds | None = None,
 ) -> tuple[Snapshot, Verdict]:
-    """Take a snapshot of the host and its tp tier (where that is meant to run), and judge it."""
+    """Take a snapshot of the host and of its tp tier (where that is meant to run), and judge it."""
     limits = thresholds or host.thresholds
     target = await target_of_host(host, tier="tp")
     snapshot = await collect(target, limits, window_s=window_s, deep=deep)
