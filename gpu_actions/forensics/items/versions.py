@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from gpu_actions.forensics.item import Collected, Scope, evidence
+from gpu_actions.serving.registry import PACKAGES
 
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -17,7 +18,8 @@ async def versions(scope: Scope) -> Collected:
 
 
 def _read() -> dict[str, object]:
-    packages = {one.name: one.version for one in importlib.metadata.distributions()}
+    packages = dict.fromkeys(PACKAGES, "not installed beside gpu-oncall")
+    packages |= {one.name: one.version for one in importlib.metadata.distributions()}
     return {
         "python": platform.python_version(),
         "kernel": platform.release(),
