@@ -1,5 +1,6 @@
 """How each action behaves on a host. The figures are the runbook's: memory under 80 %, 20 s of load at 3 requests/s."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -68,6 +69,10 @@ class RestorePolicy(Frozen):
 class TracePolicy(Frozen):
     """Limits of a trace of the live engine."""
 
+    folder: Path | None = Field(
+        default=None,
+        description="the only folder that trace files are taken from; None = as the engine's process was started",
+    )
     duration_s: float = Field(default=3, gt=0, le=60)
     max_iterations: int = Field(default=200, ge=1, le=10_000)
     max_trace_mib: int = Field(default=64, ge=1, le=1024)

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic_core import to_json
+
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult
 from gpu_actions.loadtest.spec import LoadSpec
-from gpu_actions.loadtest.target import LoadTestRefused, encode_json
+from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.system.processes import child_environment, end_group
 
 STOP_GRACE_S = 15.0
@@ -60,7 +62,7 @@ async def run_in_child(
     assert process.stderr is not None  # noqa: S101
     document = spec.model_dump(mode="json", exclude={"api_key"})
     document["api_key"] = spec.api_key.get_secret_value() if spec.api_key else None
-    process.stdin.write(encode_json(document) + b"\n")
+    process.stdin.write(to_json(document) + b"\n")
     errors = asyncio.create_task(process.stderr.read(65536))
     follower = asyncio.create_task(_follow(process.stdout, progress))
     stopper = asyncio.create_task(_stop_when(stop, process.stdin)) if stop is not None else None

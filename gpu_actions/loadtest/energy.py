@@ -1,9 +1,10 @@
-"""GPU energy over the measured part, through NVML, from a thread that cannot hold up the load or the exit.
+"""GPU energy over the measured part, through NVML, from a thread that cannot delay the load or the exit.
 
-The driver's energy counter is used where it exists (Volta and later); else power samples are integrated. NVML is imported
-only here and only when asked; a host without it gives null figures with the reason.
+The driver's energy counter is used where it exists (Volta and later), else power samples are integrated. A host without
+NVML has null figures with the reason.
 """
 
+import bisect
 import itertools
 import threading
 import time
@@ -16,7 +17,7 @@ JOULES_PER_KWH = 3.6e6
 
 
 class EnergyMeter:
-    """Samples power on a daemon thread; a driver that hangs (a lost GPU) leaves figures missing, not the run stuck."""
+    """Samples power on a daemon thread. A driver that hangs (a lost GPU) leaves figures missing, not the run stuck."""
 
     def __init__(self, uuids: tuple[str, ...] = ()) -> None:
         self.gpus: tuple[GpuFacts, ...] = ()
@@ -30,45 +31,46 @@ class EnergyMeter:
         self._thread = threading.Thread(target=self._work, name="energy", daemon=True)
 
     def start(self, *, wait_s: float = 3.0) -> None:
-        """Start sampling; waits at most `wait_s` for the first answer of the driver."""
+        """Start sampling. Wait at most `wait_s` for the first answer of the driver."""
         self._thread.start()
         if not self._ready.wait(wait_s):
             self.missing = f"the NVIDIA driver did not answer in {wait_s:g} s"
 
     def stop(self) -> None:
-        """Stop sampling; does not wait for a driver that hangs."""
+        """Stop sampling. Does not wait for a driver that hangs."""
         self._stop.set()
         self._thread.join(timeout=2)
 
     def _work(self) -> None:
         try:
             import pynvml
+
+            pynvml.nvmlInit()
         except ImportError:
             self.missing = "nvidia-ml-py is not installed"
-            self._ready.set()
-            return
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
+        except Exception as error:  # noqa: BLE001  (NVMLError, which exists only where the import worked)
             self.missing = f"no NVIDIA driver here ({error})"
-            self._ready.set()
-            return
-        try:
-            handles = self._find(pynvml)
-            if not handles:
-                self.missing = self.missing or "this host has no NVIDIA GPU"
-                return
-            while True:
-                self._sample(pynvml, handles)
-                self._ready.set()
-                if self._stop.wait(SAMPLE_EVERY_S):
-                    self._sample(pynvml, handles)
-                    return
-        except pynvml.NVMLError as error:
-            self.missing = f"NVML failed: {error}"
+        else:
+            try:
+                self._sample_until_stopped(pynvml)
+            except pynvml.NVMLError as error:
+                self.missing = f"NVML failed: {error}"
+            finally:
+                pynvml.nvmlShutdown()
         finally:
             self._ready.set()
-            pynvml.nvmlShutdown()
+
+    def _sample_until_stopped(self, pynvml: Any) -> None:
+        handles = self._find(pynvml)
+        if not handles:
+            self.missing = self.missing or "this host has no NVIDIA GPU"
+            return
+        stopped = False
+        while not stopped:
+            self._sample(pynvml, handles)
+            self._ready.set()
+            stopped = self._stop.wait(SAMPLE_EVERY_S)
+        self._sample(pynvml, handles)
 
     def _find(self, pynvml: Any) -> list[Any]:
         handles, facts = [], []
@@ -77,14 +79,8 @@ class EnergyMeter:
             uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
             if self._wanted and uuid not in self._wanted:
                 continue
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            facts.append(
-                GpuFacts(
-                    uuid=uuid,
-                    name=_text(pynvml.nvmlDeviceGetName(handle)),
-                    memory_mib=int(memory.total) // 2**20,
-                )
-            )
+            name, memory = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
+            facts.append(GpuFacts(uuid=uuid, name=_text(name), memory_mib=int(memory.total) // 2**20))
             handles.append(handle)
         self.gpus = tuple(facts)
         self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
@@ -104,17 +100,15 @@ class EnergyMeter:
         self._counters.append((now, joules))
 
     def over(self, begin: float, end: float, *, output_tokens: int, price_usd_per_kwh: float) -> Energy:
-        """Give the energy between two monotonic times, and what it means for the tokens made in between."""
-        if self.missing is not None:
-            return Energy(missing=self.missing, price_usd_per_kwh=price_usd_per_kwh)
+        """Return the energy between two monotonic times, and per output token made in between."""
         inside = [watts for at, watts in self.samples if begin <= at <= end]
         counters = self._counters if len(self._counters) == len(self.samples) else []
         joules = _difference(counters, begin, end) if counters else _integral(self.samples, begin, end)
-        if joules is None or not inside:
-            return Energy(
-                missing="too few power samples in the measured part", price_usd_per_kwh=price_usd_per_kwh
-            )
+        if self.missing is not None or joules is None or not inside:
+            missing = self.missing or "too few power samples in the measured part"
+            return Energy(missing=missing, price_usd_per_kwh=price_usd_per_kwh)
         per_token = joules / output_tokens if output_tokens else None
+        usd_per_joule = price_usd_per_kwh / JOULES_PER_KWH
         return Energy(
             joules=joules,
             mean_watts=joules / (end - begin),
@@ -123,9 +117,7 @@ class EnergyMeter:
             method="energy counter" if counters else "integrated power samples",
             joules_per_output_token=per_token,
             tokens_per_joule=output_tokens / joules if joules > 0 else None,
-            usd_per_million_output_tokens=None
-            if per_token is None
-            else per_token * 1e6 / JOULES_PER_KWH * price_usd_per_kwh,
+            usd_per_million_output_tokens=None if per_token is None else per_token * 1e6 * usd_per_joule,
             price_usd_per_kwh=price_usd_per_kwh,
         )
 
@@ -135,20 +127,15 @@ def _text(value: str | bytes) -> str:
 
 
 def _interpolate(points: list[tuple[float, float]], at: float) -> float | None:
-    """The value at a time between two samples, by a straight line; a little outside, the nearest sample's."""
+    """Return the value at a time between two samples, by a straight line; just outside of them, the nearest sample's."""
     if not points:
         return None
-    before = after = None
-    for point in points:
-        if point[0] <= at:
-            before = point
-        elif after is None:
-            after = point
-    if before is None or after is None:
-        nearest = before or after
-        return nearest[1] if nearest is not None and abs(nearest[0] - at) <= 2 * SAMPLE_EVERY_S else None
-    share = (at - before[0]) / (after[0] - before[0])
-    return before[1] + share * (after[1] - before[1])
+    after = bisect.bisect_right(points, at, key=lambda point: point[0])
+    if after in (0, len(points)):
+        nearest = points[0 if after == 0 else -1]
+        return nearest[1] if abs(nearest[0] - at) <= 2 * SAMPLE_EVERY_S else None
+    (left_at, left), (right_at, right) = points[after - 1], points[after]
+    return left + (at - left_at) / (right_at - left_at) * (right - left)
 
 
 def _difference(counters: list[tuple[float, float]], begin: float, end: float) -> float | None:

@@ -1,7 +1,7 @@
-"""What is asked of a service before load is put on it: does it serve this model, and how does it count a prompt.
+"""Checks before the load: does the service serve this model, and how does it count a prompt.
 
-One real completion is the proof of service; its usage tells whether the tokenizer counts bytes. A wrong request (model, key,
-TLS) is told apart from a service that is down: the first is the caller's to fix, the second is the test's finding.
+One real completion is the proof of service, and its usage shows whether the tokenizer counts bytes. A wrong request (model,
+key, TLS) is the caller's to fix and raises LoadTestRefused; a service that is down is a finding and raises ServiceDown.
 """
 
 import asyncio
@@ -11,24 +11,26 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
 
+from pydantic_core import from_json, to_json
+
 from gpu_actions.loadtest.generator import Generator
 from gpu_actions.loadtest.outcomes import Outcome
 from gpu_actions.loadtest.prompts import PromptMaker
 from gpu_actions.loadtest.result import EngineFacts
 from gpu_actions.loadtest.schedule import Schedule
 from gpu_actions.loadtest.spec import LoadSpec
-from gpu_actions.loadtest.target import LoadTestRefused, ServiceDown, Target, decode_json, encode_json, fetch
+from gpu_actions.loadtest.target import LoadTestRefused, ServiceDown, Target, fetch
 
 PROBE_BYTES = 64
 PROBE_TOKENS = 2
 PROBE_TIMEOUT_S = 30.0
 MAX_SPECIAL_TOKENS = 2
-"""A tokenizer may add a begin and an end token to what it counts."""
+"""A tokenizer may add a begin and an end token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """What the service answered. probe_tokens and prompt unit come from one completion."""
+    """What the service answered. `probe_tokens` and `unit` come from one completion."""
 
     engine: EngineFacts
     unit: Literal["bytes", "words"]
@@ -37,24 +39,24 @@ class Preflight:
 
 
 def prompt_maker(spec: LoadSpec, unit: Literal["bytes", "words"], *, seed: int | None = None) -> PromptMaker:
-    """Give the maker of a spec's request bodies."""
+    """Return the maker of a spec's request bodies."""
     return PromptMaker(
         model=spec.model,
         api=spec.api,
         unit=unit,
         seed=spec.seed if seed is None else seed,
         ignore_eos=spec.ignore_eos,
-        encode_model=encode_json(spec.model),
+        encode_model=to_json(spec.model),
     )
 
 
 async def preflight(spec: LoadSpec, target: Target) -> Preflight:
-    """Check the service. Raises LoadTestRefused (the request is wrong) or ServiceDown (the service does not serve)."""
+    """Check the service. Raises LoadTestRefused or ServiceDown."""
     warnings: list[str] = []
     models, limit, version = await _models(spec, target, warnings)
     if models and spec.model not in models:
         raise LoadTestRefused(
-            f"model = {spec.model!r}: is not served at {spec.url}; give one of {', '.join(map(repr, models[:5]))}"
+            f"model = {spec.model!r}: is not served at {spec.url}; use one of {', '.join(map(repr, models[:5]))}"
         )
     longest = spec.prompt_len_max + spec.max_new_tokens
     if limit is not None and longest > limit:
@@ -63,11 +65,11 @@ async def preflight(spec: LoadSpec, target: Target) -> Preflight:
             f"that this engine takes; lower one of them"
         )
     prompt_tokens, made = await _probe(spec, target)
-    unit: Literal["bytes", "words"]
-    if spec.prompt_unit == "auto":
-        unit = "bytes" if abs(prompt_tokens - PROBE_BYTES) <= MAX_SPECIAL_TOKENS else "words"
-    else:
+    unit: Literal["bytes", "words"] = "words"
+    if spec.prompt_unit != "auto":
         unit = spec.prompt_unit
+    elif abs(prompt_tokens - PROBE_BYTES) <= MAX_SPECIAL_TOKENS:
+        unit = "bytes"
     engine = EngineFacts(url=spec.url, models=tuple(models), max_model_len=limit, version=version)
     return Preflight(engine=engine, unit=unit, probe_tokens=made, warnings=tuple(warnings))
 
@@ -75,12 +77,12 @@ async def preflight(spec: LoadSpec, target: Target) -> Preflight:
 async def _models(
     spec: LoadSpec, target: Target, warnings: list[str]
 ) -> tuple[list[str], int | None, str | None]:
-    """The models that the service lists, the context limit of ours, and the engine's version where it tells."""
+    """Return the models that the service lists, the context limit of the tested one, and the engine's version."""
     try:
         status, body = await fetch(target, f"{spec.url}/v1/models")
     except ssl.SSLCertVerificationError as error:
         raise LoadTestRefused(
-            f"url = {spec.url}: its certificate is not trusted ({error.verify_message}); give its authority with --tls-ca"
+            f"url = {spec.url}: its certificate is not trusted ({error.verify_message}); name its authority with --tls-ca"
         ) from error
     except ssl.SSLError as error:
         raise LoadTestRefused(
@@ -92,43 +94,34 @@ async def _models(
         raise ServiceDown(f"{spec.url} does not answer ({type(error).__name__}: {error})") from error
     if status in {401, 403}:
         raise LoadTestRefused(
-            f"url = {spec.url}: answers HTTP {status}; give its key in GPU_ONCALL_LOADTEST_API_KEY"
+            f"url = {spec.url}: answers HTTP {status}; set its key in GPU_ONCALL_LOADTEST_API_KEY"
         )
-    if status != 200:
-        warnings.append(
-            f"{spec.url}/v1/models answers HTTP {status}: the model's name could not be checked beforehand"
-        )
-        return [], None, None
-    try:
-        entries = decode_json(body)["data"]
-        models = [str(entry["id"]) for entry in entries]
-        limit = next((entry.get("max_model_len") for entry in entries if entry["id"] == spec.model), None)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        warnings.append(
-            f"{spec.url}/v1/models does not list models: the model's name could not be checked beforehand"
-        )
-        return [], None, None
-    return models, int(limit) if isinstance(limit, int) else None, await _version(spec, target)
+    problem = f"answers HTTP {status}"
+    if status == 200:
+        try:
+            entries = from_json(body)["data"]
+            models = [str(entry["id"]) for entry in entries]
+            limit = next((entry.get("max_model_len") for entry in entries if entry["id"] == spec.model), None)
+            return models, int(limit) if isinstance(limit, int) else None, await _version(spec, target)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            problem = "does not list models"
+    warnings.append(f"{spec.url}/v1/models {problem}: the model's name could not be checked beforehand")
+    return [], None, None
 
 
 async def _version(spec: LoadSpec, target: Target) -> str | None:
     try:
         status, body = await fetch(target, f"{spec.url}/version", timeout_s=2)
-        document = decode_json(body) if status == 200 else None
+        document = from_json(body) if status == 200 else None
     except (OSError, ValueError):
         return None  # most servers have no such page
     return str(document["version"]) if isinstance(document, dict) and "version" in document else None
 
 
 async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
-    """One completion of 2 tokens; gives the prompt tokens and the new tokens that the engine says it counted."""
+    """Ask for a completion of 2 tokens. Return the prompt tokens and the new tokens that the engine counted."""
     tokens = min(PROBE_TOKENS, spec.max_new_tokens)
-    schedule = Schedule(
-        due_s=array("d", [0.0]),
-        prompt_len=array("i", [PROBE_BYTES]),
-        new_tokens=array("i", [tokens]),
-        warmup=0,
-    )
+    schedule = Schedule(array("d", [0.0]), array("i", [PROBE_BYTES]), array("i", [tokens]), warmup=0)
     timeout_s = min(PROBE_TIMEOUT_S, spec.timeout_s)
     probe_spec = spec.model_copy(update={"timeout_s": timeout_s})
     generator = Generator(probe_spec, schedule, range(1), target, prompt_maker(spec, "bytes", seed=0))
@@ -141,4 +134,4 @@ async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
         raise LoadTestRefused(f"url = {spec.url}: TLS failed ({detail})")
     if outcome is Outcome.HTTP_4XX:
         raise LoadTestRefused(f"{spec.url} refuses the request: {detail}; check model, key and lengths")
-    raise ServiceDown(f"{spec.url} gives no completion: {outcome.label} ({detail or 'no detail'})")
+    raise ServiceDown(f"{spec.url} returns no completion: {outcome.label} ({detail or 'no detail'})")

@@ -12,12 +12,14 @@ from dataclasses import fields
 from time import monotonic
 from typing import Literal
 
+from pydantic_core import from_json, to_json
+
 from gpu_actions.loadtest.generator import Counters, Generator, own_rows
 from gpu_actions.loadtest.preflight import prompt_maker
 from gpu_actions.loadtest.records import LogHistogram, Records
 from gpu_actions.loadtest.schedule import Schedule
 from gpu_actions.loadtest.spec import LoadSpec
-from gpu_actions.loadtest.target import Target, decode_json, encode_json
+from gpu_actions.loadtest.target import Target
 from gpu_actions.system.processes import child_environment, end_group
 
 WORKER_READY_TIMEOUT_S = 60
@@ -109,7 +111,7 @@ class WorkerSession(Session):
             )
             self._workers.append(process)
             job = {"spec": document, "unit": self._unit, "worker": number, "workers": self.processes}
-            _stdin(process).write(encode_json(job) + b"\n")
+            _stdin(process).write(to_json(job) + b"\n")
         for process in self._workers:
             async with asyncio.timeout(WORKER_READY_TIMEOUT_S):
                 line = await _stdout(process).readline()
@@ -135,7 +137,7 @@ class WorkerSession(Session):
         """Read a worker's progress lines and, at its end, its record. Raises RuntimeError when it dies early."""
         reader = _stdout(process)
         while line := await reader.readline():
-            message = decode_json(line)
+            message = from_json(line)
             self._parts[number] = Counters(**{**message["counters"], "first_error": {
                 name: (float(at), str(text)) for name, (at, text) in message["counters"]["first_error"].items()
             }})  # fmt: skip

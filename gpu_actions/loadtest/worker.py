@@ -10,12 +10,14 @@ import gc
 import sys
 from dataclasses import asdict
 
+from pydantic_core import from_json, to_json
+
 from gpu_actions.loadtest.generator import Generator, own_rows
 from gpu_actions.loadtest.preflight import prompt_maker
 from gpu_actions.loadtest.schedule import make_schedule
 from gpu_actions.loadtest.session import usage_of_this_process
 from gpu_actions.loadtest.spec import LoadSpec
-from gpu_actions.loadtest.target import decode_json, encode_json, resolve_target
+from gpu_actions.loadtest.target import resolve_target
 
 PROGRESS_EVERY_S = 0.5
 
@@ -32,7 +34,7 @@ async def work() -> None:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=2**20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
-    job = decode_json(await reader.readline())
+    job = from_json(await reader.readline())
     spec = LoadSpec.model_validate(job["spec"])
     schedule = make_schedule(spec)
     target = await resolve_target(spec)
@@ -53,7 +55,7 @@ async def work() -> None:
     run = loop.create_task(generator.run(float(order[1]), stop, drain_s=spec.drain_limit_s))
     while not run.done():
         await asyncio.wait([run], timeout=PROGRESS_EVERY_S)
-        out.write(encode_json({"counters": asdict(generator.counters)}) + b"\n")
+        out.write(to_json({"counters": asdict(generator.counters)}) + b"\n")
         out.flush()
     await run
     orders.cancel()
@@ -67,7 +69,7 @@ async def work() -> None:
         "cpu_s": cpu_s,
         "max_rss_mib": rss,
     }
-    out.write(encode_json(final) + b"\n" + raw)
+    out.write(to_json(final) + b"\n" + raw)
     out.flush()
 
 

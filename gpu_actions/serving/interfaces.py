@@ -138,7 +138,10 @@ class Engine(Protocol):
     async def start_profile(self, *, max_iterations: int) -> None: ...
 
     async def stop_profile(self) -> tuple[Path, ...]:
-        """Stop the profiler; gives the trace files that it wrote."""
+        """Stop the profiler and return the trace files that it wrote."""
+
+    def profile_folder(self) -> Path | None:
+        """Return the folder that its process was given for traces, or None if it is not known."""
 
 
 class StillStarting(Protocol):

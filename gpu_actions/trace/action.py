@@ -1,27 +1,31 @@
-"""The trace action: profile the live engine for a few seconds under load, and tabulate what it spent its time on.
+"""The trace action: profile the live engine for a few seconds under load, and tabulate where its time went.
 
-The profiler is always stopped again, also when the step fails or is cut; the engine keeps serving. The trace files are
+The profiler is always stopped again, also when the step fails or is cancelled; the engine keeps serving. The trace files are
 parsed in a child process (see `gpu_actions.trace.__main__`).
 """
 
 import asyncio
 import contextlib
 import json
-import shutil
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
-from gpu_actions.host import Tier
-from gpu_actions.models import Frozen
+from gpu_actions.host import Host, Tier
+from gpu_actions.models import Artifact, Frozen
 from gpu_actions.plan import Plan, Step
 from gpu_actions.serving.interfaces import EngineError
+from gpu_actions.system.contained import FileRefused, copy_contained
 from gpu_actions.system.files import artifact_of, write_atomically
+from gpu_actions.system.listening import listening_process
 from gpu_actions.system.processes import run_process
+from gpu_actions.system.urls import port_of
 from gpu_actions.trace.analysis import TraceSummary, table
 
 ANALYSIS_TIMEOUT_S = 120
@@ -38,9 +42,9 @@ class TraceArguments(Frozen):
     load: bool = Field(default=True, description="send a little load of our own while tracing")
 
 
-async def serving_tier(request_host: "PlanRequest | StepContext") -> Tier | None:
-    """The tier whose unit is active and whose engine is live, the full one first; None when neither is."""
-    for tier in (request_host.host.tp, request_host.host.fallback):
+async def serving_tier(host: Host) -> Tier | None:
+    """Return the tier whose unit is active and whose engine is live, the full one first; None when neither is."""
+    for tier in (host.tp, host.fallback):
         if (await tier.unit.state()).active and await tier.engine.is_live():
             return tier
     return None
@@ -51,7 +55,7 @@ async def plan_trace(request: PlanRequest) -> Plan:
     arguments: TraceArguments = request.arguments
     policy = request.host.config.trace
     if arguments.tier == "auto":
-        tier = await serving_tier(request)
+        tier = await serving_tier(request.host)
         if tier is None:
             raise PlanRefused(["no tier is serving, so there is nothing to trace: see /triage"])
     else:
@@ -95,7 +99,7 @@ async def plan_trace(request: PlanRequest) -> Plan:
 
 
 async def _load(tier: Tier, until: float) -> int:
-    """Keep a few streams busy until the deadline; gives how many requests finished."""
+    """Keep a few streams busy until the deadline. Return how many requests finished."""
     finished = 0
 
     async def stream(number: int) -> None:
@@ -119,66 +123,80 @@ async def profile(context: StepContext) -> StepResult:
     duration_s = float(context.args["duration_s"])
     started = time.time()
     with contextlib.suppress(EngineError):
-        await tier.engine.stop_profile()  # a predecessor that was cut in the middle may have left it on
+        await tier.engine.stop_profile()  # an earlier run that was killed may have left it on
     try:
         await tier.engine.start_profile(max_iterations=int(context.args["max_iterations"]))
     except EngineError as error:
         raise StepFailed(
             f"the profiler did not start: {error}", next_action="start the engine with its profiler"
         ) from error
-    finished = 0
+    busy = (
+        _load(tier, time.monotonic() + duration_s) if context.args["load"] else asyncio.sleep(duration_s, 0)
+    )
+    load = asyncio.create_task(busy)
     files: tuple[Path, ...] = ()
     try:
-        load = asyncio.create_task(
-            _load(tier, time.monotonic() + duration_s)
-            if context.args["load"]
-            else asyncio.sleep(duration_s, 0)
-        )
-        try:
-            for second in range(int(duration_s)):
-                context.report(f"tracing, {second} of {duration_s:g} s", second / duration_s)
-                await asyncio.wait([load], timeout=1)
-            finished = await load
-        finally:
-            load.cancel()
+        for second in range(int(duration_s)):
+            context.report(f"tracing, {second} of {duration_s:g} s", second / duration_s)
+            await asyncio.wait([load], timeout=1)
+        finished = await load
     finally:
+        load.cancel()
         try:
             files = await asyncio.shield(tier.engine.stop_profile())
         except EngineError as error:
             raise StepFailed(
                 f"the profiler did not stop: {error}", next_action="it may still be on: see the engine's log"
             ) from error
-    fresh = [path for path in files if path.is_file() and path.stat().st_mtime >= started - 1]
-    if not fresh or not any(path.stat().st_size for path in fresh):
+    artifacts, refused = await asyncio.to_thread(_take, context, tier, files, started)
+    if not artifacts:
         raise StepFailed(
-            "the engine wrote no trace", next_action="see the engine's log for its profiler's messages"
+            f"no trace was taken: {'; '.join(refused) or 'the engine wrote none'}",
+            next_action="see the engine's log for its profiler's messages, or set trace.folder in the settings",
         )
-    limit = int(context.args["max_trace_mib"]) * 1024**2
-    artifacts, notes = [], []
-    for path in fresh:
-        if path.stat().st_size > limit:
-            notes.append(
-                f"{path.name} is {path.stat().st_size / 1024**2:.0f} MiB, over the limit, and stays at {path}"
-            )
-            continue
-        kept = context.workdir / path.name
-        shutil.copyfile(path, kept)
-        kept.chmod(0o600)
-        artifacts.append(artifact_of(kept, source=f"{tier.engine.kind} profiler of tier {tier.name}"))
-    summary = f"{len(artifacts)} trace file(s)" + (
-        f", {finished} requests of our own meanwhile" if finished else ""
-    )
+    own = f", {finished} requests of our own meanwhile" if finished else ""
     return StepResult(
-        summary="; ".join([summary, *notes]),
-        data={"files": [str(a.path) for a in artifacts], "requests": finished},
-        artifacts=tuple(artifacts),
-        warning=bool(notes),
+        summary="; ".join([f"{len(artifacts)} trace file(s){own}", *refused]),
+        data={"files": [str(artifact.path) for artifact in artifacts], "requests": finished},
+        artifacts=artifacts,
+        warning=bool(refused),
     )
+
+
+def _take(
+    context: StepContext, tier: Tier, files: Sequence[Path], started: float
+) -> tuple[tuple[Artifact, ...], list[str]]:
+    """Copy the engine's fresh traces into the run's folder. Return them and why the others were refused.
+
+    The engine only names files. What it names is taken only from its trace folder, and only if its own process owns it.
+    """
+    folder = context.host.config.trace.folder or tier.engine.profile_folder()
+    if folder is None:
+        return (), ["the engine's trace folder is not known"]
+    process = listening_process(port_of(tier.engine.url))
+    owner_uid = os.geteuid() if process is None else process.uids().effective
+    taken, refused = [], []
+    for path in files:
+        kept = context.workdir / path.name
+        try:
+            copy_contained(
+                path,
+                kept,
+                folder=folder,
+                owner_uid=owner_uid,
+                max_bytes=int(context.args["max_trace_mib"]) * 1024**2,
+                since_s=started - 1,
+            )
+        except FileRefused as error:
+            refused.append(str(error))
+        else:
+            taken.append(artifact_of(kept, source=f"{tier.engine.kind} profiler of tier {tier.name}"))
+    return tuple(taken), refused
 
 
 @step("trace.tabulate")
 async def tabulate(context: StepContext) -> StepResult:
-    """Parse the traces in a child and give the table. Effect: writes trace_summary.json. Verified by its content."""
+    """Parse the traces in a child and show the table. Effect: writes trace_summary.json. Verified by its content."""
     files = [str(path) for path in context.outputs["profile"]["files"]]
     result = await run_process(
         [sys.executable, "-m", "gpu_actions.trace", "--top", str(context.args["top"]), *files],

@@ -233,9 +233,7 @@ class HttpEngine:
             reply, refusal = {}, error
         if named := [Path(path) for path in reply.get("files", ())]:
             return tuple(named)
-        folder = folder_of_listener(port_of(self.url), self._trace_folder)
-        if folder is None and self.default_trace_folder is not None:
-            folder = Path(self.default_trace_folder)
+        folder = self.profile_folder()
         if folder is None:
             raise EngineError(
                 f"the profiler of {self.url} was stopped, but its trace folder is unknown: the engine's process is "
@@ -248,6 +246,13 @@ class HttpEngine:
                 f"no new trace of {self.url} in {folder}: {refusal or 'the profiler was stopped'}"
             )
         return files
+
+    def profile_folder(self) -> Path | None:
+        """Return the folder that its process was given for traces, else its default; None if neither is known."""
+        folder = folder_of_listener(port_of(self.url), self._trace_folder)
+        if folder is None and self.default_trace_folder is not None:
+            return Path(self.default_trace_folder)
+        return folder
 
     def _profile_body(self, max_iterations: int) -> dict[str, Any]:
         return {"max_iterations": max_iterations}

@@ -1,5 +1,8 @@
 """The project's own engine, for drills and tests. It exports vLLM's metric names and names its trace files itself."""
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
 from gpu_actions.serving.engines.base import HttpEngine
 from gpu_actions.serving.engines.vllm import METRIC_NAMES
 
@@ -11,3 +14,8 @@ class ReferenceEngine(HttpEngine):
     metric_names = METRIC_NAMES
     batch_flag = "--max-num-seqs"
     profiler_hint = "start the reference engine with --profiler-dir /path/of/traces"
+
+    @classmethod
+    def trace_folder(cls, argv: Sequence[str], environment: Mapping[str, str]) -> str | None:
+        """Return the folder of `--profiler-dir`."""
+        return dict(pairwise(argv)).get("--profiler-dir")
