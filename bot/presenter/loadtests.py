@@ -109,12 +109,9 @@ def _line(known: "KnownBaseline") -> str:
 
 def _metric(metric: MetricComparison) -> str:
     name = METRIC_NAMES.get(metric.metric, metric.metric)
-    if metric.baseline is None or metric.candidate is None or metric.change is None:
+    if metric.change is None:
         return f":white_circle: *{name}* {one_line(metric.note)}"
-    unit, points = ("%", " points") if metric.metric == "served_percent" else (" ms", " %")
-    span = "" if metric.low is None or metric.high is None else f" [{metric.low:+.1f}, {metric.high:+.1f}]"
-    figures = f"{metric.baseline:.1f} → {metric.candidate:.1f}{unit}, {metric.change:+.1f}{points}{span}"
-    return f"{SIGNS[metric.verdict]} *{name}* {figures}: {metric.verdict.value}"
+    return f"{SIGNS[metric.verdict]} *{name}* {metric.figures()}: {metric.verdict.value}"
 
 
 def _ms(label: str, value: float | None) -> str:

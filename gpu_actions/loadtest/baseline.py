@@ -1,7 +1,7 @@
 """Baselines: at least three passed runs of one workload on one host, kept as JSON files in a folder.
 
-A baseline is recorded by our own load test on a known-good day. The runbook's published figures ship as a reference that is
-marked unverified; it can be shown beside a result but never judges one.
+A baseline is recorded by our own load test on a known-good day. The runbook's published figures ship as an unverified
+reference, which can be shown beside a result but never judges one.
 """
 
 import datetime
@@ -28,7 +28,7 @@ class BaselineError(ValueError):
 
 
 class BaselineRun(Frozen):
-    """What a comparison needs of one run."""
+    """The figures of one run that a comparison needs."""
 
     started_at: str
     measured_s: float
@@ -57,7 +57,7 @@ class Baseline(Frozen):
 
 
 class RunSet(Frozen):
-    """Finished runs to compare with where there is no baseline, a single one at least. Judges only when a person names it."""
+    """Finished runs to compare with where there is no baseline. It judges only when a person names it."""
 
     name: str
     workload: Workload
@@ -79,7 +79,7 @@ class ReferenceFigure(Frozen):
 
 
 class Reference(Frozen):
-    """Figures that somebody published. `verified` is False for all that ship here; they never judge."""
+    """Published figures. `verified` is False for all that ship here; they never judge."""
 
     baseline_version: Literal[1] = BASELINE_VERSION
     kind: Literal["reference"] = "reference"
@@ -91,7 +91,7 @@ class Reference(Frozen):
 
 
 def baseline_run(result: LoadTestResult) -> BaselineRun:
-    """Cut a result down to what comparisons use."""
+    """Reduce a result to the figures that comparisons use."""
     return BaselineRun(
         started_at=result.times.started_at,
         measured_s=result.times.measured_s,
@@ -107,31 +107,40 @@ def baseline_run(result: LoadTestResult) -> BaselineRun:
     )
 
 
+def unusable_state(result: LoadTestResult) -> str:
+    """Return the state and reasons of a run that cannot be compared (void or partial); empty for a usable one."""
+    if result.verdict is not RunVerdict.VOID and not result.partial:
+        return ""
+    return f"{'partial' if result.partial else 'void'}: {'; '.join(result.reasons)}"
+
+
 def run_set(name: str, result: LoadTestResult) -> RunSet:
-    """One run as something to compare another with. Raises BaselineError for a void or partial one."""
-    if result.verdict is RunVerdict.VOID or result.partial:
-        state = "partial" if result.partial else "void"
-        raise BaselineError(f"{name} is {state}: {'; '.join(result.reasons)}; compare with another run")
+    """Return one run as something to compare another with. Raises BaselineError for a void or partial one."""
+    if state := unusable_state(result):
+        raise BaselineError(f"{name} is {state}; compare with another run")
     return RunSet(name=name, workload=result.workload, host=result.host, runs=(baseline_run(result),))
 
 
 def differing_fields(left: Workload, right: Workload) -> list[str]:
-    """Name each field in which two workloads differ, with both values; empty when they agree."""
-    differences = []
-    for field in Workload.model_fields:
-        ours, theirs = getattr(left, field), getattr(right, field)
-        if field != "fingerprint" and ours != theirs:
-            differences.append(f"{field}: {_shown(ours)} against {_shown(theirs)}")
-    return differences
+    """Name each field in which two workloads differ, with both values. Empty when they agree."""
 
+    def shown(value: object) -> str:
+        return "not stated" if value is None else str(value)
 
-def _shown(value: object) -> str:
-    return "not stated" if value is None else str(value)
+    pairs = {name: (getattr(left, name), getattr(right, name)) for name in Workload.model_fields}
+    return [
+        f"{name}: {shown(ours)} against {shown(theirs)}"
+        for name, (ours, theirs) in pairs.items()
+        if name != "fingerprint" and ours != theirs
+    ]
 
 
 def make_baseline(name: str, results: Sequence[LoadTestResult]) -> Baseline:
-    """Make a baseline of finished runs. Raises BaselineError: fewer than 3, not passed, partial, other workload or host, the
-    same run twice."""
+    """Make a baseline of finished runs.
+
+    Raises BaselineError for fewer than 3 runs, the same run twice, one that is partial or did not pass, and for runs of
+    different workloads or hosts.
+    """
     if not _NAME.match(name) or name == PUBLISHED:
         raise BaselineError(
             f"name = {name!r}: use lower-case letters, digits, dots, dashes; for example healthy-tp8"
@@ -166,30 +175,26 @@ def make_baseline(name: str, results: Sequence[LoadTestResult]) -> Baseline:
 
 
 def published() -> Reference:
-    """The runbook's published 8xB200 figures."""
-    text = (
-        resources.files("gpu_actions.loadtest")
-        .joinpath("data", f"{PUBLISHED}.json")
-        .read_text(encoding="utf-8")
-    )
-    return Reference.model_validate_json(text)
+    """Return the runbook's published 8xB200 figures."""
+    file = resources.files("gpu_actions.loadtest").joinpath("data", f"{PUBLISHED}.json")
+    return Reference.model_validate_json(file.read_text(encoding="utf-8"))
 
 
 class BaselineStore:
-    """A folder of baselines: NAME.json each, and current.json that names the one in force for each workload of a host."""
+    """A folder of baselines: a NAME.json each, and current.json with the one in force for each workload of a host."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """The names of what is stored here, and the shipped reference last. Other files of the folder are left alone."""
+        """Return the names of the stored baselines, and the shipped reference last. Other files of the folder are ignored."""
         stored = sorted(
             path.stem for path in self.folder.glob("*.json") if '"baseline_version"' in path.read_text()
         )
         return [*stored, PUBLISHED]
 
     def get(self, name: str) -> Baseline | Reference:
-        """Read one. Raises BaselineError when there is none of that name or its file is not readable."""
+        """Read a baseline. Raises BaselineError when there is none of that name or its file cannot be read."""
         if name == PUBLISHED:
             return published()
         path = self.folder / f"{name}.json"
@@ -203,12 +208,14 @@ class BaselineStore:
             ) from error
 
     def save(self, baseline: Baseline, *, replace: bool = False) -> Path:
-        """Store a baseline; the first of its workload and host becomes the current one. Raises BaselineError when the name
-        is taken and `replace` is not set."""
+        """Store a baseline. The first of its workload and host is put in force.
+
+        Raises BaselineError when the name is taken and `replace` is not set.
+        """
         path = self.folder / f"{baseline.name}.json"
         if path.exists() and not replace:
             raise BaselineError(
-                f"there is a baseline {baseline.name!r} already; choose another name, or say --replace"
+                f"there is a baseline {baseline.name!r} already; choose another name, or use --replace"
             )
         write_atomically(path, baseline.model_dump_json(indent=1))
         if _key(baseline.host.hostname, baseline.workload) not in self._current():
@@ -216,7 +223,7 @@ class BaselineStore:
         return path
 
     def set_current(self, name: str) -> None:
-        """Make a measured baseline the one in force for its workload and host. Raises BaselineError for a reference."""
+        """Put a measured baseline in force for its workload and host. Raises BaselineError for a reference."""
         baseline = self.get(name)
         if isinstance(baseline, Reference):
             raise BaselineError(
@@ -229,11 +236,11 @@ class BaselineStore:
         )
 
     def current_for(self, result: LoadTestResult) -> Baseline | None:
-        """The baseline in force for a result's host and workload, None when there is none."""
+        """Return the baseline in force for a result's host and workload, or None."""
         return self.current(result.host.hostname, result.workload)
 
     def current(self, hostname: str, workload: Workload) -> Baseline | None:
-        """The baseline in force for a host and a workload, None when there is none."""
+        """Return the baseline in force for a host and a workload, or None."""
         name = self._current().get(_key(hostname, workload))
         if name is None:
             return None
@@ -241,7 +248,7 @@ class BaselineStore:
         return found if isinstance(found, Baseline) else None
 
     def is_current(self, name: str) -> bool:
-        """Whether a baseline is in force for some workload."""
+        """Return True if a baseline is in force for any workload."""
         return name in self._current().values()
 
     def _current(self) -> dict[str, str]:

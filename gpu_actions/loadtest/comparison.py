@@ -1,4 +1,4 @@
-"""Is a run as good as the baseline? A verdict by metric with a 95 % interval, never a bare percentage.
+"""Compare a run with a baseline: a verdict per metric with a 95 % interval, never a bare percentage.
 
 Latency: bootstrap of the relative change over the requests of each run, with the spread between the baseline's runs added on
 both sides, so that a run is not called worse for what runs of one healthy service differ by anyway. Served share: Newcombe's
@@ -19,6 +19,7 @@ from gpu_actions.loadtest.baseline import (
     RunSet,
     baseline_run,
     differing_fields,
+    unusable_state,
 )
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
 from gpu_actions.loadtest.statistics import wilson_interval
@@ -28,10 +29,11 @@ BOOTSTRAP_DRAWS = 1000
 SAMPLING_DRAWS = 100
 BOOTSTRAP_SEED = 20
 TOLERANCE_PERCENT = 10.0
-"""A change that nobody would act on; the runbook acts on a sustained 30 %."""
+"""A smaller change needs no action; the runbook acts on a sustained 30 %."""
 FLOOR_MS = 2.0
-"""What the load test itself can tell apart; a smaller change of a latency is no change."""
+"""The resolution of the load test itself: a smaller change of a latency is no change."""
 SERVED_TOLERANCE_POINTS = 1.0
+SERVED = "served_percent"
 LATENCIES = (
     ("ttft_p50", "ttft_ms", 0.50, True),
     ("ttft_p99", "ttft_ms", 0.99, False),
@@ -39,11 +41,11 @@ LATENCIES = (
     ("e2e_p50", "e2e_ms", 0.50, True),
     ("e2e_p99", "e2e_ms", 0.99, False),
 )
-"""Name, sample, quantile, and whether an inconclusive answer holds the whole verdict back: tails rarely have the samples."""
+"""Name, sample, quantile, and whether an inconclusive answer is decisive: tails rarely have enough samples."""
 
 
 class Change(StrEnum):
-    """What a metric, or the whole comparison, says."""
+    """The verdict on a metric, or on the whole comparison."""
 
     MATCHES = "matches"
     IMPROVED = "improved"
@@ -68,9 +70,19 @@ class MetricComparison(Frozen):
     verdict: Change
     note: str = ""
 
+    def figures(self) -> str:
+        """Return both values, the change and its interval: `100.0 → 135.0 ms, +35.0 % [+20.1, +50.2]`."""
+        if self.baseline is None or self.candidate is None or self.change is None:
+            return self.note
+        unit, change_unit = ("%", "points") if self.metric == SERVED else (" ms", "%")
+        text = f"{self.baseline:.1f} → {self.candidate:.1f}{unit}, {self.change:+.1f} {change_unit}"
+        return (
+            text if self.low is None or self.high is None else f"{text} [{self.low:+.1f}, {self.high:+.1f}]"
+        )
+
 
 class Comparison(Frozen):
-    """The outcome of a comparison; `reasons` are full sentences for a person."""
+    """The outcome of a comparison. `reasons` are for people."""
 
     verdict: Change
     baseline_name: str
@@ -79,7 +91,7 @@ class Comparison(Frozen):
 
     @property
     def passes_gate(self) -> bool:
-        """Whether a restore may go on by itself: nothing regressed, nothing decisive is open."""
+        """True if a restore may go on by itself: nothing regressed, and nothing decisive is inconclusive."""
         return self.verdict in {Change.MATCHES, Change.IMPROVED}
 
     @property
@@ -94,60 +106,57 @@ def compare(
     *,
     tolerance_percent: float = TOLERANCE_PERCENT,
 ) -> Comparison:
-    """Compare one run or several with a baseline. Pure. Refuses (with the reason) rather than compare unlike things.
+    """Compare one run or several with a baseline. Pure. Unlike things are refused with the reason, not compared.
 
-    A metric regressed when its whole interval is on the bad side of 0 and the change is above the tolerance and the floor; it
-    matches when the interval ends below the tolerance; in between it is inconclusive.
+    A metric regressed when its whole interval is on the bad side of 0 and the change is above the tolerance and the floor. It
+    matches when the interval ends below the tolerance. In between it is inconclusive.
     """
     results = [candidate] if isinstance(candidate, LoadTestResult) else list(candidate)
-    if refusals := _refusals(results, baseline):
-        return Comparison(verdict=Change.REFUSED, baseline_name=baseline.name, reasons=tuple(refusals))
-    assert not isinstance(baseline, Reference)  # noqa: S101  (it was refused)
+    if isinstance(baseline, Reference):
+        refusals = [
+            f"{baseline.name} is an unverified reference and never the judge; record a baseline of this host"
+        ]
+    elif not (refusals := _refusals(results, baseline)):
+        return _compare(results, baseline, tolerance_percent)
+    return Comparison(verdict=Change.REFUSED, baseline_name=baseline.name, reasons=tuple(refusals))
+
+
+def _compare(results: list[LoadTestResult], baseline: Baseline | RunSet, tolerance: float) -> Comparison:
     runs = [baseline_run(result) for result in results]
     metrics = [_served(runs, baseline.runs)]
-    metrics += [
-        _latency(name, sample, quantile, decisive, runs, baseline.runs, tolerance_percent)
-        for name, sample, quantile, decisive in LATENCIES
-    ]
-    regressed = [metric for metric in metrics if metric.verdict is Change.REGRESSED]
-    open_ones = [metric for metric in metrics if metric.verdict is Change.INCONCLUSIVE]
-    improved = [metric for metric in metrics if metric.verdict is Change.IMPROVED]
-    if regressed:
-        verdict = Change.REGRESSED
-    elif any(metric.decisive for metric in open_ones):
-        verdict = Change.INCONCLUSIVE
-    else:
-        verdict = Change.IMPROVED if improved else Change.MATCHES
-    reasons = [_sentence(metric) for metric in (*regressed, *open_ones, *improved)]
+    metrics += [_latency(*latency, runs, baseline.runs, tolerance) for latency in LATENCIES]
+    regressed, inconclusive, improved = (
+        [metric for metric in metrics if metric.verdict is verdict]
+        for verdict in (Change.REGRESSED, Change.INCONCLUSIVE, Change.IMPROVED)
+    )
     failed = [result for result in results if result.verdict is RunVerdict.FAILED]
-    if failed and verdict is not Change.REGRESSED:
+    verdict = Change.IMPROVED if improved else Change.MATCHES
+    if regressed or failed:
         verdict = Change.REGRESSED
+    elif any(metric.decisive for metric in inconclusive):
+        verdict = Change.INCONCLUSIVE
+    reasons = [
+        f"{metric.metric} {metric.verdict.value}: {metric.figures()}"
+        for metric in (*regressed, *inconclusive, *improved)
+    ]
     reasons += [f"the run failed its own limits: {'; '.join(result.reasons)}" for result in failed]
     reasons = reasons or ["every metric is within the tolerance"]
     if len(baseline.runs) == 1:
         reasons.append(
-            f"{baseline.name} is a single run: the intervals do not hold how far runs of one healthy service lie apart"
+            f"{baseline.name} is a single run: the intervals leave out how much runs of one healthy service differ"
         )
     return Comparison(
-        verdict=verdict,
-        baseline_name=baseline.name,
-        reasons=tuple(reasons),
-        metrics=tuple(metrics),
+        verdict=verdict, baseline_name=baseline.name, reasons=tuple(reasons), metrics=tuple(metrics)
     )
 
 
-def _refusals(results: Sequence[LoadTestResult], baseline: Baseline | RunSet | Reference) -> list[str]:
-    if isinstance(baseline, Reference):
-        return [
-            f"{baseline.name} is an unverified reference and never the judge; record a baseline of this host"
-        ]
+def _refusals(results: Sequence[LoadTestResult], baseline: Baseline | RunSet) -> list[str]:
     if not results:
         return ["there is no run to compare"]
     refusals = []
     for result in results:
-        if result.verdict is RunVerdict.VOID or result.partial:
-            state = "partial" if result.partial else "void"
-            refusals.append(f"the run of {result.times.started_at} is {state}: {'; '.join(result.reasons)}")
+        if state := unusable_state(result):
+            refusals.append(f"the run of {result.times.started_at} is {state}")
         if differences := differing_fields(result.workload, baseline.workload):
             refusals.append(f"the workloads differ: {'; '.join(differences)}")
         if result.host.hostname != baseline.host.hostname:
@@ -170,13 +179,11 @@ def _served(runs: Sequence[BaselineRun], baseline: Sequence[BaselineRun]) -> Met
     elif lower > 0 and points > SERVED_TOLERANCE_POINTS:
         verdict = Change.IMPROVED
     elif points >= -SERVED_TOLERANCE_POINTS:
-        verdict = (
-            Change.MATCHES
-        )  # a small sample cannot exclude one lost request in a hundred; none was lost in it
+        verdict = Change.MATCHES  # a small sample cannot exclude a loss of 1 %, but it lost none
     else:
         verdict = Change.INCONCLUSIVE
     return MetricComparison(
-        metric="served_percent", unit="percentage points", baseline=100 * base_share, candidate=100 * share, change=points,
+        metric=SERVED, unit="percentage points", baseline=100 * base_share, candidate=100 * share, change=points,
         low=lower, high=upper, decisive=True, verdict=verdict, note="Newcombe interval",
     )  # fmt: skip
 
@@ -234,15 +241,15 @@ def _pooled(samples: Sequence[Any], quantile: float) -> float:
 
 
 def _draw(generator: Any, samples: Sequence[Any], quantile: float) -> float:
-    """One bootstrap draw: requests with replacement within each run."""
+    """Draw once for the bootstrap: requests with replacement within each run."""
     return _pooled([values[generator.integers(0, len(values), len(values))] for values in samples], quantile)
 
 
 def _run_effects(generator: Any, runs: Sequence[Any], quantile: float) -> Any:
-    """How far runs of one service lie apart, as logarithms of their ratio to the mean, less what sampling alone explains.
+    """Return how far runs of one service differ, as logarithms of their ratio to the mean, less what sampling explains.
 
-    The variance between runs holds that of the requests within them; the effects are shrunk by that share, to 0 when the runs
-    differ no more than samples do.
+    The variance between runs includes that of the requests within them. The effects are shrunk by that share, to 0 when the
+    runs differ no more than samples do.
     """
     import numpy
 
@@ -258,29 +265,18 @@ def _run_effects(generator: Any, runs: Sequence[Any], quantile: float) -> Any:
     return effects * math.sqrt(max(0.0, 1 - within / between)) if between > 0 else effects
 
 
-def _sentence(metric: MetricComparison) -> str:
-    unit = " points" if metric.metric == "served_percent" else " %"
-    figures = (
-        ""
-        if metric.baseline is None or metric.candidate is None
-        else f" {metric.baseline:.1f} -> {metric.candidate:.1f}"
-    )
-    span = "" if metric.low is None or metric.high is None else f" [{metric.low:+.1f}, {metric.high:+.1f}]"
-    return f"{metric.metric} {metric.verdict.value}:{figures}, {metric.change:+.1f}{unit}{span}"
-
-
 def comparison_text(comparison: Comparison) -> str:
-    """Lines for a terminal or a thread: the verdict, the reasons, a row a metric."""
+    """Return the verdict, the reasons and a row per metric, for a terminal or a thread."""
     lines = [f"{comparison.verdict.value.upper()} against {comparison.baseline_name}", *comparison.reasons]
     if comparison.metrics:
         lines.append(
             f"{'metric':<15}{'baseline':>10}{'this run':>10}{'change':>9}  95 % interval     verdict"
         )
     for metric in comparison.metrics:
-        if metric.baseline is None or metric.candidate is None or metric.change is None:
+        if metric.baseline is None or metric.candidate is None:
             lines.append(f"{metric.metric:<15}{metric.note}")
             continue
-        span = "" if metric.low is None or metric.high is None else f"{metric.low:+.1f} .. {metric.high:+.1f}"
+        span = "" if metric.low is None else f"{metric.low:+.1f} .. {metric.high:+.1f}"
         row = f"{metric.metric:<15}{metric.baseline:>10.1f}{metric.candidate:>10.1f}{metric.change:>+9.1f}"
         lines.append(f"{row}  {span:<17} {metric.verdict.value}")
     return "\n".join(lines) + "\n"
