@@ -11,7 +11,7 @@ def documents() -> dict[str, Callable[[], str]]:
     from bot.settings.model import SlackSettings
     from bot.settings.reference import settings_markdown
     from bot.slack.manifest import render
-    from gpu_actions.loadtest.schema import schema_text
+    from gpu_actions.loadtest.result import schema_text
     from gpu_actions.triage.document import rules_markdown
     from handlers import SLASH_COMMANDS
 

@@ -1,6 +1,6 @@
-"""The forensics action: save the evidence of a host, with more time than an incident's first seconds allow.
+"""The forensics action: save the evidence of a host, with more time than the first seconds of an incident allow.
 
-`nvidia-bug-report.sh --safe-mode` takes minutes and is an option for after the traffic is safe.
+`nvidia-bug-report.sh --safe-mode` takes minutes. It is an option for when the traffic is safe.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from gpu_actions.system.processes import child_environment, run_process
 
 BUG_REPORT = "nvidia-bug-report.sh"
 BUG_REPORT_TIMEOUT_S = 600.0
-"""NVIDIA's own script can hang on a sick driver; ten minutes is what a healthy 8-GPU host needs at most."""
+"""NVIDIA's script can hang on a broken driver. A healthy 8-GPU host needs ten minutes at most."""
 
 
 class ForensicsArguments(Frozen):
@@ -34,7 +34,7 @@ class ForensicsArguments(Frozen):
 
 
 async def plan_forensics(request: PlanRequest) -> Plan:
-    """Plan a capture. Refused when the bug report is asked for and its script is not there."""
+    """Plan a capture. Refused when a bug report is requested and its script is not installed."""
     arguments: ForensicsArguments = request.arguments
     if arguments.bug_report and shutil.which(BUG_REPORT) is None:
         raise PlanRefused([f"{BUG_REPORT} is not installed on {request.host.name}: leave bug_report out"])
@@ -63,13 +63,15 @@ async def plan_forensics(request: PlanRequest) -> Plan:
 
 @contextmanager
 def only_one(path: Path) -> Iterator[None]:
-    """Hold a lock on the host: two bug reports at once disturb each other. Raises StepFailed when one is under way."""
+    """Hold a lock on the host, because two bug reports at once disturb each other. Raises StepFailed if it is taken."""
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StepFailed("another bug report runs on this host", next_action="wait for its end") from None
+            raise StepFailed(
+                "another bug report is running on this host", next_action="wait until it ends"
+            ) from None
         yield
     finally:
         os.close(descriptor)
@@ -77,10 +79,10 @@ def only_one(path: Path) -> Iterator[None]:
 
 @step("forensics.bug_report")
 async def bug_report(context: StepContext) -> StepResult:
-    """Effect: a file in the run's folder. Verified: it is there and not empty."""
+    """Effect: a file in the run's folder. Verified: it exists and is not empty."""
     output = context.workdir / "nvidia-bug-report"
     with only_one(context.host.state_dir / ".bug_report.lock"):
-        telling = asyncio.create_task(_tell(context))
+        progress = asyncio.create_task(_show_progress(context))
         try:
             result = await run_process(
                 [BUG_REPORT, "--safe-mode", "--output-file", str(output)],
@@ -89,7 +91,7 @@ async def bug_report(context: StepContext) -> StepResult:
                 cwd=context.workdir,
             )
         finally:
-            telling.cancel()
+            progress.cancel()
     files = [
         path
         for path in (output, Path(f"{output}.log"), Path(f"{output}.log.gz"), Path(f"{output}.gz"))
@@ -97,7 +99,7 @@ async def bug_report(context: StepContext) -> StepResult:
     ]
     if not files or not files[-1].stat().st_size:
         raise StepFailed(
-            f"{BUG_REPORT} wrote nothing: {'it was cut at its deadline' if result.timed_out else result.stderr[-300:]}",
+            f"{BUG_REPORT} wrote nothing: {'it was stopped at its deadline' if result.timed_out else result.stderr[-300:]}",
             next_action="run it by hand as root",
         )
     files[-1].chmod(0o600)
@@ -107,10 +109,10 @@ async def bug_report(context: StepContext) -> StepResult:
     )
 
 
-async def _tell(context: StepContext) -> None:
+async def _show_progress(context: StepContext) -> None:
     seconds = 0
     while True:
-        context.report(f"{BUG_REPORT} runs, {seconds} s", min(0.95, seconds / BUG_REPORT_TIMEOUT_S))
+        context.report(f"{BUG_REPORT} is running, {seconds} s", min(0.95, seconds / BUG_REPORT_TIMEOUT_S))
         await asyncio.sleep(5)
         seconds += 5
 

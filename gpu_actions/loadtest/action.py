@@ -1,6 +1,6 @@
-"""The load test action: load through the router (or on one tier), compared with the baseline in force, or recorded as one.
+"""The load test action: load through the router (or on one tier), compared with the baseline in force or recorded as one.
 
-The load comes from a child process (`child.run_in_child`); a `stop` from people drains it and keeps what was measured.
+The load comes from a child process (`child.run_in_child`). A `stop` drains it and keeps what was measured.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from gpu_actions.system.files import artifact_of, write_atomically
 BASELINE_RUNS = 3
 ASK_EVERY_S = 0.5
 OVERHEAD_S = 120.0
-"""Beside the load and its drain: start-up of the child, preflight, figures, picture."""
+"""Time beside the load and its drain: start of the child, preflight, figures, picture."""
 
 
 class LoadTestArguments(Frozen):
-    """Options of `/loadtest start`. Left out, the host's own load policy holds."""
+    """Options of `/loadtest start`. An option that is left out comes from the host's load policy."""
 
     qps: float | None = Field(default=None, gt=0, le=100_000, description="requests a second")
     duration: float | None = Field(default=None, gt=0, le=86_400, description="seconds")
@@ -51,7 +51,7 @@ class LoadTestArguments(Frozen):
 
 
 async def tier_in_service(host: Host) -> TierName | None:
-    """The tier that the router sends requests to, the full one first; None when it sends to neither."""
+    """Return the tier that the router sends requests to, the full one first, or None."""
     for name in ("tp", "fallback"):
         state = await host.router.server(host.tiers[name].config.server)
         if state.weight > 0 and state.admin_state == "ready" and state.operational.startswith("UP"):
@@ -60,7 +60,7 @@ async def tier_in_service(host: Host) -> TierName | None:
 
 
 async def plan_loadtest(request: PlanRequest) -> Plan:
-    """Plan one run, or three for a baseline. Refused when nothing serves, or the figures do not fit together."""
+    """Plan one run, or three for a baseline. Refused when nothing serves or the options contradict each other."""
     arguments: LoadTestArguments = request.arguments
     host = request.host
     if arguments.target == "router":
@@ -88,7 +88,7 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
             title=f"{spec.duration_s:g} s at {spec.target_qps:g} requests/s on {arguments.target}"
             + ("" if runs == 1 else f", run {number} of {runs}"),
             args={
-                # another seed a run: the spread between runs is what a baseline is for
+                # each run has its own seed: the spread between runs is what a baseline is for
                 "spec": spec.model_copy(update={"seed": spec.seed + number - 1}).model_dump(mode="json", exclude={"api_key"}),
                 "tier": name,
                 "enforce": runs > 1,
@@ -160,7 +160,7 @@ def _spec_of(host: Host, name: TierName, url: str, arguments: LoadTestArguments)
 
 
 def _files(folder: Path) -> tuple[Artifact, ...]:
-    """The result's files that are there; the picture is for the thread itself."""
+    """Return the result's files that exist. The picture is shown in the thread itself."""
     titles = {PNG_NAME: "load test", HTML_NAME: "report", JSON_NAME: "figures", TEXT_NAME: "summary"}
     return tuple(
         artifact_of(
@@ -193,19 +193,19 @@ def _progress_text(now: LoadProgress) -> str:
 
 @step("loadtest.run")
 async def run(context: StepContext) -> StepResult:
-    """Effect: load on the service. Verified by the measured figures in load_test.json; a complete result of this run is
+    """Effect: load on the service. Verified by the measured figures in load_test.json. A complete result of this run is
     not measured again. A run that misses its limits is a result, except where a baseline is being recorded."""
     folder = context.workdir / context.step.id
     try:
         result = read_result(folder / JSON_NAME)
     except ValueError:
-        result = None  # none yet, or one that was cut
+        result = None  # none yet, or an incomplete one
     if result is None or result.partial:
         result = await _measured(context, folder)
     given = _given(result, folder)
     if context.args["enforce"] and result.verdict is not RunVerdict.PASSED:
         raise StepFailed(
-            f"no baseline of this: {given.summary}",
+            f"this run cannot become a baseline: {given.summary}",
             next_action="record it on a good day",
             data=given.data,
             artifacts=given.artifacts,
@@ -235,19 +235,19 @@ async def _measured(context: StepContext, folder: Path) -> LoadTestResult:
             f"the load test cannot run: {error}", next_action="correct the options or the host's settings"
         ) from error
     except LoadTestBroken as error:
-        raise StepFailed(str(error), next_action="look at the bot's log; then run it again") from error
+        raise StepFailed(str(error), next_action="see the bot's log, then run it again") from error
     finally:
         listener.cancel()
 
 
 @step("loadtest.compare")
 async def compare_with_baseline(context: StepContext) -> StepResult:
-    """Effect: comparison.json. Verified by the figures of this very run; without a baseline it says how to record one."""
+    """Effect: comparison.json. Verified by the figures of this run. Without a baseline it says how to record one."""
     folder = Path(context.outputs["load"]["folder"])
     try:
         result = read_result(folder / JSON_NAME)
         baseline = BaselineStore(Path(context.args["baselines_dir"])).current_for(result)
-    except ValueError as error:  # BaselineError too
+    except ValueError as error:  # BaselineError is one
         raise StepFailed(f"cannot compare: {error}", next_action="run the load test again") from error
     if baseline is None:
         return StepResult(
@@ -279,7 +279,7 @@ async def record(context: StepContext) -> StepResult:
         raise StepFailed(f"no baseline was recorded: {problem}", next_action="run it again") from error
     if kept != baseline:
         raise StepFailed(
-            f"{path} does not hold what was written", next_action="check the disk of the state folder"
+            f"{path} does not contain what was written", next_action="check the disk of the state folder"
         )
     return StepResult(
         summary=f"recorded {baseline.name} from {len(results)} runs; it judges this workload from now on",

@@ -1,7 +1,7 @@
-"""A load test in a child process of its own, for callers that must stay light (the bot) and may be cancelled.
+"""A load test in a child process, for callers that must stay light (the bot) and may be cancelled.
 
-The child gets its spec on standard input, which stays open as a lifeline: when it closes, the child stops and drains. Its
-progress comes as JSON lines; its result is the file it wrote.
+The child reads its spec on standard input, which stays open as a lifeline: when it closes, the child stops and drains. Its
+progress arrives as JSON lines; its result is the file that it wrote.
 """
 
 import asyncio
@@ -13,18 +13,19 @@ from pathlib import Path
 
 from pydantic_core import to_json
 
-from gpu_actions.loadtest.result import LoadProgress, LoadTestResult
+from gpu_actions.loadtest.report import JSON_NAME
+from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, read_result
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.system.processes import child_environment, end_group
 
 STOP_GRACE_S = 15.0
-"""After a cancel: the drain, the figures and the picture; then the group is killed."""
+"""Time for the drain, the figures and the picture after a cancel, before the group is killed."""
 EXIT_WRONG_USAGE = 2
 
 
 class LoadTestBroken(Exception):
-    """The child ended without a result. The message has its last words."""
+    """The child ended without a result. The message has the end of its standard error."""
 
 
 async def run_in_child(
@@ -35,22 +36,17 @@ async def run_in_child(
     stop: asyncio.Event | None = None,
     stop_grace_s: float = STOP_GRACE_S,
 ) -> LoadTestResult:
-    """Run a load test in a child and give its result; the files lie in `out_dir` (created).
+    """Run a load test in a child and return its result. The files are in `out_dir` (created).
 
-    Setting `stop` stops and drains: the partial result comes back. Cancelling does the same, waits up to `stop_grace_s`, kills
-    what is left and raises CancelledError; a partial result is then in `out_dir`. Raises LoadTestRefused for a wrong request,
-    LoadTestBroken when the child ended without a result.
+    Setting `stop` stops and drains, and the partial result is returned. Cancelling does the same, waits up to `stop_grace_s`,
+    kills what is left and raises CancelledError; a partial result is then in `out_dir`. Raises LoadTestRefused for a wrong
+    request, LoadTestBroken when the child ended without a result.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    result_path = out_dir / "load_test.json"
+    result_path = out_dir / JSON_NAME
     result_path.unlink(missing_ok=True)  # an older run's file must never be read as this one's
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "gpu_actions.loadtest",
-        "--spec-stdin",
-        "--report",
-        str(out_dir),
+        *(sys.executable, "-m", "gpu_actions.loadtest", "--spec-stdin", "--report", str(out_dir)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -60,9 +56,7 @@ async def run_in_child(
     assert process.stdin is not None  # noqa: S101  (PIPE was asked for)
     assert process.stdout is not None  # noqa: S101
     assert process.stderr is not None  # noqa: S101
-    document = spec.model_dump(mode="json", exclude={"api_key"})
-    document["api_key"] = spec.api_key.get_secret_value() if spec.api_key else None
-    process.stdin.write(to_json(document) + b"\n")
+    process.stdin.write(to_json(spec.dump_with_key()) + b"\n")
     errors = asyncio.create_task(process.stderr.read(65536))
     follower = asyncio.create_task(_follow(process.stdout, progress))
     stopper = asyncio.create_task(_stop_when(stop, process.stdin)) if stop is not None else None
@@ -70,7 +64,8 @@ async def run_in_child(
         await process.wait()
         await follower
     except asyncio.CancelledError:
-        _signal(process, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(process.wait()), stop_grace_s)
         raise
@@ -85,8 +80,8 @@ async def run_in_child(
     if process.returncode == EXIT_WRONG_USAGE:
         raise LoadTestRefused(words.splitlines()[-1] if words else "the load test refused its arguments")
     try:
-        return LoadTestResult.model_validate_json(result_path.read_bytes())
-    except (OSError, ValueError) as error:
+        return read_result(result_path)
+    except ValueError as error:
         raise LoadTestBroken(
             f"the load test ended with exit code {process.returncode} and no result: {words[-400:] or error}"
         ) from error
@@ -102,8 +97,3 @@ async def _stop_when(stop: asyncio.Event, lifeline: asyncio.StreamWriter) -> Non
     """Stop by closing the lifeline: a signal to a child that has no handler yet would end it without a result."""
     await stop.wait()
     lifeline.close()
-
-
-def _signal(process: asyncio.subprocess.Process, signum: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signum)

@@ -1,7 +1,7 @@
-"""One keep-alive HTTP/1.1 connection of the generator: writes a request, reads the event stream, judges the answer.
+"""One keep-alive HTTP/1.1 connection of the generator: it writes a request, reads the event stream and judges the answer.
 
-A protocol on the event loop, without a task or a stream object per request: this is what keeps a request at some tens of
-microseconds a chunk and a connection at a few kilobytes (figures: `benchmarks/loadtest_clients.py`, `loadtest_memory.py`).
+It is a protocol on the event loop, without a task or a stream object per request. This keeps a chunk at some tens of
+microseconds and a connection at a few kilobytes (measured by `benchmarks/loadtest_clients.py` and `loadtest_memory.py`).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ IDLE = -1
 
 
 class Owner(Protocol):
-    """What a connection tells its generator."""
+    """The generator that a connection reports to."""
 
     ignore_eos: bool
     require_usage: bool
@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         self.written_at = self.heard_at = monotonic()
 
     def abandon(self) -> None:
-        """Close at once, whatever runs on it; nothing is reported any more."""
+        """Close at once without reporting anything."""
         self.row = IDLE
         self.open = False
         if self.transport is not None:
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = monotonic()
-        if self.row == IDLE:  # bytes that nobody asked for: the connection cannot be trusted
+        if self.row == IDLE:  # bytes without a request: the connection cannot be trusted
             self.abandon()
             return
         self.heard_at = now
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             return False
         status = int(parts[1])
         if 100 <= status < 200:
-            return True  # interim answer: the real head follows
+            return True  # interim answer: the final head follows
         self.status = status
         self._keep = parts[0] != b"HTTP/1.0"
         for line in lines[1:]:
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
         self._pending = data[position:]
 
     def _read_plain(self, data: bytes, now: float) -> None:
-        """A body by Content-Length, or up to the end of the connection."""
+        """Read a body with a Content-Length, or up to the end of the connection."""
         self._read_body(data, now)
         if self._length is not None:
             self._length -= len(data)
@@ -261,27 +261,21 @@ class Connection(asyncio.Protocol):
         self._end(outcome, detail, self.done_at or now)
 
     def judge(self) -> tuple[Outcome, str]:
-        """Say what the answer is worth, now that it is complete. Gives the class and its detail."""
+        """Judge the complete answer. Return its class and the detail."""
         if self.status != 200:
             detail = f"HTTP {self.status} {_body_text(self._body)}".strip()
-            match self.status:
-                case 429:
-                    return Outcome.HTTP_429, detail
-                case 503:
-                    return Outcome.HTTP_503, detail
-                case code if code >= 500:
-                    return Outcome.HTTP_5XX, detail
-                case _:
-                    return Outcome.HTTP_4XX, detail
+            by_status = {429: Outcome.HTTP_429, 503: Outcome.HTTP_503}
+            by_class = Outcome.HTTP_5XX if self.status >= 500 else Outcome.HTTP_4XX
+            return by_status.get(self.status, by_class), detail
         if not self._streaming:
             return Outcome.BAD_RESPONSE, f"not an event stream: {_printable(self._body)}"
         if self.error_text is not None:
             return Outcome.ERROR_EVENT, self.error_text
-        if self.finish_reason is None and not self.done_at:
-            return Outcome.CUT_STREAM, f"ended after {self.chunks} chunks"
         if not self.done_at:
-            return Outcome.MISSING_DONE, f"ended after {self.chunks} chunks"
-        if self.finish_reason is None or self.finish_reason not in self._allowed_reasons():
+            outcome = Outcome.CUT_STREAM if self.finish_reason is None else Outcome.MISSING_DONE
+            return outcome, f"ended after {self.chunks} chunks"
+        allowed = ("length",) if self._owner.ignore_eos else ("length", "stop")
+        if self.finish_reason not in allowed:
             return Outcome.WRONG_FINISH_REASON, f"finish_reason {self.finish_reason!r}"
         if self.usage_tokens < 0 and self._owner.require_usage:
             return Outcome.MISSING_USAGE, f"{self.chunks} chunks, no usage"
@@ -291,38 +285,28 @@ class Connection(asyncio.Protocol):
             return self._judge_counts()
         return Outcome.OK, ""
 
-    def _allowed_reasons(self) -> tuple[str, ...]:
-        return ("length",) if self._owner.ignore_eos else ("length", "stop")
-
     def _judge_counts(self) -> tuple[Outcome, str]:
-        asked, said = self.asked_tokens, self.usage_tokens
-        fits = said == asked or (self.finish_reason == "stop" and 0 < said <= asked)
+        asked, counted = self.asked_tokens, self.usage_tokens
+        fits = counted == asked or (self.finish_reason == "stop" and 0 < counted <= asked)
         if not fits:
-            return Outcome.WRONG_TOKEN_COUNT, f"asked {asked} tokens, usage says {said}"
-        if self.chunks > said:
-            return Outcome.WRONG_TOKEN_COUNT, f"usage says {said} tokens, {self.chunks} chunks had text"
+            return Outcome.WRONG_TOKEN_COUNT, f"asked {asked} tokens, usage says {counted}"
+        if self.chunks > counted:
+            return Outcome.WRONG_TOKEN_COUNT, f"usage says {counted} tokens, {self.chunks} chunks had text"
         return Outcome.OK, ""
 
     def _ended_by_close(self, exc: Exception | None) -> None:
         now = monotonic()
-        if self._head_read and self._length is None and not self._chunked:
-            self._keep = False
-            self._body_ended(now)  # a body that ends with its connection; the judge knows if it is whole
-        elif self.done_at:
-            self._body_ended(now)
-        elif self._head_read and self.status == 200:
-            if self.error_text is not None:
-                self._end(Outcome.ERROR_EVENT, self.error_text, now)
-            else:
-                self._end(Outcome.CUT_STREAM, f"the connection closed after {self.chunks} chunks", now)
-        elif self.status:
-            self._body_ended(now)
+        ends_with_connection = self._head_read and self._length is None and not self._chunked
+        if ends_with_connection or self.done_at or self.status not in (0, 200):
+            self._keep = self._keep and not ends_with_connection
+            self._body_ended(now)  # `judge` decides if it is whole
+        elif not self.status:
+            reason = f"{type(exc).__name__}: {exc}" if exc else "closed by the server"
+            self._end(Outcome.CONNECTION_RESET, reason, now)
+        elif self.error_text is not None:
+            self._end(Outcome.ERROR_EVENT, self.error_text, now)
         else:
-            self._end(
-                Outcome.CONNECTION_RESET,
-                f"{type(exc).__name__}: {exc}" if exc else "closed by the server",
-                now,
-            )
+            self._end(Outcome.CUT_STREAM, f"the connection closed after {self.chunks} chunks", now)
 
     def _fail(self, outcome: Outcome, detail: str, now: float) -> None:
         self._keep = False
@@ -348,7 +332,7 @@ def _error_text(error: object) -> str:
 
 
 def _body_text(body: bytes) -> str:
-    """The message inside an error body of the usual shapes, else its beginning."""
+    """Return the message in an error body of a usual shape, else the beginning of the body."""
     try:
         document = from_json(body)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The open loop: sends each request when it is due, whatever became of the others, and watches deadlines.
+"""The open loop: sends each request when it is due, whatever happened to the others, and watches deadlines.
 
-A request never waits for a free slot: without an idle connection a new one is opened. Nothing is dropped or moved; what
-the client itself is late by stands in the record.
+A request never waits for a free slot: without an idle connection a new one is opened. Nothing is dropped or moved, and the
+client's own lateness is in the record.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import Target
 
 MAX_BATCH = 32
-"""Requests sent in one turn of the loop when many are due; reads get their turn in between."""
+"""Requests sent in one turn of the event loop when many are due, so that reads get their turn in between."""
 _CLIENT_ERRNOS = frozenset(
     {11, 23, 24, 99, 105, 12}
 )  # EAGAIN, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS, ENOMEM
@@ -26,7 +26,7 @@ _CLIENT_ERRNOS = frozenset(
 
 @dataclass(slots=True)
 class Counters:
-    """Running totals for progress, for the dead-engine watch and for the cross-check (warm-up included)."""
+    """Running totals, warm-up included, for progress, the watch for a dead engine and the cross-check."""
 
     sent: int = 0
     ok: int = 0
@@ -42,7 +42,7 @@ class Counters:
 
 
 class Generator:
-    """Sends the rows of a schedule that are its own. `start_at` is the monotonic time at which due time 0 lies."""
+    """Sends its own rows of a schedule. `start_at` is the monotonic time of due time 0."""
 
     def __init__(
         self, spec: LoadSpec, schedule: Schedule, rows: range, target: Target, prompts: PromptMaker
@@ -73,7 +73,7 @@ class Generator:
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def run(self, start_at: float, stop: asyncio.Event, *, drain_s: float) -> None:
-        """Send everything that is due, then wait up to `drain_s` for what is in flight; the rest is unfinished.
+        """Send everything that is due, then wait up to `drain_s` for what is in flight. The rest is unfinished.
 
         `stop` ends the sending early and starts the drain. Cancelling ends at once. The records are always complete.
         """
@@ -107,12 +107,7 @@ class Generator:
             for connection in self._idle:
                 connection.abandon()
             self._idle.clear()
-            await asyncio.sleep(0)  # lets the transports close
-
-    @property
-    def sent_all(self) -> bool:
-        """Whether every row was sent."""
-        return self._next >= len(self._rows)
+            await asyncio.sleep(0)  # let the transports close
 
     def _give_up(self) -> None:
         now = monotonic()
@@ -154,7 +149,7 @@ class Generator:
         self.counters.sent += 1
         self.counters.in_flight += 1
         while self._idle:
-            connection = self._idle.pop()  # the warmest first
+            connection = self._idle.pop()  # the most recently used one
             if connection.open:
                 self._send(connection, row, due_at, retried=False)
                 return
@@ -189,7 +184,7 @@ class Generator:
             own_fault = error.errno in _CLIENT_ERRNOS
             outcome, detail = (Outcome.CLIENT_RESOURCE if own_fault else Outcome.CONNECT_FAILED), str(error)
         else:
-            if self._connecting.pop(row, None) is None:  # given up meanwhile
+            if self._connecting.pop(row, None) is None:  # given up in the meantime
                 connection.abandon()
                 return
             self.counters.connections += 1
@@ -201,13 +196,12 @@ class Generator:
     # -- the connections' owner -------------------------------------------------------------------------------------
 
     def request_ended(self, connection: Connection, outcome: Outcome, detail: str, at_s: float) -> None:
-        """A connection's request has its verdict: write it down and take the connection back."""
+        """Record the verdict on a connection's request and take the connection back."""
         row = connection.row
         self._busy.discard(connection)
         if (
             outcome is Outcome.CONNECTION_RESET
-            and connection.served
-            > 1  # the count includes this request: an idle connection that the server had closed
+            and connection.served > 1  # with this request: the server had closed an idle connection
             and not connection.got_bytes
             and not connection.retried
         ):
@@ -226,7 +220,7 @@ class Generator:
             self._idle.append(connection)
 
     def connection_gone(self, connection: Connection) -> None:
-        """A connection closed; the idle list drops it when it is next looked at."""
+        """Forget a connection that closed. The idle list drops it at its next use."""
         self._busy.discard(connection)
 
     def _take_times(self, connection: Connection) -> None:
@@ -261,7 +255,7 @@ class Generator:
     # -- deadlines --------------------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        """End requests that are past their deadline or silent in mid-stream. One pass for all: no timer a request."""
+        """End requests that are past their deadline or silent in mid-stream. One pass for all instead of a timer each."""
         spec = self._spec
         while True:
             await asyncio.sleep(0.5 if len(self._busy) > 2000 else 0.1)
@@ -272,7 +266,7 @@ class Generator:
             for connection in overdue:
                 if connection.row == IDLE:
                     continue
-                if connection.done_at:  # a whole answer, and a server that never ends its body
+                if connection.done_at:  # a whole answer, but the server never ends its body
                     outcome, detail = connection.judge()
                 elif connection.chunks and now - connection.heard_at > spec.stall_s:
                     outcome, detail = (
@@ -297,5 +291,5 @@ class Generator:
 
 
 def own_rows(schedule_size: int, worker: int, workers: int) -> range:
-    """The rows of one of several generator processes: every n-th, so that each gets the same flow."""
+    """Return the rows of one of several generator processes: every n-th, so that each sends the same flow."""
     return range(worker, schedule_size, workers)

@@ -1,10 +1,10 @@
-"""How a request can end, each class apart. Only `ok` counts as served; the classes are the keys of the report's errors."""
+"""How a request can end. Only `ok` counts as served; the other classes are the keys of the report's errors."""
 
 from enum import IntEnum
 
 
 class Outcome(IntEnum):
-    """One byte a request in the record. The order is part of the worker protocol only, not of any file."""
+    """The class of a request, one byte in the record. The numbers are part of the worker protocol only, not of any file."""
 
     UNSENT = 0
     UNFINISHED = 1
@@ -59,6 +59,6 @@ MEANINGS: dict[Outcome, str] = {
 }
 
 CENSORED = (Outcome.UNFINISHED, Outcome.TIMEOUT, Outcome.STALL)
-"""Ended by us while still running: percentiles count them as longer than all that ended."""
+"""Requests that we ended while they were running. Percentiles count them as longer than all that ended."""
 DEAD_ENGINE = (Outcome.CONNECTION_REFUSED, Outcome.CONNECTION_RESET, Outcome.CONNECT_FAILED)
 SHED = (Outcome.HTTP_429, Outcome.HTTP_503)

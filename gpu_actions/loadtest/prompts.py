@@ -1,7 +1,7 @@
-"""Prompts of a known length, the same for the same seed and row, and cheap enough to make at the moment of sending.
+"""Prompts of a known length, the same for the same seed and row, and cheap enough to build when they are sent.
 
-Two units: `bytes` are exact for byte tokenizers (1 ASCII byte = 1 token, as in the reference engine); `words` are short common
-words, about one token each in the usual BPE vocabularies, so the length is approximate and the engine's own count is reported.
+Two units: `bytes` are exact for byte tokenizers (1 ASCII byte = 1 token). `words` are short common words, about one token each
+in the usual BPE vocabularies, so the length is approximate and the engine's own count is reported.
 """
 
 import random
@@ -23,7 +23,7 @@ _MASK = (1 << 64) - 1
 
 
 def _mix(value: int) -> int:
-    """The finaliser of splitmix64: spreads consecutive rows over the corpus."""
+    """Spread consecutive rows over the corpus (the finaliser of splitmix64)."""
     value = (value + _GOLDEN) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -31,7 +31,7 @@ def _mix(value: int) -> int:
 
 
 class PromptMaker:
-    """Makes request bodies. A prompt starts with its row number, so no two share a prefix that a cache could keep."""
+    """Builds request bodies. Every prompt starts with its own mark, so no two share a prefix that a cache could keep."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class PromptMaker:
         self.model = model
 
     def prompt(self, row: int, length: int) -> bytes:
-        """Give the prompt of a row: `length` bytes or words of ASCII that needs no JSON escape."""
+        """Return the prompt of a row: `length` bytes or words of ASCII that needs no JSON escape."""
         mark = b"%x " % (_mix(row ^ _mix(self._seed)) & 0xFFFFFFFFFFFF)
         if self._unit == "words":
             start = _mix(row + self._seed) % CORPUS_WORDS
@@ -91,5 +91,5 @@ class PromptMaker:
         return text + self._corpus[self._starts[start] : self._starts[start + count] - 1]
 
     def body(self, row: int, length: int, new_tokens: int) -> bytes:
-        """Give the JSON body of a row's request."""
+        """Return the JSON body of a row's request."""
         return self._head + self.prompt(row, length) + self._tail + b"%d}" % new_tokens

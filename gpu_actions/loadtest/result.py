@@ -1,8 +1,9 @@
-"""The result of a load test as data: versioned, with everything a reader needs to believe it or not.
+"""The result of a load test as data: versioned, with everything a reader needs to judge its worth.
 
 Latencies are milliseconds from the DUE time unless the name says `from_send`. A figure that does not exist is null, never 0.
 """
 
+import json
 from enum import StrEnum
 from pathlib import Path
 
@@ -25,7 +26,7 @@ EXIT_CODES: dict[RunVerdict, int] = {RunVerdict.PASSED: 0, RunVerdict.FAILED: 1,
 
 
 class Workload(Frozen):
-    """What was offered. `fingerprint` covers every field but itself; runs compare only when all of them agree."""
+    """The offered load. `fingerprint` covers every other field; runs are compared only when all fields agree."""
 
     model: str
     api: str
@@ -46,7 +47,7 @@ class Workload(Frozen):
 
 
 class Limits(Frozen):
-    """What the verdict was judged by."""
+    """The limits of the verdict."""
 
     slo_ttft_ms: float
     slo_e2e_ms: float
@@ -65,7 +66,7 @@ class GpuFacts(Frozen):
 
 
 class HostFacts(Frozen):
-    """The machine that ran the generator; it is the serving host when `serves_the_target`."""
+    """The machine that ran the generator. It is the serving host if `serves_the_target`."""
 
     hostname: str
     kernel: str
@@ -76,7 +77,7 @@ class HostFacts(Frozen):
 
 
 class EngineFacts(Frozen):
-    """What the service says of itself."""
+    """What the service reports about itself."""
 
     url: str
     server_header: str | None = None
@@ -87,7 +88,7 @@ class EngineFacts(Frozen):
 
 
 class Times(Frozen):
-    """When it ran (ISO 8601, UTC) and for how long, in seconds."""
+    """When the test ran (ISO 8601, UTC) and for how long, in seconds."""
 
     started_at: str
     ended_at: str
@@ -98,7 +99,7 @@ class Times(Frozen):
 
 
 class Requests(Frozen):
-    """Requests of the measured part. failed includes unfinished; unsent were due but the run had been ended."""
+    """Requests of the measured part. failed includes unfinished; unsent ones were due after the run had been ended."""
 
     scheduled: int
     sent: int
@@ -126,7 +127,7 @@ class Rates(Frozen):
 
 
 class Percentile(Frozen):
-    """A percentile with what the sample size allows to say of it.
+    """A percentile with its uncertainty from the sample size.
 
     low_ms..high_ms is the exact 95 % interval from order statistics (null where the sample is too small for that end).
     confidence_percent is the chance that the sample reaches the true percentile at all: 1 - p^n (99 %: 299 samples for 95).
@@ -141,7 +142,7 @@ class Percentile(Frozen):
 
 
 class Distribution(Frozen):
-    """A latency over `count` requests (or gaps), `censored` of which had not ended and count as longer than all others."""
+    """A latency of `count` requests (or gaps). `censored` of them had not ended and count as longer than all others."""
 
     count: int
     censored: int = 0
@@ -165,7 +166,7 @@ class Latency(Frozen):
 
 
 class Lateness(Frozen):
-    """How late the client itself was, in milliseconds after the due time; above the limit the run is void."""
+    """How late the client itself was, in milliseconds after the due time. Above the limit the run is void."""
 
     p50_ms: float | None
     p99_ms: float | None
@@ -175,7 +176,7 @@ class Lateness(Frozen):
 
 
 class ErrorClass(Frozen):
-    """One class of failure in the measured part, with the first of its kind."""
+    """One class of failure in the measured part, with its first example."""
 
     name: str
     meaning: str
@@ -202,19 +203,19 @@ class SeriesPoint(Frozen):
 
 
 class Saturation(Frozen):
-    """Whether more was offered than the service takes: its queue grew, or it turned requests away."""
+    """Whether more was offered than the service can take: its queue grew, or it turned requests away."""
 
     over_saturated: bool
     backlog_growth_qps: float | None = Field(
         description="rise of requests in flight a second, by least squares"
     )
-    sustained_qps: float | None = Field(description="what it completes, when over-saturated")
+    sustained_qps: float | None = Field(description="the rate it completes when over-saturated")
     shed_percent: float
     summary: str
 
 
 class Energy(Frozen):
-    """Energy of the GPUs over the measured part. Null figures stand with the reason in `missing`."""
+    """Energy of the GPUs over the measured part. `missing` is the reason for null figures."""
 
     joules: float | None = None
     mean_watts: float | None = None
@@ -251,7 +252,7 @@ class Warmup(Frozen):
 
 
 class ClientFacts(Frozen):
-    """What the generator itself used."""
+    """Resources that the generator itself used."""
 
     tool: str = "gpu-oncall loadtest"
     version: str
@@ -273,7 +274,7 @@ class Samples(Frozen):
 
 
 class LoadTestResult(Frozen):
-    """A finished, stopped or failed load test. `partial` marks a run that did not send its whole schedule."""
+    """A finished, stopped or failed load test. `partial`: it did not send its whole schedule."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -312,7 +313,7 @@ class LoadTestResult(Frozen):
 
 
 class LoadProgress(Frozen):
-    """How far a run is, about once a second. elapsed_s counts from the start of the measured part (negative: warm-up)."""
+    """Progress of a run, about once a second. elapsed_s counts from the start of the measured part (negative: warm-up)."""
 
     elapsed_s: float
     duration_s: float
@@ -331,3 +332,13 @@ def read_result(path: Path) -> LoadTestResult:
         return LoadTestResult.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: is not a load test result of this version: {error}") from error
+
+
+def schema_text() -> str:
+    """Return the published JSON schema of load_test.json (JSON Schema 2020-12, keys in the model's order)."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": f"schema_version {SCHEMA_VERSION}; generated from gpu_actions/loadtest/result.py",
+        **LoadTestResult.model_json_schema(mode="serialization"),
+    }
+    return json.dumps(schema, indent=1) + "\n"

@@ -1,7 +1,7 @@
-"""The whole schedule of a load test, made from a seed before the start: when each request is due, and how long it is.
+"""The whole schedule of a load test, made from a seed before the start: when each request is due and how long it is.
 
-Due times are seconds from the start of the measured part, so the warm-up lies below 0. They are never changed later:
-a late request stays due when it was due.
+Due times are seconds from the start of the measured part, so those of the warm-up are negative. They never change: a request
+that goes out late stays due when it was due.
 """
 
 import csv
@@ -35,25 +35,23 @@ class Schedule:
 
 
 def make_schedule(spec: LoadSpec) -> Schedule:
-    """Give the schedule of a spec; the same spec gives the same schedule on every machine.
+    """Return the schedule of a spec. The same spec has the same schedule on every machine.
 
-    Raises BadTrace when a replay's file cannot be read or holds too much.
+    Raises BadTrace when a replay's file cannot be read or has too many rows.
     """
     if spec.trace_file is not None:
         return _replay(spec, spec.trace_file)
     generator = random.Random(spec.seed)  # expovariate and random are stable between Python versions
     due = array("d")
     if spec.warmup_s:
-        # The warm-up has a constant or Poisson flow at the rate that the measured part starts with.
+        # The warm-up is a constant or Poisson flow at the rate with which the measured part starts.
         rate = max(spec.ramp_from_qps, spec.target_qps / 10) if spec.arrival == "ramp" else spec.target_qps
-        kind = "poisson" if spec.arrival == "poisson" else "constant"
-        flow = (
-            _poisson(generator, rate, spec.warmup_s) if kind == "poisson" else _constant(rate, spec.warmup_s)
-        )
+        is_poisson = spec.arrival == "poisson"
+        flow = _poisson(generator, rate, spec.warmup_s) if is_poisson else _constant(rate, spec.warmup_s)
         due.extend(at - spec.warmup_s for at in flow)
     warmup = len(due)
     due.extend(_arrivals(spec, generator))
-    if len(due) == warmup:  # a Poisson draw may come up empty at a product near 1
+    if len(due) == warmup:  # a Poisson draw may be empty when rate times duration is near 1
         due.append(generator.random() * spec.duration_s)
     span = spec.prompt_len_max - spec.prompt_len_min + 1
     lengths = array("i", (spec.prompt_len_min + int(generator.random() * span) for _ in range(len(due))))
@@ -89,14 +87,14 @@ def _poisson(generator: random.Random, rate: float, seconds: float) -> Iterator[
 
 
 def _bursts(rate: float, seconds: float, size: int) -> Iterator[float]:
-    """`size` requests together, every `size / rate` seconds, so that the mean rate is the target."""
+    """Yield `size` requests together every `size / rate` seconds, so that the mean rate is the target."""
     for at in _constant(rate / size, seconds):
         for _ in range(size):
             yield at
 
 
 def _ramp(start: float, end: float, seconds: float) -> Iterator[float]:
-    """Due times at which the integral of a linearly changing rate passes whole numbers."""
+    """Yield the times at which the integral of a linearly changing rate passes whole numbers."""
     slope = (end - start) / seconds
     number = 1
     while True:
@@ -116,14 +114,14 @@ def _ramp(start: float, end: float, seconds: float) -> Iterator[float]:
 def _replay(spec: LoadSpec, path: Path) -> Schedule:
     """Read a recorded trace. Arrivals are shifted so that the first is due at 0; there is no warm-up part.
 
-    A row has `at_s` (or `timestamp` in milliseconds), and may have `prompt_len` (`input_length`) and `max_new_tokens`
-    (`output_length`), the names that the public Mooncake traces use.
+    A row has `at_s` (seconds) or `timestamp` (milliseconds), and may have `prompt_len` and `max_new_tokens`. The public
+    Mooncake traces call these `input_length` and `output_length`.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise BadTrace(
-            f"trace_file = {path}: cannot be read: {error.strerror}; give a readable file"
+            f"trace_file = {path}: cannot be read: {error.strerror}; use a readable file"
         ) from error
     generator = random.Random(spec.seed)
     rows: list[tuple[float, int, int]] = []
@@ -142,12 +140,12 @@ def _replay(spec: LoadSpec, path: Path) -> Schedule:
             ) from error
         rows.append((at, prompt, tokens))
         if len(rows) > MAX_REQUESTS:
-            raise BadTrace(f"trace_file = {path}: holds more than {MAX_REQUESTS:,} rows; cut it")
+            raise BadTrace(f"trace_file = {path}: has more than {MAX_REQUESTS:,} rows; shorten it")
     rows.sort(key=lambda row: row[0])
     first = rows[0][0] if rows else 0.0
     kept = [row for row in rows if row[0] - first < spec.duration_s]
     if not kept:
-        raise BadTrace(f"trace_file = {path}: holds no arrival; give a trace with at least one row")
+        raise BadTrace(f"trace_file = {path}: has no arrival; use a trace with at least one row")
     return Schedule(
         due_s=array("d", (at - first for at, _, _ in kept)),
         prompt_len=array("i", (prompt for _, prompt, _ in kept)),

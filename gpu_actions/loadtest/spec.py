@@ -1,4 +1,4 @@
-"""What a load test is asked to do, validated before anything starts.
+"""The specification of a load test, validated before anything starts.
 
 The defaults are the runbook's validation of the fallback (20 s at 3 QPS, 4 new tokens, prompts of 32-64 tokens). The
 upper limits are those of one host with two dozen generator processes; an order of magnitude more is a typing error.
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.models import Frozen
@@ -19,17 +19,19 @@ PromptUnit = Literal["auto", "bytes", "words"]
 Api = Literal["completions", "chat"]
 
 MAX_REQUESTS = 5_000_000
-"""Requests of one run. A row of the record takes 61 bytes, so this is 305 MB; longer tests are split into runs."""
+"""Requests of one run. A row of the record takes 61 bytes, so this is 305 MB. Longer tests are split into runs."""
 MAX_TOKENS_A_SECOND_PER_PROCESS = 16_000
 MAX_REQUESTS_A_SECOND_PER_PROCESS = 800
-"""What one generator process is trusted with, with a margin under what `benchmarks/loadtest_clients.py` measured
+"""The load of one generator process, with a margin below what `benchmarks/loadtest_clients.py` measured
 (about 1,100 requests/s of 16 chunks on one core at p99 lateness under 5 ms, on a shared machine)."""
 SWEEP_MARGIN_S = 1.0
-"""Deadlines are looked at every 0.1-0.5 s: a drain waits a little longer, so that a time-out is classed as one."""
+"""Deadlines are checked every 0.1-0.5 s. A drain waits a little longer, so that a timeout is classed as one."""
 
 
 class LoadSpec(Frozen):
     """One load test. Times in seconds, prompt lengths in tokens (see `prompt_unit`), rates in requests a second."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     url: str = Field(description="base URL of the service, without /v1")
     model: str = Field(min_length=1, description="model name to ask for")
@@ -37,9 +39,9 @@ class LoadSpec(Frozen):
         default="load test", min_length=1, max_length=80, description="what people call this run"
     )
     api: Api = Field(default="completions", description="completions or chat")
-    api_key: SecretStr | None = Field(default=None, description="sent as a bearer token; never written down")
+    api_key: SecretStr | None = Field(default=None, description="sent as a bearer token; never stored")
 
-    duration_s: float = Field(default=20, gt=0, le=86_400, description="measured part, warm-up apart")
+    duration_s: float = Field(default=20, gt=0, le=86_400, description="measured part, without the warm-up")
     target_qps: float = Field(
         default=3, gt=0, le=100_000, description="requests a second offered (ramp: reached at the end)"
     )
@@ -53,7 +55,7 @@ class LoadSpec(Frozen):
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="same seed, same schedule and same prompts")
     warmup_s: float = Field(
-        default=2, ge=0, le=3600, description="same load before the measured part, reported apart"
+        default=2, ge=0, le=3600, description="same load before the measured part, reported separately"
     )
 
     max_new_tokens: int = Field(default=4, ge=1, le=100_000, description="exact number of tokens asked for")
@@ -61,7 +63,7 @@ class LoadSpec(Frozen):
     prompt_len_max: int = Field(default=64, ge=1, le=1_000_000)
     prompt_unit: PromptUnit = Field(
         default="auto",
-        description="bytes: 1 ASCII byte a token; words: about 1 word a token; auto: found out from the engine",
+        description="bytes: 1 ASCII byte a token; words: about 1 word a token; auto: detected by a probe",
     )
     ignore_eos: bool = Field(default=True, description="ask the engine to go on to max_new_tokens")
     require_usage: bool = Field(default=True, description="an answer without usage is an error")
@@ -84,7 +86,7 @@ class LoadSpec(Frozen):
     )
     stop_when_saturated: bool = Field(default=False, description="end early once the queue only grows")
     max_in_flight: int = Field(
-        default=20_000, ge=1, le=60_000, description="more than this ends the run: it is swamped"
+        default=20_000, ge=1, le=60_000, description="more than this ends the run: the service is swamped"
     )
 
     processes: int | None = Field(
@@ -98,7 +100,7 @@ class LoadSpec(Frozen):
     gpu_uuids: tuple[str, ...] = Field(
         default=(), description="GPUs whose energy counts; default: all of this host"
     )
-    measure_energy: bool = True
+    measure_energy: bool = Field(default=True, description="measure the energy of this host's GPUs")
     price_usd_per_kwh: float = Field(default=0.16, ge=0)
 
     gpus: int | None = Field(default=None, ge=0, description="GPUs that serve, for the fingerprint")
@@ -120,18 +122,9 @@ class LoadSpec(Frozen):
         if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_fine:
             raise ValueError("must be http:// or https:// with a host, for example http://127.0.0.1:8000")
         if parts.username or parts.password:
-            raise ValueError("must not hold a user or password; use the API key instead")
+            raise ValueError("must not contain a user or password; use the API key instead")
         trimmed = value.rstrip("/")
         return trimmed.removesuffix("/v1")
-
-    @field_validator(
-        "target_qps", "duration_s", "warmup_s", "timeout_s", "slo_ttft_ms", "slo_e2e_ms", "ramp_from_qps"
-    )
-    @classmethod
-    def _is_a_number(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise ValueError("must be a finite number")
-        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -160,7 +153,7 @@ class LoadSpec(Frozen):
 
     @property
     def process_count(self) -> int:
-        """Generator processes: what was asked, else by requests and tokens a second (see the constants above)."""
+        """Generator processes: as requested, else by requests and tokens a second (see the constants above)."""
         if self.processes is not None:
             return self.processes
         by_requests = self.target_qps / MAX_REQUESTS_A_SECOND_PER_PROCESS
@@ -169,7 +162,7 @@ class LoadSpec(Frozen):
 
     @property
     def drain_limit_s(self) -> float:
-        """Seconds that the end waits for what is in flight."""
+        """Seconds to wait at the end for what is in flight."""
         return self.timeout_s + SWEEP_MARGIN_S if self.drain_s is None else self.drain_s
 
     def dump_with_key(self) -> dict[str, Any]:
@@ -179,7 +172,7 @@ class LoadSpec(Frozen):
 
     @classmethod
     def from_policy(cls, policy: LoadPolicy, *, url: str, model: str, **overrides: Any) -> "LoadSpec":
-        """Make a spec from a host's load policy; `overrides` are further fields of this model."""
+        """Build a spec from a host's load policy. `overrides` are further fields of this model."""
         return cls.model_validate({**policy.model_dump(), "url": url, "model": model, **overrides})
 
 
@@ -189,8 +182,8 @@ _FIXES = {
     "max_new_tokens": "use 1 or more, for example --max-new-tokens 4",
     "prompt_len_min": "use 1 or more, for example --prompt-len-min 32",
     "prompt_len_max": "use 1 or more, for example --prompt-len-max 64",
-    "url": "give the service's base URL, for example --url http://127.0.0.1:8000",
-    "model": "give the model's name as the engine lists it at /v1/models",
+    "url": "use the service's base URL, for example --url http://127.0.0.1:8000",
+    "model": "use the model's name as the engine lists it at /v1/models",
     "timeout_s": "use seconds above 0 and up to 3,600, for example --timeout-s 60",
 }
 
@@ -201,7 +194,7 @@ def explain_invalid(error: ValidationError) -> list[str]:
     for problem in error.errors():
         message = problem["msg"].removeprefix("Value error, ")
         if not problem["loc"]:
-            lines.append(message)  # a check over several fields names them itself
+            lines.append(message)  # a check of several fields names them itself
             continue
         field = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "missing":

@@ -18,7 +18,7 @@ Z_95 = 1.959964
 
 
 def order_interval(n: int, share: float) -> tuple[int | None, int | None]:
-    """Return the ranks (from 1) between which the true quantile lies with 95 % confidence; None for an end out of reach.
+    """Return the ranks (from 1) that enclose the true quantile with 95 % confidence, None for an end out of reach.
 
     Each end takes half of the remaining chance. Up to 2,000 samples the binomial is summed exactly, above that the normal
     approximation with continuity correction is within one rank.
@@ -47,12 +47,12 @@ def order_interval(n: int, share: float) -> tuple[int | None, int | None]:
 
 
 def reach_confidence_percent(n: int, share: float) -> float | None:
-    """The chance that the largest of n samples is above the true quantile: 60 samples give 45 % for p99, 299 give 95 %."""
+    """Return the chance that the largest of n samples is above the true quantile: for p99, 45 % at 60 and 95 % at 299."""
     return 100.0 * (1 - share**n) if n else None
 
 
 def percentile_rank(n: int, share: float) -> int:
-    """Nearest rank (from 1)."""
+    """Return the nearest rank (from 1)."""
     return min(n, max(1, math.ceil(share * n - 1e-9)))
 
 
@@ -106,7 +106,7 @@ def _distribution(
 
 
 def thin_out(sorted_values: Any) -> tuple[float, ...]:
-    """Give at most 2,000 evenly spaced order statistics (first and last kept), rounded to a microsecond."""
+    """Return at most 2,000 evenly spaced order statistics (first and last kept), rounded to a microsecond."""
     import numpy
 
     values = numpy.asarray(sorted_values, dtype=float)
@@ -116,7 +116,7 @@ def thin_out(sorted_values: Any) -> tuple[float, ...]:
 
 
 def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """The Wilson score interval of a share, 0..1; (0, 1) when there is no sample."""
+    """Return the Wilson score interval of a share, 0..1; (0, 1) without a sample."""
     if n == 0:
         return 0.0, 1.0
     share = successes / n

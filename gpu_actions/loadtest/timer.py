@@ -1,7 +1,7 @@
 """Wakes the generator at an absolute monotonic time with the kernel's precision.
 
-Event loops round timers to a millisecond (libuv and epoll alike), which alone would make every request late by half a
-millisecond; a timerfd does not. Where there is none, the loop's own timer is used and the lateness shows it.
+Event loops round timers to a millisecond (libuv and epoll alike), which would make every request half a millisecond late; a
+timerfd does not. Without timerfd the loop's own timer is used, and the lateness shows it.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 class PreciseTimer:
-    """A single-shot timer that is armed again and again. `callback` runs on the loop, never early."""
+    """A single-shot timer that can be armed repeatedly. `callback` runs on the loop, never early."""
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
@@ -42,7 +42,7 @@ class PreciseTimer:
                 self._loop.add_reader(self._fd, self._fired)
 
     def arm(self, at_s: float) -> None:
-        """Call back at a monotonic time; a time that is past fires at once. Replaces an earlier arming."""
+        """Call back at a monotonic time, at once when it has passed. Replaces an earlier arming."""
         if self._fd >= 0:
             seconds = int(at_s)
             self._spec.value_s = seconds

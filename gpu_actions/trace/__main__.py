@@ -1,7 +1,7 @@
-"""Summarise Chrome traces in a process of its own: `python -m gpu_actions.trace FILE... [--top N]` prints JSON.
+"""Summarise Chrome traces in a separate process: `python -m gpu_actions.trace FILE... [--top N]` prints JSON.
 
-A trace of 3 MB unpacks to 54 MB and takes seconds to parse, so the bot never does it itself. The memory limit makes a
-hostile file end this child, not the host.
+A trace of 3 MB unpacks to 54 MB and takes seconds to parse, so the bot never does it itself. With the memory limit a
+hostile file ends this child, not the host.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path.name}: is not JSON: {error}") from None
     events = document.get("traceEvents") if isinstance(document, dict) else document
     if not isinstance(events, list):
-        raise ValueError(f"{path.name}: holds no traceEvents list")
+        raise ValueError(f"{path.name}: has no traceEvents list")
     return [event for event in events if isinstance(event, dict)]
 
 
 def rank_of(path: Path, position: int) -> int:
-    """The rank in a trace file's name (`...rank1...`), else its position."""
+    """Return the rank in a trace file's name (`...rank1...`), else its position."""
     found = re.search(r"rank[-_]?(\d+)", path.name)
     return int(found.group(1)) if found else position
 

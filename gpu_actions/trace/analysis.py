@@ -1,8 +1,7 @@
-"""What a Chrome trace of the torch profiler says: top kernels, GPU idle, the share of NCCL, overlap, stragglers.
+"""Figures of a Chrome trace of the torch profiler: top kernels, GPU idle time, NCCL's share, overlap, stragglers. Pure.
 
-Pure functions over trace events. Definitions (from gpu-checks.md): idle = 1 - union of kernel intervals / span; overlap =
-intersection of the NCCL union and the compute union, as a share of the NCCL union. On a CPU run there are no kernels: then
-operators are tabulated by their self time, and the table says so.
+Idle is 1 - (union of kernel intervals) / span. Overlap is the intersection of the NCCL union and the compute union, as a share
+of the NCCL union. A CPU run has no kernels: then operators are tabulated by their self time, and the table says so.
 """
 
 from collections import defaultdict
@@ -30,7 +29,7 @@ class KernelRow(Frozen):
 
 
 class RankSummary(Frozen):
-    """What one rank's trace says. Shares are None where the trace has no such events."""
+    """Figures of one rank's trace. Shares are None where the trace has no such events."""
 
     rank: int
     source: Literal["gpu_kernels", "cpu_operators"]
@@ -43,7 +42,7 @@ class RankSummary(Frozen):
 
 
 class TraceSummary(Frozen):
-    """All ranks of one capture. `straggler` is the rank that the others wait for: least NCCL time by a clear margin."""
+    """All ranks of one capture. `straggler` is the rank that the others wait for: the least NCCL time, by a clear margin."""
 
     ranks: tuple[RankSummary, ...]
     straggler: int | None = None
@@ -62,12 +61,12 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def length(intervals: Iterable[Interval]) -> float:
-    """The total length of disjoint intervals."""
+    """Return the total length of disjoint intervals."""
     return sum(end - start for start, end in intervals)
 
 
 def intersection(first: Sequence[Interval], second: Sequence[Interval]) -> list[Interval]:
-    """Intersect two unions (sorted, disjoint)."""
+    """Return the intersection of two unions (sorted, disjoint)."""
     common: list[Interval] = []
     i = j = 0
     while i < len(first) and j < len(second):
@@ -82,7 +81,7 @@ def intersection(first: Sequence[Interval], second: Sequence[Interval]) -> list[
 
 
 def self_times(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, float]]:
-    """Give name -> (calls, self microseconds) for nested complete events, thread by thread.
+    """Return name -> (calls, self microseconds) of nested complete events, thread by thread.
 
     The self time of an event is its duration less that of the events nested directly in it.
     """
@@ -117,9 +116,9 @@ def _rows(totals: Mapping[str, tuple[int, float]], top: int) -> tuple[KernelRow,
 
 
 def summarise_rank(events: Iterable[Mapping[str, Any]], *, rank: int, top: int) -> RankSummary:
-    """Summarise one rank's trace events (Chrome format; `ts` and `dur` in microseconds). Malformed events are passed over.
+    """Summarise one rank's trace events (Chrome format; `ts` and `dur` in microseconds). Malformed events are skipped.
 
-    Raises ValueError when the trace holds neither GPU kernels nor CPU operators.
+    Raises ValueError when the trace has neither GPU kernels nor CPU operators.
     """
     kernels: list[Mapping[str, Any]] = []
     operators: list[Mapping[str, Any]] = []
@@ -133,7 +132,7 @@ def summarise_rank(events: Iterable[Mapping[str, Any]], *, rank: int, top: int) 
         elif event.get("cat") == "cpu_op":
             operators.append(event)
     if not kernels and not operators:
-        raise ValueError("the trace holds neither GPU kernels nor CPU operators")
+        raise ValueError("the trace has neither GPU kernels nor CPU operators")
     chosen = kernels or operators
     starts = [float(event["ts"]) for event in chosen]
     ends = [float(event["ts"]) + float(event["dur"]) for event in chosen]
@@ -171,12 +170,12 @@ def summarise_rank(events: Iterable[Mapping[str, Any]], *, rank: int, top: int) 
 
 
 STRAGGLER_MARGIN = 0.5
-"""A rank is called the straggler when its NCCL time is under this share of the other ranks' median: it arrives last, so
-it never waits. Our choice; one factor of two is far outside what balanced tensor-parallel ranks show."""
+"""A rank is the straggler when its NCCL time is below this share of the other ranks' median: it arrives last, so it never
+waits. A factor of two is far outside of what balanced tensor-parallel ranks show."""
 
 
 def find_straggler(ranks: Sequence[RankSummary]) -> int | None:
-    """Name the rank that the others wait for, or None. Needs two ranks with NCCL kernels."""
+    """Return the rank that the others wait for, or None. Needs two ranks with NCCL kernels."""
     waiting = sorted(
         (rank.nccl_percent * rank.span_ms, rank.rank)
         for rank in ranks
@@ -190,7 +189,7 @@ def find_straggler(ranks: Sequence[RankSummary]) -> int | None:
 
 
 def table(summary: TraceSummary, *, width: int = 46) -> str:
-    """The thread text: one line of verdict, then the table of the first rank's top kernels, in a fixed-width block."""
+    """Return the thread text: one line of figures, then the first rank's top kernels in a fixed-width block."""
     first = summary.ranks[0]
     what = (
         "GPU kernels"

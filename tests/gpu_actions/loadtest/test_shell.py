@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from gpu_actions.loadtest.child import run_in_child
-from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
-from gpu_actions.loadtest.schema import schema_text
+from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict, schema_text
 from gpu_actions.loadtest.target import LoadTestRefused
 from tests.gpu_actions.loadtest.conftest import StartServer, Truth
 
@@ -265,4 +264,4 @@ async def test_the_api_key_reaches_the_service_and_no_file(start_server: StartSe
 
 def test_the_published_schema_is_the_models_schema() -> None:
     published = (REPOSITORY / "docs" / "loadtest.schema.json").read_text()
-    assert published == schema_text(), "write it again with: python -m gpu_actions.loadtest.schema"
+    assert published == schema_text(), "write it again with: python -m bot.cli.generate_docs"
