@@ -7,7 +7,7 @@ All get the same schedule, prompts, uvloop and core. vLLM's request function is 
   pip install --no-deps --target DIR vllm; pip install --target DIR httpx regex tqdm
   PYTHONPATH=.:DIR VLLM_REQUEST_FUNC=DIR/vllm/benchmarks/lib/endpoint_request_func.py python benchmarks/loadtest_clients.py
 A client that is not installed is named as missing. aiohttp and httpx clients are written here, for this comparison. Then the
-whole tools aiperf and guidellm beside our command (`loadtest_tools.py` tells how).
+whole tools aiperf and guidellm beside our command (see `loadtest_tools.py`).
 """
 
 import asyncio
@@ -37,11 +37,11 @@ SECONDS = 3.0
 LATENESS_LIMIT_MS = 5.0
 CLIENTS = ("ours", "vllm", "aiohttp", "httpx")
 Request = Callable[[int, bytes], Awaitable[tuple[float, bool]]]
-"""Does one request of a row and its prompt; gives seconds to its first token and whether it was served."""
+"""Sends one request for a row and its prompt. Returns the seconds to its first token and whether it was served."""
 
 
 async def run_ours(spec: LoadSpec, schedule: Schedule) -> tuple[list[float], list[float], int]:
-    """Gives lateness and TTFT (both from the due time, ms), and how many were served."""
+    """Returns lateness and TTFT (both from the due time, ms), and how many were served."""
     generator = Generator(
         spec, schedule, range(len(schedule)), await resolve_target(spec), prompt_maker(spec, "bytes")
     )
@@ -207,18 +207,19 @@ def measure(name: str, port: int, rate: float) -> dict[str, float]:
 
 
 def highest_rate(name: str, port: int) -> tuple[float, float]:
-    """The highest rate that the client holds, and its p99 lateness there; a failed rate is tried twice: machines are shared."""
+    """Return the highest rate that the client sustains, and its p99 lateness there. A failed rate is tried twice, as machines
+    are shared."""
 
-    def holds(rate: float) -> float | None:
+    def sustains(rate: float) -> float | None:
         figures = measure(name, port, rate)
         good = figures["lateness_p99_ms"] < LATENESS_LIMIT_MS and figures["served"] >= 0.99
         return figures["lateness_p99_ms"] if good else None
 
     best, late = 0.0, 0.0
     for rate in LADDER:
-        found = holds(rate)
+        found = sustains(rate)
         if found is None:
-            found = holds(rate)
+            found = sustains(rate)
         if found is None:
             break
         best, late = rate, found

@@ -1,5 +1,5 @@
-"""Memory of the generator with 10,000 requests in flight: resident size of one process, on a server that answers nobody until
-all have asked. Prints one line; exits 1 when it is over the goal of 200 MB or a request was lost."""
+"""Memory of the generator with 10,000 requests in flight: resident size of one process, on a server that answers only when
+all requests have arrived. Prints one line; exits 1 when it is over the goal of 200 MB or a request was lost."""
 
 import asyncio
 import json
@@ -25,8 +25,8 @@ GOAL_MB = 200
 HOLD_S = 6.0
 
 
-async def hold(port: int, requests: int) -> tuple[float, float, int, int]:
-    """Send `requests` over two seconds to a server that waits; gives MB before, MB at the top, most in flight, served."""
+async def load_waiting_server(port: int, requests: int) -> tuple[float, float, int, int]:
+    """Send `requests` over two seconds to a server that waits. Return MB before, MB at the peak, most in flight, served."""
     spec = LoadSpec(url=f"http://127.0.0.1:{port}", model="truth", timeout_s=60, max_new_tokens=16)
     schedule = Schedule(
         due_s=array("d", (2.0 * number / requests for number in range(requests))),
@@ -64,7 +64,7 @@ def main() -> int:
         try:
             import uvloop
 
-            before, top, most, served = uvloop.run(hold(port, requests))
+            before, top, most, served = uvloop.run(load_waiting_server(port, requests))
         finally:
             server.kill()
     print(

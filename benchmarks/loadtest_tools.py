@@ -132,12 +132,12 @@ def measure(tool: Tool, port: int, log: Path, rate: float, seconds: float) -> Me
         out = Path(folder)
         argv = ["taskset", "-c", "0", *tool.argv(f"http://127.0.0.1:{port}", rate, seconds, out)]
         environment = {**os.environ, "GUIDELLM__MAX_WORKER_PROCESSES": "1"}
-        with (out / "said").open("wb") as said:
-            process = subprocess.Popen(argv, stdout=said, stderr=said, env=environment)
+        with (out / "output").open("wb") as output:
+            process = subprocess.Popen(argv, stdout=output, stderr=output, env=environment)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode not in (0, 1, 3):  # ours: 1 failed its limits, 3 void
-            raise SystemExit(f"{tool.name} at {rate}: {(out / 'said').read_text()[-600:]}")
+            raise SystemExit(f"{tool.name} at {rate}: {(out / 'output').read_text()[-600:]}")
         p50, p99 = tool.reported(out)
     entries: list[dict[str, Any]] = log_entries(log, before)
     truth = [(entry["first"] - entry["arrived"]) * 1e3 for entry in entries]
@@ -151,7 +151,8 @@ def measure(tool: Tool, port: int, log: Path, rate: float, seconds: float) -> Me
 
 
 def highest_rate(tool: Tool, port: int, log: Path) -> tuple[float, float]:
-    """The highest rate that the tool holds, and its p99 lateness there; a failed rate is tried twice: machines are shared."""
+    """Return the highest rate that the tool sustains, and its p99 lateness there. A failed rate is tried twice, as machines
+    are shared."""
     best, late = 0.0, 0.0
     for rate in LADDER:
         for _ in range(2):

@@ -4,11 +4,7 @@
 """
 
 import asyncio
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field
@@ -18,6 +14,7 @@ from gpu_actions.forensics.step import capture_step
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan, Step
 from gpu_actions.system.files import artifact_of
+from gpu_actions.system.folder_lock import locked_folder
 from gpu_actions.system.processes import child_environment, run_process
 
 BUG_REPORT = "nvidia-bug-report.sh"
@@ -61,41 +58,28 @@ async def plan_forensics(request: PlanRequest) -> Plan:
     )
 
 
-@contextmanager
-def only_one(path: Path) -> Iterator[None]:
-    """Hold a lock on the host, because two bug reports at once disturb each other. Raises StepFailed if it is taken."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StepFailed(
-                "another bug report is running on this host", next_action="wait until it ends"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 @step("forensics.bug_report")
 async def bug_report(context: StepContext) -> StepResult:
     """Effect: a file in the run's folder. Verified: it exists and is not empty."""
     output = context.workdir / "nvidia-bug-report"
-    with only_one(context.host.state_dir / ".bug_report.lock"):
-        progress = asyncio.create_task(_show_progress(context))
-        try:
+    progress = asyncio.create_task(_show_progress(context))
+    try:
+        # Two bug reports at once disturb each other.
+        async with locked_folder(context.host.state_dir / "bug_report", timeout_s=0):
             result = await run_process(
                 [BUG_REPORT, "--safe-mode", "--output-file", str(output)],
                 timeout_s=BUG_REPORT_TIMEOUT_S,
                 env=child_environment(),
                 cwd=context.workdir,
             )
-        finally:
-            progress.cancel()
+    except TimeoutError:
+        raise StepFailed(
+            "another bug report is running on this host", next_action="wait until it ends"
+        ) from None
+    finally:
+        progress.cancel()
     files = [
-        path
-        for path in (output, Path(f"{output}.log"), Path(f"{output}.log.gz"), Path(f"{output}.gz"))
-        if path.is_file()
+        path for ending in ("", ".log", ".log.gz", ".gz") if (path := Path(f"{output}{ending}")).is_file()
     ]
     if not files or not files[-1].stat().st_size:
         raise StepFailed(

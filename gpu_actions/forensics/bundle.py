@@ -32,7 +32,7 @@ CANCEL_WAIT_S = 1.0
 
 
 class Entry(Frozen):
-    """One file of the bundle. `note` says what was left out where `truncated` is set."""
+    """One file of the bundle. `note` says what was left out if `truncated`."""
 
     path: str
     size_bytes: int
@@ -54,7 +54,7 @@ class MissingEntry(Frozen):
 
 
 class Manifest(Frozen):
-    """What a bundle holds, and what it should hold."""
+    """The files of a bundle, and those that it should have and has not."""
 
     version: int = 1
     host: str
@@ -214,5 +214,5 @@ def read_manifest(path: Path) -> Manifest:
     with tarfile.open(path, mode="r:gz") as tar:
         member = tar.extractfile("bundle/manifest.json")
         if member is None:
-            raise OSError(f"{path} holds no manifest")
+            raise OSError(f"{path} has no manifest")
         return Manifest.model_validate_json(member.read())

@@ -14,7 +14,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+import aiohttp
 
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
@@ -122,10 +124,8 @@ def twice(when: When) -> When:
     return lambda scope: [replace(one, number=number) for one in when(scope) for number in (1, 2)]
 
 
-class Collector(Protocol):
-    """Collects one item from its scope."""
-
-    async def __call__(self, scope: Scope) -> Collected: ...
+Collector = Callable[[Scope], Awaitable[Collected]]
+"""Collects one item from its scope."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +142,6 @@ class Evidence:
     keep: Literal["head", "tail"] = "head"
     cap_bytes: int | None = None
     deadline_s: float | None = None
-
-    @property
-    def of_tier(self) -> bool:
-        return self.path.startswith("{tier}/")
 
     def items(self, scope: Scope) -> list[Item]:
         """Return the items of this kind that apply to a scope."""
@@ -176,13 +172,9 @@ def evidence(path: str, **declared: Any) -> Callable[[Collector], Evidence]:
     return lambda collect: Evidence(path=path, collect=collect, **declared)
 
 
-class Readable(Protocol):
-    """A stream of bytes: asyncio's or aiohttp's."""
-
-    async def read(self, n: int) -> bytes: ...
-
-
-async def read_to_cap(stream: Readable, cap_bytes: int = ITEM_CAP_BYTES) -> tuple[str, bool]:
+async def read_to_cap(
+    stream: asyncio.StreamReader | aiohttp.StreamReader, cap_bytes: int = ITEM_CAP_BYTES
+) -> tuple[str, bool]:
     """Read a stream to its end or to the cap. Return the text and whether the stream has more.
 
     One `read(n)` returns what has arrived so far, not n bytes, so it is called until the end.

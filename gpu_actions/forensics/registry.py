@@ -36,7 +36,7 @@ async def items_of(scope: Scope) -> list[Item]:
     return [
         item
         for kind in all_evidence()
-        for one in (tiers if kind.of_tier else [scope])
+        for one in (tiers if kind.path.startswith("{tier}/") else [scope])
         if one is not None
         for item in kind.items(one)
     ]

@@ -105,7 +105,14 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
     if arguments.baseline:
         if folder is None:
             raise PlanRefused(["there is no folder for baselines here: set state_dir in the settings"])
-        steps.append(_record_step(arguments.baseline, folder, [one.id for one in steps]))
+        loads = [one.id for one in steps]
+        steps.append(
+            Step(
+                id="record", verb="loadtest.record", title=f"record the baseline {arguments.baseline}",
+                args={"name": arguments.baseline, "baselines_dir": folder, "loads": loads},
+                details=(f"{folder}/{arguments.baseline}.json",), timeout_s=60, expected_s=1, mutates=False,
+            )
+        )  # fmt: skip
     elif folder is not None:
         steps.append(
             Step(
@@ -122,38 +129,27 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
     )
 
 
-def _record_step(name: str, folder: str, loads: list[str]) -> Step:
-    return Step(
-        id="record", verb="loadtest.record", title=f"record the baseline {name}",
-        args={"name": name, "baselines_dir": folder, "loads": loads}, details=(f"{folder}/{name}.json",),
-        timeout_s=60, expected_s=1, mutates=False,
-    )  # fmt: skip
-
-
 def _spec_of(host: Host, name: TierName, url: str, arguments: LoadTestArguments) -> LoadSpec:
     tier = host.tiers[name]
-    wanted: JsonObject = {
+    chosen: JsonObject = {
         "target_qps": arguments.qps,
         "duration_s": arguments.duration,
         "max_new_tokens": arguments.max_new_tokens,
         "prompt_len_min": arguments.prompt_len_min,
         "prompt_len_max": arguments.prompt_len_max,
     }
-    given = {field: value for field, value in wanted.items() if value is not None}
     try:
         return LoadSpec.from_policy(
             host.config.load,
-            **{
-                **given,
-                "url": url,
-                "model": tier.engine.model,
-                "name": f"load test of {host.name}",
-                "arrival": arguments.arrival,
-                "seed": arguments.seed,
-                "metrics_url": f"{tier.engine.url}/metrics",
-                "gpus": tier.config.gpus,
-                "tensor_parallel": tier.config.ranks,
-            },
+            url=url,
+            model=tier.engine.model,
+            name=f"load test of {host.name}",
+            arrival=arguments.arrival,
+            seed=arguments.seed,
+            metrics_url=f"{tier.engine.url}/metrics",
+            gpus=tier.config.gpus,
+            tensor_parallel=tier.config.ranks,
+            **{field: value for field, value in chosen.items() if value is not None},
         )
     except ValidationError as error:
         raise PlanRefused(explain_invalid(error)) from error
@@ -171,10 +167,9 @@ def _files(folder: Path) -> tuple[Artifact, ...]:
     )
 
 
-def _given(result: LoadTestResult, folder: Path) -> StepResult:
-    lines = summary_lines(result)
+def _step_result(result: LoadTestResult, folder: Path) -> StepResult:
     return StepResult(
-        summary=lines[0],
+        summary=summary_lines(result)[0],
         data={"verdict": result.verdict.value, "thread_text": summary_text(result), "folder": str(folder)},
         artifacts=_files(folder),
         warning=result.verdict is not RunVerdict.PASSED,
@@ -183,12 +178,8 @@ def _given(result: LoadTestResult, folder: Path) -> StepResult:
 
 def _progress_text(now: LoadProgress) -> str:
     p99 = "" if now.ttft_p99_ms is None else f", TTFT p99 {now.ttft_p99_ms:.0f} ms"
-    phase = (
-        "warming up"
-        if now.elapsed_s < 0
-        else f"{min(now.elapsed_s, now.duration_s):.0f} of {now.duration_s:g} s"
-    )
-    return f"{phase}: {now.done} ok, {now.errors} errors, {now.in_flight} in flight{p99}"
+    done = f"{min(now.elapsed_s, now.duration_s):.0f} of {now.duration_s:g} s"
+    return f"{'warming up' if now.elapsed_s < 0 else done}: {now.done} ok, {now.errors} errors, {now.in_flight} in flight{p99}"
 
 
 @step("loadtest.run")
@@ -202,15 +193,15 @@ async def run(context: StepContext) -> StepResult:
         result = None  # none yet, or an incomplete one
     if result is None or result.partial:
         result = await _measured(context, folder)
-    given = _given(result, folder)
+    measured = _step_result(result, folder)
     if context.args["enforce"] and result.verdict is not RunVerdict.PASSED:
         raise StepFailed(
-            f"this run cannot become a baseline: {given.summary}",
+            f"this run cannot become a baseline: {measured.summary}",
             next_action="record it on a good day",
-            data=given.data,
-            artifacts=given.artifacts,
+            data=measured.data,
+            artifacts=measured.artifacts,
         )
-    return given
+    return measured
 
 
 async def _measured(context: StepContext, folder: Path) -> LoadTestResult:

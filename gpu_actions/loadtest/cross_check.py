@@ -51,7 +51,7 @@ def cross_check(
 ) -> CrossCheck:
     """Compare the counts. `tokens` are those of full answers; failed ones may add `unaccounted_tokens` on the engine's side.
 
-    Where other traffic goes through the engine it counts more; the summary then says so.
+    An engine that also serves other traffic counts more; the summary then says so.
     """
     requests, made = _rise(before.requests, after.requests), _rise(before.output_tokens, after.output_tokens)
 

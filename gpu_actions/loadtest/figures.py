@@ -192,10 +192,7 @@ class Figures:
         )  # fmt: skip
 
     def series(self, power: list[tuple[float, float]]) -> tuple[SeriesPoint, ...]:
-        """Return at most 600 steps of a second or more, up to the end of the last request.
-
-        `power` holds (seconds, watts).
-        """
+        """Return at most 600 steps of a second or more, up to the end of the last request. `power`: (seconds, watts)."""
         np = self.np
         if not self.sent_count:
             return ()

@@ -63,7 +63,7 @@ class Orchestrated:
 
     @property
     def text(self) -> str:
-        """The summary of the run, then what the baseline says."""
+        """The summary of the run, then the comparison with the baseline."""
         if self.comparison is None:
             hint = "no baseline for this host and workload: record one with `loadtest baseline record`\n"
             return summary_text(self.result) + hint

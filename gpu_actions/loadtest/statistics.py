@@ -35,7 +35,7 @@ def order_interval(n: int, share: float) -> tuple[int | None, int | None]:
     cumulative = 0.0
     log_share, log_rest = math.log(share), math.log1p(-share)
     for below in range(n + 1):
-        # P(exactly `below` samples lie under the quantile)
+        # P(exactly `below` samples are below the quantile)
         log_ways = math.lgamma(n + 1) - math.lgamma(below + 1) - math.lgamma(n - below + 1)
         cumulative += math.exp(log_ways + below * log_share + (n - below) * log_rest)
         if cumulative <= tail:

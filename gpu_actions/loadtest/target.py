@@ -96,7 +96,7 @@ def _tls_context(spec: LoadSpec) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=spec.tls_ca)
     except (OSError, ssl.SSLError) as error:
         raise LoadTestRefused(
-            f"tls_ca = {spec.tls_ca}: is not a usable certificate file ({error}); give a PEM file"
+            f"tls_ca = {spec.tls_ca}: is not a usable certificate file ({error}); use a PEM file"
         ) from error
     if spec.tls_insecure:
         context.check_hostname = False

@@ -109,7 +109,7 @@ async def _load(tier: Tier, until: float) -> int:
                 await tier.engine.complete(f"trace load {number}", max_tokens=16, timeout_s=10)
                 finished += 1
             except EngineError:
-                await asyncio.sleep(0.2)  # the profile itself is the result; the count says if load was there
+                await asyncio.sleep(0.2)  # the profile is the result; the count shows if there was load
 
     await asyncio.gather(*(stream(number) for number in range(LOAD_STREAMS)))
     return finished

@@ -1,4 +1,4 @@
-"""What NVIDIA's own programs say of GPUs, links and fabric."""
+"""Output of NVIDIA's own programs about GPUs, links and fabric."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The engine's Prometheus page, read twice: which counters move says what still works."""
+"""The engine's Prometheus page, read twice: the counters that move show what still works."""
 
 import aiohttp
 

@@ -12,7 +12,7 @@ def _where_configured(scope: Scope) -> Sequence[Scope]:
 
 @evidence("nccl/ras_{number}.txt", source="NCCL RAS: VERBOSE STATUS", when=twice(_where_configured))
 async def ras(scope: Scope) -> Collected:
-    """Read one raw answer to its end. A refused connection or silence is evidence too: the reason says which."""
+    """Read one raw answer to its end. A refused connection and silence are evidence too; the reason tells them apart."""
     address = scope.host.config.ras_address or ""
     name, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(name.strip("[]"), int(port))

@@ -31,4 +31,4 @@ def _may_be_python(pid: int) -> bool:
     try:
         return "python" in Path(f"/proc/{pid}/exe").resolve().name
     except OSError:
-        return True  # not readable: py-spy may have the right, and says why when it has not
+        return True  # not readable by us: py-spy may have the right, else it reports why not

@@ -1,9 +1,11 @@
-"""A bundle keeps its budget, names what is missing, and holds no secret."""
+"""A bundle keeps its budget, names what is missing, and has no secret in it."""
 
 import asyncio
+import contextlib
 import hashlib
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,39 @@ async def test_a_late_or_failing_item_is_named_and_the_others_are_kept(tmp_path:
     assert reasons["none.txt"] == "nothing to read"
     assert "failed: KeyError" in reasons["broken.txt"]
     assert "Permission denied" in reasons["denied.txt"]
+
+
+async def test_a_collector_that_ignores_its_cancellation_is_left_behind(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def stubborn() -> Collected:
+        while not ended.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await ended.wait()
+        return Collected(text="too late")
+
+    items = [item("quick.txt"), Item(path="stubborn.txt", source="test", collect=stubborn)]
+    started = time.monotonic()
+    made = await make_bundle(
+        items, path=tmp_path / "b.tar.gz", host="h", run_id="r", budget_s=0.5, report=quiet
+    )
+    assert time.monotonic() - started < 4
+    assert [entry.path for entry in made.manifest.entries] == ["quick.txt"]
+    assert made.manifest.missing[0].reason == "the collector did not end"
+    ended.set()
+    await asyncio.sleep(0)
+
+
+async def test_an_item_has_its_own_deadline_and_cap(tmp_path: Path) -> None:
+    slow, long = item("slow.txt", after_s=5), item("long.txt", "line\n" * 100)
+    items = [replace(slow, deadline_s=0.1), replace(long, cap_bytes=12)]
+    made = await make_bundle(
+        items, path=tmp_path / "b.tar.gz", host="h", run_id="r", budget_s=4, report=quiet
+    )
+    assert "not finished within 0.1 s" in made.manifest.missing[0].reason
+    (entry,) = made.manifest.entries
+    assert (entry.size_bytes, entry.truncated) == (9, True)
+    assert entry.note.startswith("only the first 0 of 0 KiB")
 
 
 async def test_the_manifest_describes_each_file_of_the_archive(tmp_path: Path) -> None:

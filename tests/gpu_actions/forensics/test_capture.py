@@ -20,7 +20,7 @@ from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import data_of, statuses
 
 
-async def test_a_bundle_of_a_frozen_tier_holds_the_evidence_and_leaves_it_as_it_is(
+async def test_a_bundle_of_a_frozen_tier_has_the_evidence_and_does_not_disturb_the_tier(
     site_with: MakeSite,
 ) -> None:
     site = await site_with(

@@ -1,4 +1,4 @@
-"""Servers of known truth for the tests, each in a process of its own that ends with the test."""
+"""Servers with known behaviour for the tests, each in a separate process that ends with the test."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ SERVER = Path(__file__).with_name("truth_server.py")
 
 @dataclass(frozen=True)
 class Truth:
-    """A running server. `log` has a JSON line a finished request."""
+    """A running server. `log` has one JSON line per finished request."""
 
     port: int
     log: Path
@@ -28,7 +28,7 @@ class Truth:
         return f"http://127.0.0.1:{self.port}"
 
     def spec(self, **fields: object) -> LoadSpec:
-        """A short load on this server, on one process, without NVML."""
+        """Return a short load on this server, from one process, without NVML."""
         defaults: dict[str, object] = {
             "url": self.url, "model": "truth", "duration_s": 2, "target_qps": 30, "max_new_tokens": 8, "warmup_s": 0.5,
             "timeout_s": 10, "measure_energy": False, "processes": 1, "seed": 7,
@@ -44,7 +44,7 @@ StartServer = Callable[..., Truth]
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[StartServer]:
-    """Start a server: `start_server(ttft_ms=20, lie="stall")`; it is ended after the test."""
+    """Start a server with `start_server(ttft_ms=20, lie="stall")`. It ends after the test."""
     with contextlib.ExitStack() as stack:
         started = 0
 

@@ -1,4 +1,4 @@
-"""The load test as an action: planned, walked, stopped, compared, recorded, on a real router and a real tier."""
+"""The load test as an action on a real router and a real tier: planned, run, stopped, compared and recorded."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +20,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     await made.down()
 
 
-async def test_a_load_test_through_the_router_gives_figures_picture_and_a_hint_at_baselines(
+async def test_a_load_test_through_the_router_returns_figures_a_picture_and_a_hint_about_baselines(
     site: Site,
 ) -> None:
     end = await site.run(await site.plan(SPEC, qps=10, duration=2))
@@ -46,7 +46,7 @@ async def test_a_recorded_baseline_judges_the_next_run_of_its_workload(site: Sit
     assert "no baseline" in summary_of(other, "compare")
 
 
-async def test_a_stop_from_people_drains_and_keeps_the_partial_figures(site: Site) -> None:
+async def test_a_stop_drains_and_keeps_the_partial_figures(site: Site) -> None:
     stopped_at = time.monotonic() + 5
 
     async def stop_when_some_are_served() -> Sequence[Signal]:
@@ -57,7 +57,7 @@ async def test_a_stop_from_people_drains_and_keeps_the_partial_figures(site: Sit
     assert "stopped by request" in summary_of(end, "load")
 
 
-async def test_figures_that_do_not_fit_are_refused_at_planning(site: Site) -> None:
+async def test_contradictory_options_are_refused_at_planning(site: Site) -> None:
     with pytest.raises(PlanRefused, match="prompt_len_min = 90"):
         await site.plan(SPEC, prompt_len_min=90)
 

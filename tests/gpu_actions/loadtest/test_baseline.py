@@ -50,7 +50,7 @@ def a_result(
     partial: bool = False,
     **spec_fields: object,
 ) -> LoadTestResult:
-    """A result whose TTFTs are gamma-distributed around `ttft_ms`, like a real service's."""
+    """Return a result whose TTFTs are gamma-distributed around `ttft_ms`, like those of a real service."""
     spec = LoadSpec.model_validate({"url": "http://127.0.0.1:1", "model": "m", **spec_fields})
     generator = numpy.random.default_rng(seed)
     ttft = numpy.sort(generator.gamma(9, ttft_ms / 9, n))
@@ -87,7 +87,7 @@ def baseline() -> Baseline:
 
 
 def test_a_run_of_the_same_service_matches(baseline: Baseline) -> None:
-    """180 requests whose latency varies by a third leave a healthy run open now and then, but never call it worse."""
+    """180 requests whose latency varies by a third make some healthy runs inconclusive, but never regressed."""
     verdicts = [compare(a_result(seed), baseline).verdict for seed in range(10, 15)]
     assert verdicts.count(Change.REGRESSED) == 0
     assert verdicts.count(Change.MATCHES) >= 3
@@ -95,8 +95,8 @@ def test_a_run_of_the_same_service_matches(baseline: Baseline) -> None:
     assert {compare(a_result(seed, n=1000), large).verdict for seed in (4, 5)} == {Change.MATCHES}
 
 
-def test_runs_that_differ_anyway_widen_the_interval() -> None:
-    """A service whose runs lie 30 % apart is not called regressed for one more run that lies 15 % up."""
+def test_a_large_spread_between_the_baselines_runs_widens_the_interval() -> None:
+    """A service whose runs differ by 30 % has not regressed when one more run is 15 % slower."""
     uneven = make_baseline(
         "uneven", [a_result(seed, ttft_ms=ms, n=1000) for seed, ms in ((1, 85), (2, 100), (3, 115))]
     )
@@ -133,7 +133,7 @@ def test_a_faster_service_improved(baseline: Baseline) -> None:
     assert compare(a_result(12, ttft_ms=60), baseline).verdict is Change.IMPROVED
 
 
-def test_a_change_below_what_the_tool_can_tell_is_no_change() -> None:
+def test_a_change_below_the_resolution_of_the_tool_is_no_change() -> None:
     quick = make_baseline("quick", [a_result(seed, ttft_ms=3) for seed in (1, 2, 3)])
     comparison = compare(a_result(11, ttft_ms=4), quick)
     metric = next(metric for metric in comparison.metrics if metric.metric == "ttft_p50")
@@ -155,7 +155,7 @@ def test_a_change_below_what_the_tool_can_tell_is_no_change() -> None:
         ({"partial": True}, "is partial"),
     ],
 )
-def test_unlike_things_are_refused_by_the_name_of_the_difference(
+def test_runs_that_cannot_be_compared_are_refused_with_the_difference(
     baseline: Baseline, fields: dict[str, object], words: str
 ) -> None:
     comparison = compare(a_result(9, **fields), baseline)  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_unlike_things_are_refused_by_the_name_of_the_difference(
     assert comparison.metrics == ()
 
 
-def test_a_run_that_failed_its_own_limits_never_passes_the_gate(baseline: Baseline) -> None:
+def test_a_run_that_failed_its_own_limits_never_passes(baseline: Baseline) -> None:
     assert not compare(a_result(10, verdict=RunVerdict.FAILED), baseline).passes_gate
 
 
@@ -186,18 +186,22 @@ def test_the_published_figures_ship_unverified_and_never_judge() -> None:
         ([a_result(1), a_result(2), a_result(3, host="h2")], "run 3 was made on h2"),
     ],
 )
-def test_a_baseline_is_not_made_of_unfit_runs(results: list[LoadTestResult], words: str) -> None:
+def test_unusable_runs_do_not_become_a_baseline(results: list[LoadTestResult], words: str) -> None:
     with pytest.raises(BaselineError, match=words):
         make_baseline("b", results)
 
 
-def test_the_store_keeps_names_and_the_judge_of_each_workload(tmp_path: Path, baseline: Baseline) -> None:
+def test_the_store_keeps_the_names_and_the_baseline_in_force_of_each_workload(
+    tmp_path: Path, baseline: Baseline
+) -> None:
     store = BaselineStore(tmp_path / "b")
     assert store.names() == [PUBLISHED]
     assert store.current_for(a_result(1)) is None
     store.save(baseline)
     assert store.get("healthy") == baseline
-    assert store.current_for(a_result(4)) == baseline, "the first of its workload and host judges at once"
+    assert store.current_for(a_result(4)) == baseline, (
+        "the first of its workload and host is in force at once"
+    )
     second = make_baseline("second", [a_result(seed) for seed in (4, 5, 6)])
     store.save(second)
     assert store.current_for(a_result(4)) == baseline
@@ -207,7 +211,9 @@ def test_the_store_keeps_names_and_the_judge_of_each_workload(tmp_path: Path, ba
     assert isinstance(store.get(PUBLISHED), Reference)
 
 
-def test_the_store_refuses_what_would_lose_or_mislead(tmp_path: Path, baseline: Baseline) -> None:
+def test_the_store_refuses_to_overwrite_and_to_read_what_is_no_baseline(
+    tmp_path: Path, baseline: Baseline
+) -> None:
     store = BaselineStore(tmp_path)
     store.save(baseline)
     with pytest.raises(BaselineError, match="already"):

@@ -1,4 +1,4 @@
-"""Answers that other tools count as served, each caught and put in its own class."""
+"""Bad answers that other tools count as served are each recognised and put in their own class."""
 
 import asyncio
 import subprocess
@@ -43,7 +43,7 @@ async def outcomes_of(server: Truth, *, timeout_s: float = 0.6, stall_s: float =
     return [Outcome(code).label for code in generator.records.outcome]
 
 
-async def test_each_lie_is_caught_and_classed_and_the_honest_half_is_served(
+async def test_each_bad_answer_gets_its_own_class_and_the_good_half_is_served(
     start_server: StartServer,
 ) -> None:
     servers = [start_server(ttft_ms=5, itl_ms=1, lie=lie, every=2, keep_alive=lie != "reset") for lie in LIES]
@@ -92,7 +92,7 @@ async def test_failed_requests_fail_the_run_and_are_named(start_server: StartSer
     assert result.error_percent == pytest.approx(33, abs=5)
 
 
-async def test_requests_that_never_end_push_the_percentiles_up_instead_of_leaving_them(
+async def test_requests_that_never_end_raise_the_percentiles_instead_of_being_left_out(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=5, itl_ms=1, lie="timeout", every=4)
@@ -117,7 +117,7 @@ async def test_an_engine_that_dies_midway_ends_the_run_with_one_clear_line(
     assert result.times.measured_s < 15
 
 
-async def test_nothing_listening_is_a_failed_run_with_its_file(
+async def test_a_service_that_does_not_listen_fails_the_run(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server()
@@ -139,7 +139,7 @@ async def test_a_wrong_model_is_refused_with_the_names_that_are_served(
 
 
 def certificate(tmp_path: Path) -> Path:
-    """A self-signed certificate for 127.0.0.1, key included, made by the system's openssl."""
+    """Create a self-signed certificate for 127.0.0.1, key included, with the system's openssl."""
     path = tmp_path / "server.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
@@ -150,7 +150,7 @@ def certificate(tmp_path: Path) -> Path:
     return path
 
 
-async def test_tls_works_with_its_authority_and_is_refused_without(
+async def test_tls_works_with_its_authority_and_is_refused_without_it(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     pem = certificate(tmp_path)

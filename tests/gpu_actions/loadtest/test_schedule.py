@@ -1,4 +1,4 @@
-"""Schedules and prompts: pure, from a seed."""
+"""Schedules and prompts follow from the seed alone."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def test_the_mean_rate_is_the_target(arrival: str) -> None:
     assert len(schedule) == pytest.approx(50 * 400, rel=0.03)
 
 
-def test_poisson_gaps_vary_as_poisson_gaps_do() -> None:
+def test_poisson_gaps_have_the_variance_of_a_poisson_process() -> None:
     due = list(make_schedule(spec(target_qps=50, duration_s=400, warmup_s=0)).due_s)
     gaps = [right - left for left, right in itertools.pairwise(due)]
     mean = sum(gaps) / len(gaps)
@@ -61,7 +61,7 @@ def test_a_ramp_offers_the_integral_of_its_rate() -> None:
     assert sum(at < 5 for at in due) == pytest.approx(75, abs=1)
 
 
-def test_another_seed_is_another_schedule() -> None:
+def test_another_seed_makes_another_schedule() -> None:
     assert make_schedule(spec(seed=1)).due_s != make_schedule(spec(seed=2)).due_s
 
 
@@ -107,7 +107,7 @@ def test_a_trace_that_cannot_be_replayed_names_file_and_line(tmp_path: Path, tex
         ({"duration_s": float("inf")}, "duration_s", "inf"),
     ],
 )
-def test_a_wrong_figure_is_answered_with_field_value_and_fix(
+def test_the_error_for_a_wrong_option_names_the_field_the_value_and_the_fix(
     fields: dict[str, object], field: str, value: str
 ) -> None:
     with pytest.raises(ValidationError) as caught:
@@ -139,6 +139,6 @@ def test_prompts_differ_by_row_and_repeat_by_seed() -> None:
     assert prompts == [again.prompt(row, 64) for row in range(2000)]
 
 
-def test_words_prompts_have_about_one_word_a_token() -> None:
+def test_a_prompt_in_words_has_about_one_word_per_token() -> None:
     prompt = prompt_maker(spec(), "words").prompt(3, 200)
     assert 185 <= len(prompt.split()) <= 200

@@ -69,9 +69,7 @@ def test_the_runbooks_command_runs_and_writes_all_its_files(
         assert picture.size == (1100, 770)
 
 
-def test_it_runs_under_torchrun_unharmed_and_only_rank_0_makes_load(
-    start_server: StartServer, tmp_path: Path
-) -> None:
+def test_under_torchrun_only_rank_0_makes_load(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=5, itl_ms=1)
     world = {
         "RANK": "0",
@@ -101,7 +99,7 @@ def test_it_runs_under_torchrun_unharmed_and_only_rank_0_makes_load(
         (["--arrival", "replay", "--trace-file", "/no/such/file"], "trace_file = /no/such/file"),
     ],
 )
-def test_wrong_usage_is_one_clear_line_and_exit_2(
+def test_wrong_usage_ends_with_one_clear_line_and_exit_code_2(
     start_server: StartServer, argv: list[str], words: str
 ) -> None:
     ended = shell(*load_flags(start_server()), *argv)
@@ -110,8 +108,8 @@ def test_wrong_usage_is_one_clear_line_and_exit_2(
     assert "Traceback" not in ended.stderr
 
 
-def test_a_run_over_its_limits_exits_1(start_server: StartServer) -> None:
-    for _ in range(3):  # a busy machine makes a run void (3), which is right and not what is shown here
+def test_a_run_over_its_limits_ends_with_exit_code_1(start_server: StartServer) -> None:
+    for _ in range(3):  # a busy machine makes a run void (3), which is right but not tested here
         ended = shell(*load_flags(start_server(ttft_ms=50), "--slo-ttft-ms", "20"))
         if ended.returncode != 3:
             break
@@ -119,7 +117,7 @@ def test_a_run_over_its_limits_exits_1(start_server: StartServer) -> None:
     assert "p99 TTFT" in ended.stdout
 
 
-def test_an_interrupt_stops_drains_and_keeps_what_there_is(start_server: StartServer, tmp_path: Path) -> None:
+def test_an_interrupt_drains_and_keeps_the_partial_result(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=30, itl_ms=2)
     argv = [
         sys.executable,
@@ -166,7 +164,7 @@ def test_a_baseline_is_recorded_listed_shown_set_and_compared(
     assert "never the judge" in refused.stdout
 
 
-def test_the_orchestrated_test_has_a_folder_a_run_and_a_verdict(
+def test_the_orchestrated_test_has_a_new_folder_for_each_run_and_a_verdict(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=10, itl_ms=2)
@@ -190,7 +188,7 @@ def test_the_orchestrated_test_has_a_folder_a_run_and_a_verdict(
     assert "no baseline for this host and workload" in ended[0].stdout
 
 
-async def test_a_child_run_shows_progress_and_gives_its_result(
+async def test_a_child_run_shows_progress_and_returns_its_result(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=20, itl_ms=2)
@@ -231,7 +229,7 @@ async def test_a_cancelled_child_run_drains_keeps_its_partial_result_and_leaves_
     assert left == []
 
 
-async def test_a_stopped_child_run_gives_its_partial_result(
+async def test_a_stopped_child_run_returns_its_partial_result(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=20, itl_ms=2)
@@ -262,6 +260,6 @@ async def test_the_api_key_reaches_the_service_and_no_file(start_server: StartSe
     assert not any(b"hush-hush" in path.read_bytes() for path in (tmp_path / "with").iterdir())
 
 
-def test_the_published_schema_is_the_models_schema() -> None:
+def test_the_published_schema_is_up_to_date() -> None:
     published = (REPOSITORY / "docs" / "loadtest.schema.json").read_text()
     assert published == schema_text(), "write it again with: python -m bot.cli.generate_docs"

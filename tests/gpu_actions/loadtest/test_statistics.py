@@ -1,4 +1,4 @@
-"""Percentiles, intervals and the record's arithmetic."""
+"""Percentiles, intervals, the record, energy, and the check against the engine's counters."""
 
 import math
 import random
@@ -27,7 +27,7 @@ def test_confidence_of_a_p99_is_45_percent_at_60_samples_and_95_at_299() -> None
 
 
 @pytest.mark.parametrize(("n", "share"), [(60, 0.5), (400, 0.9), (1500, 0.99), (5000, 0.5), (5000, 0.99)])
-def test_the_interval_holds_the_true_quantile_in_95_of_100_samples(n: int, share: float) -> None:
+def test_the_interval_encloses_the_true_quantile_in_95_of_100_samples(n: int, share: float) -> None:
     generator = numpy.random.default_rng(5)
     low, high = order_interval(n, share)
     assert low is not None
@@ -39,13 +39,13 @@ def test_the_interval_holds_the_true_quantile_in_95_of_100_samples(n: int, share
     assert 0.92 <= held / 600 <= 0.995
 
 
-def test_an_end_out_of_reach_is_open() -> None:
+def test_the_upper_end_of_an_interval_is_open_when_the_sample_is_too_small() -> None:
     low, high = order_interval(60, 0.99)
     assert low is not None
     assert high is None
 
 
-def test_no_sample_gives_null_and_never_zero() -> None:
+def test_without_samples_every_figure_is_null_and_never_zero() -> None:
     empty = describe([])
     assert (empty.count, empty.mean_ms, empty.max_ms, empty.p50.value_ms, empty.p99.value_ms) == (
         0,
@@ -77,7 +77,7 @@ def test_a_histogram_quantile_is_within_half_a_percent_of_the_exact_one(
     assert histogram.max_s == max(values)
 
 
-def test_merged_histograms_are_the_histogram_of_both() -> None:
+def test_merged_histograms_equal_the_histogram_of_all_values() -> None:
     values = [random.Random(2).expovariate(50) for _ in range(2000)]
     whole, left, right = LogHistogram(), LogHistogram(), LogHistogram()
     whole.extend(values)
@@ -89,7 +89,7 @@ def test_merged_histograms_are_the_histogram_of_both() -> None:
 
 
 @given(size=st.integers(0, 50), workers=st.integers(1, 5))
-def test_rows_of_several_workers_make_the_whole_record(size: int, workers: int) -> None:
+def test_rows_of_several_workers_add_up_to_the_whole_record(size: int, workers: int) -> None:
     whole = Records(size)
     for worker in range(workers):
         part = Records(size)
@@ -135,7 +135,7 @@ def test_counts_are_checked_against_the_engine(
     assert words in check.summary
 
 
-def test_unreadable_counters_are_not_checked_rather_than_wrong() -> None:
+def test_counters_that_cannot_be_read_are_not_checked() -> None:
     check = cross_check(
         EngineCounters(problem="no page"), EngineCounters(), ok=1, tokens=4, unaccounted_tokens=0
     )
@@ -143,7 +143,7 @@ def test_unreadable_counters_are_not_checked_rather_than_wrong() -> None:
     assert "no page" in check.summary
 
 
-def test_energy_is_integrated_between_the_moments_of_the_measured_part() -> None:
+def test_energy_is_integrated_over_the_measured_part_only() -> None:
     meter = EnergyMeter()
     meter.samples = [(at * 0.5, 400.0) for at in range(41)]
     energy = meter.over(2.25, 12.25, output_tokens=2000, price_usd_per_kwh=0.16)
@@ -153,7 +153,7 @@ def test_energy_is_integrated_between_the_moments_of_the_measured_part() -> None
     assert energy.method == "integrated power samples"
 
 
-def test_energy_by_the_drivers_counter_is_preferred() -> None:
+def test_the_drivers_energy_counter_is_preferred() -> None:
     meter = EnergyMeter()
     meter.samples = [(at * 0.5, 400.0) for at in range(41)]
     meter._counters = [(at * 0.5, 1000.0 + at * 100.0) for at in range(41)]

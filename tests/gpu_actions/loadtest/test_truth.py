@@ -1,4 +1,4 @@
-"""Reported figures against servers whose truth is known: within 2 % or 2 ms."""
+"""Reported figures agree with servers of known behaviour within 2 % or 2 ms."""
 
 import asyncio
 from pathlib import Path
@@ -23,7 +23,7 @@ def close_to(truth_ms: float) -> object:
 
 
 async def generate(spec: LoadSpec) -> tuple[Generator, float]:
-    """The bare generator, without reports; gives it and its start time on the clock that the server shares."""
+    """Run the bare generator, without reports. Return it and its start time on the clock that the server shares."""
     schedule = make_schedule(spec)
     generator = Generator(
         spec, schedule, range(len(schedule)), await resolve_target(spec), prompt_maker(spec, "bytes")
@@ -33,7 +33,7 @@ async def generate(spec: LoadSpec) -> tuple[Generator, float]:
     return generator, start
 
 
-async def test_constant_times_are_reported_as_they_are(start_server: StartServer, tmp_path: Path) -> None:
+async def test_constant_times_are_reported_exactly(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=50, itl_ms=10)
     result = await measure(server.spec(max_new_tokens=16, duration_s=4))
     assert result.verdict is RunVerdict.PASSED, result.reasons
@@ -45,10 +45,10 @@ async def test_constant_times_are_reported_as_they_are(start_server: StartServer
     assert result.cross_check.agrees, result.cross_check.summary
 
 
-async def test_every_percentile_agrees_with_the_times_that_the_server_wrote_down(
+async def test_every_percentile_agrees_with_the_times_that_the_server_logged(
     start_server: StartServer,
 ) -> None:
-    """The server logs when it wrote each first token, on the same monotonic clock: its own jitter is part of the truth."""
+    """The server logs when it wrote each first token, on the same monotonic clock, so its own jitter is known too."""
     server = start_server(ttft_ms=30, itl_ms=2)
     spec = server.spec(target_qps=150, duration_s=4, warmup_s=0)
     generator, start = await generate(spec)
@@ -69,7 +69,7 @@ async def test_every_percentile_agrees_with_the_times_that_the_server_wrote_down
 
 
 async def send_time_tool(server: Truth, *, workers: int, rate: float, seconds: float) -> list[float]:
-    """What most benchmark clients are: a few workers that pace themselves and time from the moment of sending."""
+    """Measure as most benchmark clients do: a few workers pace themselves and time from the moment of sending."""
     spec = server.spec(target_qps=rate, duration_s=seconds, warmup_s=0, arrival="constant")
     body = prompt_maker(spec, "bytes").body(1, 32, spec.max_new_tokens)
     target = await resolve_target(spec)
@@ -94,7 +94,7 @@ async def send_time_tool(server: Truth, *, workers: int, rate: float, seconds: f
     return times
 
 
-async def test_a_freeze_of_two_seconds_stands_in_p99_where_a_send_time_tool_hides_it(
+async def test_a_freeze_of_two_seconds_shows_in_p99_where_a_send_time_tool_hides_it(
     start_server: StartServer,
 ) -> None:
     options = {"ttft_ms": 10, "itl_ms": 1, "freeze_after_s": 2.0, "freeze_for_s": 2.0}
@@ -145,7 +145,9 @@ async def test_a_server_that_turns_requests_away_is_over_saturated_too(
     assert [entry.name for entry in result.errors] == ["http_429"]
 
 
-async def test_warm_up_stands_apart_from_the_measured_part(start_server: StartServer, tmp_path: Path) -> None:
+async def test_the_warm_up_is_reported_separately_from_the_measured_part(
+    start_server: StartServer, tmp_path: Path
+) -> None:
     server = start_server(ttft_ms=5, itl_ms=1)
     result = await measure(server.spec(arrival="constant", warmup_s=1, duration_s=2))
     assert result.warmup.requests == 30
@@ -169,7 +171,7 @@ async def test_several_processes_send_the_same_schedule_once(
     assert result.latency.itl.count == result.requests.ok * 7
 
 
-async def test_chat_requests_are_measured_alike(start_server: StartServer, tmp_path: Path) -> None:
+async def test_chat_requests_are_measured_in_the_same_way(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(ttft_ms=25, itl_ms=4)
     result = await measure(server.spec(api="chat"))
     assert result.verdict is RunVerdict.PASSED, result.reasons
@@ -177,7 +179,7 @@ async def test_chat_requests_are_measured_alike(start_server: StartServer, tmp_p
 
 
 async def test_a_slow_client_makes_the_run_void(start_server: StartServer, tmp_path: Path) -> None:
-    """The loop is blocked on purpose, as a busy host would: the figures must not be believed."""
+    """The event loop is blocked on purpose, as on a busy host: the figures must not be trusted."""
     server = start_server(ttft_ms=5, itl_ms=1)
     spec = server.spec(target_qps=100, slo_ttft_ms=100)
     blocker = asyncio.create_task(block_the_loop())

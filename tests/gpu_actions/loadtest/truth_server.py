@@ -1,7 +1,7 @@
-"""A completion server of known truth, in a process of its own: constant times, a freeze, a capacity, or lies of each class.
+"""A completion server with known behaviour in a separate process: constant times, a freeze, a capacity, or a kind of lie.
 
 `python truth_server.py '{"ttft_ms": 20}'` prints its port and serves until its standard input closes. With `log`, it writes one
-JSON line a request: the row's prompt mark, and the monotonic times of its first and last token as the server wrote them.
+JSON line per request: the row's prompt mark, and the monotonic times at which the server wrote its first and last token.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Server:
         self.key = options.get("key")
 
     def delay_for_freeze(self, at):
-        """Nothing is written inside the freeze: a time inside it moves to its end."""
+        """Move a time inside the freeze to its end: nothing is written before."""
         if self.freeze_after is None or self.first_request_at is None:
             return at
         begin = self.first_request_at + self.freeze_after

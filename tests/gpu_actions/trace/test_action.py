@@ -1,4 +1,4 @@
-"""What the trace action takes of the files that an engine names, and that it always stops the profiler."""
+"""The trace action takes only regular files of the engine's trace folder, and always stops the profiler."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.gpu_actions.site import Site, data_of, statuses, summary_of
 
 
 class Profiler:
-    """Stands in for the engine's profiler: it names files that it wrote before it was stopped."""
+    """A stand-in for the engine's profiler that writes a trace when it starts and names files when it stops."""
 
     def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = site.folder / "traces"
@@ -64,7 +64,7 @@ async def test_only_regular_files_of_the_trace_folder_are_taken(
     assert "gemm" in data_of(end, "tabulate")["thread_text"]
 
 
-async def test_without_a_single_file_to_take_the_step_fails_with_the_reasons(
+async def test_a_trace_without_any_usable_file_fails_with_the_reasons(
     site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = await site_with()

@@ -1,4 +1,4 @@
-"""The trace figures against traces whose answer is known by hand."""
+"""Figures of traces against values worked out by hand."""
 
 import gzip
 import json
@@ -80,7 +80,7 @@ intervals = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), max_si
 
 
 @given(intervals, intervals)
-def test_unions_and_intersections_measure_what_a_set_of_points_would(
+def test_unions_and_intersections_agree_with_sets_of_points(
     first: list[tuple[int, int]], second: list[tuple[int, int]]
 ) -> None:
     def points(pairs: list[tuple[int, int]]) -> set[int]:
