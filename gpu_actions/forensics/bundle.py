@@ -127,12 +127,8 @@ async def _collect_all(
 
     tasks = [asyncio.create_task(run(item)) for item in items]
     try:
-        async with asyncio.timeout(
-            deadline_s + CANCEL_WAIT_S
-        ):  # one that ignores its cancellation is left behind
-            await asyncio.gather(*tasks)
-    except TimeoutError:
-        pass
+        if tasks:  # a collector that ignores its cancellation is left behind
+            await asyncio.wait(tasks, timeout=deadline_s + CANCEL_WAIT_S)
     finally:
         for task in tasks:
             task.cancel()
@@ -185,17 +181,18 @@ def _capped(collected: Collected, item: Item) -> tuple[str, str]:
     half line goes too.
     """
     text, cut = cap(collected.text, keep=item.keep, limit_bytes=item.cap_bytes or ITEM_CAP_BYTES)
-    end = "last" if item.keep == "tail" else "first"
+    if not cut and not collected.truncated:
+        return text, ""
+    kept = text
     if cut:
         kept = text.partition("\n")[2] if item.keep == "tail" else text.rpartition("\n")[0]
-        whole = f" of {len(collected.text.encode(errors='replace')) / 1024:,.0f}"
-        return kept, f"only the {end} {len(text.encode()) / 1024:,.0f}{whole} KiB"
-    if collected.truncated:
-        return (
-            text,
-            f"only the {end} {len(text.encode(errors='replace')) / 1024:,.0f} KiB; the source has more",
-        )
-    return text, ""
+    end = "last" if item.keep == "tail" else "first"
+    rest = f" of {_kib(collected.text)}" if cut else "; the source has more"
+    return kept, f"only the {end} {_kib(text)}{rest}"
+
+
+def _kib(text: str) -> str:
+    return f"{len(text.encode(errors='replace')) / 1024:,.1f} KiB"
 
 
 def _tar(files: Sequence[tuple[str, bytes]]) -> bytes:

@@ -126,5 +126,5 @@ async def test_the_whole_metrics_page_is_kept_and_a_longer_one_is_called_truncat
         assert bool(entry.note) == truncated
         assert entry.size_bytes > 170_000
         if truncated:
-            assert "2,048 KiB" in entry.note
+            assert "2,048.0 KiB" in entry.note
         await runner.cleanup()
