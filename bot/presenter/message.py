@@ -1,8 +1,8 @@
-"""A message as data, and the one function that makes it fit Slack's sizes.
+"""A message as data, and the function that makes it fit Slack's limits.
 
-Builders give parts: blocks that must stay, and lists of lines that may be shortened. `compose` drops lines from the longest
-list until everything fits, and says how many it dropped. Sizes: facts of Slack's documentation (50 blocks, 3,000 characters a
-section, 150 a header) and the undocumented total of about 13,200 characters, measured here over the blocks' whole JSON.
+A message is composed of parts: blocks that must stay, and lists of lines that may be shortened. `compose` drops lines from
+the longest list until everything fits, and says how many it dropped. Slack documents 50 blocks, 3,000 characters per section
+and 150 per header (docs.slack.dev/reference/block-kit/blocks); the total of about 13,200 characters of JSON is undocumented.
 """
 
 import json
@@ -30,25 +30,45 @@ _ROOM_FOR_BLOCK_IDS = 60
 
 @dataclass(frozen=True)
 class Message:
-    """What is posted: `text` for notifications and screen readers, `blocks` for the screen."""
+    """A message to post: `text` for notifications and screen readers, `blocks` for the screen."""
 
     text: str
     blocks: tuple[Block, ...] = ()
 
     def stamped(self, prefix: str) -> "Message":
-        """The same message with a `block_id` a block; a new prefix at each edit makes clients redraw it."""
+        """Return the message with a `block_id` per block; a new prefix at each edit makes clients redraw it."""
         blocks = tuple({**block, "block_id": f"{prefix}:{n}"} for n, block in enumerate(self.blocks))
         return replace(self, blocks=blocks)
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of mrkdwn that may be shortened. `noun` names them in "... 12 more findings"; `drop` is the end that goes first."""
+    """Lines of mrkdwn of which `dropped` are left out at the end that `drop` names; `noun` is what the count calls them."""
 
     lines: tuple[str, ...]
     noun: str = "lines"
     drop: Literal["end", "start"] = "end"
     small: bool = False
+    dropped: int = 0
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        if self.drop == "start":
+            return self.lines[self.dropped :]
+        return self.lines[: len(self.lines) - self.dropped]
+
+    def blocks(self) -> list[Block]:
+        """Return the kept lines in as few blocks as possible, with a note on the dropped ones."""
+        note = f"_... {self.dropped} {'earlier' if self.drop == 'start' else 'more'} {self.noun}_"
+        notes = (note,) if self.dropped else ()
+        limit, make = (MAX_CONTEXT, footnote) if self.small else (MAX_SECTION, section)
+        chunks: list[str] = []
+        for line in (*notes, *self.kept) if self.drop == "start" else (*self.kept, *notes):
+            if chunks and len(chunks[-1]) + 1 + len(line) <= limit:
+                chunks[-1] += "\n" + line
+            else:
+                chunks.append(line)
+        return [make(chunk) for chunk in chunks]
 
 
 Part = Block | Lines
@@ -62,21 +82,17 @@ def header(text: str) -> Block:
 
 
 def section(text: str) -> Block:
-    """A section of mrkdwn; the text is escaped by its maker, and cut here at 3,000 characters."""
+    """Return a section of escaped mrkdwn, clipped to 3,000 characters."""
     return {"type": "section", "text": {"type": "mrkdwn", "text": clip_escaped(text, MAX_SECTION) or " "}}
 
 
 def footnote(*texts: str) -> Block:
-    """Small grey text; at most ten elements."""
+    """Return a context block: small grey text, at most ten elements."""
     shown = [text for text in texts if text][:10] or [" "]
     return {
         "type": "context",
         "elements": [{"type": "mrkdwn", "text": clip_escaped(text, MAX_CONTEXT)} for text in shown],
     }
-
-
-def divider() -> Block:
-    return {"type": "divider"}
 
 
 def button(
@@ -87,7 +103,7 @@ def button(
     style: Literal["primary", "danger"] | None = None,
     confirm: str = "",
 ) -> Block:
-    """A button that carries only an id. `confirm` is the question asked before a press that cannot be taken back."""
+    """Return a button that carries only an id. `confirm` is the question asked before a press that cannot be undone."""
     if len(value) > MAX_BUTTON_VALUE:
         raise ValueError(f"a button carries an id, not {len(value)} characters")
     element: Block = {
@@ -113,73 +129,31 @@ def actions(*buttons: Block) -> Block:
 
 
 def compose(text: str, parts: Sequence[Part]) -> Message:
-    """Make a message of parts that Slack accepts: at most 50 blocks and 13,200 characters of JSON.
+    """Compose a message of at most 50 blocks and 13,200 characters of JSON.
 
-    Lists lose lines, the longest list first, each list saying how many it lost. Blocks that must stay are dropped only
-    from the end, when they alone are too many (no builder here comes near).
+    Lines are dropped from the longest list first. Blocks are dropped only if they alone are too many, from the end.
     """
-    lists = {
-        n: replace(part, lines=tuple(clip_escaped(line, MAX_LINE) for line in part.lines if line))
-        for n, part in enumerate(parts)
-        if isinstance(part, Lines)
-    }
-    kept = {n: min(len(part.lines), MAX_LINES) for n, part in lists.items()}
+    fitted = [_clipped(part) if isinstance(part, Lines) else part for part in parts]
     while True:
-        blocks = _blocks(parts, lists, kept)
-        too_long = total_size(blocks) - MAX_TOTAL
-        if too_long <= 0 and len(blocks) <= MAX_BLOCKS:
+        blocks = [b for part in fitted for b in (part.blocks() if isinstance(part, Lines) else (part,))]
+        shrinkable = [part for part in fitted if isinstance(part, Lines) and part.kept]
+        if _fits(blocks) or not shrinkable:
             break
-        longest = max(kept, key=lambda n: _length(lists[n], kept[n]), default=None)
-        if longest is None or kept[longest] == 0:
-            blocks = _cut(blocks)
-            break
-        # Steps of a tenth keep this quick for thousands of lines and exact for a few.
-        kept[longest] -= max(1, kept[longest] // 10)
+        longest = max(shrinkable, key=lambda part: sum(len(line) + 1 for line in part.kept))
+        # Steps of a tenth are fast for thousands of lines and exact for a few.
+        more = longest.dropped + max(1, len(longest.kept) // 10)
+        fitted[fitted.index(longest)] = replace(longest, dropped=more)
+    while len(blocks) > 1 and not _fits(blocks):
+        blocks.pop()
     return Message(clip_escaped(text, MAX_TEXT), tuple(blocks))
 
 
-def total_size(blocks: Sequence[Block]) -> int:
-    """Characters of the blocks' JSON, with room for the block ids that are put on later."""
-    return len(json.dumps(list(blocks), ensure_ascii=False)) + _ROOM_FOR_BLOCK_IDS * len(blocks)
+def _clipped(part: Lines) -> Lines:
+    lines = tuple(clip_escaped(line, MAX_LINE) for line in part.lines if line)
+    return replace(part, lines=lines, dropped=max(0, len(lines) - MAX_LINES))
 
 
-def _blocks(parts: Sequence[Part], lists: dict[int, Lines], kept: dict[int, int]) -> list[Block]:
-    blocks: list[Block] = []
-    for n, part in enumerate(parts):
-        if isinstance(part, Lines):
-            blocks.extend(_sections(lists[n], kept[n]))
-        else:
-            blocks.append(part)
-    return blocks
-
-
-def _sections(part: Lines, kept: int) -> list[Block]:
-    """The lines in as few sections as hold them, with a note on those left out."""
-    if not part.lines:
-        return []
-    dropped = len(part.lines) - kept
-    shown = list(part.lines[dropped:] if part.drop == "start" else part.lines[:kept])
-    if dropped:
-        note = f"_... {dropped} {'earlier' if part.drop == 'start' else 'more'} {part.noun}_"
-        shown = [note, *shown] if part.drop == "start" else [*shown, note]
-    limit = MAX_CONTEXT if part.small else MAX_SECTION
-    make = footnote if part.small else section
-    chunks: list[str] = []
-    for line in shown:
-        if chunks and len(chunks[-1]) + 1 + len(line) <= limit:
-            chunks[-1] += "\n" + line
-        else:
-            chunks.append(line)
-    return [make(chunk) for chunk in chunks]
-
-
-def _length(part: Lines, kept: int) -> int:
-    lines = part.lines[len(part.lines) - kept :] if part.drop == "start" else part.lines[:kept]
-    return sum(len(line) + 1 for line in lines)
-
-
-def _cut(blocks: list[Block]) -> list[Block]:
-    blocks = blocks[:MAX_BLOCKS]
-    while len(blocks) > 1 and total_size(blocks) > MAX_TOTAL:
-        blocks = blocks[:-1]
-    return blocks
+def _fits(blocks: Sequence[Block]) -> bool:
+    """Return True if Slack accepts the blocks, with room for the block ids that `stamped` adds."""
+    size = len(json.dumps(list(blocks), ensure_ascii=False)) + _ROOM_FOR_BLOCK_IDS * len(blocks)
+    return len(blocks) <= MAX_BLOCKS and size <= MAX_TOTAL

@@ -5,9 +5,9 @@ and cached for `access.groups_ttl_s`. The check fails closed: a group that canno
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import structlog
 from aiohttp import ClientError
@@ -20,16 +20,12 @@ from bot.store.records import Person, UserError
 log = structlog.get_logger()
 
 LOOKUP_TIMEOUT_S = 5.0
+HANDLES = "handles"
+"""Cache key of the user groups' handles; a group's key is its id or handle."""
 
 
 class GroupUnreadable(Exception):
     """Raised if a user group's members cannot be read. The message says why."""
-
-
-@dataclass(frozen=True)
-class _Members:
-    users: frozenset[str]
-    read_at: float
 
 
 class Access:
@@ -41,9 +37,7 @@ class Access:
         self._settings = settings
         self._client = client
         self._clock = clock
-        self._members: dict[str, _Members] = {}
-        self._handles: dict[str, str] = {}
-        self._handles_read_at: float | None = None
+        self._cache: dict[str, tuple[float, Mapping[str, str]]] = {}
         self._lock = asyncio.Lock()
 
     @property
@@ -99,45 +93,46 @@ class Access:
                 log.warning("user group cannot be read", group=group, reason=str(error))
 
     def _mention(self, member: str) -> str:
-        group = self._handles.get(member.removeprefix("@").lower(), "") if member.startswith("@") else member
-        if group.startswith("S"):
-            return f"<!subteam^{group}|{member}>" if member.startswith("@") else f"<!subteam^{group}>"
+        if member.startswith("@"):
+            _, handles = self._cache.get(HANDLES, (0, {}))
+            group = handles.get(member[1:].lower())
+            return f"<!subteam^{group}|{member}>" if group else member
+        if member.startswith("S"):
+            return f"<!subteam^{member}>"
         return f"<@{member}>" if member.startswith(("U", "W")) else member
 
-    async def _users_of(self, group: str) -> frozenset[str]:
+    async def _users_of(self, group: str) -> Collection[str]:
+        """Return the user ids of a group id or handle. Raises GroupUnreadable."""
         async with self._lock:
-            known = self._members.get(group)
-            if known is not None and self._clock() - known.read_at < self._settings.groups_ttl_s:
-                return known.users
             try:
                 async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                    group_id = await self._group_id(group)
-                    answer = await self._client.usergroups_users_list(usergroup=group_id)
+                    return await self._cached(group, self._read_users)
             except TimeoutError:
                 raise GroupUnreadable(f"no answer within {LOOKUP_TIMEOUT_S:.0f} s") from None
             except SlackApiError as error:
                 raise GroupUnreadable(str(error.response.get("error", "error"))) from None
             except (SlackClientError, ClientError, OSError) as error:
                 raise GroupUnreadable(type(error).__name__) from error
-            users = frozenset(str(user) for user in answer.get("users") or ())
-            self._members[group] = _Members(users, self._clock())
-            return users
 
-    async def _group_id(self, group: str) -> str:
-        if not group.startswith("@"):
-            return group
-        handle = group.removeprefix("@").lower()
-        fresh = (
-            self._handles_read_at is not None
-            and self._clock() - self._handles_read_at < self._settings.groups_ttl_s
-        )
-        if not fresh:
-            answer = await self._client.usergroups_list()
-            self._handles = {
-                str(entry.get("handle", "")).lower(): str(entry["id"])
-                for entry in answer.get("usergroups") or ()
-            }
-            self._handles_read_at = self._clock()
-        if handle not in self._handles:
-            raise GroupUnreadable("no user group has this handle")
-        return self._handles[handle]
+    async def _cached(
+        self, key: str, read: Callable[[str], Awaitable[Mapping[str, str]]]
+    ) -> Mapping[str, str]:
+        read_at, found = self._cache.get(key, (-math.inf, {}))
+        if self._clock() - read_at >= self._settings.groups_ttl_s:
+            found = await read(key)
+            self._cache[key] = (self._clock(), found)
+        return found
+
+    async def _read_users(self, group: str) -> Mapping[str, str]:
+        group_id = group
+        if group.startswith("@"):
+            group_id = (await self._cached(HANDLES, self._read_handles)).get(group[1:].lower(), "")
+            if not group_id:
+                raise GroupUnreadable("no user group has this handle")
+        answer = await self._client.usergroups_users_list(usergroup=group_id)
+        return {str(user): group_id for user in answer.get("users") or ()}
+
+    async def _read_handles(self, _: str) -> Mapping[str, str]:
+        """Return the id of every user group by its handle."""
+        groups = (await self._client.usergroups_list()).get("usergroups") or ()
+        return {str(group.get("handle", "")).lower(): str(group["id"]) for group in groups}

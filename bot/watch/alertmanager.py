@@ -71,9 +71,10 @@ class Webhook:
         # aiohttp decodes bytes that are not UTF-8 as surrogates
         if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {token}".encode()):
             return _refused(401, "the bearer token is missing or wrong (web.alert_token)")
-        body = await _read(request, self._settings.alert_max_bytes)
-        if body is None:
-            limit = self._settings.alert_max_bytes
+        limit = self._settings.alert_max_bytes
+        try:
+            body = await request.clone(client_max_size=limit).read()
+        except web.HTTPRequestEntityTooLarge:
             return _refused(413, f"the body is larger than {limit} bytes (web.alert_max_bytes)")
         try:
             payload = Payload.model_validate(json.loads(body))
@@ -137,18 +138,6 @@ class Webhook:
             key=f"{key}:{alert.starts_at.isoformat()}",
             at_s=self._store.clock(),
         )
-
-
-async def _read(request: web.Request, limit: int) -> bytes | None:
-    """Return the body, or None if it is larger than the limit; stop reading at the limit."""
-    if request.content_length is not None and request.content_length > limit:
-        return None
-    body = b""
-    async for chunk in request.content.iter_chunked(65_536):
-        body += chunk
-        if len(body) > limit:
-            return None
-    return body
 
 
 def _labels_key(alert: PayloadAlert) -> str:

@@ -63,7 +63,7 @@ async def test_the_newest_run_is_compared_with_the_current_baseline(
     runs.add("lt-new1", seed=11, ttft_ms=150)
     comparison = await results.compare(None, None, host="demo")
     assert (comparison.verdict, comparison.baseline_name) == (Change.REGRESSED, "good-day")
-    message = comparison_message("lt-new1", comparison, CONTEXT)
+    message = comparison_message("lt-new1", comparison)
     assert message.text == "REGRESSED: lt-new1 against good-day"
     assert (await results.compare("lt-old1", "good-day", host="demo")).verdict is not Change.REGRESSED
 
@@ -118,7 +118,7 @@ async def test_a_void_run_is_not_a_reference(runs: Finished, results: LoadResult
 async def test_baselines_are_listed_and_another_one_becomes_current(
     results: LoadResults, tmp_path: Path
 ) -> None:
-    assert "No baseline of this host" in baselines_message(await results.baselines(), CONTEXT).text
+    assert "No baseline is recorded yet" in baselines_message(await results.baselines(), CONTEXT).text
     record(tmp_path, "monday")
     record(tmp_path, "tuesday")
     assert [(one.name, one.in_force) for one in await results.baselines()] == [
