@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP)  ## make .venv, and install HAProxy where it is missing
 	@deploy/packages.sh haproxy
 
-demo: setup  ## workspace + demonstration host + bot, on this machine; Ctrl-C stops it all
+demo: setup  ## workspace + demonstration host + bot, on this machine; Ctrl-C stops it, the next start continues
 	@$(BIN)/gpu-oncall demo
 
 test: setup lint typecheck  ## the whole suite, but what is marked heavy

@@ -165,18 +165,23 @@ _register_actions()
 def demo(
     context: typer.Context,
     state: StateOption = DEFAULT_DEMO_STATE,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="start anew instead of continuing the last incident")
+    ] = False,
     free_ports: Annotated[
         bool, typer.Option("--free-ports", help="take free ports instead of 8000, 8800, ...")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="shorter load tests and traffic stages")] = False,
     monitors: Annotated[bool, typer.Option(help="let the monitors alert within seconds of a fault")] = True,
 ) -> None:
-    """Start the demonstration; Ctrl-C stops it and leaves no process behind."""
+    """Start the demonstration, or continue it where it ended. Ctrl-C stops it and leaves no process behind."""
     if context.invoked_subcommand is None:
         from demo.host.run import demonstrate
 
         raise typer.Exit(
-            asyncio.run(demonstrate(state, free_ports=free_ports, quick=quick, monitors=monitors))
+            asyncio.run(
+                demonstrate(state, fresh=fresh, free_ports=free_ports, quick=quick, monitors=monitors)
+            )
         )
 
 
@@ -185,13 +190,13 @@ def demo_break(
     fault: Annotated[str, typer.Argument(help="frozen-rank or dead-rank")] = "frozen-rank",
     state: StateOption = DEFAULT_DEMO_STATE,
 ) -> None:
-    """Put a real fault into the running demonstration."""
+    """Inject a real fault into the running demonstration."""
     _panel(state, fault)
 
 
 @demo_app.command("mend")
 def demo_mend(state: StateOption = DEFAULT_DEMO_STATE) -> None:
-    """Remove the fault again."""
+    """Remove the fault."""
     _panel(state, "mend")
 
 

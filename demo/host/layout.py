@@ -1,4 +1,4 @@
-"""Where the demonstration keeps its things and how its host is described: ports, tokens, and the settings file it writes.
+"""The demonstration's folder, ports and tokens, and the settings file that describes its host.
 
 The file is an ordinary gpu-oncall settings file, so what works in the demonstration can be read and copied.
 """
@@ -7,7 +7,7 @@ import contextlib
 import random
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpu_actions.models import Frozen
@@ -18,7 +18,7 @@ DEFAULT_STATE_DIR = Path("var/demo")
 
 
 class Ports(Frozen):
-    """Loopback ports of the demonstration. The first three are the design's default addresses."""
+    """Loopback ports of the demonstration. The first three are the product's default addresses."""
 
     router: int = 8000
     workspace: int = 8800
@@ -58,20 +58,24 @@ class Layout(Frozen):
 
 
 def new_layout(state_dir: Path, *, free_ports: bool = False) -> Layout:
-    """Lay out a demonstration, with tokens of its own. `free_ports` takes any that are free, for tests."""
-    ports = Ports()
-    if free_ports:
-        ports = Ports(**dict(zip(Ports.model_fields, _free_ports(), strict=False)))
-    return Layout(
+    """Return a layout with new tokens. `free_ports` takes random free ports."""
+    layout = Layout(
         state_dir=state_dir.absolute(),
-        ports=ports,
+        ports=Ports(),
         bot_token=f"xoxb-demo-{secrets.token_hex(8)}",
         app_token=f"xapp-demo-{secrets.token_hex(8)}",
     )
+    return with_free_ports(layout, Ports.model_fields) if free_ports else layout
+
+
+def with_free_ports(layout: Layout, names: Iterable[str]) -> Layout:
+    """Return the layout with free ports for these names."""
+    ports = layout.ports.model_copy(update=dict(zip(names, _free_ports(), strict=False)))
+    return layout.model_copy(update={"ports": ports})
 
 
 def _free_ports() -> Iterator[int]:
-    """Free ports below the kernel's own range (from 32768): a client's connection could take one of those meanwhile."""
+    """Yield free ports below the kernel's range for outgoing connections (from 32768), which could take one meanwhile."""
     for port in random.sample(FREE_RANGE, len(FREE_RANGE)):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
@@ -79,7 +83,7 @@ def _free_ports() -> Iterator[int]:
 
 
 def busy_ports(layout: Layout) -> dict[str, int]:
-    """The ports of the layout that something listens on already, by name."""
+    """Return the ports of the layout that are taken, by name."""
     busy = {}
     for name, port in layout.ports.model_dump().items():
         with socket.socket() as probe:
@@ -165,7 +169,7 @@ load = {{ duration_s = {validate_s}, target_qps = 3 }}
 
 
 class Pace(Frozen):
-    """How long load tests and traffic stages take. The default is for watching, `QUICK` for tests and the impatient."""
+    """Duration of load tests and traffic stages. The default is for watching, `QUICK` for tests and the impatient."""
 
     validate_s: float = 20
     hold_s: float = 10
@@ -189,5 +193,5 @@ def write_config(layout: Layout, *, pace: Pace = Pace(), monitors: bool = True) 
 
 
 def read_layout(state_dir: Path) -> Layout:
-    """The layout of a running demonstration. Raises FileNotFoundError when none was started there."""
+    """Return the layout of a demonstration. Raises FileNotFoundError when none was started there, and ValueError."""
     return Layout.model_validate_json((state_dir / "demo.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The demonstration's control panel: what the page's "Break something" and `gpu-oncall demo break` press.
+"""The demonstration's control panel, used by the page's "Break something" and by `gpu-oncall demo break`.
 
 A tiny HTTP service on loopback: GET lists the buttons, POST presses one.
 """
@@ -28,9 +28,7 @@ def panel_app(breaker: Breaker, traffic: Traffic) -> web.Application:
             }
             for fault in FAULTS
         ]
-        shown.append(
-            {"id": "mend", "label": "Mend it", "help": "take the fault out again", "style": "primary"}
-        )
+        shown.append({"id": "mend", "label": "Mend it", "help": "remove the fault", "style": "primary"})
         shown.append({"id": "visitors", "label": "How are the visitors?", "help": traffic.summary()})
         return web.json_response(shown)
 
@@ -54,7 +52,7 @@ def panel_app(breaker: Breaker, traffic: Traffic) -> web.Application:
 
 
 async def press(state_dir: Path, button: str) -> str:
-    """Press a button of the running demonstration; gives its answer.
+    """Press a button of the running demonstration. Return its answer.
 
     Raises ValueError for an unknown button, and when no demonstration is running there.
     """

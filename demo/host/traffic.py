@@ -1,4 +1,4 @@
-"""The demonstration's visitors: a request a second through the router, so that a fault has somebody to hurt."""
+"""The demonstration's visitors: one request a second through the router, so that a fault has a visible effect."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ REMEMBERED = 30
 
 
 class Traffic:
-    """Sends completions and counts what came back. `recent` says how the last requests fared."""
+    """Sends completions and counts the answers."""
 
     def __init__(self, url: str, *, model: str = "demo") -> None:
         self._url = f"{url}/v1/completions"
@@ -26,7 +26,7 @@ class Traffic:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Send until the block ends."""
+        """Send requests until the block ends."""
         task = asyncio.create_task(self._send())
         try:
             yield
@@ -56,7 +56,7 @@ class Traffic:
                 await response.read()
                 good = response.status == 200
         except (aiohttp.ClientError, TimeoutError):
-            good = False  # counted below; what visitors see is the figure
+            good = False  # it is counted below
         finally:
             self.waiting -= 1
         self.served += good
@@ -64,7 +64,7 @@ class Traffic:
         self._recent.append((time.monotonic(), good))
 
     def summary(self) -> str:
-        """One line for the panel: what visitors see now."""
+        """Return one line for the panel."""
         good = sum(ok for _, ok in self._recent)
         return (
             f"Visitors (1/s through the router): {self.served} served, {self.failed} failed, {self.waiting} waiting; "
