@@ -6,8 +6,8 @@ A target is reused only while its main processes live. A unit that is down is lo
 import time
 from typing import TYPE_CHECKING
 
-from gpu_actions.snapshot.collectors.ranks import read_stat
 from gpu_actions.snapshot.target import TriageTarget, target_of_host
+from gpu_actions.system.proc import read_process
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host
@@ -39,5 +39,5 @@ class TargetCache:
 
 def _start_times(target: TriageTarget) -> tuple[int, ...]:
     """Return when the main processes started, in clock ticks; 0 for a dead one. With the pid that identifies a process."""
-    rows = [read_stat(pid) for pid in target.pids]
-    return tuple(0 if row is None or row.state in "ZX" else row.start_ticks for row in rows)
+    rows = [read_process(pid) for pid in target.pids]
+    return tuple(0 if row is None or row.state in "ZX" else row.started for row in rows)

@@ -4,14 +4,12 @@ Of one boot they count on the kernel's own clock (CLOCK_BOOTTIME, the same for a
 times in /proc are given in); only across a reboot the wall clock has to do.
 """
 
-import os
 import time
 from typing import Self
 
 from gpu_actions.models import Frozen
-from gpu_actions.system.supervisor import boot_id, read_process
+from gpu_actions.system.proc import TICKS_PER_S, boot_id, read_process
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 TICK_S = 1 / TICKS_PER_S
 
 

@@ -1,11 +1,17 @@
-"""Files that runs leave behind: written whole or not at all, private, and described with size and sha256."""
+"""Write files atomically and describe them with size and sha256.
+
+Nothing but the standard library is imported at the top, because the supervisor imports this module.
+"""
 
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gpu_actions.models import Artifact
+if TYPE_CHECKING:
+    from gpu_actions.models import Artifact
 
 MEDIA_TYPES = {
     ".json": "application/json",
@@ -17,8 +23,11 @@ MEDIA_TYPES = {
 }
 
 
-def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o600) -> Path:
-    """Write a file through a temporary one, fsync and rename, so that a reader never sees half of it."""
+def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o600, durable: bool = True) -> Path:
+    """Write a file through a temporary one and a rename, so that a reader never sees half of it.
+
+    `durable` waits for the disk (fsync), which may take seconds on a busy host.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = content.encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -27,7 +36,8 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o600) -> 
             os.fchmod(file.fileno(), mode)
             file.write(raw)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -35,8 +45,15 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o600) -> 
     return path
 
 
-def artifact_of(path: Path, *, source: str, title: str = "", inline: bool = False) -> Artifact:
-    """Describe a file as an artifact. Raises OSError when it cannot be read."""
+def write_json(path: Path, data: Any) -> None:
+    """Write state as JSON, atomically, without waiting for the disk."""
+    write_atomically(path, json.dumps(data), durable=False)
+
+
+def artifact_of(path: Path, *, source: str, title: str = "", inline: bool = False) -> "Artifact":
+    """Describe a file as an artifact. Raises OSError if it cannot be read."""
+    from gpu_actions.models import Artifact
+
     digest = hashlib.sha256()
     size_bytes = 0
     with path.open("rb") as file:

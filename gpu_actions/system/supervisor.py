@@ -13,7 +13,10 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from gpu_actions.system.files import write_json
+from gpu_actions.system.proc import ProcessRow, boot_id, family, is_same, process_table, read_process, send
 
 TICK_S = 1.0
 """How often the log's size is looked at while nothing happens."""
@@ -24,74 +27,11 @@ LAST_LOOK_S = 30.0
 
 FIRST_BACKOFF_S = 0.25
 LAST_BACKOFF_S = 30.0
-STAT_BYTES = 4096
 STEADY_AFTER_S = 60.0
 """A process that ran this long starts again with the first backoff."""
 
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h: orphaned descendants become our children, so a double fork does not hide them."""
-
-
-class ProcessRow(NamedTuple):
-    """One line of the process table. `started` is in clock ticks since boot: with the pid it names a process for good."""
-
-    pid: int
-    parent: int
-    group: int
-    session: int
-    started: int
-    zombie: bool
-
-
-def read_process(pid: int) -> ProcessRow | None:
-    """Read /proc/PID/stat (proc(5)); None when there is no such process."""
-    try:  # unbuffered: half the cost of Path.read_text, and a big host has thousands of processes
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123
-            text = (file.read(STAT_BYTES) or b"").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text[text.rindex(")") + 2 :].split()  # the name in parentheses may hold spaces and parentheses
-    return ProcessRow(
-        pid=pid,
-        parent=int(fields[1]),
-        group=int(fields[2]),
-        session=int(fields[3]),
-        started=int(fields[19]),
-        zombie=fields[0] in "ZX",
-    )
-
-
-def process_table() -> dict[int, ProcessRow]:
-    """Read every process of this machine."""
-    rows = (read_process(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
-    return {row.pid: row for row in rows if row is not None}
-
-
-def boot_id() -> str:
-    """Give the kernel's id of this boot: start times of another boot mean nothing."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def family(table: dict[int, ProcessRow], roots: set[int], session: int | None) -> dict[int, ProcessRow]:
-    """Give the living processes that descend from `roots` (roots included) or belong to the session."""
-    members = {pid for pid in roots if pid in table}
-    if session is not None:
-        members |= {row.pid for row in table.values() if row.session == session}
-    grew = True
-    while grew:
-        more = {row.pid for row in table.values() if row.parent in members} - members
-        members |= more
-        grew = bool(more)
-    return {pid: table[pid] for pid in members if not table[pid].zombie}
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Replace a file in one step, readable by its owner only."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        json.dump(data, file)
-    draft.replace(path)
 
 
 class Supervisor:
@@ -175,7 +115,7 @@ class Supervisor:
                 self.child = None
         if self.adopted and self.child is not None:
             now = read_process(self.child.pid)
-            if now is None or now.zombie or now.started != self.child.started:
+            if now is None or now.zombie or not is_same(self.child, now):
                 self.last_exit = "ended (adopted, its exit code is not known)"
                 self.child, self.adopted = None, False
 
@@ -185,7 +125,7 @@ class Supervisor:
         """Give the program's living processes: our descendants, our session, and strays seen earlier."""
         table = process_table()
         strays = {pid for pid, started in self._known if pid in table and table[pid].started == started}
-        members = family(table, strays | {os.getpid()}, os.getpid())
+        members = family(table, [*strays, os.getpid()], os.getpid())
         members.pop(os.getpid(), None)
         return members
 
@@ -285,17 +225,6 @@ def stopping_deadline(folder: Path) -> float | None:
         return float((folder / "stopping").read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def send(row: ProcessRow, signum: int) -> None:
-    """Signal a process, but never another one that got its pid meanwhile."""
-    now = read_process(row.pid)
-    if now is None or now.started != row.started:
-        return
-    try:
-        os.kill(row.pid, signum)
-    except ProcessLookupError:
-        return  # it ended between the look and the signal
 
 
 def identity_of(pid: int) -> tuple[int, int]:

@@ -5,13 +5,13 @@ It does not wait for tokens. The warm step does, so that evidence can be saved w
 
 import asyncio
 import re
-from pathlib import Path
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
 from gpu_actions.serving.interfaces import UnitError, UnitState
 from gpu_actions.system.clock import Moment
 from gpu_actions.system.listening import listener_of
+from gpu_actions.system.proc import read_environment
 from gpu_actions.system.urls import port_of
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import generates
@@ -42,11 +42,9 @@ def explaining_line(log: str) -> str:
 def environment_of(pid: int) -> dict[str, str] | None:
     """Return the environment that a process was started with, or None where it may not be read."""
     try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
+        return read_environment(pid)
     except OSError:
         return None
-    pairs = (part.partition(b"=") for part in raw.split(b"\0") if part)
-    return {name.decode(errors="replace"): value.decode(errors="replace") for name, _, value in pairs}
 
 
 @step("tier.start")

@@ -24,10 +24,10 @@ from gpu_actions.serving.routers.haproxy_config import (
 )
 from gpu_actions.serving.routers.haproxy_router import HaproxyRouter, quoted_value
 from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
+from gpu_actions.system.files import write_atomically, write_json
 from gpu_actions.system.folder_lock import make_private_folder
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.processes import run_process
-from gpu_actions.system.supervisor import write_json
 from gpu_actions.system.urls import port_of
 
 logger = logging.getLogger(__name__)
@@ -184,10 +184,7 @@ class ManagedRouter(HaproxyRouter):
             self._replace(haproxy_config.STATE_NAME, text + "\n")
 
     def _replace(self, name: str, text: str) -> None:
-        draft = self.folder / f".{name}.new"
-        draft.write_text(text)
-        draft.chmod(0o600)
-        draft.replace(self.folder / name)
+        write_atomically(self.folder / name, text, durable=False)
 
     # -- the running instance ------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from gpu_actions.serving.interfaces import BackendUnknown, RouterError, ServerState
 from gpu_actions.serving.routers.haproxy_config import HaproxySettings, Limits
 from gpu_actions.serving.routers.haproxy_socket import ASK_TIMEOUT_S, HaproxySocket
+from gpu_actions.system.files import write_json
 from gpu_actions.system.folder_lock import locked_folder
-from gpu_actions.system.supervisor import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,10 @@ from pydantic import Field
 from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
 from gpu_actions.serving.setup_checks import SetupCheck, failed, ok
 from gpu_actions.serving.units.base import UnitConfig, check_reason, missing_program
+from gpu_actions.system.files import write_atomically, write_json
 from gpu_actions.system.folder_lock import locked_folder, make_private_folder
+from gpu_actions.system.proc import ProcessRow, family, is_same, process_table, send
 from gpu_actions.system.processes import ProcessResult, child_environment, run_process
-from gpu_actions.system.supervisor import ProcessRow, family, process_table, send, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -182,10 +183,7 @@ class CommandUnit:
             f"{name}={shlex.quote(value)}" for name, value in variables.items()
         ]
         write_json(self.folder / "scope.json", {"variables": dict(variables), "unset": list(unset)})
-        draft = file.with_suffix(".new")
-        draft.touch(mode=0o600)
-        draft.write_text("".join(f"{line}\n" for line in lines))
-        draft.replace(file)
+        write_atomically(file, "".join(f"{line}\n" for line in lines), durable=False)
         await self._expect((*self.config.set_environment, str(file)), "set_environment")
 
     async def scope(self) -> dict[str, str]:
@@ -252,18 +250,14 @@ class CommandUnit:
 
     @staticmethod
     def _tree(main_pid: int | None) -> dict[int, ProcessRow]:
-        return {} if main_pid is None else family(process_table(), {main_pid}, None)
+        return {} if main_pid is None else family(process_table(), [main_pid])
 
     @staticmethod
     def _still(before: Mapping[int, ProcessRow]) -> list[ProcessRow]:
         if not before:
             return []
         table = process_table()
-        return [
-            row
-            for pid, row in before.items()
-            if pid in table and table[pid].started == row.started and not table[pid].zombie
-        ]
+        return [row for pid, row in before.items() if is_same(row, table.get(pid)) and not table[pid].zombie]
 
     def _frozen_reason(self) -> str | None:
         if not (self.folder / "frozen").exists():

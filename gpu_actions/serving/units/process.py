@@ -23,8 +23,9 @@ from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
 from gpu_actions.serving.setup_checks import SetupCheck, check_command
 from gpu_actions.serving.units.base import UnitConfig, check_reason, missing_program
 from gpu_actions.system import supervisor
+from gpu_actions.system.files import write_json
 from gpu_actions.system.folder_lock import locked_folder, make_private_folder
-from gpu_actions.system.supervisor import ProcessRow
+from gpu_actions.system.proc import ProcessRow, boot_id, family, process_table, read_process, send
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ KILL_WAIT_S = 10.0
 DRAIN_GRACE_S = 5.0
 """A grace longer than this is time to finish requests in, so only the main process is told to end, and it ends its own. vLLM
 loses its streams when its engine processes get a SIGTERM as well (measured with 0.32: `make test-vllm`)."""
+
+PRODUCT_ROOT = Path(supervisor.__file__).parents[2]
+"""The folder that holds the package `gpu_actions`: the supervisor runs without site-packages."""
 
 SECRET_WORDS = ("key", "token", "secret", "password")
 
@@ -117,12 +121,12 @@ class SupervisedProcess:
             record = self._record()
             keeper = self._keeper(record)
             if keeper is not None:
-                supervisor.send(keeper, signal.SIGUSR1)
+                send(keeper, signal.SIGUSR1)
             was_active = self._main(record) is not None
             seen: dict[int, ProcessRow] = {}
             killed = await self._end_all(seen, deadline=begun + grace, main_first=grace > DRAIN_GRACE_S)
             if record:
-                supervisor.write_json(
+                write_json(
                     self.folder / "state.json",
                     {**self._record(), "main": None, "session": None, "known": []},
                 )
@@ -153,9 +157,7 @@ class SupervisedProcess:
         """Refuse starts from now on, the supervisor's restarts too. What runs goes on. Raises ValueError without a reason."""
         reason = check_reason(reason)
         make_private_folder(self.folder)
-        supervisor.write_json(
-            self.folder / "frozen", {"reason": reason, "at_s": time.time(), "pid": os.getpid()}
-        )
+        write_json(self.folder / "frozen", {"reason": reason, "at_s": time.time(), "pid": os.getpid()})
 
     async def unfreeze(self) -> None:
         """Allow starts again; does not start it."""
@@ -170,9 +172,7 @@ class SupervisedProcess:
         if not variables and not unset:
             (self.folder / "scope.json").unlink(missing_ok=True)
             return
-        supervisor.write_json(
-            self.folder / "scope.json", {"variables": dict(variables), "unset": list(unset)}
-        )
+        write_json(self.folder / "scope.json", {"variables": dict(variables), "unset": list(unset)})
 
     async def scope(self) -> dict[str, str]:
         """Give the variables of the current scope."""
@@ -232,16 +232,16 @@ class SupervisedProcess:
             }
         else:  # strays of an earlier program whose supervisor was killed would hold its port and its GPU memory
             await self._end_all({}, deadline=time.monotonic() + order["leftover_grace_s"])
-        supervisor.write_json(
+        write_json(
             self.folder / "unit.json",
             {"argv": order["argv"], "cwd": order["cwd"], "variables": sorted(order["environment"])},
         )
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", supervisor.__file__, str(self.folder)),
+            *(sys.executable, "-P", "-S", "-m", supervisor.__name__, str(self.folder)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
+            env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(PRODUCT_ROOT)},
             cwd="/",
             start_new_session=True,
         )
@@ -262,7 +262,7 @@ class SupervisedProcess:
 
     async def _hurry(self, keeper: ProcessRow) -> None:
         """Tell a supervisor that waits out its backoff to start now, and wait until the program runs."""
-        supervisor.send(keeper, signal.SIGUSR1)
+        send(keeper, signal.SIGUSR1)
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while self._main(self._record()) is None:
             record = self._record()
@@ -274,7 +274,7 @@ class SupervisedProcess:
                     f"unit {self.name!r} keeps dying ({record.get('last_exit')}, {record.get('restarts')} "
                     f"restarts): read its log {self.folder / 'log'}"
                 )
-            supervisor.send(keeper, signal.SIGUSR1)
+            send(keeper, signal.SIGUSR1)
             await asyncio.sleep(0.05)
 
     # -- what runs -----------------------------------------------------------------------------------------------
@@ -282,13 +282,13 @@ class SupervisedProcess:
     def _record(self) -> dict[str, Any]:
         """What the supervisor wrote last; empty when it never ran or the machine was booted since."""
         record = self._read_json("state.json")
-        return record if record.get("boot_id") == supervisor.boot_id() else {}
+        return record if record.get("boot_id") == boot_id() else {}
 
     @staticmethod
     def _living(identity: Sequence[int] | None) -> ProcessRow | None:
         if not identity:
             return None
-        row = supervisor.read_process(identity[0])
+        row = read_process(identity[0])
         return row if row is not None and row.started == identity[1] and not row.zombie else None
 
     def _main(self, record: dict[str, Any]) -> ProcessRow | None:
@@ -301,7 +301,7 @@ class SupervisedProcess:
         """The unit's processes without its supervisor: by descent, by session, and strays known from earlier looks."""
         if not record:
             return {}
-        table = supervisor.process_table()
+        table = process_table()
         named = [record.get("supervisor"), record.get("main"), *record.get("known", ())]
         roots = {row.pid for row in map(self._living, named) if row is not None}
         keeper_pid, keeper_started = record["supervisor"]
@@ -310,7 +310,7 @@ class SupervisedProcess:
         # time means that our session emptied and the number went to somebody else.
         if session in table and table[session].started != keeper_started:
             session = None
-        members = supervisor.family(table, roots, session)
+        members = family(table, roots, session)
         members.pop(keeper_pid, None)
         return members
 
@@ -336,14 +336,14 @@ class SupervisedProcess:
             for row in members.values():
                 if now >= deadline:
                     killed = True
-                    supervisor.send(row, signal.SIGKILL)
+                    send(row, signal.SIGKILL)
                 elif (row.pid, row.started) not in signalled:
                     if main is None or row.pid == main.pid:
                         signalled.add((row.pid, row.started))
-                        supervisor.send(row, signal.SIGTERM)
-                    supervisor.send(row, signal.SIGCONT)
+                        send(row, signal.SIGTERM)
+                    send(row, signal.SIGCONT)
             if keeper is not None and now >= deadline + KILL_WAIT_S / 2:
-                supervisor.send(keeper, signal.SIGKILL)
+                send(keeper, signal.SIGKILL)
             if now >= deadline + KILL_WAIT_S:
                 raise UnitError(
                     f"processes {sorted(members)} of unit {self.name!r} outlived SIGKILL by {KILL_WAIT_S:.0f} s: "

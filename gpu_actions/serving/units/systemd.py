@@ -26,8 +26,9 @@ from gpu_actions.serving.units.systemd_files import (
     scope_environment_file,
     scope_variables,
 )
+from gpu_actions.system.files import write_atomically
+from gpu_actions.system.proc import cgroup_pids, family, process_table
 from gpu_actions.system.processes import ProcessResult, child_environment, run_process
-from gpu_actions.system.supervisor import family, process_table
 
 logger = logging.getLogger(__name__)
 
@@ -286,14 +287,11 @@ class SystemdService:
 
     @staticmethod
     def _pids(shown: Mapping[str, str]) -> tuple[int, ...]:
-        """The processes of its control group (cgroup v2, or v1's systemd hierarchy), else of its main process's tree."""
-        group = shown["ControlGroup"].lstrip("/")
-        for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified")):
-            if group and (root / group / "cgroup.procs").exists():
-                files = (root / group).rglob("cgroup.procs")
-                return tuple(sorted({int(word) for file in files for word in file.read_text().split()}))
+        """Return the processes of its control group, or of its main process's tree if there is no such group."""
+        if (members := cgroup_pids(shown["ControlGroup"])) is not None:
+            return members
         main_pid = int(shown["MainPID"] or 0)
-        return tuple(sorted(family(process_table(), {main_pid}, None))) if main_pid else ()
+        return tuple(sorted(family(process_table(), [main_pid]))) if main_pid else ()
 
     def _frozen_reason(self, shown: Mapping[str, str]) -> str | None:
         file = self.drop_ins / FREEZE_FILE
@@ -306,11 +304,7 @@ class SystemdService:
 
     def _write(self, name: str, text: str) -> None:
         try:
-            self.drop_ins.mkdir(parents=True, exist_ok=True)
-            draft = self.drop_ins / f".{name}.new"
-            draft.touch(mode=0o600)
-            draft.write_text(text)
-            draft.replace(self.drop_ins / name)
+            write_atomically(self.drop_ins / name, text, durable=False)
         except PermissionError as error:
             raise UnitError(
                 f"{self.drop_ins / name} cannot be written: the bot's user needs write access to {self.drop_ins} "

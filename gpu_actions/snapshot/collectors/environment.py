@@ -7,7 +7,8 @@ from pydantic import Field
 
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
-from gpu_actions.snapshot.collectors.ranks import process_table, read_environment, roots_of, tree_of
+from gpu_actions.snapshot.collectors.ranks import roots_of
+from gpu_actions.system.proc import process_table, read_environment, tree_of
 
 ALLOWED = frozenset(
     {

@@ -6,11 +6,7 @@ fires (300-600 s).
 
 import asyncio
 import contextlib
-import os
 import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import Field
 
@@ -18,11 +14,18 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.registry import rank_in_title
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.system.proc import (
+    TICKS_PER_S,
+    ProcessRow,
+    process_table,
+    read_command,
+    read_environment,
+    read_file,
+    read_process,
+    tree_of,
+)
 
 MAX_PROCESSES = 256
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-PAGE_LIMIT = 64 * 1024
-STAT_BYTES = 4096
 
 
 class RankProcess(Frozen):
@@ -55,76 +58,6 @@ class RanksReading(Frozen):
     unit_active: bool | None = None
 
 
-class ProcRow(NamedTuple):
-    """The fields of /proc/PID/stat in use."""
-
-    pid: int
-    parent: int
-    name: str
-    state: str
-    cpu_ticks: int
-    start_ticks: int
-
-
-def parse_stat(text: str) -> ProcRow | None:
-    """Parse /proc/PID/stat. Return None for other text. The name may hold blanks and parentheses."""
-    opening, closing = text.find("("), text.rfind(")")
-    fields = text[closing + 1 :].split() if closing > opening >= 0 else []
-    if len(fields) < 20:
-        return None
-    try:
-        return ProcRow(
-            pid=int(text[:opening]),
-            parent=int(fields[1]),
-            name=text[opening + 1 : closing],
-            state=fields[0][:1],
-            cpu_ticks=int(fields[11]) + int(fields[12]),
-            start_ticks=int(fields[19]),
-        )
-    except ValueError:
-        return None
-
-
-def process_table(proc: Path = Path("/proc")) -> dict[int, ProcRow]:
-    """Read all processes of the machine (about 12 us each)."""
-    rows: dict[int, ProcRow] = {}
-    for name in os.listdir(proc):  # noqa: PTH208  (a Path for each costs more than the read)
-        if name.isdigit() and (row := read_stat(int(name), proc)) is not None:
-            rows[row.pid] = row
-    return rows
-
-
-def read_stat(pid: int, proc: Path = Path("/proc")) -> ProcRow | None:
-    """Read one process. Return None if it is gone."""
-    try:  # os.open: Path.read_text costs twice as much, and a big host has thousands of processes
-        descriptor = os.open(f"{proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None
-    try:
-        return parse_stat(os.read(descriptor, STAT_BYTES).decode(errors="replace"))
-    except ProcessLookupError:
-        return None
-    finally:
-        os.close(descriptor)
-
-
-def tree_of(roots: Iterable[int], table: dict[int, ProcRow]) -> list[ProcRow]:
-    """Return the processes of the trees below `roots`, parents first."""
-    children: dict[int, list[int]] = {}
-    for row in table.values():
-        children.setdefault(row.parent, []).append(row.pid)
-    found: list[ProcRow] = []
-    seen: set[int] = set()
-    waiting = [pid for pid in roots if pid in table]
-    while waiting:
-        pid = waiting.pop(0)
-        if pid not in seen:
-            seen.add(pid)
-            found.append(table[pid])
-            waiting += sorted(children.get(pid, ()))
-    return found
-
-
 def rank_of(name: str, command: list[str], environment: dict[str, str]) -> int | None:
     """Return a process's rank: from `--rank N`, else from the worker's title, else from torchrun's RANK."""
     for position, part in enumerate(command):
@@ -139,26 +72,6 @@ def rank_of(name: str, command: list[str], environment: dict[str, str]) -> int |
     if "WORLD_SIZE" in environment and environment.get("RANK", "").isdigit():
         return int(environment["RANK"])
     return None
-
-
-def read_command(pid: int) -> list[str]:
-    """Return a process's arguments: none for a zombie, a kernel thread or one that is gone."""
-    return [part.decode(errors="replace") for part in _read(pid, "cmdline").split(b"\0") if part]
-
-
-def read_environment(pid: int) -> dict[str, str]:
-    """Return a process's initial environment. Raises PermissionError for another user's process."""
-    raw = Path(f"/proc/{pid}/environ").read_bytes()[: 1024 * 1024]
-    pairs = (part.decode(errors="replace").partition("=") for part in raw.split(b"\0") if b"=" in part)
-    return {name: value for name, _, value in pairs}
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        with (Path("/proc") / str(pid) / name).open("rb") as file:
-            return file.read(PAGE_LIMIT)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return b""
 
 
 def roots_of(target: TriageTarget) -> tuple[int, ...]:
@@ -190,8 +103,8 @@ async def collect_ranks(
     await asyncio.sleep(max(0.0, window_s - (time.monotonic() - began)))
     processes = []
     for row in rows[:MAX_PROCESSES]:
-        again = read_stat(row.pid)
-        same = again is not None and again.start_ticks == row.start_ticks
+        again = read_process(row.pid)
+        same = again is not None and again.started == row.started
         rank, wchan = details[row.pid]
         processes.append(
             RankProcess(
@@ -204,7 +117,7 @@ async def collect_ranks(
                 state_last=again.state if again is not None and same else "gone",
                 wchan=wchan,
                 cpu_s=(again.cpu_ticks - row.cpu_ticks) / TICKS_PER_S if again is not None and same else None,
-                age_s=max(0.0, (uptime_ticks - row.start_ticks) / TICKS_PER_S) + (time.monotonic() - read_at),
+                age_s=max(0.0, (uptime_ticks - row.started) / TICKS_PER_S) + (time.monotonic() - read_at),
             )
         )
     return RanksReading(
@@ -216,14 +129,14 @@ async def collect_ranks(
     )
 
 
-def _identify(row: ProcRow) -> tuple[int | None, str | None]:
+def _identify(row: ProcessRow) -> tuple[int | None, str | None]:
     """Return a process's rank and the kernel function that it waits in, if they can be read."""
     command = read_command(row.pid)
     rank = rank_of(row.name, command, {})
     if rank is None:  # torchrun's ranks are numbered in the environment only
         with contextlib.suppress(OSError):  # another user's process, or a zombie
             rank = rank_of(row.name, command, read_environment(row.pid))
-    wchan = _read(row.pid, "wchan").decode(errors="replace").strip("\0\n ")
+    wchan = read_file(row.pid, "wchan").decode(errors="replace").strip("\0\n ")
     return rank, wchan if wchan not in ("", "0") else None
 
 

@@ -13,7 +13,7 @@ import pytest
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.deep import check_headroom, collect_deep, record_of, run_probe
-from gpu_actions.snapshot.collectors.ranks import process_table
+from gpu_actions.system.proc import process_table
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import end
 from tests.gpu_actions.triage import builders as make

@@ -17,9 +17,10 @@ from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.environment import collect_environment
-from gpu_actions.snapshot.collectors.ranks import collect_ranks, parse_stat, process_table, rank_of, roots_of
+from gpu_actions.snapshot.collectors.ranks import collect_ranks, rank_of, roots_of
 from gpu_actions.snapshot.collectors.stacks import collect_stacks, parse_dump
 from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.system.proc import parse_stat, process_table
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import FakeEngine, end, process_state, spawn
 

@@ -16,8 +16,8 @@ from gpu_actions.config.host import HostConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host, build_host
 from gpu_actions.serving.interfaces import EngineError
-from gpu_actions.snapshot.collectors.ranks import process_table
 from gpu_actions.snapshot.model import load_snapshot
+from gpu_actions.system.proc import process_table
 from gpu_actions.triage.action import SPEC, TriageArguments, plan_triage, triage
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import process_state

@@ -13,7 +13,7 @@ import pytest
 
 from gpu_actions.serving.interfaces import UnitError
 from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
-from gpu_actions.system.supervisor import write_json
+from gpu_actions.system.files import write_json
 
 MakeUnit = Callable[..., SupervisedProcess]
 
