@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import aiohttp
-
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.model import COLLECTORS, CollectorOutcome, Snapshot
@@ -98,23 +96,21 @@ async def collect(
     limits = thresholds or TriageThresholds()
     window = limits.window_s if window_s is None else window_s
     collection = _Collection(target, window, report)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=8)) as session:
-        source = Source(
-            target=target,
-            limits=limits,
-            window_s=window,
-            began=time.monotonic(),
-            session=session,
-            deep=deep,
-            readings=collection.readings,
-            is_stuck=lambda: progress_of(collection.snapshot()).stuck,
-        )
+    source = Source(
+        target=target,
+        limits=limits,
+        window_s=window,
+        began=time.monotonic(),
+        deep=deep,
+        readings=collection.readings,
+        is_stuck=lambda: progress_of(collection.snapshot()).stuck,
+    )
 
-        def run(name: str) -> Awaitable[None]:
-            return collection.run(name, source, wanted=only is None or name in only)
+    def run(name: str) -> Awaitable[None]:
+        return collection.run(name, source, wanted=only is None or name in only)
 
-        alone = [name for name, collector in COLLECTORS.items() if collector.runs_alone]
-        await asyncio.gather(*[run(name) for name in COLLECTORS if name not in alone])
-        for name in alone:
-            await run(name)
+    alone = [name for name, collector in COLLECTORS.items() if collector.runs_alone]
+    await asyncio.gather(*[run(name) for name in COLLECTORS if name not in alone])
+    for name in alone:
+        await run(name)
     return collection.snapshot()

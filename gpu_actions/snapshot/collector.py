@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.target import TriageTarget
@@ -32,7 +30,6 @@ class Source:
     window_s: float
     began: float
     """`time.monotonic()` at the start of the snapshot."""
-    session: aiohttp.ClientSession
     deep: bool
     readings: Mapping[str, Any]
     is_stuck: Callable[[], bool]

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, SecretStr, field_validator
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.engines.completion import CompletionReader
+from gpu_actions.serving.engines.completion import CompletionReader, completion_request
 from gpu_actions.serving.engines.metrics import Names, read_engine_metrics
 from gpu_actions.serving.engines.profile import folder_of_listener, traces_since
+from gpu_actions.serving.http import HttpFailure, request
 from gpu_actions.serving.interfaces import (
     Completion,
     EngineError,
@@ -29,7 +30,7 @@ from gpu_actions.system.listening import until_listening
 from gpu_actions.system.urls import check_url, port_of
 
 if TYPE_CHECKING:
-    import aiohttp
+    from aiohttp import ClientResponse
 
 READY_PROMPT = "The quick brown fox"
 READY_TOKENS = 2
@@ -161,14 +162,7 @@ class HttpEngine:
     async def complete(self, prompt: str, *, max_tokens: int, timeout_s: float) -> Completion:
         """Generate up to `max_tokens`, streamed, within `timeout_s` in all. Raises EngineError for anything but a full,
         well-formed answer with at least one token."""
-        body = {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        body = completion_request(self.model, prompt, max_tokens=max_tokens)
         url = f"{self.url}/v1/completions"
         reader = CompletionReader(url, max_tokens=max_tokens, begun=time.monotonic())
         async with self._request("POST", "/v1/completions", timeout_s=timeout_s, body=body) as response:
@@ -280,29 +274,18 @@ class HttpEngine:
     @asynccontextmanager
     async def _request(
         self, method: str, path: str, *, timeout_s: float, body: dict[str, Any] | None = None
-    ) -> AsyncIterator["aiohttp.ClientResponse"]:
-        """Send one request and yield its 200 response. Every failure, also while reading, becomes an EngineError."""
-        import aiohttp  # the load generator reads metric names only and does without it
-
+    ) -> AsyncIterator["ClientResponse"]:
+        """Send one request and yield its 200 response. Raises EngineError, also while the caller reads."""
         url = f"{self.url}{path}"
-        headers = {}
-        if self.config.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.config.api_key.get_secret_value()}"
+        key = None if self.config.api_key is None else self.config.api_key.get_secret_value()
         try:
-            async with (
-                aiohttp.ClientSession(
-                    timeout=aiohttp.ClientTimeout(total=timeout_s), headers=headers
-                ) as session,
-                session.request(method, url, json=body) as response,
-            ):
+            async with request(method, url, timeout_s=timeout_s, api_key=key, body=body) as response:
                 if response.status != 200:
                     start = (await response.text(errors="replace"))[:300]
                     raise RefusedError(f"{url} answered {response.status}: {start}", status=response.status)
                 yield response
-        except TimeoutError as error:
-            raise EngineError(f"{url} returned no full answer within {timeout_s:.1f} s") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise EngineError(f"{url} failed: {type(error).__name__}: {error}") from error
+        except HttpFailure as error:
+            raise EngineError(str(error)) from error
 
 
 def dialect_of(text: str, engines: Sequence[type[HttpEngine]]) -> type[HttpEngine] | None:

@@ -16,6 +16,18 @@ INVISIBLE_TOKENS = 4
 """This many tokens may decode to nothing: a UTF-8 character has up to four bytes and may be truncated at the end."""
 
 
+def completion_request(model: str, prompt: str, *, max_tokens: int) -> dict[str, Any]:
+    """Return the body of a streamed, greedy completion request."""
+    return {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
 class CompletionReader:
     """Collect the lines of an event stream; `result` judges them. `begun` is when the request was sent (monotonic)."""
 

@@ -11,8 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
-import aiohttp
-
+from gpu_actions.serving.http import HttpFailure, fetch
 from gpu_actions.serving.interfaces import RouterError, UnitError
 from gpu_actions.serving.routers import haproxy_config
 from gpu_actions.serving.routers.base import RoutedHost
@@ -242,15 +241,9 @@ class ManagedRouter(HaproxyRouter):
             raise RouterError(f"the router behind {self.admin.path} is not one of ours")
         url = f"{self.url}/_router/alive"
         try:
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session,
-                session.get(url) as response,
-            ):
-                status = response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RouterError(
-                f"the router does not answer on {url}: {type(error).__name__}: {error}"
-            ) from error
+            status = (await fetch(url, timeout_s=3)).status
+        except HttpFailure as error:
+            raise RouterError(f"the router does not answer: {error}") from error
         if status != 200:
             port = port_of(self.url)
             raise RouterError(f"{url} answered {status}: something else listens on port {port}")

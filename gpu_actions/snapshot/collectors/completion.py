@@ -6,12 +6,11 @@ event, a cut stream and an empty answer are told apart.
 
 import asyncio
 import time
-from typing import Any, Literal
-
-import aiohttp
+from typing import Literal
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.engines.completion import CompletionReader
+from gpu_actions.serving.engines.completion import CompletionReader, completion_request
+from gpu_actions.serving.http import Failure, HttpFailure, fetch, request
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
 
@@ -20,6 +19,14 @@ PROMPT = "gpu-oncall triage probe"
 Outcome = Literal[
     "ok", "refused", "timeout", "http_error", "empty", "malformed", "cut", "error_event", "rejected"
 ]
+
+FAILURES: dict[Failure, Outcome] = {
+    "timeout": "timeout",
+    "refused": "refused",
+    "invalid_url": "rejected",
+    "broken": "cut",
+    "malformed": "malformed",
+}
 
 
 class CompletionReading(Frozen):
@@ -41,7 +48,6 @@ async def collect_completion(
     *,
     model: str | None,
     api_key: str | None,
-    session: aiohttp.ClientSession,
     deadline_s: float,
     tokens: int,
 ) -> CompletionReading:
@@ -49,7 +55,6 @@ async def collect_completion(
     if url is None:
         raise CollectorSkipped("no engine is configured, or the completion is switched off")
     base = url.rstrip("/")
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     begun = time.monotonic()
     reader = CompletionReader(base, max_tokens=tokens, begun=begun)
 
@@ -70,16 +75,14 @@ async def collect_completion(
     try:
         async with asyncio.timeout(deadline_s):
             if model is None:
-                model = await first_model(base, session=session, headers=headers)
-            body: dict[str, Any] = {
-                "model": model,
-                "prompt": PROMPT,
-                "max_tokens": tokens,
-                "temperature": 0,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            async with session.post(f"{base}/v1/completions", json=body, headers=headers) as response:
+                model = await first_model(base, api_key=api_key, timeout_s=deadline_s + 1)
+            async with request(
+                "POST",
+                f"{base}/v1/completions",
+                timeout_s=deadline_s + 1,  # the deadline of the whole comes first
+                api_key=api_key,
+                body=completion_request(model, PROMPT, max_tokens=tokens),
+            ) as response:
                 status = response.status
                 if status != 200:
                     text = (await response.content.read(2000)).decode(errors="replace")
@@ -95,13 +98,9 @@ async def collect_completion(
     except EngineError as error:
         is_event = "error" in str(error) and "JSON" not in str(error)
         return reading("error_event" if is_event else "malformed", status=status, detail=str(error))
-    except aiohttp.InvalidURL as error:
-        return reading("rejected", detail=f"{error} is not a URL")
-    except (aiohttp.ClientConnectorError, ConnectionRefusedError) as error:
-        return reading("refused", detail=str(error))
-    except (aiohttp.ClientError, ConnectionError) as error:
-        return reading("cut", status=status, detail=f"the connection broke: {error}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a stream of another shape
+    except HttpFailure as failure:
+        return reading(FAILURES[failure.reason], status=status, detail=str(failure))
+    except (KeyError, TypeError, AttributeError) as error:  # a stream of another shape
         return reading("malformed", status=status, detail=f"{type(error).__name__}: {error}")
     try:
         reader.result()
@@ -111,12 +110,10 @@ async def collect_completion(
     return reading("ok", status=200)
 
 
-async def first_model(base: str, *, session: aiohttp.ClientSession, headers: dict[str, str]) -> str:
-    """Return the first model that the engine lists, or an empty name."""
-    async with session.get(f"{base}/v1/models", headers=headers) as response:
-        if response.status != 200:
-            return ""
-        document = await response.json(content_type=None)
+async def first_model(base: str, *, api_key: str | None, timeout_s: float) -> str:
+    """Return the first model that the engine lists, or an empty name. Raises HttpFailure."""
+    page = await fetch(f"{base}/v1/models", timeout_s=timeout_s, api_key=api_key)
+    document = page.json() if page.status == 200 else None
     models = document.get("data") if isinstance(document, dict) else None
     if not isinstance(models, list) or not models or not isinstance(models[0], dict):
         return ""
@@ -129,7 +126,6 @@ async def _collect(source: Source) -> CompletionReading:
         source.engine_url if target.completion else None,
         model=target.model,
         api_key=None if target.api_key is None else target.api_key.get_secret_value(),
-        session=source.session,
         deadline_s=limits.completion_deadline_s,
         tokens=limits.completion_tokens,
     )

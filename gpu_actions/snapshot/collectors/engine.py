@@ -9,15 +9,14 @@ import math
 import time
 from typing import Literal
 
-import aiohttp
 from pydantic import Field
 
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.metrics import histogram_count
+from gpu_actions.serving.http import HttpFailure, fetch
 from gpu_actions.serving.registry import engine_of_page
 from gpu_actions.snapshot.collector import Collector, CollectorSkipped
 
-MAX_PAGE_BYTES = 8 * 1024 * 1024
 FIGURES = ("running", "waiting", "generation_tokens", "progress", "prompt_tokens", "kv_cache_usage")
 NO_KNOWN_METRIC = "the page has none of the metrics of a known engine"
 
@@ -79,7 +78,6 @@ async def collect_engine(
     url: str | None,
     *,
     model: str | None,
-    session: aiohttp.ClientSession,
     window_s: float,
     timeout_s: float,
     began: float,
@@ -87,38 +85,26 @@ async def collect_engine(
     """Scrape `url`/metrics now and `window_s` seconds later. Raises CollectorSkipped without a URL."""
     if url is None:
         raise CollectorSkipped("no engine is configured, or the tier is stopped on purpose")
-    first = await scrape(url, model=model, session=session, timeout_s=timeout_s, began=began)
+    first = await scrape(url, model=model, timeout_s=timeout_s, began=began)
     await asyncio.sleep(max(0.0, first.at_s + window_s - (time.monotonic() - began)))
-    last = await scrape(url, model=model, session=session, timeout_s=timeout_s, began=began)
+    last = await scrape(url, model=model, timeout_s=timeout_s, began=began)
     return EngineReading(url=url, samples=(first, last))
 
 
-async def scrape(
-    url: str, *, model: str | None, session: aiohttp.ClientSession, timeout_s: float, began: float
-) -> EngineSample:
+async def scrape(url: str, *, model: str | None, timeout_s: float, began: float) -> EngineSample:
     """Scrape /metrics once. Never raises for what the server does: the sample's outcome says it."""
     at_s = time.monotonic() - began
     try:
-        async with asyncio.timeout(timeout_s), session.get(f"{url.rstrip('/')}/metrics") as response:
-            raw = await response.content.read(MAX_PAGE_BYTES)
-            while len(raw) < MAX_PAGE_BYTES and (more := await response.content.read(65536)):
-                raw += more
-    except TimeoutError:
-        return EngineSample(
-            at_s=at_s, outcome="timeout", detail=f"no answer from {url}/metrics within {timeout_s:g} s"
-        )
-    except aiohttp.InvalidURL as error:
-        return EngineSample(at_s=at_s, outcome="not_metrics", detail=f"{error} is not a URL")
-    except (aiohttp.ClientConnectorError, ConnectionError) as error:
-        return EngineSample(at_s=at_s, outcome="refused", detail=_short(error))
-    except (aiohttp.ClientError, ValueError, OSError) as error:
-        return EngineSample(at_s=at_s, outcome="not_metrics", detail=_short(error))
+        page = await fetch(f"{url.rstrip('/')}/metrics", timeout_s=timeout_s)
+    except HttpFailure as failure:
+        outcome: Literal["refused", "timeout", "not_metrics"] = "not_metrics"
+        if failure.reason in ("refused", "timeout"):
+            outcome = failure.reason
+        return EngineSample(at_s=at_s, outcome=outcome, detail=_short(failure))
     at_s = time.monotonic() - began
-    if response.status != 200:
-        return EngineSample(
-            at_s=at_s, outcome="http_error", detail=f"{url}/metrics answered {response.status}"
-        )
-    return sample_of_page(raw.decode(errors="replace"), model=model, at_s=at_s)
+    if page.status != 200:
+        return EngineSample(at_s=at_s, outcome="http_error", detail=f"{url}/metrics answered {page.status}")
+    return sample_of_page(page.text, model=model, at_s=at_s)
 
 
 def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample:
@@ -158,7 +144,6 @@ ENGINE = Collector(
     collect=lambda source: collect_engine(
         source.engine_url,
         model=source.target.model,
-        session=source.session,
         window_s=source.window_s,
         timeout_s=source.limits.metrics_timeout_s,
         began=source.began,
