@@ -1,6 +1,6 @@
-"""What a tier is driven through: a unit that starts and stops it, an engine that answers for it, a router in front.
+"""The interfaces of a tier: a unit that starts and stops it, an engine that serves it, and a router in front of it.
 
-Drivers live beside this file; actions are written against these interfaces only.
+Actions are written against these interfaces; the drivers are in `units/`, `engines/` and `routers/`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from gpu_actions.models import Frozen
 
 
 class UnitState(Frozen):
-    """What a unit is doing now. `pids` is its whole process tree, `started_at_s` in Unix seconds."""
+    """The state of a unit. `pids` is its whole process tree; `started_at_s` is a Unix time."""
 
     active: bool
     frozen: bool
     main_pid: int | None = None
     pids: tuple[int, ...] = ()
     started_at_s: float | None = None
-    restarts: int = Field(default=0, description="times it was started again since somebody started it")
+    restarts: int = Field(default=0, description="automatic restarts since it was last started")
     frozen_reason: str = ""
 
 
 class StopReport(Frozen):
-    """How a stop went: whether SIGKILL was needed, and which processes it took."""
+    """The outcome of a stop: whether SIGKILL was needed, and which processes ended."""
 
     was_active: bool
     killed: bool
@@ -34,45 +34,45 @@ class StopReport(Frozen):
 
 
 class UnitError(Exception):
-    """A unit refused or failed. The message says what happened and what to do."""
+    """Raised if a unit refuses or fails. The message says what happened and what to do."""
 
 
 class Unit(Protocol):
-    """What starts and stops a tier."""
+    """Starts and stops a tier."""
 
     name: str
 
     async def start(self) -> None:
-        """Start it; nothing happens when it is active. Raises UnitError when frozen or when it cannot start."""
+        """Start it unless it is active. Raises UnitError if it is frozen or cannot start."""
 
     async def stop(self, *, grace_s: float | None = None) -> StopReport:
-        """SIGTERM, SIGKILL of all its processes after the grace (default: configured), verified gone."""
+        """Send SIGTERM, then SIGKILL to all its processes after the grace (default: configured). Verify that they are gone."""
 
     async def state(self) -> UnitState:
-        """Read what it is doing."""
+        """Return its current state."""
 
     async def freeze(self, reason: str) -> None:
-        """Make sure that nothing starts it again, this unit's own supervisor included. It may still be running."""
+        """Prevent every start, also by its own supervisor. A running process goes on."""
 
     async def unfreeze(self) -> None:
         """Allow starts again."""
 
     async def set_scope(self, variables: Mapping[str, str], *, unset: Sequence[str] = ()) -> None:
-        """Set the environment of the next start on top of the configured one; replaces an earlier scope. An empty
-        call clears it."""
+        """Set variables of the next start on top of the configured environment, in place of an earlier scope. An empty
+        call clears the scope."""
 
     async def scope(self) -> dict[str, str]:
-        """Give the variables of the current scope, empty when none is set."""
+        """Return the current scope's variables, or an empty dict."""
 
     async def log_tail(self, max_bytes: int = 65536) -> str:
-        """Give the end of its log."""
+        """Return the end of its log."""
 
     def describe_start(self) -> str:
-        """The command it would run, for plans (no secret values)."""
+        """Return the command of a start, for plans, without secret values."""
 
 
 class Histogram(Frozen):
-    """A Prometheus histogram at one moment: upper bounds in seconds (the last is infinity) and cumulative counts."""
+    """A reading of a Prometheus histogram: upper bounds in seconds (the last is infinity) and cumulative counts."""
 
     bounds_s: tuple[float, ...]
     counts: tuple[float, ...]
@@ -80,7 +80,7 @@ class Histogram(Frozen):
 
 
 class EngineMetrics(Frozen):
-    """The engine's own counters at one moment; None where this engine has no such metric (named in `missing`)."""
+    """A reading of the engine's own counters. A figure that the engine does not export is None and listed in `missing`."""
 
     taken_at_s: float = Field(description="on the clock of `gpu_actions.system.clock.boot_clock_s`")
     running: float | None = None
@@ -100,7 +100,7 @@ class EngineMetrics(Frozen):
 
 
 class Completion(Frozen):
-    """One finished completion, as proof of service."""
+    """A finished completion: proof that the engine serves."""
 
     text: str
     completion_tokens: int
@@ -110,11 +110,11 @@ class Completion(Frozen):
 
 
 class EngineError(Exception):
-    """The engine did not answer as an engine should. The message names the URL and what came back."""
+    """Raised if an engine does not answer as it should. The message has the URL and the answer."""
 
 
 class Engine(Protocol):
-    """The server of one tier, spoken to over HTTP."""
+    """The HTTP server of one tier."""
 
     url: str
     model: str
@@ -125,15 +125,15 @@ class Engine(Protocol):
     async def metrics(self, *, timeout_s: float = 2.0) -> EngineMetrics: ...
 
     async def is_live(self, *, timeout_s: float = 2.0) -> bool:
-        """Say whether its health endpoint answers 200. Not proof of service."""
+        """Return True if its health endpoint answers 200. That does not prove that it serves."""
 
     async def complete(self, prompt: str, *, max_tokens: int, timeout_s: float) -> Completion:
-        """Generate through the API, streamed. Raises EngineError for anything but a full, well-formed answer."""
+        """Generate a streamed completion. Raises EngineError for anything but a full, well-formed answer."""
 
     async def wait_ready(
         self, *, timeout_s: float, still_starting: "StillStarting | None" = None
     ) -> Completion:
-        """Wait until it has generated a token. Raises EngineError at the deadline, or at once when it is known dead."""
+        """Wait until it has generated a token. Raises EngineError at the deadline, or at once if its process is gone."""
 
     async def start_profile(self, *, max_iterations: int) -> None: ...
 
@@ -145,13 +145,13 @@ class Engine(Protocol):
 
 
 class StillStarting(Protocol):
-    """Asked while waiting for readiness: False means the process is gone and waiting is pointless."""
+    """Return False once the starting process is gone, so that waiting for it can end."""
 
     async def __call__(self) -> bool: ...
 
 
 class ServerState(Frozen):
-    """One server line of the router. `weight` is absolute (0-256)."""
+    """One server line of a router. `weight` is absolute (0-256)."""
 
     backend: str
     server: str
@@ -165,30 +165,30 @@ class ServerState(Frozen):
 
 
 class RouterError(Exception):
-    """The router refused, is away, or did not do as told. The message says which and what to do."""
+    """Raised if a router refuses, does not answer, or did not apply a change. The message says which and what to do."""
 
 
 class RouterDenied(RouterError):
-    """We may not talk to the router."""
+    """Raised if permission to control the router is denied."""
 
 
 class RouterGarbled(RouterError):
-    """Something answered that is not a router of this kind."""
+    """Raised if the answer is not one of this kind of router."""
 
 
 class BackendUnknown(RouterError):
-    """The router runs, but has no backend of the configured name."""
+    """Raised if the router has no backend of the configured name."""
 
 
 class Router(Protocol):
-    """What sends requests to tiers. A tier has one server line in each backend (short and long requests)."""
+    """Sends requests to tiers. A tier has one server line in each backend (short and long requests)."""
 
     url: str
     address: str
     """Where it is controlled: a socket or a URL, for messages."""
 
     async def ensure_running(self) -> None:
-        """Start a managed router when it is down; for an existing one, check that it answers."""
+        """Start a managed router if it is down; check that an existing one answers."""
 
     async def obstacle(self) -> str:
         """Return why a router that is down cannot be started; empty if nothing prevents it, or if it is not ours."""
@@ -197,25 +197,25 @@ class Router(Protocol):
         """Return the server lines of the configured backends. Raises RouterError, or a subclass that says why."""
 
     async def server(self, server: str) -> ServerState:
-        """The state of a tier's server line, summed over the backends."""
+        """Return the state of a tier's server line, summed over the backends."""
 
     async def set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
-        """Set and read back an absolute weight. Raises RouterError when no usable weight would be left."""
+        """Set and read back an absolute weight. Raises RouterError if no usable weight would be left."""
 
     async def shift(self, weights: Mapping[str, int]) -> None:
-        """Set several servers' weights so that the total usable weight is never 0 on the way; read back."""
+        """Set and read back several weights in an order that never leaves a total usable weight of 0."""
 
     async def drain(self, server: str, *, allow_zero_total: bool = False) -> None:
-        """No new requests to it; what runs goes on."""
+        """Send it no new requests; running ones continue."""
 
     async def undrain(self, server: str) -> None:
-        """Make it ready for requests again."""
+        """Let it receive requests again."""
 
     async def cut_sessions(self, server: str) -> int:
-        """End its open sessions; gives how many there were."""
+        """End its open sessions and return how many there were."""
 
     async def apply_back_pressure(self, server: str) -> dict[str, float]:
-        """Apply the configured limits to a tier's server and read them back (name -> value in force)."""
+        """Apply the configured limits to a tier's server and return those in force, by name."""
 
     async def clear_back_pressure(self, server: str) -> None:
-        """Lift the limits again."""
+        """Lift the limits."""

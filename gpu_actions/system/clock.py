@@ -1,7 +1,7 @@
-"""Moments that outlive a process and that a wall clock which is set does not move.
+"""Moments that can be compared by any process and do not move if the wall clock is set.
 
-Of one boot they count on the kernel's own clock (CLOCK_BOOTTIME, the same for all processes and the one that process start
-times in /proc are given in); only across a reboot the wall clock has to do.
+Within one boot they use CLOCK_BOOTTIME, which all processes share and which process start times in /proc use. Only across a
+reboot is the wall clock used.
 """
 
 import time
@@ -14,18 +14,18 @@ TICK_S = 1 / TICKS_PER_S
 
 
 def boot_clock_s() -> float:
-    """Seconds since this machine's boot."""
+    """Return the seconds since this machine booted."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def process_age_s(pid: int) -> float | None:
-    """Seconds since a process was started, to the kernel's tick (10 ms); None when there is no such process."""
+    """Return the age of a process, to the kernel's tick (10 ms), or None if it does not exist."""
     row = read_process(pid)
     return None if row is None else max(0.0, boot_clock_s() - row.started * TICK_S)
 
 
 class Moment(Frozen):
-    """A moment as it is kept in a file, to be compared with later ones by any process of this machine."""
+    """A moment that is kept in a file and compared with later ones by any process of this machine."""
 
     boot_id: str
     boot_s: float
@@ -36,13 +36,13 @@ class Moment(Frozen):
         return cls(boot_id=boot_id(), boot_s=boot_clock_s(), wall_s=time.time())
 
     def seconds_ago(self) -> float:
-        """How long ago it was; never negative. Across a reboot it is the wall clock's word."""
+        """Return how long ago it was, never negative. Across a reboot the wall clock decides."""
         if self.boot_id == boot_id():
             return max(0.0, boot_clock_s() - self.boot_s)
         return max(0.0, time.time() - self.wall_s)
 
     def precedes_process(self, pid: int) -> bool:
-        """Say whether a living process was started after this moment, to the kernel's tick (10 ms)."""
+        """Return True if a living process started after this moment, to the kernel's tick (10 ms)."""
         row = read_process(pid)
         if row is None:
             return False

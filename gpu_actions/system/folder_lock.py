@@ -1,4 +1,4 @@
-"""A lock on a folder that holds over processes and threads: one change of a unit or of a router at a time.
+"""A lock on a folder across processes and threads: one change of a unit or of a router at a time.
 
 The kernel frees it when its holder dies, so a killed bot leaves nothing locked.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder that only its owner can look into (mode 0700), its parents too where they are missing."""
+    """Create a folder of mode 0700, and missing parents likewise."""
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
@@ -21,7 +21,7 @@ def make_private_folder(folder: Path) -> None:
 
 @asynccontextmanager
 async def locked_folder(folder: Path, *, timeout_s: float) -> AsyncIterator[None]:
-    """Hold `folder/lock`, made where it is missing. Raises TimeoutError when somebody else keeps it for `timeout_s`."""
+    """Hold `folder/lock`, creating it if needed. Raises TimeoutError if another holder keeps it for `timeout_s`."""
     make_private_folder(folder)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

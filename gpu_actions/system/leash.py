@@ -1,7 +1,7 @@
-"""Children that die with this process, also when it is killed: kill -9 runs no `finally`, and systemd is not everywhere.
+"""Kill the children of this process when it dies, even by kill -9, which runs no `finally`.
 
-One small shell per process (1 MB) reads the groups that are at work from a pipe; when the pipe closes with its writer,
-it ends them. PR_SET_PDEATHSIG would need code between fork and exec, and misses grandchildren (engine.md, trap 6).
+One small shell (1 MB) reads the active process groups from a pipe and kills them when the pipe closes with its writer.
+PR_SET_PDEATHSIG would need code between fork and exec, and does not reach grandchildren (prctl(2)).
 """
 
 import contextlib
@@ -22,11 +22,11 @@ while read -r word group; do
 done
 for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
 """
-"""POSIX sh. `groups` always begins and ends with a space, so that a number is found whole."""
+"""POSIX sh. `groups` always begins and ends with a space, so that only whole numbers match."""
 
 
 class Leash:
-    """The keeper of this process's children. Started with the first child; ends by itself with this process."""
+    """The keeper of this process's children. It starts with the first child and ends with this process."""
 
     def __init__(self) -> None:
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -35,29 +35,29 @@ class Leash:
 
     @contextlib.contextmanager
     def holding(self, pgid: int) -> Iterator[None]:
-        """Have the process group killed should this process die in the meantime. Leave it only when the group is gone."""
+        """Have a process group killed if this process dies meanwhile. Leave the context only after the group has ended."""
         with self._lock:
             self._held.add(pgid)
-            self._tell(f"hold {pgid}\n")
+            self._send(f"hold {pgid}\n")
         try:
             yield
         finally:
             with self._lock:
                 self._held.discard(pgid)
-                self._tell(f"free {pgid}\n")
+                self._send(f"free {pgid}\n")
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         try:
             if self._keeper is None or self._keeper.poll() is not None:
                 self._start()
             else:
                 self._write(line)
         except OSError as error:
-            # The child is worth more than its leash: without one it only outlives a kill of this process.
+            # Go on without it: the child merely outlives a kill of this process.
             logger.warning("children of this process would outlive a kill -9 of it: %s", error)
 
     def _start(self) -> None:
-        """Start a keeper that knows all that is held now; one that was killed is replaced so."""
+        """Start a keeper with all groups held now, in place of one that was killed."""
         self._keeper = subprocess.Popen(
             ["/bin/sh", "-c", KEEPER],
             stdin=subprocess.PIPE,
@@ -66,7 +66,7 @@ class Leash:
             env={},
             cwd="/",
             bufsize=0,
-            start_new_session=True,  # what is sent to our group must not end it first
+            start_new_session=True,  # a signal to our group must not end it first
         )
         self._write("".join(f"hold {pgid}\n" for pgid in sorted(self._held)))
 
@@ -77,4 +77,4 @@ class Leash:
 
 
 LEASH = Leash()
-"""One for the process; nothing is started before the first child is."""
+"""The only one of this process."""

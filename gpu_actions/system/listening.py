@@ -1,6 +1,6 @@
-"""Who listens on a port, and waiting until somebody does: the first sign of an engine that comes up.
+"""Find the process that listens on a port, and wait for a listener: the first sign of an engine that starts.
 
-A connection that is refused costs 0.1 ms, so it is asked often; a completion or a look at the process table would not be.
+A refused connection costs 0.1 ms, so it is tried often; a completion or the process table costs far more.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from gpu_actions.system.urls import port_of
 POLL_S = 0.03
 CONNECT_TIMEOUT_S = 1.0
 ASK_PROCESS_EVERY_S = 1.0
-"""How often the process is looked at meanwhile; a look at the process table of a big host costs 40 ms."""
+"""How often the process is checked meanwhile; reading the process table of a big host takes 40 ms."""
 
 
 def listener_of(port: int) -> str | None:
-    """Who listens on a local TCP port, as `name (pid)`; None when nobody does."""
+    """Return the listener on a local TCP port as `name (process PID)`, or None."""
     for pid in _listening_pids(port):
         if pid is None:
             return "a process of another user"
@@ -33,7 +33,7 @@ def listener_of(port: int) -> str | None:
 
 
 def listening_process(port: int) -> psutil.Process | None:
-    """The process that listens on a local TCP port; None when none is seen (or it is not ours to see)."""
+    """Return the process that listens on a local TCP port, or None if there is none or permission is denied."""
     with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess):
         for pid in _listening_pids(port):
             if pid is not None:
@@ -42,16 +42,16 @@ def listening_process(port: int) -> psutil.Process | None:
 
 
 def _listening_pids(port: int) -> Iterator[int | None]:
-    """Processes that listen on a port; None for one that is not ours to see."""
+    """Yield the PIDs that listen on a port; None for a process of another user."""
     if not _is_taken(port):
-        return  # to find owners, every process's files are walked: 30 ms and more
+        return  # finding the owner reads every process's files: 30 ms and more
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
             yield connection.pid
 
 
 def _is_taken(port: int) -> bool:
-    """Say whether the kernel's tables of this network namespace have a listening socket on the port (proc_net_tcp)."""
+    """Return True if this network namespace has a listening socket on the port (/proc/net/tcp)."""
     listening = re.compile(rf":{port:04X} [0-9A-F]+:0000 0A ")
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         with contextlib.suppress(OSError):
@@ -61,7 +61,7 @@ def _is_taken(port: int) -> bool:
 
 
 async def listens(url: str) -> bool:
-    """Say whether somebody takes connections at the URL's host and port."""
+    """Return True if the URL's host and port accept a connection."""
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, writer = await asyncio.open_connection(urlsplit(url).hostname, port_of(url))
@@ -73,7 +73,7 @@ async def listens(url: str) -> bool:
 async def until_listening(
     url: str, *, deadline: float, still_starting: Callable[[], Awaitable[bool]] | None = None
 ) -> None:
-    """Wait until somebody listens, the process is gone, or the deadline (monotonic clock) has come; callers see which."""
+    """Wait for a listener, the end of the process, or the deadline (monotonic clock), whichever comes first."""
     ask_again_at = 0.0
     while not await listens(url):
         now = time.monotonic()

@@ -1,7 +1,7 @@
-"""Child processes done properly: an explicit environment, a session of their own, a deadline, and no orphans.
+"""Run child processes with an explicit environment, a session of their own, a deadline, and no orphans.
 
-Every child of the product starts through here or through a unit. Nothing inherits the caller's environment: `PASSED_ON`
-names the few variables that a program needs to run at all.
+Every child of the product starts here or through a unit. No child inherits the caller's environment: `PASSED_ON` lists the
+few variables that a program needs to run at all.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ from gpu_actions.models import Frozen
 from gpu_actions.system.leash import LEASH
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
-"""Variables that children get from us; everything else must be named by the caller."""
+"""Variables that children inherit; the caller must name all others."""
 
 REAP_S = 5.0
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Give an environment for a child: the variables of `PASSED_ON` that are set, then `extra` over them."""
+    """Return an environment for a child: the variables of `PASSED_ON` that are set, then `extra`."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment.update(extra or {})
     return environment
 
 
 class ProcessResult(Frozen):
-    """How a child ended. `exit_code` is negative for a signal, as in subprocess; output is cut at the caller's cap."""
+    """The outcome of a child. `exit_code` is negative for a signal, as in subprocess; output is capped by the caller."""
 
     argv: tuple[str, ...]
     exit_code: int
@@ -51,11 +51,11 @@ async def run_process(
     max_output_bytes: int = 4 * 1024 * 1024,
     kill_grace_s: float = 1.0,
 ) -> ProcessResult:
-    """Run a program to its end or its deadline, in its own session, and leave nothing of it behind.
+    """Run a program in its own session to its end or its deadline, and leave no process behind.
 
-    `env` is the whole environment (default: `child_environment()`). On the deadline, and when the caller is cancelled, the
-    process group gets SIGTERM, then SIGKILL after `kill_grace_s`; when this process is killed, it gets SIGKILL.
-    Raises FileNotFoundError where the program is missing.
+    `env` is the whole environment (default: `child_environment()`). At the deadline, or if the caller is cancelled, the
+    process group gets SIGTERM, then SIGKILL after `kill_grace_s`; if this process is killed, it gets SIGKILL.
+    Raises FileNotFoundError if the program is missing.
     """
     started = time.monotonic()
     process = await asyncio.create_subprocess_exec(
@@ -114,7 +114,7 @@ async def _read_capped(stream: asyncio.StreamReader, cap: int) -> tuple[bytes, b
 
 
 def group_is_alive(pgid: int) -> bool:
-    """Say whether any process that is not a zombie is left in the group."""
+    """Return True if the group has a process that is not a zombie."""
     for process in psutil.process_iter(["pid", "status"]):
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getpgid(process.pid) == pgid and process.info["status"] != psutil.STATUS_ZOMBIE:
@@ -123,9 +123,9 @@ def group_is_alive(pgid: int) -> bool:
 
 
 async def end_group(pgid: int, *, grace_s: float) -> bool:
-    """End a process group: SIGTERM (with SIGCONT, for a frozen one), then SIGKILL after `grace_s` seconds.
+    """End a process group: SIGTERM, SIGCONT in case it is stopped, then SIGKILL after `grace_s` seconds.
 
-    Gives True when SIGKILL was needed. A group that is already gone is fine.
+    Returns True if SIGKILL was needed. A group that is already gone is not an error.
     """
     for signum in (signal.SIGTERM, signal.SIGCONT):
         try:

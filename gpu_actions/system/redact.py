@@ -1,7 +1,7 @@
-"""Secrets out of texts that leave the host: the token shapes people paste and the assignments that hold them.
+"""Redact secrets from texts that leave the host: known token formats, and assignments such as KEY= or TOKEN=.
 
-Slack, OpenAI, AWS, Hugging Face and GitHub tokens, bearer headers, PEM keys, user:password in URLs, KEY=, TOKEN= and so on.
-What is cut leaves its kind behind, so a reader sees that something stood there.
+Covers Slack, OpenAI, AWS, Hugging Face and GitHub tokens, bearer headers, PEM keys and user:password in URLs. The kind of the
+secret stays in its place, so a reader sees that one was removed.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 _COUNT = r"(?![\"']?\s{0,4}[=:]\s{0,4}[\d.]+\b)"
-"""Counts of tokens are what a serving log is full of; a number behind that name is no secret."""
+"""A serving log is full of token counts; a number behind that name is not a secret."""
 
 _NAME = rf"(?:keys?|tokens{_COUNT}|token|secrets?|passwords?|passwd|credentials?)"
 _VALUE = r"(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[\"']?[^\s\"',;&]+)"
@@ -36,7 +36,7 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = (
         r"\1\2[redacted:bearer]",
     ),
     ("url_password", re.compile(r"(://[^/\s:@]*:)(?!\[redacted)[^/\s@]+(@)"), r"\1[redacted:url_password]\2"),
-    # The name may have any beginning (HF_TOKEN, api-key), so only its end is looked for: that keeps it linear.
+    # The name may have any prefix (HF_TOKEN, api-key), so only its end is matched, which keeps the time linear.
     (
         "assignment",
         re.compile(rf"(?i)({_NAME}[\"']?\s{{0,4}}[=:]\s{{0,4}})(?![\"']?\[redacted){_VALUE}"),
@@ -55,7 +55,7 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = (
 
 @dataclass(frozen=True)
 class Redacted:
-    """A text without its secrets, and how many of which kind were cut."""
+    """A text without its secrets, and how many of each kind were removed."""
 
     text: str
     counts: Counter[str] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Redacted:
 
 
 def redact(text: str) -> Redacted:
-    """Cut every secret that a pattern knows. Repeating it changes nothing more."""
+    """Remove every secret that a pattern matches. Repeating it changes nothing."""
     counts: Counter[str] = Counter()
     for kind, pattern, replacement in _RULES:
         text, number = pattern.subn(replacement, text)

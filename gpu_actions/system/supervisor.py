@@ -1,8 +1,9 @@
-"""The keeper of one supervised process: starts a tier's program, restarts it when it dies, and outlives the bot.
+"""The supervisor of one process: it starts a tier's program, restarts it when it dies, and outlives the bot.
 
-Run as `python -I -S supervisor.py FOLDER` with a JSON order on standard input; it forks into a session of its own, answers
-one JSON line (`{"pid": ...}` or `{"error": ...}`) and closes its standard streams. Standard library only, so that it is up
-in tens of milliseconds and stays near 10 MB. `unit_process.py` writes the order and reads the state this file keeps.
+Run as `python -S -m gpu_actions.system.supervisor FOLDER` with a JSON order on standard input. It forks into a session of its
+own, answers one JSON line (`{"pid": ...}` or `{"error": ...}`) and closes its standard streams. It imports the standard library
+only, so that it starts in tens of milliseconds and stays near 12 MB. `serving/units/process.py` writes the order and reads the
+state.
 """
 
 import ctypes
@@ -19,23 +20,23 @@ from gpu_actions.system.files import write_json
 from gpu_actions.system.proc import ProcessRow, boot_id, family, is_same, process_table, read_process, send
 
 TICK_S = 1.0
-"""How often the log's size is looked at while nothing happens."""
+"""How often the log's size is checked while nothing happens."""
 
-FIRST_LOOK_S = 0.5
-LAST_LOOK_S = 30.0
-"""Gaps between looks at the process table: a tier starts its workers early, and a look costs 5-40 ms."""
+FIRST_SCAN_S = 0.5
+LAST_SCAN_S = 30.0
+"""Gaps between scans of the process table: a tier starts its workers early, and a scan takes 5-40 ms."""
 
 FIRST_BACKOFF_S = 0.25
 LAST_BACKOFF_S = 30.0
 STEADY_AFTER_S = 60.0
-"""A process that ran this long starts again with the first backoff."""
+"""A process that ran this long restarts with the first backoff."""
 
 PR_SET_CHILD_SUBREAPER = 36
-"""From linux/prctl.h: orphaned descendants become our children, so a double fork does not hide them."""
+"""From linux/prctl.h. Orphaned descendants become our children, so a double fork does not hide them."""
 
 
 class Supervisor:
-    """Keeps one program running in `folder`; ends when the program ended and must not start again."""
+    """Keeps one program running. Its state is in `folder`. It ends once the program has ended and must not restart."""
 
     def __init__(self, folder: Path, order: dict[str, Any]) -> None:
         self.folder = folder
@@ -51,13 +52,13 @@ class Supervisor:
         self.started_at_s = 0.0
         self.last_exit = ""
         self._known: list[list[int]] = []
-        self._look_gap_s = FIRST_LOOK_S
-        self._next_look = 0.0
+        self._scan_gap_s = FIRST_SCAN_S
+        self._next_scan = 0.0
 
     # -- the program ---------------------------------------------------------------------------------------------
 
     def launch(self) -> str:
-        """Start the program in a process group of its own; gives an error text, empty when it runs."""
+        """Start the program in a process group of its own. Return an error text, empty if it runs."""
         report_read, report_write = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -71,12 +72,12 @@ class Supervisor:
             return error
         self.child = read_process(pid)
         self.started_at_s = time.time()
-        self._look_gap_s, self._next_look = FIRST_LOOK_S, 0.0
+        self._scan_gap_s, self._next_scan = FIRST_SCAN_S, 0.0
         self.save()
         return ""
 
     def _become_program(self, report: int) -> None:
-        """Turn the forked child into the program, or say on `report` why that failed. Never returns."""
+        """Turn the forked child into the program, or write to `report` why that failed. Never returns."""
         try:
             os.setpgid(0, 0)
             log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -95,13 +96,13 @@ class Supervisor:
         os._exit(127)
 
     def adopt(self, row: ProcessRow, started_at_s: float, restarts: int) -> None:
-        """Watch a program that a killed supervisor left behind."""
+        """Take over a program that a killed supervisor left behind."""
         self.child, self.adopted = row, True
         self.started_at_s, self.restarts = started_at_s, restarts
         self.save()
 
     def reap(self) -> None:
-        """Collect ended children; clears `child` when the program itself is among them."""
+        """Reap ended children. Clear `child` if the program itself is among them."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -116,13 +117,13 @@ class Supervisor:
         if self.adopted and self.child is not None:
             now = read_process(self.child.pid)
             if now is None or now.zombie or not is_same(self.child, now):
-                self.last_exit = "ended (adopted, its exit code is not known)"
+                self.last_exit = "ended (adopted, so its exit code is unknown)"
                 self.child, self.adopted = None, False
 
     # -- what is left of it --------------------------------------------------------------------------------------
 
     def tree(self) -> dict[int, ProcessRow]:
-        """Give the program's living processes: our descendants, our session, and strays seen earlier."""
+        """Return the program's living processes: our descendants, our session, and strays seen earlier."""
         table = process_table()
         strays = {pid for pid, started in self._known if pid in table and table[pid].started == started}
         members = family(table, [*strays, os.getpid()], os.getpid())
@@ -130,9 +131,9 @@ class Supervisor:
         return members
 
     def end_leftovers(self) -> None:
-        """End what a dead program left behind: it would hold GPU memory and ports against the next start.
+        """End the processes of a dead program, which would keep GPU memory and ports from the next start.
 
-        While somebody stops the unit, what is left keeps the grace of that stop.
+        During a stop of the unit they have the grace of that stop.
         """
         deadline = time.monotonic() + self.leftover_grace_s
         signalled: set[tuple[int, int]] = set()
@@ -152,7 +153,7 @@ class Supervisor:
     # -- keeping -------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write what is so now; `known` lets a stop find strays even when this supervisor is killed."""
+        """Write the state. `known` lets a stop find strays even if this supervisor has been killed."""
         write_json(
             self.folder / "state.json",
             {
@@ -168,23 +169,23 @@ class Supervisor:
         )
 
     def may_start(self) -> bool:
-        """Say whether nobody has frozen or is stopping the unit."""
+        """Return True unless the unit is frozen or being stopped."""
         return not (self.folder / "frozen").exists() and not (self.folder / "stopping").exists()
 
     def tick(self) -> None:
-        """Keep the log under its cap and the list of known processes fresh."""
+        """Keep the log under its cap and the list of known processes up to date."""
         rotate(self.folder / "log", self.log_cap_bytes)
-        if time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_scan:
             return
-        self._next_look = time.monotonic() + self._look_gap_s
-        self._look_gap_s = min(self._look_gap_s * 2, LAST_LOOK_S)
+        self._next_scan = time.monotonic() + self._scan_gap_s
+        self._scan_gap_s = min(self._scan_gap_s * 2, LAST_SCAN_S)
         known = sorted([row.pid, row.started] for row in self.tree().values())
         if known != self._known:
             self._known = known
             self.save()
 
     def run(self, watched: set[signal.Signals]) -> None:
-        """Watch until the program has ended and must not start again."""
+        """Supervise until the program has ended and must not restart."""
         backoff_s = FIRST_BACKOFF_S
         while True:
             while self.child is not None:
@@ -210,7 +211,7 @@ class Supervisor:
         self.save()
 
     def _wait(self, seconds: float, watched: set[signal.Signals]) -> bool:
-        """Wait out a backoff; True when SIGUSR1 asked for a start now. A stop or freeze ends it too."""
+        """Wait for the backoff. Return True if SIGUSR1 asked for a start now. A stop or a freeze ends the wait too."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and self.may_start():
             got = signal.sigtimedwait(watched, min(left, TICK_S))
@@ -220,7 +221,7 @@ class Supervisor:
 
 
 def stopping_deadline(folder: Path) -> float | None:
-    """Give when the stop under way sends SIGKILL (monotonic clock, the same for all processes of a boot), or None."""
+    """Return when the stop under way sends SIGKILL (monotonic clock, shared by all processes of a boot), or None."""
     try:
         return float((folder / "stopping").read_text())
     except (FileNotFoundError, ValueError):
@@ -228,13 +229,13 @@ def stopping_deadline(folder: Path) -> float | None:
 
 
 def identity_of(pid: int) -> tuple[int, int]:
-    """Give (pid, start time in ticks); the start time is 0 when there is no such process."""
+    """Return (pid, start time in ticks); the start time is 0 if there is no such process."""
     row = read_process(pid)
     return pid, 0 if row is None else row.started
 
 
 def rotate(log: Path, cap_bytes: int) -> None:
-    """Move a log over its cap to `log.1`. The program keeps its open file (append mode), so it is copied and cut."""
+    """Copy a log over its cap to `log.1` and truncate it, because the program keeps the file open in append mode."""
     try:
         size = log.stat().st_size
     except FileNotFoundError:
@@ -252,11 +253,11 @@ def rotate(log: Path, cap_bytes: int) -> None:
 
 
 def main() -> int:
-    """Take the order, fork into the background, answer once the program runs (or could not), then keep it."""
+    """Read the order, fork into the background, answer once the program runs or failed to, then supervise it."""
     folder = Path(sys.argv[1])
     order = json.load(sys.stdin)
     if os.fork() > 0:
-        os._exit(0)  # the answer comes from the child; the starter reads until the streams close
+        os._exit(0)  # the child answers; the caller reads until the streams close
     os.setsid()
     lock = os.open(folder / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -281,7 +282,7 @@ def main() -> int:
 
 
 def answer(data: dict[str, Any]) -> None:
-    """Say one JSON line to the starter and let go of its streams."""
+    """Write one JSON line to the caller and close its streams."""
     sys.stdout.write(json.dumps(data) + "\n")
     sys.stdout.flush()
     null = os.open(os.devnull, os.O_RDWR)

@@ -1,51 +1,49 @@
-"""The commands unit: a tier behind anything else (a container, a scheduler, a script), by fixed commands of the settings.
+"""The commands unit: a tier behind anything else (a container, a scheduler, a script), by fixed commands in the settings.
 
-No shell is involved and nothing that a person types in Slack reaches a command line. What a site has no command for is
-kept here: without a `freeze` command the freeze is ours alone, which stops our starts but not somebody else's. A command
-must hand the tier over to something in a session of its own (a container engine, a daemon): what stays in the command's own
-process group is ended with it.
+No shell is involved, and nothing typed in Slack reaches a command line. Without a `freeze` command a freeze stops only our own
+starts. A command must hand the tier over to something in another session (a container engine, a daemon), because the command's
+own process group ends with it.
 """
 
 import asyncio
-import json
 import logging
 import shlex
 import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 from pydantic import Field
 
 from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
 from gpu_actions.serving.setup_checks import SetupCheck, failed, ok
-from gpu_actions.serving.units.base import UnitConfig, check_reason, missing_program
+from gpu_actions.serving.units.base import UnitConfig, missing_program
+from gpu_actions.serving.units.folder import FolderUnit
 from gpu_actions.system.files import write_atomically, write_json
-from gpu_actions.system.folder_lock import locked_folder, make_private_folder
+from gpu_actions.system.folder_lock import make_private_folder
 from gpu_actions.system.proc import ProcessRow, family, is_same, process_table, send
 from gpu_actions.system.processes import ProcessResult, child_environment, run_process
 
 logger = logging.getLogger(__name__)
 
 QUICK_TIMEOUT_S = 20.0
-"""For commands that only look."""
+"""For commands that only read."""
 
 START_TIMEOUT_S = 120.0
-"""A start command hands over to something that runs in the background; readiness is the engine's matter."""
+"""A start command hands over to a background process; the engine's readiness is awaited elsewhere."""
 
 SETTLE_S = 0.5
-"""What processes get after a stop command that used up the whole grace."""
+"""How long processes have after a stop command that used up the whole grace."""
 
 GONE_TIMEOUT_S = 10.0
-"""How long processes may take to vanish after SIGKILL."""
+"""How long processes may take to end after SIGKILL."""
 
 
 class CommandsUnit(UnitConfig):
-    """Anything else: fixed commands from the settings, never a shell string, never text from Slack."""
+    """Fixed commands for anything else: never a shell string, never text from Slack."""
 
     driver: Literal["commands"] = "commands"
     start: tuple[str, ...] = Field(min_length=1)
@@ -54,7 +52,7 @@ class CommandsUnit(UnitConfig):
     freeze: tuple[str, ...] = ()
     unfreeze: tuple[str, ...] = ()
     set_environment: tuple[str, ...] = Field(
-        default=(), description="gets the path of an env file as last argument"
+        default=(), description="its last argument is the path of an env file"
     )
     main_pid: tuple[str, ...] = Field(default=(), description="prints the main process id")
     log: tuple[str, ...] = ()
@@ -75,22 +73,17 @@ class CommandsUnit(UnitConfig):
         ] or [ok(name, "its commands are there")]
 
 
-class CommandUnit:
-    """A unit driven by configured commands. Satisfies the `Unit` interface."""
+class CommandUnit(FolderUnit):
+    """A unit driven by configured commands. Implements the `Unit` interface."""
 
     def __init__(self, name: str, config: CommandsUnit, *, state_dir: Path) -> None:
-        self.name = name
+        super().__init__(name, state_dir=state_dir)
         self.config = config
-        self.folder = state_dir / name
 
     async def start(self) -> None:
-        """Run the start command and ask whether it is active. Raises UnitError when frozen, or when it is not."""
-        async with AsyncExitStack() as stack:
-            await self._fence(stack)
-            if (reason := self._frozen_reason()) is not None:
-                raise UnitError(
-                    f"unit {self.name!r} is frozen ({reason}): nothing may start it until it is unfrozen"
-                )
+        """Run the start command and check that it is active. Raises UnitError if not, or if it is frozen."""
+        async with self._fenced(self.config.stop_grace_s + START_TIMEOUT_S):
+            self._refuse_if_frozen()
             if await self._is_active():
                 return
             await self._expect(self.config.start, "start", timeout_s=START_TIMEOUT_S)
@@ -101,10 +94,9 @@ class CommandUnit:
                 )
 
     async def stop(self, *, grace_s: float | None = None) -> StopReport:
-        """Run the stop command; processes known from `main_pid` that outlive it and the grace get SIGKILL."""
+        """Run the stop command. Processes known from `main_pid` that outlive it and the grace get SIGKILL."""
         grace = self.config.stop_grace_s if grace_s is None else grace_s
-        async with AsyncExitStack() as stack:
-            await self._fence(stack)
+        async with self._fenced(self.config.stop_grace_s + START_TIMEOUT_S):
             begun = time.monotonic()
             was_active = await self._is_active()
             before = self._tree(await self._main_pid()) if was_active else {}
@@ -130,7 +122,7 @@ class CommandUnit:
             )
 
     async def state(self) -> UnitState:
-        """Ask whether it is active; processes are known only with a `main_pid` command."""
+        """Return whether it is active. Its processes are known only with a `main_pid` command."""
         active = await self._is_active()
         main_pid = await self._main_pid() if active else None
         rows = self._tree(main_pid)
@@ -148,27 +140,23 @@ class CommandUnit:
         )
 
     async def freeze(self, reason: str) -> None:
-        """Refuse our own starts, and run the `freeze` command where there is one, which must stop everybody else's."""
-        reason = check_reason(reason)
-        make_private_folder(self.folder)
-        write_json(self.folder / "frozen", {"reason": reason, "at_s": time.time()})
+        """Refuse our own starts, and run the `freeze` command, if configured, to prevent all others."""
+        await super().freeze(reason)
         if self.config.freeze:
             await self._expect(self.config.freeze, "freeze")
         else:
-            logger.warning(
-                "unit %r has no freeze command: only gpu-oncall is kept from starting it", self.name
-            )
+            logger.warning("unit %r has no freeze command: others may still start it", self.name)
 
     async def unfreeze(self) -> None:
-        """Run the `unfreeze` command where there is one and allow our starts again."""
+        """Run the `unfreeze` command, if configured, and allow our starts again."""
         if self.config.unfreeze:
             await self._expect(self.config.unfreeze, "unfreeze")
-        (self.folder / "frozen").unlink(missing_ok=True)
+        await super().unfreeze()
 
     async def set_scope(self, variables: Mapping[str, str], *, unset: Sequence[str] = ()) -> None:
-        """Hand an env file (NAME='value' lines, `unset NAME` as `NAME=`) to the `set_environment` command.
+        """Pass an env file (NAME='value' lines; `NAME=` to unset) to the `set_environment` command.
 
-        Raises UnitError where the settings have no such command: a scope that nobody applies would be a lie.
+        Raises UnitError if there is no such command, because the scope would not take effect.
         """
         if not self.config.set_environment:
             if not variables and not unset:
@@ -186,29 +174,18 @@ class CommandUnit:
         write_atomically(file, "".join(f"{line}\n" for line in lines), durable=False)
         await self._expect((*self.config.set_environment, str(file)), "set_environment")
 
-    async def scope(self) -> dict[str, str]:
-        """Give the variables of the scope that was handed over last."""
-        return dict(self._read("scope.json").get("variables", {}))
-
     async def log_tail(self, max_bytes: int = 65536) -> str:
-        """Give the end of what the `log` command prints, empty without one."""
+        """Return the end of the `log` command's output, empty without such a command."""
         if not self.config.log:
             return ""
         result = await self._run(self.config.log, timeout_s=QUICK_TIMEOUT_S)
         return (result.stdout or result.stderr).encode()[-max_bytes:].decode(errors="replace")
 
     def describe_start(self) -> str:
-        """The start command as it stands in the settings."""
+        """Return the start command of the settings."""
         return shlex.join(self.config.start)
 
     # -- details -------------------------------------------------------------------------------------------------
-
-    async def _fence(self, stack: AsyncExitStack) -> None:
-        timeout_s = self.config.stop_grace_s + START_TIMEOUT_S
-        try:
-            await stack.enter_async_context(locked_folder(self.folder, timeout_s=timeout_s))
-        except TimeoutError as error:
-            raise UnitError(f"another start or stop of unit {self.name!r} is under way ({error})") from None
 
     async def _run(self, argv: Sequence[str], *, timeout_s: float) -> ProcessResult:
         try:
@@ -236,12 +213,12 @@ class CommandUnit:
             return None
         if not word.isdigit() or not 0 < int(word) < 1 << 31:
             raise UnitError(
-                f"the main_pid command of unit {self.name!r} printed {word[:80]!r}, which is no process id"
+                f"the main_pid command of unit {self.name!r} printed {word[:80]!r}, which is not a process id"
             )
         return int(word)
 
     async def _gone_by(self, deadline: float, before: Mapping[int, ProcessRow]) -> list[ProcessRow]:
-        """Wait until the processes are gone or the deadline (monotonic) has passed; gives what is left."""
+        """Wait until the processes are gone or the deadline (monotonic) has passed. Return those left."""
         left = self._still(before)
         while left and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -259,18 +236,9 @@ class CommandUnit:
         table = process_table()
         return [row for pid, row in before.items() if is_same(row, table.get(pid)) and not table[pid].zombie]
 
-    def _frozen_reason(self) -> str | None:
-        if not (self.folder / "frozen").exists():
-            return None
-        return str(self._read("frozen").get("reason", "no reason given"))
-
-    def _read(self, name: str) -> dict[str, Any]:
-        file = self.folder / name
-        return dict(json.loads(file.read_text())) if file.exists() else {}
-
 
 def _words(result: ProcessResult) -> str:
-    """One line on how a command ended, with its own last words."""
+    """Describe in one line how a command ended, with its last output."""
     said = (result.stderr.strip() or result.stdout.strip()).splitlines()
     how = f"no end within {result.seconds:.0f} s" if result.timed_out else f"exit code {result.exit_code}"
     return f"{shlex.join(result.argv)}: {how}{': ' + said[-1][:300] if said else ''}"

@@ -1,7 +1,7 @@
-"""The process unit: a tier as a supervised process in a session of its own, which keeps serving when the bot is killed.
+"""The process unit: a tier as a supervised process in a session of its own, which keeps serving if the bot is killed.
 
-All it knows lies in its folder (mode 0700): what runs (`state.json`), the scope of the next start (`scope.json`), the freeze
-(`frozen`), a stop under way (`stopping`), the log. Two starts at once are fenced by a lock on the folder.
+Its state is in its folder (mode 0700): what runs (`state.json`), the scope of the next start (`scope.json`), the freeze
+(`frozen`), a stop under way (`stopping`), the log. A lock on the folder admits one start or stop at a time.
 """
 
 import asyncio
@@ -12,8 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,30 +20,31 @@ from pydantic import Field
 
 from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
 from gpu_actions.serving.setup_checks import SetupCheck, check_command
-from gpu_actions.serving.units.base import UnitConfig, check_reason, missing_program
+from gpu_actions.serving.units.base import UnitConfig, missing_program
+from gpu_actions.serving.units.folder import FolderUnit
 from gpu_actions.system import supervisor
 from gpu_actions.system.files import write_json
-from gpu_actions.system.folder_lock import locked_folder, make_private_folder
+from gpu_actions.system.folder_lock import make_private_folder
 from gpu_actions.system.proc import ProcessRow, boot_id, family, process_table, read_process, send
 
 logger = logging.getLogger(__name__)
 
 BASE_VARIABLES = ("PATH", "HOME", "LANG")
-"""What every tier gets from the bot's own environment; all else is named in the settings or in the scope."""
+"""What every tier inherits from the bot's environment; the settings or the scope name the rest."""
 
 LOG_CAP_BYTES = 16 * 1024 * 1024
 LEFTOVER_GRACE_S = 5.0
-"""What a dead program left behind gets this long between SIGTERM and SIGKILL before the program is started again."""
+"""Processes left by a dead program have this long between SIGTERM and SIGKILL before the program restarts."""
 
 ANSWER_TIMEOUT_S = 15.0
 """The supervisor answers within 50 ms on an idle machine; a host in trouble may take seconds."""
 
 KILL_WAIT_S = 10.0
-"""How long processes may take to vanish after SIGKILL; a process stuck in the driver (state D) takes longer."""
+"""How long processes may take to end after SIGKILL. One stuck in the driver (state D) takes longer."""
 
 DRAIN_GRACE_S = 5.0
-"""A grace longer than this is time to finish requests in, so only the main process is told to end, and it ends its own. vLLM
-loses its streams when its engine processes get a SIGTERM as well (measured with 0.32: `make test-vllm`)."""
+"""A longer grace is meant for running requests to finish, so only the main process gets SIGTERM and ends its own children.
+Some engines break every stream if all their processes are signalled (`group_stop_hazard` of `HttpEngine`)."""
 
 PRODUCT_ROOT = Path(supervisor.__file__).parents[2]
 """The folder that holds the package `gpu_actions`: the supervisor runs without site-packages."""
@@ -53,17 +53,19 @@ SECRET_WORDS = ("key", "token", "secret", "password")
 
 
 class ProcessUnit(UnitConfig):
-    """A supervised process in a session of its own. `argv` may use {python} for the bot's own interpreter."""
+    """A supervised process in a session of its own. In `argv`, {python} is the bot's own interpreter."""
 
     driver: Literal["process"] = "process"
     argv: tuple[str, ...] = Field(min_length=1)
     env: dict[str, str] = Field(
-        default_factory=dict, description="its whole environment beside PATH, HOME, LANG"
+        default_factory=dict, description="its whole environment besides PATH, HOME and LANG"
     )
-    env_from: tuple[str, ...] = Field(default=(), description="names taken from the bot's own environment")
+    env_from: tuple[str, ...] = Field(
+        default=(), description="names of variables that it inherits from the bot"
+    )
     cwd: Path | None = None
     stop_grace_s: float = Field(default=30, ge=0)
-    restart: bool = Field(default=True, description="start it again when it dies by itself and is not frozen")
+    restart: bool = Field(default=True, description="restart it if it dies and is not frozen")
 
     def build(self, name: str, *, state_dir: Path) -> "SupervisedProcess":
         return SupervisedProcess(name, self, state_dir=state_dir)
@@ -81,23 +83,19 @@ class ProcessUnit(UnitConfig):
         return [part.replace("{python}", sys.executable) for part in self.argv]
 
 
-class SupervisedProcess:
-    """A unit that runs a program under `supervisor.py`. Satisfies the `Unit` interface."""
+class SupervisedProcess(FolderUnit):
+    """A unit that runs a program under `system/supervisor.py`. Implements the `Unit` interface."""
 
     def __init__(self, name: str, config: ProcessUnit, *, state_dir: Path) -> None:
-        self.name = name
+        super().__init__(name, state_dir=state_dir)
         self.config = config
-        self.folder = state_dir / name
 
     # -- interface -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start it; does nothing when it runs. Raises UnitError when frozen, or when the program cannot be executed."""
+        """Start it unless it runs. Raises UnitError if it is frozen or the program cannot be executed."""
         async with self._fenced(self.config.stop_grace_s + KILL_WAIT_S + ANSWER_TIMEOUT_S):
-            if (reason := self._frozen_reason()) is not None:
-                raise UnitError(
-                    f"unit {self.name!r} is frozen ({reason}): nothing may start it until it is unfrozen"
-                )
+            self._refuse_if_frozen()
             (self.folder / "stopping").unlink(missing_ok=True)
             record = self._record()
             main, keeper = self._main(record), self._keeper(record)
@@ -108,11 +106,11 @@ class SupervisedProcess:
             await self._launch(adopt=main, record=record)
 
     async def stop(self, *, grace_s: float | None = None) -> StopReport:
-        """SIGTERM to the main process (SIGCONT to all, for stopped ones), to the others when it is gone, or at once where the
-        grace is no time to drain in (`DRAIN_GRACE_S`); SIGKILL after the grace; verified gone, the supervisor included.
+        """Send SIGTERM to the main process, then to the others once it has ended, or to all at once if the grace is too
+        short to drain (`DRAIN_GRACE_S`). Send SIGKILL after the grace. Verify that all are gone, with the supervisor.
 
-        Covers what left the group or the session, and works when the supervisor itself was killed. Raises UnitError
-        when a process outlives SIGKILL by 10 s.
+        Processes that left the group or the session are included, also if the supervisor has been killed. All get SIGCONT
+        in case they are stopped. Raises UnitError if a process outlives SIGKILL by 10 s.
         """
         grace = self.config.stop_grace_s if grace_s is None else grace_s
         async with self._fenced(grace + KILL_WAIT_S + ANSWER_TIMEOUT_S):
@@ -139,7 +137,7 @@ class SupervisedProcess:
             )
 
     async def state(self) -> UnitState:
-        """Read what runs. `active` says that the program itself is alive; `pids` are its processes, without the supervisor."""
+        """Return its state. `active`: the program itself is alive. `pids`: its processes without the supervisor."""
         record = self._record()
         main = self._main(record)
         reason = self._frozen_reason()
@@ -153,18 +151,8 @@ class SupervisedProcess:
             frozen_reason=reason or "",
         )
 
-    async def freeze(self, reason: str) -> None:
-        """Refuse starts from now on, the supervisor's restarts too. What runs goes on. Raises ValueError without a reason."""
-        reason = check_reason(reason)
-        make_private_folder(self.folder)
-        write_json(self.folder / "frozen", {"reason": reason, "at_s": time.time(), "pid": os.getpid()})
-
-    async def unfreeze(self) -> None:
-        """Allow starts again; does not start it."""
-        (self.folder / "frozen").unlink(missing_ok=True)
-
     async def set_scope(self, variables: Mapping[str, str], *, unset: Sequence[str] = ()) -> None:
-        """Keep the scope for the next start (file of mode 0600); an empty call removes it."""
+        """Store the scope of the next start (mode 0600); an empty call removes it."""
         for variable in [*variables, *unset]:
             if not variable or "=" in variable or "\0" in variable:
                 raise ValueError(f"{variable!r} cannot be the name of an environment variable")
@@ -174,12 +162,8 @@ class SupervisedProcess:
             return
         write_json(self.folder / "scope.json", {"variables": dict(variables), "unset": list(unset)})
 
-    async def scope(self) -> dict[str, str]:
-        """Give the variables of the current scope."""
-        return dict(self._read_json("scope.json").get("variables", {}))
-
     async def log_tail(self, max_bytes: int = 65536) -> str:
-        """Give the end of the log, empty when it never ran."""
+        """Return the end of the log, empty if it never ran."""
         try:
             with (self.folder / "log").open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -189,7 +173,7 @@ class SupervisedProcess:
             return ""
 
     def describe_start(self) -> str:
-        """The command line with secret-looking arguments and all values of variables left out."""
+        """Return the command line without secret-looking arguments and without values of variables."""
         shown: list[str] = []
         hide = False
         for part in self.config.command():
@@ -200,10 +184,8 @@ class SupervisedProcess:
         names = sorted({*self.config.env, *self.config.env_from})
         return f"{' '.join(shown)}  (environment: {', '.join([*BASE_VARIABLES, *names])})"
 
-    # -- what it would run ---------------------------------------------------------------------------------------
-
     def environment(self) -> dict[str, str]:
-        """The whole environment of the next start: base, settings, names taken over, then the scope."""
+        """Return the environment of the next start: base variables, settings, inherited names, then the scope."""
         environment = {name: os.environ[name] for name in BASE_VARIABLES if name in os.environ}
         environment.update(self.config.env)
         environment.update({name: os.environ[name] for name in self.config.env_from if name in os.environ})
@@ -214,7 +196,7 @@ class SupervisedProcess:
         return environment
 
     async def _launch(self, *, adopt: ProcessRow | None, record: dict[str, Any]) -> None:
-        """Start the supervisor and wait for its answer. With `adopt` it takes over a program that still runs."""
+        """Start the supervisor and wait for its answer. With `adopt` it takes over a running program."""
         order: dict[str, Any] = {
             "argv": self.config.command(),
             "environment": self.environment(),
@@ -230,7 +212,7 @@ class SupervisedProcess:
                 "started_at_s": record.get("started_at_s", time.time()),
                 "restarts": record.get("restarts", 0),
             }
-        else:  # strays of an earlier program whose supervisor was killed would hold its port and its GPU memory
+        else:  # strays of a program whose supervisor was killed would keep its port and GPU memory
             await self._end_all({}, deadline=time.monotonic() + order["leftover_grace_s"])
         write_json(
             self.folder / "unit.json",
@@ -251,7 +233,7 @@ class SupervisedProcess:
         except TimeoutError:
             raise UnitError(
                 f"the supervisor of unit {self.name!r} did not answer within {ANSWER_TIMEOUT_S:.0f} s: "
-                f"the machine may be out of memory or processes; look at {self.folder}"
+                f"the machine may be out of memory or processes; see {self.folder}"
             ) from None
         reply = json.loads(out) if out.strip() else {"error": err.decode(errors="replace").strip()}
         if "error" in reply:
@@ -261,7 +243,7 @@ class SupervisedProcess:
             )
 
     async def _hurry(self, keeper: ProcessRow) -> None:
-        """Tell a supervisor that waits out its backoff to start now, and wait until the program runs."""
+        """Make a supervisor in its backoff start now, and wait until the program runs."""
         send(keeper, signal.SIGUSR1)
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while self._main(self._record()) is None:
@@ -280,7 +262,7 @@ class SupervisedProcess:
     # -- what runs -----------------------------------------------------------------------------------------------
 
     def _record(self) -> dict[str, Any]:
-        """What the supervisor wrote last; empty when it never ran or the machine was booted since."""
+        """Return what the supervisor wrote last; empty if it never ran or the machine has rebooted since."""
         record = self._read_json("state.json")
         return record if record.get("boot_id") == boot_id() else {}
 
@@ -298,7 +280,7 @@ class SupervisedProcess:
         return self._living(record.get("supervisor"))
 
     def _members(self, record: dict[str, Any]) -> dict[int, ProcessRow]:
-        """The unit's processes without its supervisor: by descent, by session, and strays known from earlier looks."""
+        """Return the unit's processes without its supervisor: by descent, by session, and known strays."""
         if not record:
             return {}
         table = process_table()
@@ -306,8 +288,8 @@ class SupervisedProcess:
         roots = {row.pid for row in map(self._living, named) if row is not None}
         keeper_pid, keeper_started = record["supervisor"]
         session = record.get("session")
-        # The kernel keeps a session's number taken while it has members. A leader of that number with another start
-        # time means that our session emptied and the number went to somebody else.
+        # The kernel does not reuse a session's number while it has members. A leader of that number with another start
+        # time means that our session is empty and the number belongs to another program.
         if session in table and table[session].started != keeper_started:
             session = None
         members = family(table, roots, session)
@@ -317,7 +299,7 @@ class SupervisedProcess:
     async def _end_all(
         self, seen: dict[int, ProcessRow], *, deadline: float, main_first: bool = False
     ) -> bool:
-        """End the unit's processes and its supervisor; gives True when SIGKILL was needed. `seen` collects them."""
+        """End the unit's processes and its supervisor. Return True if SIGKILL was needed. `seen` collects them."""
         signalled: set[tuple[int, int]] = set()
         killed = False
         pause_s = 0.02
@@ -350,33 +332,4 @@ class SupervisedProcess:
                     "they hang in the kernel (state D), most likely in the GPU driver; the host needs a reset"
                 )
             await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.2, 0.2)  # a look at the process table of a big host costs 40 ms
-
-    # -- its folder ----------------------------------------------------------------------------------------------
-
-    def _frozen_reason(self) -> str | None:
-        if not (self.folder / "frozen").exists():
-            return None
-        return str(self._read_json("frozen").get("reason", "no reason given"))
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            data = json.loads((self.folder / name).read_text())
-        except FileNotFoundError:
-            return {}
-        except json.JSONDecodeError:
-            logger.warning("%s is not JSON: taken as empty", self.folder / name)
-            return {}
-        return data if isinstance(data, dict) else {}
-
-    @asynccontextmanager
-    async def _fenced(self, timeout_s: float) -> AsyncIterator[None]:
-        """One start or stop at a time, over processes too."""
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(locked_folder(self.folder, timeout_s=timeout_s))
-            except TimeoutError as error:
-                raise UnitError(
-                    f"another start or stop of unit {self.name!r} is under way ({error}): wait for that run, or end it"
-                ) from None
-            yield
+            pause_s = min(pause_s * 1.2, 0.2)  # the process table of a big host takes 40 ms
