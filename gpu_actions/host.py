@@ -1,6 +1,6 @@
-"""A serving host as one object: its configuration and the drivers that were built from it.
+"""A serving host as one object: its configuration and its drivers.
 
-`build_host` is the one place where drivers are chosen; steps only see the interfaces of `gpu_actions.serving.interfaces`.
+`build_host` builds the drivers; steps use only the interfaces of `gpu_actions.serving.interfaces`.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Tier:
 class Host:
     """A host with its tiers and its router. `state_dir` is its own folder for units, sockets and run folders.
 
-    `thresholds` and the file `triage_baseline` are what triage judges this host by, whoever asks.
+    Every triage of this host uses `thresholds` and the file `triage_baseline`.
     """
 
     config: HostConfig

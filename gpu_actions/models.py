@@ -1,7 +1,7 @@
-"""The words of the product as data: findings, verdicts, artifacts.
+"""The shared data models: findings, verdicts, artifacts.
 
-Everything that crosses a boundary (a process, a database row, a file, a message) is one of these frozen pydantic
-models. Units stand in the field names (`size_bytes`, `ttft_p99_ms`).
+Everything that crosses a boundary (a process, a database row, a file, a message) is a frozen pydantic model. Field names
+include their units (`size_bytes`, `ttft_p99_ms`).
 """
 
 from enum import StrEnum
@@ -11,17 +11,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 JsonObject = dict[str, Any]
-"""A JSON object as Python data; what step arguments, step outputs and evidence are made of."""
+"""A JSON object as Python data: step arguments, step outputs, evidence."""
 
 
 class Frozen(BaseModel):
-    """Base of all data that crosses a boundary: immutable, and an unknown field is an error."""
+    """The base of all data that crosses a boundary: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Severity(StrEnum):
-    """How bad one judged check is. `unknown` means the evidence is missing; it is never read as healthy."""
+    """The severity of a finding. `unknown` means that evidence is missing; it never counts as healthy."""
 
     OK = "ok"
     INFO = "info"
@@ -31,7 +31,7 @@ class Severity(StrEnum):
 
 
 class VerdictKind(StrEnum):
-    """What triage concludes. The shell exit codes are `TRIAGE_EXIT_CODES`."""
+    """The conclusion of triage. Its shell exit codes are `TRIAGE_EXIT_CODES`."""
 
     HEALTHY = "healthy"
     WATCH = "watch"
@@ -48,11 +48,11 @@ TRIAGE_EXIT_CODES: dict[VerdictKind, int] = {
 
 
 class Finding(Frozen):
-    """One judged check.
+    """The result of one check.
 
-    `id` is stable (`collective.hang`), `component` groups findings on the card (`gpu`, `nvlink`, `fabric`, `pcie`,
-    `collective`, `serving`, `router`, `kernel_log`), `summary` is one line for a phone, `evidence` the figures behind it,
-    `action` what to do about it.
+    `id` is stable (`collective.hang`). `component` groups findings on the card (`gpu`, `nvlink`, `fabric`, `pcie`,
+    `collective`, `serving`, `router`, `kernel_log`). `summary` is one line for a phone, `evidence` has the figures behind
+    it, and `action` says what to do.
     """
 
     id: str
@@ -61,13 +61,11 @@ class Finding(Frozen):
     summary: str
     evidence: JsonObject = Field(default_factory=dict)
     action: str = ""
-    subject: str | None = Field(
-        default=None, description="the GPU UUID, link, rank or tier that this is about"
-    )
+    subject: str | None = Field(default=None, description="the GPU UUID, link, rank or tier concerned")
 
 
 class FallbackGpu(Frozen):
-    """The GPU that triage would serve from: chosen by health, named by UUID, with the reason for the choice."""
+    """The GPU that a fallback should use, chosen by health, with the reason for the choice."""
 
     uuid: str
     index: int
@@ -75,7 +73,7 @@ class FallbackGpu(Frozen):
 
 
 class Verdict(Frozen):
-    """What triage says of a host: one kind, one cause (`none` when healthy), and every finding behind it."""
+    """The verdict of triage on a host: one kind, one cause (`none` if healthy), and all findings behind it."""
 
     verdict: VerdictKind
     cause: str
@@ -86,13 +84,13 @@ class Verdict(Frozen):
 
 
 class Artifact(Frozen):
-    """A file that a step made. `path` is on the host; the artifact store gives it a link later."""
+    """A file that a step wrote. `path` is on the host; the artifact store adds a link later."""
 
     name: str
     path: Path
     size_bytes: int
     sha256: str
     media_type: str = "application/octet-stream"
-    source: str = Field(description="the command or collector that made it")
+    source: str = Field(description="the command or collector that wrote it")
     title: str = ""
-    inline: bool = Field(default=False, description="worth showing in the thread itself (a picture)")
+    inline: bool = Field(default=False, description="to be shown in the thread itself (a picture)")

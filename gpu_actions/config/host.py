@@ -26,7 +26,7 @@ class EngineConfig(EngineSettings):
 
 
 class TierConfig(Frozen):
-    """A serving pool of the host. `gpus` is how many GPUs it takes (0: it runs on the CPU)."""
+    """A serving pool of the host. `gpus` is the number of its GPUs (0: it runs on the CPU)."""
 
     engine: EngineConfig
     unit: Annotated[UnitConfig, OneOf("driver", UNITS)]

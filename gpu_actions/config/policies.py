@@ -9,7 +9,7 @@ from gpu_actions.models import Frozen
 
 
 class LoadPolicy(Frozen):
-    """One load test's shape. Defaults are the runbook's validation: 20 s at 3 QPS, 4 new tokens, prompts 32-64."""
+    """The shape of a load test. The defaults are the runbook's validation: 20 s at 3 QPS, 4 new tokens, prompts 32-64."""
 
     duration_s: float = Field(default=20, gt=0, le=86_400)
     target_qps: float = Field(default=3, gt=0, le=100_000)
@@ -30,12 +30,12 @@ class LoadPolicy(Frozen):
 
 
 class FallbackPolicy(Frozen):
-    """How the fallback behaves."""
+    """Limits of a fallback."""
 
     capture_budget_s: float = Field(default=10, gt=0, le=120)
     drain_timeout_s: float = Field(default=30, gt=0, le=3600)
     drain_stall_s: float = Field(
-        default=3, gt=0, description="a flat token counter this long means it never drains"
+        default=3, gt=0, description="with no generated token for this long, it never drains"
     )
     memory_limit_percent: float = Field(default=80, gt=0, le=100)
     min_free_disk_gib: float = Field(default=1, ge=0)
@@ -43,7 +43,7 @@ class FallbackPolicy(Frozen):
 
 
 class RestorePolicy(Frozen):
-    """How the full tier comes back."""
+    """Stages and limits of a restore."""
 
     stages_percent: tuple[int, ...] = (5, 25, 50, 100)
     hold_s: float = Field(default=60, gt=0, le=86_400)

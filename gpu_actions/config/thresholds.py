@@ -1,7 +1,7 @@
-"""The numbers that triage judges by, in one frozen model that the settings include as a section.
+"""The limits of triage, in one frozen model that is a section of the settings.
 
-Each field says its unit and where its default comes from: NVIDIA's DCGM and Xid documentation, the fallback playbook's
-"fewer than 18 active links" and "QPS down more than 30 %", or measurements on a 2xH100 host (docs/triage.md).
+Each field states its unit and the source of its default: NVIDIA's DCGM and Xid documentation, the runbook's "fewer than 18
+active links" and "QPS down more than 30 %", or measurements on a 2xH100 host (docs/triage.md).
 """
 
 from typing import Self
@@ -15,7 +15,7 @@ class TriageThresholds(Frozen):
     """Limits of every check, and the deadlines of the collectors."""
 
     window_s: float = Field(
-        default=3.0, ge=0.2, le=120, description="seconds between the two readings that deltas are taken over"
+        default=3.0, ge=0.2, le=120, description="seconds between the two readings of a counter"
     )
     since_s: float = Field(
         default=900,
@@ -68,7 +68,7 @@ class TriageThresholds(Frozen):
         default=1,
         ge=1,
         le=64,
-        description="missing NVLinks on a GPU from which the tier should fall back (playbook: fewer than 18 active)",
+        description="missing NVLinks on a GPU from which the tier should fall back (runbook: fewer than 18 active)",
     )
     nvlink_replay_delta: int = Field(
         default=1,
@@ -89,13 +89,13 @@ class TriageThresholds(Frozen):
         default=87,
         ge=30,
         le=120,
-        description="degrees C; used where the GPU does not tell its own slowdown temperature",
+        description="degrees C; used if the GPU does not report its own slowdown temperature",
     )
     temperature_margin_c: int = Field(
         default=3, ge=0, le=50, description="degrees C below the GPU's own slowdown temperature that count"
     )
     ecc_correctable_delta: int = Field(
-        default=100, ge=1, description="corrected ECC errors within the window that are worth a look"
+        default=100, ge=1, description="corrected ECC errors within the window from which a finding is made"
     )
 
     # serving
@@ -107,14 +107,12 @@ class TriageThresholds(Frozen):
     starting_s: float = Field(
         default=1200,
         ge=0,
-        description="seconds after its start in which a tier that does not listen yet is still loading",
+        description="seconds after its start in which a tier that does not listen is still loading",
     )
     completion_slow_factor: float = Field(
         default=3, gt=1, description="synthetic completion slower than its baseline by this factor"
     )
-    completion_slow_ms: float = Field(
-        default=3000, gt=0, description="milliseconds; used where there is no baseline"
-    )
+    completion_slow_ms: float = Field(default=3000, gt=0, description="milliseconds; used without a baseline")
     ttft_slow_factor: float = Field(default=2, gt=1, description="mean TTFT over its baseline by this factor")
     ttft_min_samples: int = Field(
         default=3, ge=1, description="requests within the window below which TTFT is not judged"
@@ -123,13 +121,13 @@ class TriageThresholds(Frozen):
         default=30,
         gt=0,
         lt=100,
-        description="drop of tokens/s under a queue, against the baseline (playbook: 30 %)",
+        description="drop of tokens/s under a queue, against the baseline (runbook: 30 %)",
     )
     router_queue: int = Field(
         default=32, ge=1, description="requests waiting at the router (its own limit is 32)"
     )
     idle_cpu_ratio: float = Field(
-        default=0.02, ge=0, le=1, description="share of a core below which a rank counts as motionless"
+        default=0.02, ge=0, le=1, description="share of a core below which a rank counts as idle"
     )
 
     # deep probe

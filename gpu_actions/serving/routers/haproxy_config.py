@@ -1,7 +1,7 @@
-"""The managed router's configuration: rendered from the host's settings, with the limits that are in force now.
+"""Render the managed router's configuration from the host's settings, with the limits now in force.
 
-Every rule of the template was tried on HAProxy 2.6 (docs/serving.md gives the measurements). Limits are written here too
-and not only set over the admin socket, so that a router that is killed and started again comes back with them.
+Every rule of the template was tried with HAProxy 2.6. Limits are written here as well as set over the admin socket, so that a
+router that is killed restarts with them.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ EMPTY_STATE = (
 DEFAULT_BUFFER_BYTES = 16_384
 HEADER_ROOM_BYTES = 4_096
 LARGEST_BUFFER_BYTES = 65_536
-"""Buffers are held twice a request, so a body without a length is judged long from at most this size, less headers."""
+"""Each request holds two buffers, so a body without a length counts as long from at most this size, less headers."""
 
 LARGEST_BIND_PATH = 90
-"""HAProxy binds PATH.PID.tmp first and sun_path holds 108 bytes."""
+"""HAProxy first binds PATH.PID.tmp, and sun_path holds 108 bytes."""
 
 PROXY_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 
@@ -58,7 +58,7 @@ ERRORS: tuple[tuple[int, bool, str, str, str], ...] = (
     ),
     (504, True, "server_error", "gateway_timeout", "The model server did not answer in time."),
 )
-"""Status, whether Retry-After goes along, and the error's type, code and message in OpenAI's shape."""
+"""Status, whether Retry-After is sent, and the error's type, code and message in OpenAI's format."""
 
 
 class HaproxySettings(RouterConfig):
@@ -82,20 +82,20 @@ class HaproxySettings(RouterConfig):
 
 
 class Limits(Frozen):
-    """What back-pressure sets for one server: requests at once in each backend."""
+    """The concurrent requests that back-pressure allows a server in each backend."""
 
     short_concurrent: int
     long_concurrent: int
 
     @classmethod
     def of(cls, pressure: BackPressure) -> "Limits":
-        """Split `max_concurrent` into short and long requests: both lines lead to one engine and count separately.
+        """Split `max_concurrent` into short and long requests, because both lines lead to one engine and count separately.
 
-        Raises RouterError for a share of 0, which HAProxy reads as "no limit".
+        Raises RouterError for a share of 0, which HAProxy treats as "no limit".
         """
         if pressure.long_share == 0:
             raise RouterError(
-                "router.back_pressure.long_share is 0, which HAProxy reads as no limit: give long contexts at least 1"
+                "router.back_pressure.long_share is 0, which HAProxy treats as no limit: set it to at least 1"
             )
         return cls(
             short_concurrent=pressure.max_concurrent - pressure.long_share,
@@ -167,7 +167,7 @@ def render_config(
 
 
 def configuration_fingerprint(host: RoutedHost) -> str:
-    """Give a short hash of all settings that the file is made of; limits in force are not part of it."""
+    """Return a short hash of all settings in the file, without the limits in force."""
     parts = {
         "router": host.router.model_dump(mode="json", exclude={"kind"}),
         "tiers": {name: [tier.server, tier.weight, tier.engine.url] for name, tier in host.tiers.items()},
@@ -176,7 +176,7 @@ def configuration_fingerprint(host: RoutedHost) -> str:
 
 
 def render_map(host: RoutedHost, limited: frozenset[str]) -> str:
-    """Give the text of the back-pressure map: two keys a server, 0 where no limit is in force."""
+    """Return the text of the back-pressure map: two keys per server, 0 if no limit is in force."""
     lines = [
         f"{key} {value}"
         for tier in host.tiers.values()
@@ -188,7 +188,7 @@ def render_map(host: RoutedHost, limited: frozenset[str]) -> str:
 
 
 def map_entries(server: str, pressure: BackPressure | None) -> dict[str, int]:
-    """Give a server's entries in the map; None lifts its limits."""
+    """Return a server's entries in the map. Without `pressure` they lift its limits."""
     return {
         f"{server}.window_ms": 0 if pressure is None else round(pressure.long_window_s * 1000),
         f"{server}.max_queue": 0 if pressure is None else pressure.max_queue,
@@ -206,15 +206,13 @@ def _bind(url: str) -> str:
             f"router.url is {url}: the managed router serves plain http; put TLS in front of it or use an existing router"
         )
     if parts.path not in ("", "/"):
-        raise RouterError(f"router.url {url} has a path: give only scheme, host and port")
+        raise RouterError(f"router.url {url} has a path: use only scheme, host and port")
     return _host_port(url)
 
 
 def _address(url: str) -> str:
     if urlsplit(url).path not in ("", "/"):
-        raise RouterError(
-            f"the engine {url} lies below a path: the managed router needs scheme, host and port only"
-        )
+        raise RouterError(f"the engine {url} has a path: the managed router needs scheme, host and port only")
     return _host_port(url)
 
 
@@ -222,7 +220,7 @@ def _host_port(url: str) -> str:
     host = urlsplit(url).hostname or ""
     port = port_of(url)
     if not re.fullmatch(r"[A-Za-z0-9.:_-]+", host):
-        raise RouterError(f"{url} names no usable host")
+        raise RouterError(f"{url} has no usable host")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -232,13 +230,13 @@ def _socket_word(socket: Path | None) -> str:
     if len(str(socket)) > LARGEST_BIND_PATH:
         raise RouterError(
             f"router.socket is {len(str(socket))} characters long and HAProxy can bind {LARGEST_BIND_PATH}: "
-            "use a shorter path, or leave it out"
+            "use a shorter path, or omit it"
         )
     return _word(socket)
 
 
 def _word(path: Path) -> str:
-    """Quote a path as one word of the configuration."""
+    """Return a path quoted as one word of the configuration."""
     if re.search(r"['\x00-\x1f]", str(path)):
         raise RouterError(f"the path {path} holds a quote or a control character, which HAProxy cannot take")
     return f"'{path}'"

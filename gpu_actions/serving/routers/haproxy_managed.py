@@ -1,7 +1,7 @@
-"""The managed router: a HAProxy of ours, rendered from the settings and kept as a supervised process named `router`.
+"""The managed router: our own HAProxy, rendered from the settings and supervised as a process unit named `router`.
 
-Weights and administrative states survive its death through the server-state file, limits through the configuration and
-the map, which are written before they are set over the socket.
+Weights and administrative states survive a restart in the server-state file. Limits survive in the configuration and the map,
+which are written before the limits are set over the socket.
 """
 
 import asyncio
@@ -35,16 +35,16 @@ START_TIMEOUT_S = 15.0
 """HAProxy answers 30 ms after its start; the rest is for a host in trouble."""
 
 GIVE_UP_RESTARTS = 2
-"""A first start may lose its port to a process that is just ending; a third one has no such excuse."""
+"""A first start may find its port still held by a process that is ending; a third one may not."""
 
 SOCKET_TIMEOUT_S = 2.0
-"""A router that just started binds its admin socket within 30 ms."""
+"""A router that has just started binds its admin socket within 30 ms."""
 
 STOP_GRACE_S = 3.0
 
 
 class ManagedRouter(HaproxyRouter):
-    """Our own HAProxy. Its files lie in `state_dir/router`, its process unit in `state_dir/units/router`."""
+    """Our own HAProxy. Its files are in `state_dir/router`, its process unit in `state_dir/units/router`."""
 
     def __init__(self, host: RoutedHost, config: HaproxySettings, *, state_dir: Path) -> None:
         folder = state_dir / "router"
@@ -61,10 +61,10 @@ class ManagedRouter(HaproxyRouter):
         )
 
     async def ensure_running(self) -> None:
-        """Start it when it is down. With changed settings it is restarted when idle, else left alone with a warning.
-        Without its admin socket, from which nothing could be changed any more, it is restarted too.
+        """Start it if it is down. After a change of settings restart it if it is idle, else log a warning. Restart it
+        also if its admin socket is gone, because nothing can be changed without it.
 
-        Raises RouterError when the program is missing, refuses its configuration, or cannot have its port.
+        Raises RouterError if the program is missing, refuses its configuration, or cannot bind its port.
         """
         if (await self.unit.state()).active:
             loaded = await self._loaded_configuration()
@@ -73,11 +73,11 @@ class ManagedRouter(HaproxyRouter):
                 return
             if loaded is None:
                 logger.warning(
-                    "the router runs, but its admin socket %s is gone: it is started again", self.admin.path
+                    "the router runs, but its admin socket %s is gone: restarting it", self.admin.path
                 )
             elif any(row.sessions or row.queued for row in await self.servers()):
                 logger.warning(
-                    "the router runs with older settings and is busy: it keeps them until it is restarted"
+                    "the router runs with older settings and is busy: it keeps them until its next restart"
                 )
                 return
             await self.stop()
@@ -104,15 +104,15 @@ class ManagedRouter(HaproxyRouter):
         )
 
     async def stop(self) -> None:
-        """End it, open streams included. Weights and limits stay for the next start."""
+        """Stop it, with its open streams. The next start has the same weights and limits."""
         await self._saved()
         await self.unit.stop()
 
     async def apply_back_pressure(self, server: str) -> dict[str, float]:
-        """Put the server under the configured limits; gives what the running router reports, by name.
+        """Apply the configured limits to the server and return those that the running router reports, by name.
 
-        Raises RouterError when concurrency, queue length or window read back differently. Times and sizes that HAProxy
-        fixes at its start are reported as it has them.
+        Raises RouterError if concurrency, queue length or window read back differently. Times and sizes that HAProxy
+        fixes at its start are reported as they are.
         """
         async with self._changing():
             lines = self._lines(await self.servers(), server)
@@ -141,7 +141,7 @@ class ManagedRouter(HaproxyRouter):
             }
 
     async def clear_back_pressure(self, server: str) -> None:
-        """Lift the limits; waiting requests go on at once."""
+        """Lift the limits; waiting requests continue at once."""
         async with self._changing():
             lines = self._lines(await self.servers(), server)
             self._keep_limited(self.limited() - {server})
@@ -149,7 +149,7 @@ class ManagedRouter(HaproxyRouter):
             await self._set_map(map_entries(server, None))
 
     def limited(self) -> frozenset[str]:
-        """Give the servers under back-pressure, as kept on disk."""
+        """Return the servers under back-pressure, as stored on disk."""
         file = self.folder / "back_pressure.json"
         return frozenset(json.loads(file.read_text())["servers"]) if file.exists() else frozenset()
 
@@ -168,16 +168,16 @@ class ManagedRouter(HaproxyRouter):
             self._replace(haproxy_config.STATE_NAME, haproxy_config.EMPTY_STATE)
 
     def _keep_limited(self, limited: frozenset[str]) -> None:
-        """Write the limits down before they are set, so that a router killed between the two comes back with them."""
+        """Store the limits before they are set, so that a router killed in between restarts with them."""
         write_json(self.folder / "back_pressure.json", {"servers": sorted(limited)})
         self._write_files(limited)
 
     async def _saved(self) -> None:
-        """Keep weights and administrative states for the next start. A router that is away keeps the last ones."""
+        """Store weights and administrative states for the next start. If the router is down, the last ones stay."""
         try:
             text = await self.admin.ask("show servers state")
         except RouterError as error:
-            logger.warning("the router's state was not saved, the last one stays: %s", error)
+            logger.warning("the router's state was not saved; the last one stays: %s", error)
             return
         if text.startswith("1\n"):
             self._replace(haproxy_config.STATE_NAME, text + "\n")
@@ -202,7 +202,7 @@ class ManagedRouter(HaproxyRouter):
             raise RouterError(f"HAProxy refuses {self.folder / haproxy_config.CONFIG_NAME}: {alerts}")
 
     async def _wait_until_up(self) -> None:
-        """Wait for its answers. One that dies is started again by its supervisor; one that dies again and again is given up."""
+        """Wait until it answers. Its supervisor restarts it if it dies; after several deaths give up."""
         began, restarts = time.monotonic(), (await self.unit.state()).restarts
         deadline = began + START_TIMEOUT_S
         trouble = "it did not answer"
@@ -225,7 +225,7 @@ class ManagedRouter(HaproxyRouter):
         raise RouterError(f"the router did not come up within {START_TIMEOUT_S:.0f} s: {trouble}")
 
     async def _loaded_configuration(self) -> str | None:
-        """Give the fingerprint that the running instance was started with; None when its socket stays silent."""
+        """Return the fingerprint that the running instance was started with, or None if its socket does not answer."""
         deadline = time.monotonic() + SOCKET_TIMEOUT_S
         while True:
             try:
@@ -233,12 +233,12 @@ class ManagedRouter(HaproxyRouter):
             except RouterError:
                 if time.monotonic() >= deadline:
                     return None
-            await asyncio.sleep(0.02)  # it was just started, by its supervisor too
+            await asyncio.sleep(0.02)  # it, or its supervisor, may just have been started
 
     async def _answers(self) -> None:
         """Check that the admin socket and the clients' address both belong to this instance."""
         if await self._variable("configuration") is None:
-            raise RouterError(f"the router behind {self.admin.path} is not one of ours")
+            raise RouterError(f"the router behind {self.admin.path} is not ours")
         url = f"{self.url}/_router/alive"
         try:
             status = (await fetch(url, timeout_s=3)).status
@@ -265,6 +265,6 @@ class ManagedRouter(HaproxyRouter):
 
 
 def _alerts(log: str) -> str:
-    """Give HAProxy's own words for what went wrong, one line."""
+    """Return HAProxy's own messages about a failure, in one line."""
     lines = [line for line in log.splitlines() if "[ALERT]" in line] or log.splitlines()[-3:]
-    return "; ".join(line.strip() for line in lines[-3:]) or "it said nothing"
+    return "; ".join(line.strip() for line in lines[-3:]) or "it printed nothing"

@@ -1,7 +1,7 @@
-"""HAProxy in front of the tiers, driven through its admin socket: weights, drain, cuts, back-pressure.
+"""Drive HAProxy through its admin socket: weights, drain, aborted sessions, back-pressure.
 
-`ManagedRouter` renders, starts and keeps an instance of ours; `ExistingRouter` drives somebody else's and refuses names it
-does not find there. Both set absolute weights (0-256), read back what they set, and never leave a total usable weight of 0.
+`ManagedRouter` (haproxy_managed.py) runs our own instance; `ExistingRouter` drives an existing one and refuses names that it
+does not have. Both set absolute weights (0-256), read them back, and never leave a total usable weight of 0.
 """
 
 import asyncio
@@ -25,15 +25,15 @@ LARGEST_WEIGHT = 256
 """HAProxy's own limit for absolute weights."""
 
 AMPLE_LIMIT = 100_000
-"""A limit that nothing reaches: HAProxy's own file descriptors end earlier."""
+"""A limit that is never reached: HAProxy runs out of file descriptors first."""
 
 LOCK_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 2.0
-"""How long a cut may take until the router counts no session any more; 2 ms were measured. Also for a queue to empty."""
+"""How long the router may still count aborted sessions (2 ms measured), and how long a queue may take to empty."""
 
 
 def usable_totals(servers: Sequence[ServerState]) -> dict[str, int]:
-    """Give each backend's usable weight: of servers that are ready and not known to be down."""
+    """Return each backend's usable weight: that of servers that are ready and not known to be down."""
     totals = dict.fromkeys((row.backend for row in servers), 0)
     for row in servers:
         if row.admin_state == "ready" and row.operational != "DOWN":
@@ -42,12 +42,12 @@ def usable_totals(servers: Sequence[ServerState]) -> dict[str, int]:
 
 
 def changed(servers: Sequence[ServerState], server: str, **update: object) -> tuple[ServerState, ...]:
-    """Give the servers as they would be after a change of one server's lines."""
+    """Return the servers as they would be after a change of one server's lines."""
     return tuple(row.model_copy(update=update) if row.server == server else row for row in servers)
 
 
 class HaproxyRouter:
-    """What both kinds of router share: everything that goes over the admin socket."""
+    """What both routers share: everything that goes over the admin socket."""
 
     def __init__(self, config: HaproxySettings, *, folder: Path, socket: Path) -> None:
         self.config = config
@@ -69,7 +69,7 @@ class HaproxyRouter:
         return tuple(row for row in rows if row.backend in wanted)
 
     async def server(self, server: str) -> ServerState:
-        """Give a server's state over its backends: counts summed, the worst operational and administrative state."""
+        """Return a server's state over its backends: summed counts, the worst operational and administrative state."""
         lines = self._lines(await self.servers(), server)
         order = {"maint": 0, "drain": 1, "ready": 2}
         down = [line.operational for line in lines if line.operational != "UP"]
@@ -88,13 +88,13 @@ class HaproxyRouter:
     # -- weights -------------------------------------------------------------------------------------------------
 
     async def set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
-        """Set and read back an absolute weight. Raises RouterError when no usable weight would be left."""
+        """Set and read back an absolute weight. Raises RouterError if no usable weight would be left."""
         async with self._changing():
             await self._set_weight(server, weight, allow_zero_total=allow_zero_total)
 
     async def shift(self, weights: Mapping[str, int]) -> None:
-        """Set several weights, raises before lowers; read back. Raises RouterError before the first step where the end
-        would leave no usable weight, and names what is in force when a step fails on the way."""
+        """Set and read back several weights, increases first. Raises RouterError before the first change if no usable
+        weight would be left at the end, and with the weights in force if a change fails."""
         async with self._changing():
             before = await self.servers()
             now = {server: self._lines(before, server)[0].weight for server in weights}
@@ -107,7 +107,7 @@ class HaproxyRouter:
                 await self._set_weight(server, weights[server])
 
     async def drain(self, server: str, *, allow_zero_total: bool = False) -> None:
-        """Give it no new requests; running streams go on. Raises RouterError when nothing else could take requests."""
+        """Send it no new requests; running streams continue. Raises RouterError if no other server could take requests."""
         async with self._changing():
             rows = await self.servers()
             if not allow_zero_total:
@@ -115,12 +115,12 @@ class HaproxyRouter:
             await self._set_admin_state(self._lines(rows, server), "drain")
 
     async def undrain(self, server: str) -> None:
-        """Make it ready again, out of drain or maintenance; its weight decides what it gets."""
+        """Make it ready again after drain or maintenance; its weight decides its share."""
         async with self._changing():
             await self._set_admin_state(self._lines(await self.servers(), server), "ready")
 
     async def cut_sessions(self, server: str) -> int:
-        """End its open sessions at once; gives how many there were. Their clients see a broken stream."""
+        """End its open sessions and return how many there were. Their clients see a broken stream."""
         async with self._changing():
             lines = self._lines(await self.servers(), server)
             count = sum(line.sessions for line in lines)
@@ -131,7 +131,7 @@ class HaproxyRouter:
             while not usable and (await self.server(server)).sessions:
                 if time.monotonic() >= deadline:
                     raise RouterError(
-                        f"the router still counts sessions on {server} {SETTLE_TIMEOUT_S:.0f} s after it was told to cut them"
+                        f"the router still counts sessions on {server} {SETTLE_TIMEOUT_S:.0f} s after they were aborted"
                     )
                 await asyncio.sleep(0.01)
             return count
@@ -139,11 +139,11 @@ class HaproxyRouter:
     # -- details -------------------------------------------------------------------------------------------------
 
     async def _saved(self) -> None:
-        """Called after each change; the managed router keeps it for its next start."""
+        """Runs after each change; the managed router stores its state for the next start."""
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[None]:
-        """Hold the router's lock over look, change and read-back; keep the new state afterwards, also after a failure."""
+        """Hold the router's lock over reading, changing and reading back. Store the new state, also after a failure."""
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(locked_folder(self.folder, timeout_s=LOCK_TIMEOUT_S))
@@ -179,7 +179,7 @@ class HaproxyRouter:
     async def _set_limits(self, lines: Sequence[ServerState], limits: Mapping[str, int]) -> dict[str, int]:
         """Set maxconn by backend (0: no limit) and read it back.
 
-        HAProxy 2.6 never wakes what waits for a server whose limit becomes 0, so a limit is lifted by way of a large one.
+        HAProxy 2.6 never wakes requests that wait for a server whose limit becomes 0, so a large limit is set first.
         """
         server = lines[0].server
         for line in lines:
@@ -247,10 +247,10 @@ class HaproxyRouter:
 
 
 class ExistingRouter(HaproxyRouter):
-    """Somebody else's HAProxy: only its admin socket is used, and only names that it knows.
+    """An existing HAProxy: only its admin socket and only names that it has are used.
 
-    Back-pressure is what the socket can set: the concurrency. Queue timeout, 429 and windows belong to its own
-    configuration (docs/serving.md gives the lines), so they are not reported as in force.
+    The socket can set the concurrency alone. Queue timeout, 429 and windows belong into its own configuration
+    (docs/serving.md has the lines), so they are not reported as in force.
     """
 
     def __init__(self, config: HaproxySettings, *, servers: Sequence[str], state_dir: Path) -> None:
@@ -260,19 +260,19 @@ class ExistingRouter(HaproxyRouter):
         self._tier_servers = tuple(servers)
 
     async def ensure_running(self) -> None:
-        """Check that it answers and knows the tiers' servers. Raises RouterError with what it does know."""
+        """Check that it answers and has the tiers' servers. Raises RouterError with those that it has."""
         rows = await self.servers()
         for server in self._tier_servers:
             self._lines(rows, server)
 
     def _wanted_backends(self, present: tuple[str, ...]) -> tuple[str, ...]:
-        """Its long backend is optional: where it is missing, all requests go through one."""
+        """Its long backend is optional; without it all requests go through one."""
         if self.config.long_backend not in present and self.config.backend in present:
             return (self.config.backend,)
         return super()._wanted_backends(present)
 
     async def apply_back_pressure(self, server: str) -> dict[str, float]:
-        """Limit the requests at once; gives what is in force. What was set before is kept for `clear_back_pressure`."""
+        """Limit the concurrent requests and return the limits in force. `clear_back_pressure` restores the earlier ones."""
         async with self._changing():
             lines = self._lines(await self.servers(), server)
             backends = [line.backend for line in lines]
@@ -298,7 +298,7 @@ class ExistingRouter(HaproxyRouter):
             return result
 
     async def clear_back_pressure(self, server: str) -> None:
-        """Put the limits back as they were; does nothing when none were applied."""
+        """Restore the earlier limits. Does nothing if none were applied."""
         async with self._changing():
             kept = self._kept()
             if server not in kept:
@@ -312,6 +312,6 @@ class ExistingRouter(HaproxyRouter):
 
 
 def quoted_value(reply: str) -> str | None:
-    """Give the value in an answer of "get map" or "get var"; None when it holds none."""
+    """Return the value in an answer of "get map" or "get var", or None."""
     match = re.search(r'value="([^"]*)"|value=<([^>]*)>', reply)
     return None if match is None else match.group(1) or match.group(2)

@@ -1,7 +1,7 @@
-"""HAProxy's admin socket: one command a connection, answers as data.
+"""HAProxy's admin socket: one command per connection, answers as data.
 
-Formats are those of HAProxy's management guide ("show stat", "show servers state" version 1), checked on 2.6: 0.3-0.4 ms a
-command, a `set` that worked answers with an empty line and one that did not says why.
+The formats are those of HAProxy's management guide ("show stat", "show servers state" version 1), checked with 2.6. A command
+takes 0.3-0.4 ms. A successful `set` answers with an empty line, a failed one with the reason.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from gpu_actions.serving.interfaces import RouterDenied, RouterError, RouterGarb
 ASK_TIMEOUT_S = 3.0
 
 MAX_SOCKET_PATH = 107
-"""sun_path holds 108 bytes with its end (unix(7)); longer paths are reached through a handle of their folder."""
+"""sun_path holds 108 bytes including the final NUL (unix(7)). A longer path is reached through its folder's descriptor."""
 
 SET_VERBS = ("set weight", "set server", "set maxconn", "set map", "shutdown sessions")
 MAINT_BITS = 0x01 | 0x02 | 0x04 | 0x20 | 0x40
@@ -27,7 +27,7 @@ OPERATIONAL = {0: "DOWN", 1: "STARTING", 2: "UP", 3: "STOPPING"}
 
 
 class StatRow(Frozen):
-    """One server or backend line of "show stat". `limit` is its maxconn, None where it has none."""
+    """One server or backend line of "show stat". `limit` is its maxconn, or None."""
 
     backend: str
     server: str
@@ -81,16 +81,16 @@ class HaproxySocket:
     async def set(self, command: str) -> None:
         """Send a changing command. Raises RouterError with the router's words if it answers anything."""
         if not command.startswith(SET_VERBS):
-            raise ValueError(f"{command!r} is none of the changing commands {SET_VERBS}")
+            raise ValueError(f"{command!r} is not one of the changing commands {SET_VERBS}")
         if reply := await self.ask(command):
             raise RouterError(f"the router refused {command!r}: {reply}")
 
     async def stat(self) -> list[StatRow]:
-        """Read the counters of all backends and servers."""
+        """Return the counters of all backends and servers."""
         return parse_stat(await self.ask("show stat"))
 
     async def servers(self, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[ServerState, ...]:
-        """Read every server's counters, weight and state. Raises RouterGarbled for an answer that is not HAProxy's."""
+        """Return every server's counters, weight and state. Raises RouterGarbled for an answer that is not HAProxy's."""
         stat = await self.ask("show stat", timeout_s=timeout_s)
         states = await self.ask("show servers state", timeout_s=timeout_s)
         try:
@@ -120,7 +120,7 @@ class HaproxySocket:
 
 
 def parse_stat(text: str) -> list[StatRow]:
-    """Parse "show stat" (CSV with a header that starts with "# "); frontends are left out."""
+    """Parse "show stat" (CSV with a header that starts with "# ") without its frontends."""
     rows = csv.DictReader(io.StringIO(text.removeprefix("# ")))
     return [
         StatRow(
@@ -138,7 +138,7 @@ def parse_stat(text: str) -> list[StatRow]:
 
 
 def parse_states(text: str) -> list[StateRow]:
-    """Parse "show servers state" (version 1: a version line, a header line, then one server a line)."""
+    """Parse "show servers state" (version 1: a version line, a header line, then one server per line)."""
     lines = text.splitlines()
     if not lines or lines[0].strip() != "1":
         raise RouterError(
@@ -159,10 +159,10 @@ def parse_states(text: str) -> list[StateRow]:
 
 
 def join_rows(stat: list[StatRow], states: list[StateRow]) -> tuple[ServerState, ...]:
-    """Bring both views of each server together.
+    """Join both views of each server.
 
-    HAProxy queues at the backend, not at the server, when any server could take the request; only a server with a limit
-    makes requests wait, so the backend's queue is counted with those.
+    HAProxy queues at the backend, not at the server, if any server could take the request. Only a server with a limit makes
+    requests wait, so the backend's queue counts as its own.
     """
     by_name = {(row.backend, row.server): row for row in stat}
     joined: list[ServerState] = []
@@ -189,5 +189,5 @@ def join_rows(stat: list[StatRow], states: list[StateRow]) -> tuple[ServerState,
 
 
 def _at_servers(stat: list[StatRow], backend: str) -> int:
-    """Requests that wait at single servers; the backend's own figure includes them."""
+    """Return the requests that wait at single servers; the backend's own figure includes them."""
     return sum(row.queued for row in stat if row.backend == backend and row.server != "BACKEND")

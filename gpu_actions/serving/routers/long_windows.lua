@@ -1,5 +1,5 @@
--- Releases long-context requests together at steps of a window, while the tier behind is under back-pressure.
--- The window (ms) and the most requests that may wait for one boundary come as transaction variables.
+-- Release long-context requests together at fixed intervals while their tier is under back-pressure.
+-- Transaction variables set the window (ms) and how many requests may wait for one boundary.
 
 local boundary_ms = 0
 local waiting = 0

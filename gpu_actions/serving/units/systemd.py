@@ -1,7 +1,7 @@
-"""The systemd unit: a tier that the system's (or the user's) manager keeps.
+"""The systemd unit: a tier that the system's or the user's manager runs.
 
-Only the verbs of `VERBS` are ever run. The scope is a drop-in file below /run, so a reboot forgets it; the freeze is another
-one, with `mask --runtime` on top where that works: systemd prefers a unit file in /etc to a mask in /run.
+Only the verbs of `VERBS` are ever run. The scope is a drop-in file below /run, which a reboot removes. So is the freeze, plus
+`mask --runtime` if that works: systemd prefers a unit file in /etc to a mask in /run.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 VERBS = frozenset(
     {"start", "stop", "show", "mask", "unmask", "daemon-reload", "kill", "reset-failed"},
 )
-"""All that is ever asked of systemctl. `reset-failed`: a unit that crashed too often refuses starts until then."""
+"""All verbs ever passed to systemctl. `reset-failed`: a unit that crashed too often refuses starts until then."""
 
 SCOPE_FILE = "90-gpu-oncall.conf"
 SCOPE_ENVIRONMENT_FILE = "90-gpu-oncall.env"
@@ -47,7 +47,7 @@ PROPERTIES = (
 )
 COMMAND_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 60.0
-"""From `start` until systemd reports a main process; loading the model comes after that and is not waited for."""
+"""From `start` until systemd reports a main process. Loading the model comes later and is not awaited."""
 
 KILL_WAIT_S = 10.0
 
@@ -89,7 +89,7 @@ class SystemdUnit(UnitConfig):
 
 
 class SystemdService:
-    """A unit kept by systemd. Satisfies the `Unit` interface. `drop_in_root` is where drop-in folders are made."""
+    """A unit run by systemd. Implements the `Unit` interface. `drop_in_root` is the folder of drop-in folders."""
 
     def __init__(self, name: str, config: SystemdUnit, *, drop_in_root: Path | None = None) -> None:
         self.name = name
@@ -98,7 +98,7 @@ class SystemdService:
         self.drop_ins = (drop_in_root or default_drop_in_root(user=config.user)) / f"{config.name}.d"
 
     async def start(self) -> None:
-        """Start it and wait until systemd has a main process for it. Raises UnitError when frozen or when it fails."""
+        """Start it and wait until systemd reports its main process. Raises UnitError if it is frozen or fails."""
         shown = await self._show()
         if (reason := self._frozen_reason(shown)) is not None:
             raise UnitError(
@@ -119,9 +119,9 @@ class SystemdService:
             await asyncio.sleep(0.05)
 
     async def stop(self, *, grace_s: float | None = None) -> StopReport:
-        """Stop it; SIGKILL to its whole control group after the grace. Raises UnitError when processes stay.
+        """Stop it, with SIGKILL to its whole control group after the grace. Raises UnitError if processes remain.
 
-        systemd sends SIGKILL by itself after TimeoutStopSec: where that is below the grace, a warning says so.
+        systemd itself sends SIGKILL after TimeoutStopSec; a warning is logged if that is shorter than the grace.
         """
         grace = self.config.stop_grace_s if grace_s is None else grace_s
         begun = time.monotonic()
@@ -157,7 +157,7 @@ class SystemdService:
         )
 
     async def state(self) -> UnitState:
-        """Read what systemd says of it; `pids` are those of its control group."""
+        """Return its state in systemd; `pids` are those of its control group."""
         shown = await self._show()
         active = self._is_active(shown)
         main_pid = int(shown["MainPID"] or 0) or None
@@ -174,9 +174,9 @@ class SystemdService:
         )
 
     async def freeze(self, reason: str) -> None:
-        """Make every start fail, systemd's own restarts included; what runs goes on. Verified by reading back.
+        """Make every start fail, systemd's own restarts included, and verify it. A running process goes on.
 
-        The drop-in holds an assertion that cannot be true and `Restart=no`. A unit that is not running is masked too;
+        The drop-in has an assertion that is never true, and `Restart=no`. A unit that is not running is masked too;
         masking a running one would make systemd forget how to stop it.
         """
         reason = check_reason(reason)
@@ -192,17 +192,18 @@ class SystemdService:
             )
 
     async def unfreeze(self) -> None:
-        """Take mask and drop-in away. Raises UnitError when somebody else's mask stays."""
+        """Remove mask and drop-in. Raises UnitError if a mask of someone else remains."""
         (self.drop_ins / FREEZE_FILE).unlink(missing_ok=True)
         await self._systemctl("unmask", "--runtime", self.unit)
         await self._systemctl("daemon-reload")
         if (await self._show())["LoadState"] == "masked":
             raise UnitError(
-                f"unit {self.unit} is masked for good by somebody else: 'systemctl unmask {self.unit}' if that is over"
+                f"unit {self.unit} is masked permanently, not by us: run "
+                f"'systemctl unmask {self.unit}' if that is no longer wanted"
             )
 
     async def set_scope(self, variables: Mapping[str, str], *, unset: Sequence[str] = ()) -> None:
-        """Write the scope's drop-in and have systemd read it; an empty call removes it. It counts from the next start."""
+        """Write the scope's drop-in and reload systemd; an empty call removes it. It applies from the next start."""
         if not variables and not unset:
             for name in (SCOPE_FILE, SCOPE_ENVIRONMENT_FILE):
                 (self.drop_ins / name).unlink(missing_ok=True)
@@ -213,12 +214,12 @@ class SystemdService:
         await self._systemctl("daemon-reload")
 
     async def scope(self) -> dict[str, str]:
-        """Give the variables of the current scope."""
+        """Return the current scope's variables."""
         file = self.drop_ins / SCOPE_FILE
         return scope_variables(file.read_text()) if file.exists() else {}
 
     async def log_tail(self, max_bytes: int = 65536) -> str:
-        """Give the end of its journal, cut to `max_bytes`."""
+        """Return the end of its journal, at most `max_bytes`."""
         user = ("--user",) if self.config.user else ()
         lines = max(10, max_bytes // 64)
         argv = (
@@ -235,7 +236,7 @@ class SystemdService:
         return result.stdout.encode()[-max_bytes:].decode(errors="replace")
 
     def describe_start(self) -> str:
-        """The command that starts it."""
+        """Return the command that starts it."""
         return " ".join(self._argv("start", self.unit))
 
     # -- details -------------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ class SystemdService:
             return await run_process(argv, timeout_s=COMMAND_TIMEOUT_S, env=environment)
         except FileNotFoundError:
             raise UnitError(
-                f"{argv[0]} was not found: this host does not run systemd; use the process or the commands driver "
+                f"{argv[0]} was not found: this host does not run systemd; use another driver "
                 f"for the tier {self.name!r}"
             ) from None
 
@@ -280,7 +281,7 @@ class SystemdService:
 
     @staticmethod
     def _is_active(shown: Mapping[str, str]) -> bool:
-        """The program itself is alive; a unit that waits for its next restart is not active."""
+        """Return True if the program itself is alive. A unit that waits for its next restart is not active."""
         if int(shown["MainPID"] or 0):
             return shown["ActiveState"] in RUNNING
         return shown["ActiveState"] in {"active", "reloading"}
@@ -297,7 +298,7 @@ class SystemdService:
         file = self.drop_ins / FREEZE_FILE
         if file.exists():
             return freeze_reason(file.read_text())
-        return "masked in systemd by somebody else" if shown["LoadState"] == "masked" else None
+        return "masked in systemd, not by us" if shown["LoadState"] == "masked" else None
 
     def _journal_words(self) -> str:
         return f"'journalctl {'--user ' if self.config.user else ''}--unit={self.unit}'"
@@ -313,7 +314,7 @@ class SystemdService:
 
 
 def default_drop_in_root(*, user: bool) -> Path:
-    """Give the folder of drop-ins that the next boot forgets (systemd.unit(5), unit load path)."""
+    """Return the folder of drop-ins that a reboot clears (systemd.unit(5), unit load path)."""
     if user:
         return Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")) / "systemd" / "user"
     return Path("/run/systemd/system")

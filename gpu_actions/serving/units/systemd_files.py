@@ -1,4 +1,4 @@
-"""The text of systemd drop-in files, quoted as systemd.exec(5) and systemd.syntax(7) want it. Pure functions."""
+"""Render and parse systemd drop-in files, quoted as systemd.exec(5) and systemd.syntax(7) require. Pure functions."""
 
 import json
 import re
@@ -17,14 +17,14 @@ _UNITS_S = {
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError for a name that systemd would refuse or read as something else."""
+    """Raise ValueError for a name that systemd would refuse or misread."""
     for name in names:
         if not VARIABLE_NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of an environment variable")
 
 
 def quote_environment(name: str, value: str) -> str:
-    """Give one word of an `Environment=` line: double-quoted, C escapes, `%` doubled since specifiers are expanded."""
+    """Return one word of an `Environment=` line: double-quoted, C escapes, `%` doubled because specifiers are expanded."""
     if "\0" in value:
         raise ValueError(f"the value of {name} holds a NUL byte")
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
@@ -32,10 +32,10 @@ def quote_environment(name: str, value: str) -> str:
 
 
 def scope_drop_in(variables: Mapping[str, str], *, unset: Sequence[str], environment_file: Path) -> str:
-    """Give the scope's drop-in. Raises ValueError for impossible names.
+    """Return the scope's drop-in. Raises ValueError for impossible names.
 
-    The file repeats the variables since EnvironmentFile= of the unit itself would win over Environment= here; files
-    named later win over earlier ones. A variable that is set is not unset: UnsetEnvironment= is applied last of all.
+    The environment file repeats the variables, because the unit's own EnvironmentFile= overrides Environment=, and later
+    files override earlier ones. A variable that is set is not unset, because UnsetEnvironment= is applied last.
     """
     check_names([*variables, *unset])
     removed = [name for name in unset if name not in variables]
@@ -53,13 +53,13 @@ def scope_drop_in(variables: Mapping[str, str], *, unset: Sequence[str], environ
 
 
 def scope_environment_file(variables: Mapping[str, str]) -> str:
-    r"""Give the same variables as an environment file: double-quoted, with \ before the four characters that need it."""
+    r"""Return the variables as an environment file: double-quoted, with \ before the four characters that need it."""
     lines = (f'{name}="' + re.sub(r'(["\\$`])', r"\\\1", value) + '"' for name, value in variables.items())
     return "".join(f"{line}\n" for line in lines)
 
 
 def scope_variables(text: str) -> dict[str, str]:
-    """Read the variables back from a scope's drop-in, empty when it is not one of ours."""
+    """Return the variables of a scope's drop-in, or an empty dict if it is not one of ours."""
     for line in text.splitlines():
         if line.startswith(_SCOPE_MARK):
             return dict(json.loads(line.removeprefix(_SCOPE_MARK))["variables"])
@@ -67,12 +67,12 @@ def scope_variables(text: str) -> dict[str, str]:
 
 
 def freeze_drop_in(reason: str) -> str:
-    """Give the freeze's drop-in: an assertion that never holds ("/" exists), so every start fails and says so."""
+    """Return the freeze's drop-in: an assertion that is never true ("/" exists), so every start fails and reports it."""
     return f"{_REASON_MARK}{' '.join(reason.split())}\n[Unit]\nAssertPathExists=!/\n[Service]\nRestart=no\n"
 
 
 def freeze_reason(text: str) -> str:
-    """Read the reason back."""
+    """Return the reason of a freeze from its drop-in."""
     for line in text.splitlines():
         if line.startswith(_REASON_MARK):
             return line.removeprefix(_REASON_MARK)
@@ -80,7 +80,7 @@ def freeze_reason(text: str) -> str:
 
 
 def parse_timespan_s(text: str) -> float | None:
-    """Read a time span as `systemctl show` prints it ("1min 30s", "500ms"); None for "infinity" or nothing."""
+    """Parse a time span as `systemctl show` prints it ("1min 30s", "500ms"). Return None for "infinity" or nothing."""
     if text in {"", "infinity"}:
         return None
     total = 0.0

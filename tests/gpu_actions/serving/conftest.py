@@ -17,7 +17,7 @@ from tests.ports import free_port
 
 @dataclass
 class Backend:
-    """Counts what is at it at once. `service_s` is how long a request takes; `?chunks=N` streams N chunks."""
+    """Counts its concurrent requests. A request takes `service_s`; `?chunks=N` streams N chunks."""
 
     name: str
     port: int
@@ -57,7 +57,7 @@ class Backend:
 
 @dataclass
 class Site:
-    """A host: two backends, its settings, and the routers that were made for it."""
+    """A host: two backends and its settings."""
 
     tp: Backend
     fallback: Backend
@@ -93,7 +93,7 @@ MakeSite = Callable[..., Awaitable[Site]]
 
 @pytest.fixture
 async def make_site(tmp_path: Path) -> AsyncIterator[MakeSite]:
-    """Start two backends and give the settings of a host around them."""
+    """Start two backends and return a host with them."""
     runners: list[web.AppRunner] = []
     sessions: list[aiohttp.ClientSession] = []
 
@@ -125,7 +125,7 @@ MakeRouter = Callable[..., Awaitable[tuple[Site, ManagedRouter]]]
 
 @pytest.fixture
 async def make_router(make_site: MakeSite) -> AsyncIterator[MakeRouter]:
-    """Start a managed router in front of two backends; it is gone after the test."""
+    """Start a managed router in front of two backends; it is stopped after the test."""
     made: list[ManagedRouter] = []
 
     async def make(**router: Any) -> tuple[Site, ManagedRouter]:

@@ -87,7 +87,7 @@ def test_docs_describe_every_kind_and_the_batch_flag_of_each_engine() -> None:
         assert engine.batch_flag in text
 
 
-def test_the_kinds_together_answer_for_pages_titles_and_packages() -> None:
+def test_the_registry_recognises_pages_and_titles_and_lists_packages() -> None:
     assert rank_in_title("VLLM::Worker_TP3") == 3
     assert rank_in_title("sglang::scheduler_TP0") == 0
     assert rank_in_title("python -m http.server") is None

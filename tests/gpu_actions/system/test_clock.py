@@ -1,4 +1,4 @@
-"""Moments kept over kills, clock changes and reboots."""
+"""Moments that outlive kills, clock changes and reboots."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ def test_within_a_boot_the_wall_clock_does_not_matter() -> None:
     assert set_forward.seconds_ago() < 5
 
 
-def test_across_a_reboot_the_wall_clock_tells_and_never_less_than_nothing() -> None:
+def test_across_a_reboot_the_wall_clock_decides_and_an_age_is_never_negative() -> None:
     before = Moment(boot_id=OTHER_BOOT, boot_s=1e9, wall_s=time.time() - 120)
     assert 119 < before.seconds_ago() < 130
     ahead = Moment(boot_id=OTHER_BOOT, boot_s=0, wall_s=time.time() + 3600)
     assert ahead.seconds_ago() == 0
 
 
-def test_a_process_is_told_to_be_older_or_younger_than_a_moment() -> None:
+def test_a_process_is_older_or_younger_than_a_moment() -> None:
     before = Moment.now()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Who listens on a port, on real sockets: listeners, what connections leave behind, and a process that never comes up."""
+"""Finding listeners on real sockets: a listener, connections without one, and a process that never starts."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ def test_connections_without_a_listener_do_not_count() -> None:
     assert listener_of(port) is None
 
 
-async def test_a_frozen_tier_that_runs_is_told_with_who_runs_it() -> None:
+async def test_a_frozen_tier_that_runs_is_reported_with_the_process_that_runs_it() -> None:
     stopped = UnitState(active=False, frozen=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -56,7 +56,7 @@ def test_the_port_of_a_url_has_its_schemes_default(url: str, port: int) -> None:
     assert port_of(url) == port
 
 
-async def test_waiting_ends_as_soon_as_somebody_listens() -> None:
+async def test_waiting_ends_as_soon_as_a_process_listens() -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     waiting = asyncio.create_task(until_listening(url, deadline=time.monotonic() + 30))

@@ -1,4 +1,4 @@
-"""What must not leave the host, and what must stay readable."""
+"""Redaction: secrets that must not leave the host, and text that must stay readable."""
 
 import time
 
@@ -37,7 +37,7 @@ from gpu_actions.system.redact import redact
         ("client_secret: hunter2", "hunter2"),
     ],
 )
-def test_a_secret_is_cut_and_counted(text: str, secret: str) -> None:
+def test_a_secret_is_removed_and_counted(text: str, secret: str) -> None:
     result = redact(text)
     assert secret not in result.text
     assert "[redacted:" in result.text
@@ -60,12 +60,12 @@ def test_a_secret_is_cut_and_counted(text: str, secret: str) -> None:
         "vllm serve m --max-num-batched-tokens 8192 --port 1",
     ],
 )
-def test_what_an_engineer_needs_stays(text: str) -> None:
+def test_text_that_an_engineer_needs_stays(text: str) -> None:
     assert redact(text).text == text
     assert redact(text).total == 0
 
 
-def test_a_megabyte_of_hostile_text_take_no_time_worth_speaking_of() -> None:
+def test_a_megabyte_of_hostile_text_takes_no_noticeable_time() -> None:
     started = time.monotonic()
     for part in ("-", "a-", "key", "x.y", "://"):
         redact(part * (300_000 // len(part)))
@@ -73,7 +73,7 @@ def test_a_megabyte_of_hostile_text_take_no_time_worth_speaking_of() -> None:
 
 
 @given(st.text(max_size=300))
-def test_cutting_twice_is_cutting_once(text: str) -> None:
+def test_redacting_twice_equals_redacting_once(text: str) -> None:
     once = redact(text).text
     assert redact(once).text == once
 

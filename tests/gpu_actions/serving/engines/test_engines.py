@@ -53,7 +53,7 @@ def streaming(*parts: bytes, delay_s: float = 0, cut: bool = False) -> Handler:
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Serve handlers by path; gives the adapter for them. `port` fixes the port, for servers that come up late."""
+    """Serve handlers by path and return the adapter for them. `port` fixes the port, for servers that start late."""
     runners: list[web.AppRunner] = []
 
     async def start(
@@ -95,7 +95,7 @@ async def test_a_whole_stream_is_a_completion_with_its_times(serve: Serve) -> No
     assert completion.e2e_ms >= 150
 
 
-async def test_the_request_asks_for_a_stream_with_usage_and_carries_the_key(serve: Serve) -> None:
+async def test_the_request_asks_for_a_stream_with_usage_and_has_the_key(serve: Serve) -> None:
     seen: dict[str, Any] = {}
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -145,7 +145,9 @@ async def test_the_request_asks_for_a_stream_with_usage_and_carries_the_key(serv
         "nothing",
     ],
 )
-async def test_what_only_looks_like_an_answer_is_an_error(serve: Serve, handler: Handler, said: str) -> None:
+async def test_an_answer_that_is_incomplete_or_malformed_is_an_error(
+    serve: Serve, handler: Handler, said: str
+) -> None:
     engine = await serve(completions(handler))
     with pytest.raises(EngineError, match=said):
         await engine.complete("hi", max_tokens=20, timeout_s=5)
@@ -205,7 +207,7 @@ async def test_live_means_that_health_answers_200(serve: Serve) -> None:
     assert not await (await serve({"/health": sick})).is_live()
 
 
-async def test_metrics_come_with_the_time_and_the_missing_figures(serve: Serve) -> None:
+async def test_metrics_include_the_time_and_the_missing_figures(serve: Serve) -> None:
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n")
 
@@ -308,7 +310,7 @@ async def test_a_missing_profiler_names_what_to_set(serve: Serve, kind: str, sai
         await engine.start_profile(max_iterations=5)
 
 
-async def test_profiles_are_started_with_their_limit_and_give_the_files_that_the_engine_names(
+async def test_profiles_start_with_their_limit_and_return_the_files_that_the_engine_names(
     serve: Serve,
 ) -> None:
     bodies: dict[str, Any] = {}
@@ -385,7 +387,7 @@ def test_the_trace_folder_is_read_from_arguments_or_environment(
     assert folder == (None if expected is None else Path(expected))
 
 
-def test_only_new_traces_are_given_oldest_first(tmp_path: Path) -> None:
+def test_only_new_traces_are_returned_oldest_first(tmp_path: Path) -> None:
     for name, at in (("a.trace.json.gz", 100), ("b.pt.trace.json", 300), ("c.txt", 300)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (at, at))

@@ -1,4 +1,4 @@
-"""Prometheus pages of engines as figures, and the arithmetic of histograms."""
+"""Parsing of engines' Prometheus pages, and the arithmetic of histograms."""
 
 import itertools
 import math
@@ -64,7 +64,7 @@ def test_label_sets_are_summed_and_the_fullest_cache_counts() -> None:
     assert metrics.missing == ("itl", "e2e", "queue")
 
 
-def test_among_several_models_only_the_asked_one_counts() -> None:
+def test_among_several_models_only_the_requested_one_counts() -> None:
     page = 'vllm:num_requests_running{model_name="m"} 1\nvllm:num_requests_running{model_name="other"} 40\n'
     assert read(page).running == 1
     assert read(page, model="unknown").running == 41
@@ -92,7 +92,7 @@ def test_progress_is_what_changes_with_every_token() -> None:
     assert read("sglang:num_running_reqs 1\n", kind="sglang").progress is None
 
 
-def test_an_older_name_is_taken_where_the_new_one_is_missing() -> None:
+def test_an_older_metric_name_is_used_if_the_new_one_is_missing() -> None:
     assert read("vllm:gpu_cache_usage_perc 0.4\n").kv_cache_usage == 0.4
 
 
@@ -171,13 +171,13 @@ def test_percentiles_are_linear_within_their_bucket(
     assert value == expected if expected is None else value == pytest.approx(expected)
 
 
-def test_a_percentile_outside_of_zero_to_one_is_refused() -> None:
+def test_a_quantile_outside_zero_to_one_is_refused() -> None:
     with pytest.raises(ValueError, match="99"):
         histogram_percentile(Histogram(bounds_s=BOUNDS, counts=(1, 1, 1, 1), total_s=0), 99)
 
 
 @given(st.lists(st.floats(0.0001, 0.9999), min_size=1, max_size=200), st.floats(0.01, 1))
-def test_a_percentile_lies_in_the_bucket_of_the_true_one(values: list[float], q: float) -> None:
+def test_a_percentile_is_in_the_bucket_of_the_true_one(values: list[float], q: float) -> None:
     bounds = (0.1, 0.2, 0.4, 0.8, 1.0, math.inf)
     counts = tuple(float(sum(value <= bound for value in values)) for bound in bounds)
     estimate = histogram_percentile(Histogram(bounds_s=bounds, counts=counts, total_s=0), q)
@@ -191,7 +191,7 @@ def test_a_percentile_lies_in_the_bucket_of_the_true_one(values: list[float], q:
 @given(
     st.lists(st.integers(0, 50), min_size=4, max_size=4), st.lists(st.integers(0, 50), min_size=4, max_size=4)
 )
-def test_a_delta_holds_exactly_what_was_observed_in_between(first: list[int], second: list[int]) -> None:
+def test_a_delta_has_exactly_the_observations_in_between(first: list[int], second: list[int]) -> None:
     def cumulative(numbers: list[int]) -> tuple[float, ...]:
         return tuple(float(sum(numbers[: position + 1])) for position in range(len(numbers)))
 

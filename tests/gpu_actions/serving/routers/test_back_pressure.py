@@ -1,4 +1,4 @@
-"""Back-pressure of the single-GPU tier on a real HAProxy: concurrency, queue, refusals, windows, and where it does not hold."""
+"""Back-pressure of the single-GPU tier on a real HAProxy: concurrency, queue, refusals, windows."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ async def test_the_limits_in_force_are_read_back_from_the_router(make_router: Ma
 
 
 async def test_a_burst_is_served_queued_and_refused_exactly_as_configured(make_router: MakeRouter) -> None:
-    """4 at once and 1 s each; 10 may wait, for 1.5 s: of 30, 8 are served, 16 refused at once, 6 waited in vain."""
+    """4 at once and 1 s each; 10 may wait, for 1.5 s: of 30, 8 are served, 16 refused at once, 6 time out in the queue."""
     site, router, _ = await on_fallback(
         make_router, service_s=1.0, max_concurrent=5, long_share=1, max_queue=10, queue_timeout_s=1.5
     )
@@ -87,7 +87,9 @@ async def test_the_queue_is_counted_with_the_limited_server(make_router: MakeRou
     assert site.fallback.peak == 5
 
 
-async def test_a_client_that_hangs_up_in_the_queue_never_reaches_the_engine(make_router: MakeRouter) -> None:
+async def test_a_client_that_disconnects_in_the_queue_never_reaches_the_engine(
+    make_router: MakeRouter,
+) -> None:
     site, router, _ = await on_fallback(make_router, service_s=0.6, max_concurrent=2, long_share=1)
     first = asyncio.create_task(ask(site))
     while not site.fallback.inflight:
@@ -130,7 +132,7 @@ async def test_staggered_long_contexts_are_released_together(make_router: MakeRo
     assert all(group[-1] - group[0] < sent_over / 4 for group in groups)
 
 
-async def test_more_long_contexts_than_may_wait_are_refused_before_the_window(
+async def test_long_contexts_beyond_the_queue_limit_are_refused_before_the_window(
     make_router: MakeRouter,
 ) -> None:
     site, _, _ = await on_fallback(
@@ -142,7 +144,7 @@ async def test_more_long_contexts_than_may_wait_are_refused_before_the_window(
     assert seen[200] >= 3
 
 
-async def test_the_full_tier_is_not_limited_while_it_carries_weight(make_router: MakeRouter) -> None:
+async def test_the_full_tier_is_not_limited_while_it_has_weight(make_router: MakeRouter) -> None:
     site, router, _ = await on_fallback(
         make_router, service_s=0, max_concurrent=2, long_share=1, max_queue=1, long_window_s=30
     )
@@ -153,7 +155,9 @@ async def test_the_full_tier_is_not_limited_while_it_carries_weight(make_router:
     assert site.tp.peak == 20
 
 
-async def test_what_the_limited_tier_cannot_take_goes_to_the_tier_that_can(make_router: MakeRouter) -> None:
+async def test_requests_that_the_limited_tier_cannot_take_go_to_the_other_tier(
+    make_router: MakeRouter,
+) -> None:
     site, router, _ = await on_fallback(
         make_router, service_s=0.5, max_concurrent=3, long_share=1, max_queue=1
     )
@@ -165,7 +169,7 @@ async def test_what_the_limited_tier_cannot_take_goes_to_the_tier_that_can(make_
     assert site.tp.peak == 18
 
 
-async def test_a_long_context_is_known_by_length_by_header_and_by_a_body_without_a_length(
+async def test_a_long_context_is_recognised_by_length_by_header_and_in_a_body_without_a_length(
     make_router: MakeRouter,
 ) -> None:
     site, router = await make_router()
@@ -188,7 +192,9 @@ async def test_a_long_context_is_known_by_length_by_header_and_by_a_body_without
     assert (await requests_of("serve"), await requests_of("serve_long")) == (2, 3)
 
 
-async def test_an_engine_that_stays_silent_too_long_is_a_504_in_openai_shape(make_router: MakeRouter) -> None:
+async def test_an_engine_that_does_not_answer_in_time_is_a_504_in_openai_format(
+    make_router: MakeRouter,
+) -> None:
     site, _ = await make_router(client_timeout_s=0.5)
     site.tp.service_s = 5
     status, text, retry_after = await ask(site)

@@ -1,4 +1,4 @@
-"""The managed router against a real HAProxy: weights, drain, cuts, refusals, and what survives its death."""
+"""The managed router against a real HAProxy: weights, drain, aborted sessions, refusals, and what survives a kill."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ from tests.gpu_actions.serving.conftest import MakeRouter, MakeSite, Site
 
 
 async def answers(site: Site, count: int) -> Counter[str]:
-    """Ask the router `count` times, one after the other: who answered, or the status."""
+    """Send `count` requests in turn. Return which backend answered each, or its status."""
     seen: Counter[str] = Counter()
     for _ in range(count):
         async with site.session.get(site.url + "/v1/models") as response:
@@ -118,7 +118,7 @@ async def test_a_step_that_leaves_no_usable_weight_is_refused(make_router: MakeR
     assert (await router.server("tp")).weight == 100
 
 
-async def test_an_allowed_zero_total_answers_503_in_openai_shape(make_router: MakeRouter) -> None:
+async def test_an_allowed_zero_total_answers_503_in_openai_format(make_router: MakeRouter) -> None:
     site, router = await make_router()
     await router.set_weight("tp", 0, allow_zero_total=True)
     async with site.session.get(site.url) as response:
@@ -147,7 +147,7 @@ async def test_a_drained_server_finishes_its_stream_and_gets_no_new_request(make
     assert "tp" in await answers(site, 4)
 
 
-async def test_a_stream_is_passed_on_chunk_by_chunk(make_router: MakeRouter) -> None:
+async def test_a_stream_is_forwarded_chunk_by_chunk(make_router: MakeRouter) -> None:
     site, _ = await make_router()
     loop = asyncio.get_running_loop()
     async with site.session.get(site.url + "/?chunks=5&gap=0.2") as stream:
@@ -156,7 +156,7 @@ async def test_a_stream_is_passed_on_chunk_by_chunk(make_router: MakeRouter) -> 
     assert min(gaps) > 0.1
 
 
-async def test_cutting_ends_the_streams_and_says_how_many(make_router: MakeRouter) -> None:
+async def test_aborting_sessions_ends_the_streams_and_returns_their_number(make_router: MakeRouter) -> None:
     site, router = await make_router()
     await router.set_weight("single", 90)
     streams = [await site.session.get(site.url + "/?chunks=600") for _ in range(6)]
@@ -190,7 +190,7 @@ async def test_an_unknown_server_is_refused_with_the_known_ones(make_router: Mak
             await call
 
 
-async def test_what_the_router_refuses_is_an_error_with_its_words(make_router: MakeRouter) -> None:
+async def test_a_refusal_of_the_router_is_an_error_with_its_message(make_router: MakeRouter) -> None:
     _, router = await make_router()
     with pytest.raises(RouterError, match="No such server"):
         await router.admin.set("set weight serve/nobody 5")
@@ -232,7 +232,7 @@ async def test_weights_survive_an_orderly_stop_and_a_new_start(make_router: Make
     assert await answers(site, 2) == {"single": 2}
 
 
-async def test_changed_settings_restart_an_idle_router_and_spare_a_busy_one(make_router: MakeRouter) -> None:
+async def test_changed_settings_restart_an_idle_router_but_not_a_busy_one(make_router: MakeRouter) -> None:
     site, router = await make_router()
     await router.shift({"single": 90, "tp": 0})
     pressure = {"queue_timeout_s": 9}
@@ -280,7 +280,7 @@ async def test_a_taken_port_is_named_and_nothing_is_left_running(make_site: Make
 @pytest.mark.chaos(
     fault="the router's admin socket is gone", at="at rest", after="the router is started again"
 )
-async def test_a_router_whose_socket_file_was_removed_is_brought_back(make_router: MakeRouter) -> None:
+async def test_a_router_whose_socket_file_was_removed_is_restarted(make_router: MakeRouter) -> None:
     site, router = await make_router()
     await router.shift({"tp": 0, "single": 90})
     router.admin.path.unlink()
@@ -296,7 +296,7 @@ async def test_a_missing_haproxy_is_named(make_site: MakeSite) -> None:
         await ManagedRouter(site.config, site.config.router, state_dir=site.state_dir).ensure_running()
 
 
-async def test_a_router_that_is_away_is_an_error_that_names_its_socket(make_site: MakeSite) -> None:
+async def test_a_router_that_is_down_is_an_error_that_names_its_socket(make_site: MakeSite) -> None:
     site = await make_site()
     with pytest.raises(RouterError, match=r"admin\.sock"):
         await ManagedRouter(site.config, site.config.router, state_dir=site.state_dir).servers()
@@ -328,7 +328,7 @@ async def test_its_own_metrics_are_in_prometheus_text(make_router: MakeRouter) -
     at="its start, by a process that is just ending",
     after="started again until it has it",
 )
-async def test_a_first_start_that_loses_its_port_to_a_process_just_ending_is_made_up_for(
+async def test_a_start_that_finds_its_port_held_by_an_ending_process_is_retried(
     make_site: MakeSite,
 ) -> None:
     site = await make_site()

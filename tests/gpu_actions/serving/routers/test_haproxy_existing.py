@@ -1,4 +1,4 @@
-"""Somebody else's HAProxy, driven by its admin socket alone: what it knows is used, what it does not know is refused."""
+"""An existing HAProxy, driven through its admin socket alone: names that it does not have are refused."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +16,7 @@ StartTheirs = Callable[..., Awaitable[tuple[Site, ExistingRouter]]]
 
 @pytest.fixture
 async def start_theirs(make_site: MakeSite, tmp_path: Path) -> AsyncIterator[StartTheirs]:
-    """Start a HAProxy with a configuration of its own, and give a router object that drives it."""
+    """Start a HAProxy with a configuration of its own, and return a router that drives it."""
     running: list[asyncio.subprocess.Process] = []
 
     async def start(
@@ -51,7 +51,7 @@ async def start_theirs(make_site: MakeSite, tmp_path: Path) -> AsyncIterator[Sta
         await process.wait()
 
 
-async def test_weights_and_drain_work_on_a_router_that_is_not_ours(start_theirs: StartTheirs) -> None:
+async def test_weights_and_drain_work_on_an_existing_router(start_theirs: StartTheirs) -> None:
     site, router = await start_theirs("serve", "serve_long")
     await router.ensure_running()
     await router.shift({"single": 256, "tp": 0})
@@ -70,7 +70,9 @@ async def test_the_long_backend_is_optional(start_theirs: StartTheirs) -> None:
     assert in_force == {"max_concurrent": 16}
 
 
-async def test_an_unknown_server_is_refused_with_what_the_router_knows(start_theirs: StartTheirs) -> None:
+async def test_an_unknown_server_is_refused_with_the_ones_that_the_router_has(
+    start_theirs: StartTheirs,
+) -> None:
     _, router = await start_theirs("serve", servers="blue green")
     with pytest.raises(RouterError, match=r"no server serve/tp; it has: serve/blue, serve/green"):
         await router.ensure_running()
@@ -78,7 +80,9 @@ async def test_an_unknown_server_is_refused_with_what_the_router_knows(start_the
         await router.set_weight("tp", 5)
 
 
-async def test_an_unknown_backend_is_refused_with_what_the_router_knows(start_theirs: StartTheirs) -> None:
+async def test_an_unknown_backend_is_refused_with_the_ones_that_the_router_has(
+    start_theirs: StartTheirs,
+) -> None:
     _, router = await start_theirs("llm", "llm_batch")
     with pytest.raises(RouterError, match=r"no backend 'serve'; it has: llm, llm_batch"):
         await router.ensure_running()
@@ -94,7 +98,7 @@ async def test_names_of_the_settings_are_used(start_theirs: StartTheirs) -> None
     }
 
 
-async def test_back_pressure_is_lifted_to_what_was_there_before(start_theirs: StartTheirs) -> None:
+async def test_lifting_back_pressure_restores_the_earlier_limits(start_theirs: StartTheirs) -> None:
     _, router = await start_theirs("serve", "serve_long")
 
     async def limits() -> dict[str, int | None]:
@@ -113,7 +117,7 @@ async def test_back_pressure_is_lifted_to_what_was_there_before(start_theirs: St
     await router.clear_back_pressure("single")
 
 
-async def test_a_router_that_is_away_is_an_error_that_names_its_socket(
+async def test_a_router_that_is_down_is_an_error_that_names_its_socket(
     make_site: MakeSite, tmp_path: Path
 ) -> None:
     site = await make_site(managed=False, socket=tmp_path / "nobody.sock")

@@ -1,4 +1,4 @@
-"""What `test_unit_systemd_real.py` runs inside the private systemd: the driver's whole life, printed as one JSON object."""
+"""The scenario that `test_systemd_real.py` runs inside the private systemd. It prints one JSON object."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ async def until(condition: Any) -> None:
 
 
 def raw_start(name: str) -> int:
-    """What an impatient colleague would type."""
+    """Run systemctl as an impatient colleague would."""
     return subprocess.run(
         ["systemctl", "start", f"{name}.service"], capture_output=True, check=False
     ).returncode

@@ -1,4 +1,4 @@
-"""The commands unit with real commands: a tier that some other supervisor keeps, played by a small script."""
+"""The commands unit with real commands: a tier run by another supervisor, which a small script stands in for."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ MakeUnit = Callable[..., CommandUnit]
 
 @pytest.fixture
 async def make_unit(tmp_path: Path) -> AsyncIterator[MakeUnit]:
-    """Build a unit around the script; what it started is gone after the test."""
+    """Build a unit around the script; its processes are ended after the test."""
     script = tmp_path / "keeper"
 
     def make(*, program: str = "exec sleep 300", **settings: object) -> CommandUnit:
@@ -121,7 +121,7 @@ async def test_a_freeze_refuses_our_starts_and_runs_its_command(make_unit: MakeU
     assert calls(tmp_path) == ["frozen", "thawed"]
 
 
-async def test_the_scope_is_handed_over_as_a_private_file(make_unit: MakeUnit, tmp_path: Path) -> None:
+async def test_the_scope_is_passed_on_as_a_private_file(make_unit: MakeUnit, tmp_path: Path) -> None:
     unit = make_unit(set_environment=(str(tmp_path / "keeper"), "env"))
     await unit.set_scope({"CUDA_VISIBLE_DEVICES": "GPU-1", "NOTE": "it's $HOME"}, unset=["NCCL_P2P_DISABLE"])
     assert await unit.scope() == {"CUDA_VISIBLE_DEVICES": "GPU-1", "NOTE": "it's $HOME"}
@@ -143,7 +143,9 @@ async def test_a_scope_without_a_command_for_it_is_an_error(make_unit: MakeUnit)
         await unit.set_scope({"CUDA_VISIBLE_DEVICES": "0"})
 
 
-async def test_a_failing_command_is_an_error_with_its_last_words(make_unit: MakeUnit, tmp_path: Path) -> None:
+async def test_a_failing_command_is_an_error_with_its_last_output(
+    make_unit: MakeUnit, tmp_path: Path
+) -> None:
     unit = make_unit(start=(str(tmp_path / "keeper"), "fail"))
     with pytest.raises(UnitError, match=r"start command.*exit code 4: no such pool"):
         await unit.start()
@@ -167,6 +169,6 @@ async def test_arguments_are_never_read_by_a_shell(make_unit: MakeUnit, tmp_path
     assert not (tmp_path / "pwned").exists()
 
 
-async def test_the_log_is_what_its_command_prints(make_unit: MakeUnit) -> None:
+async def test_the_log_is_the_output_of_its_command(make_unit: MakeUnit) -> None:
     assert (await make_unit().log_tail()).strip() == "the last words"
     assert await make_unit(log=()).log_tail() == ""

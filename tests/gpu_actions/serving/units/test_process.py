@@ -1,4 +1,4 @@
-"""The process unit against real processes: what survives, what restarts, what is stopped, and with which environment."""
+"""The process unit against real processes: survival, restarts, stops, and the environment."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 async def make_unit(tmp_path: Path) -> AsyncIterator[MakeUnit]:
-    """Build units whose processes are gone after the test, whatever it did to them."""
+    """Build units whose processes are ended after the test."""
     made: list[SupervisedProcess] = []
 
     def make(code: str | None = None, *, name: str = "tp", **settings: object) -> SupervisedProcess:
@@ -73,7 +73,7 @@ async def test_a_started_unit_is_active_and_a_stopped_one_is_gone(make_unit: Mak
     assert not (await unit.state()).active
 
 
-async def test_a_second_start_finds_the_living_predecessor_and_does_nothing(make_unit: MakeUnit) -> None:
+async def test_a_second_start_finds_the_running_program_and_does_nothing(make_unit: MakeUnit) -> None:
     unit = make_unit()
     await unit.start()
     before = await unit.state()
@@ -93,7 +93,7 @@ async def test_concurrent_starts_leave_one_process(make_unit: MakeUnit, tmp_path
     assert len(list(marks.iterdir())) == 1
 
 
-async def test_killing_the_starter_leaves_the_unit_running_and_its_successor_can_stop_it(
+async def test_killing_the_starting_process_leaves_the_unit_running_and_another_can_stop_it(
     make_unit: MakeUnit, tmp_path: Path
 ) -> None:
     script = f"""
@@ -114,7 +114,7 @@ os.killpg(0, signal.SIGKILL)
     assert not alive(state.main_pid or 0)
 
 
-async def test_a_program_that_dies_is_started_again_and_counted(make_unit: MakeUnit) -> None:
+async def test_a_program_that_dies_is_restarted_and_counted(make_unit: MakeUnit) -> None:
     unit = make_unit()
     await unit.start()
     first = (await unit.state()).main_pid
@@ -154,7 +154,7 @@ async def test_a_freeze_stops_restarts_and_refuses_starts_with_its_reason(make_u
     assert (await unit.state()).active
 
 
-async def test_a_freeze_ends_a_restart_that_is_waiting_for_its_turn(make_unit: MakeUnit) -> None:
+async def test_a_freeze_cancels_a_restart_that_waits_for_its_backoff(make_unit: MakeUnit) -> None:
     unit = make_unit("raise SystemExit(3)")
     await unit.start()
     await eventually(lambda: int(unit._record().get("restarts", 0)) >= 2)
@@ -188,7 +188,7 @@ async def start_stubborn(make_unit: MakeUnit, tmp_path: Path) -> tuple[Supervise
     return unit, int(file.read_text())
 
 
-async def test_stop_takes_everything_that_ignores_sigterm_or_left_the_session(
+async def test_stop_ends_processes_that_ignore_sigterm_or_left_the_session(
     make_unit: MakeUnit, tmp_path: Path
 ) -> None:
     unit, hidden = await start_stubborn(make_unit, tmp_path)
@@ -243,7 +243,7 @@ async def test_a_process_frozen_by_sigstop_is_stopped_within_the_grace(make_unit
     assert not alive(main)
 
 
-async def test_what_a_dead_program_left_is_ended_before_it_starts_again(
+async def test_processes_left_by_a_dead_program_are_ended_before_it_restarts(
     make_unit: MakeUnit, tmp_path: Path
 ) -> None:
     file = tmp_path / "child.pid"
@@ -325,7 +325,7 @@ async def test_the_log_keeps_output_and_its_tail_is_bounded(make_unit: MakeUnit)
     assert unit.folder.stat().st_mode & 0o777 == 0o700
 
 
-async def test_the_log_is_cut_at_its_cap_while_the_program_keeps_writing(
+async def test_the_log_is_rotated_at_its_cap_while_the_program_keeps_writing(
     make_unit: MakeUnit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gpu_actions.serving.units.process.LOG_CAP_BYTES", 20_000)
@@ -339,7 +339,7 @@ async def test_the_log_is_cut_at_its_cap_while_the_program_keeps_writing(
     assert "x" * 999 in await unit.log_tail()
 
 
-async def test_a_record_of_a_reused_pid_is_not_taken_for_the_unit(make_unit: MakeUnit) -> None:
+async def test_a_reused_pid_in_the_record_is_not_taken_for_the_unit(make_unit: MakeUnit) -> None:
     unit = make_unit()
     await unit.start()
     await unit.stop()

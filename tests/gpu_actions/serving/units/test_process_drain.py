@@ -1,4 +1,4 @@
-"""How a process unit ends an engine that has processes of its own: alone while there is time to drain, else all at once."""
+"""A stop of an engine with child processes: the engine first if there is time to drain, otherwise all at once."""
 
 import asyncio
 from pathlib import Path
@@ -35,7 +35,7 @@ time.sleep(300)
         (2, ["child up", "child told", "main drained", "main told"]),
     ],
 )
-async def test_only_a_short_grace_tells_the_engines_own_processes_before_it_has_drained(
+async def test_only_a_short_grace_signals_the_engines_own_processes_before_it_has_drained(
     tmp_path: Path, grace_s: float, order: list[str]
 ) -> None:
     lines = tmp_path / "lines"

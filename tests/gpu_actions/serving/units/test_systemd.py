@@ -37,7 +37,7 @@ NASTY = {
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the recorded systemctl first on PATH; gives its folder."""
+    """Put the recorded systemctl first on PATH and return its folder."""
     folder = tmp_path / "systemd"
     (folder / "bin").mkdir(parents=True)
     for name in ("systemctl", "journalctl"):
@@ -57,7 +57,7 @@ def service(recorded: Path, **settings: object) -> SystemdService:
 
 
 def calls(recorded: Path) -> list[str]:
-    """All commands but the looks."""
+    """Return all commands except those that only read."""
     return [line for line in (recorded / "calls").read_text().splitlines() if "show" not in line]
 
 
@@ -80,7 +80,7 @@ async def test_recorded_start_and_stop_use_only_allowed_verbs(recorded: Path) ->
     assert {"enable", "disable", "edit", "set-property", "reboot"}.isdisjoint(VERBS)
 
 
-async def test_recorded_user_manager_is_asked_with_user(recorded: Path) -> None:
+async def test_recorded_user_manager_is_called_with_user(recorded: Path) -> None:
     await service(recorded, user=True).start()
     assert calls(recorded) == ["--user start --no-block vllm-tp.service"]
 
@@ -95,7 +95,7 @@ async def test_recorded_stop_kills_the_group_after_the_grace(recorded: Path) -> 
     ]
 
 
-async def test_recorded_short_stop_timeout_is_warned_about(
+async def test_recorded_short_stop_timeout_logs_a_warning(
     recorded: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     given_state(recorded, ActiveState="active", MainPID="1", TimeoutStopUSec="20s")
@@ -128,10 +128,10 @@ async def test_recorded_freeze_of_a_running_unit_does_not_mask_it(recorded: Path
     assert "mask --runtime vllm-tp.service" not in calls(recorded)
 
 
-async def test_recorded_mask_of_somebody_else_is_told_and_not_removed(recorded: Path) -> None:
+async def test_recorded_mask_of_another_administrator_is_reported_and_not_removed(recorded: Path) -> None:
     given_state(recorded, LoadState="masked", UnitFileState="masked")
     unit = service(recorded)
-    assert (await unit.state()).frozen_reason == "masked in systemd by somebody else"
+    assert (await unit.state()).frozen_reason == "masked in systemd, not by us"
     with pytest.raises(UnitError, match="masked for good"):
         await unit.unfreeze()
 
@@ -167,7 +167,7 @@ async def test_recorded_scope_is_written_reloaded_and_cleared(recorded: Path) ->
     assert calls(recorded) == ["daemon-reload"] * 2
 
 
-async def test_a_host_without_systemctl_is_told_so(
+async def test_a_host_without_systemctl_is_an_error_that_says_so(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -238,7 +238,7 @@ def test_a_scope_is_read_back_and_no_value_adds_a_line(variables: dict[str, str]
     assert keys[1:] == ["[Service]", *["Environment"] * len(variables), *extra, "UnsetEnvironment"]
 
 
-def test_a_freeze_keeps_its_reason_on_one_line() -> None:
+def test_a_freeze_stores_its_reason_on_one_line() -> None:
     text = freeze_drop_in("first\n[Service]\nExecStart=/bin/evil")
     assert freeze_reason(text) == "first [Service] ExecStart=/bin/evil"
     assert "\nExecStart" not in text
@@ -256,5 +256,5 @@ def test_a_freeze_keeps_its_reason_on_one_line() -> None:
         ("1min 30.5s", 90.5),
     ],
 )
-def test_time_spans_of_systemd_are_read(text: str, seconds: float | None) -> None:
+def test_time_spans_of_systemd_are_parsed(text: str, seconds: float | None) -> None:
     assert parse_timespan_s(text) == seconds

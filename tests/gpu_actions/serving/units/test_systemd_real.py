@@ -64,7 +64,7 @@ pytestmark = [
 
 @pytest.fixture
 def private_systemd() -> Iterator[int]:
-    """Start a systemd in namespaces of its own; gives its process id as this machine sees it."""
+    """Start a systemd in its own namespaces and return its process id on this machine."""
     root = cgroup2_root()
     assert root is not None
     group = root / f"gpu-oncall-test-{os.getpid()}"
@@ -110,7 +110,7 @@ def remove_quietly(folder: Path) -> None:
 
 @pytest.fixture
 def seen(private_systemd: int) -> dict[str, Any]:
-    """Run the scenario inside and give what it saw."""
+    """Run the scenario inside and return its observations."""
     done = subprocess.run(
         [
             *("nsenter", f"--target={private_systemd}", "--mount", "--pid", "--net", f"--wdns={REPOSITORY}"),
@@ -125,7 +125,7 @@ def seen(private_systemd: int) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_a_tier_lives_its_whole_life_under_a_real_systemd(seen: dict[str, Any]) -> None:
+def test_a_tier_goes_through_its_whole_life_under_a_real_systemd(seen: dict[str, Any]) -> None:
     assert seen["started"]["active"]
     assert len(seen["started"]["pids"]) >= 2
     assert seen["started"]["main_pid"] in seen["started"]["pids"]
