@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-import aiohttp
-
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import UnitState
@@ -172,9 +170,7 @@ def evidence(path: str, **declared: Any) -> Callable[[Collector], Evidence]:
     return lambda collect: Evidence(path=path, collect=collect, **declared)
 
 
-async def read_to_cap(
-    stream: asyncio.StreamReader | aiohttp.StreamReader, cap_bytes: int = ITEM_CAP_BYTES
-) -> tuple[str, bool]:
+async def read_to_cap(stream: asyncio.StreamReader, cap_bytes: int = ITEM_CAP_BYTES) -> tuple[str, bool]:
     """Read a stream to its end or to the cap. Return the text and whether the stream has more.
 
     One `read(n)` returns what has arrived so far, not n bytes, so it is called until the end.
