@@ -11,7 +11,6 @@ from gpu_actions.config.host import EngineConfig, HostConfig
 from gpu_actions.serving.kinds import OneOf
 from gpu_actions.serving.registry import (
     ENGINES,
-    KIND_NAMES,
     PACKAGES,
     PROCESS_WORDS,
     ROUTERS,
@@ -81,7 +80,9 @@ def test_the_schema_and_the_settings_reference_list_every_kind() -> None:
 
 def test_docs_describe_every_kind_and_the_batch_flag_of_each_engine() -> None:
     text = (ROOT / "docs/serving.md").read_text()
-    for name in {*ENGINES, *KIND_NAMES}:
+    drivers = [unit.model_fields["driver"].default for unit in UNITS]
+    routers = [router.model_fields["kind"].default for router in ROUTERS]
+    for name in (*ENGINES, *drivers, *routers):
         assert f"`{name}`" in text, name
     for engine in ENGINES.values():
         assert engine.batch_flag in text

@@ -132,7 +132,7 @@ async def test_recorded_mask_of_another_administrator_is_reported_and_not_remove
     given_state(recorded, LoadState="masked", UnitFileState="masked")
     unit = service(recorded)
     assert (await unit.state()).frozen_reason == "masked in systemd, not by us"
-    with pytest.raises(UnitError, match="masked for good"):
+    with pytest.raises(UnitError, match="masked permanently"):
         await unit.unfreeze()
 
 
