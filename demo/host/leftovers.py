@@ -17,7 +17,7 @@ PROGRAMS = {
     "workspace": "demo.workspace",
     "engine": "demo.engine",
     "router": "haproxy",
-    "supervisor": "supervisor.py",
+    "supervisor": "gpu_actions.system.supervisor",
 }
 """Processes of a demonstration: the name and the word of the command line that tells them."""
 
