@@ -19,7 +19,7 @@ from gpu_actions.tier.condition import KnownHang
 from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.conftest import MakeSite
-from tests.gpu_actions.site import StopAt, data_of, statuses, summary_of
+from tests.gpu_actions.site import Site, StopAt, data_of, statuses, summary_of
 
 
 async def test_a_planned_fallback_loses_no_request_and_refuses_none(site_with: MakeSite) -> None:
@@ -101,6 +101,15 @@ async def test_a_verdict_that_names_the_hang_shortens_planning(site_with: MakeSi
     assert facts.tp.flat_since is not None
 
 
+async def still_counter(site: Site) -> float | None:
+    """Return tp's token counter once it no longer moves: a token may be under way when its rank freezes."""
+    while (before := (await site.host.tp.engine.metrics()).generation_tokens) is not None:
+        await asyncio.sleep(0.1)
+        if (await site.host.tp.engine.metrics()).generation_tokens == before:
+            break
+    return before
+
+
 async def test_a_counter_that_has_not_moved_since_triage_needs_no_second_check(
     site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +129,7 @@ async def test_a_counter_that_has_not_moved_since_triage_needs_no_second_check(
             component="collective",
             severity=Severity.CRITICAL,
             summary="hangs",
-            evidence={"progress": {"generation_tokens_last": (await tp.engine.metrics()).generation_tokens}},
+            evidence={"progress": {"generation_tokens_last": await still_counter(site)}},
         )
         verdict = Verdict(
             verdict=VerdictKind.FALL_BACK, cause="nccl_hang", summary="hangs", findings=(finding,)
