@@ -73,6 +73,9 @@ async def plan_fallback(request: PlanRequest) -> Plan:
         request.verdict,
         wanted=arguments.gpu,
         limit_percent=host.config.fallback.memory_limit_percent,
+        own_pids=facts.pids,
+        tp_holds_memory=facts.tp.active and host.tp.config.gpus > 0,
+        names=facts.process_names,
     )
     problems = [*problems_of(host.config, facts), *choice.problems]
     if problems:

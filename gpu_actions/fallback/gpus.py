@@ -1,25 +1,26 @@
 """Which GPU the fallback may serve from, in order, and whether it fits beside the running tier: pure, from data.
 
-Triage's choice comes first; a GPU that a critical finding names is never taken. Memory figures are GiB and MiB of NVML.
+Triage's choice comes first, and its rules say which faults exclude a GPU. Memory figures are GiB and MiB of NVML.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import Field
 
 from gpu_actions.config.host import TierConfig
-from gpu_actions.models import Frozen, Severity, Verdict
+from gpu_actions.models import FallbackGpu, Frozen, Verdict, VerdictKind
 from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory
+from gpu_actions.triage.fallback_gpu import rules_out
 
 MOST_CANDIDATES = 3
-"""Each try may take a model's whole load time; after three GPUs the fault is not the GPU."""
+"""Each attempt may take a model's whole load time; after three GPUs the fault is not the GPU."""
 
 FREE_PERCENT = 95.0
-"""A GPU with this much free memory is taken for unused when the tier's own need is not in the settings."""
+"""A GPU with this much free memory counts as unused if the settings do not say what the tier needs."""
 
 
 class Candidate(Frozen):
-    """One try. `gpu` is the UUID, None on a CPU host. `beside`: it fits while the other tier still runs."""
+    """One attempt. `gpu` is the UUID, None on a CPU host. `beside`: it fits while the other tier still runs."""
 
     gpu: str | None
     reason: str
@@ -28,7 +29,7 @@ class Candidate(Frozen):
 
 
 class Choice(Frozen):
-    """The tries in order, or the problems that leave none; and what a person should know."""
+    """The attempts in order, or the problems that leave none; and warnings for people."""
 
     candidates: tuple[Candidate, ...] = ()
     problems: tuple[str, ...] = ()
@@ -42,52 +43,74 @@ def choose_gpus(
     *,
     wanted: str = "auto",
     limit_percent: float,
+    own_pids: Collection[int] = (),
+    tp_holds_memory: bool = False,
+    names: Mapping[int, str] | None = None,
 ) -> Choice:
     """Choose up to three GPUs for a tier that takes one. `wanted` is `auto`, a UUID or an index.
 
-    A single candidate is tried twice: the second start is a fresh process, and transient faults are common at this hour.
+    `own_pids` are the processes of both tiers: their memory is free once they stop, that of other processes is not.
+    `tp_holds_memory`: tp runs on GPUs, so NVML must list some of its processes; if it does not, process ids cannot be compared
+    and memory is not counted by process. `names` are the names of processes. A single candidate is tried twice: the second
+    start is a fresh process, and transient faults are common during an incident.
     """
     if tier.gpus == 0:
         once = Candidate(
             gpu=None, reason="the tier runs on the CPU", beside=True, note="no GPU memory is needed"
         )
-        return Choice(candidates=(once, once.model_copy(update={"reason": "once more, a fresh process"})))
+        return Choice(candidates=_twice(once))
     if not memories.gpus:
         return _by_verdict_alone(memories, verdict, wanted)
-    named = _named(memories, wanted)
-    if named is None:
+    requested = _requested(memories, wanted)
+    if requested is None:
         listed = ", ".join(f"{gpu.index} = {gpu.uuid}" for gpu in memories.gpus)
         return Choice(problems=(f"there is no GPU {wanted!r} here; gpu= takes auto or one of: {listed}",))
-    sick = {
-        f.subject: f.summary for f in (verdict.findings if verdict else ()) if f.severity is Severity.CRITICAL
-    }
+    auto = wanted == "auto"
     first = verdict.fallback_gpu if verdict else None
-    order = sorted(named, key=lambda gpu: (first is None or gpu.uuid != first.uuid, -gpu.free_mib, gpu.index))
-    candidates, refused = [], []
+    if auto and verdict is not None and first is None and verdict.verdict is not VerdictKind.UNKNOWN:
+        return Choice(problems=(_nothing_in_triage(verdict),))
+    faulty = {
+        f.subject: f.summary for f in (verdict.findings if verdict else ()) if f.subject and rules_out(f)
+    }
+    attributable = not tp_holds_memory or any(set(gpu.pids or ()) & set(own_pids) for gpu in memories.gpus)
+    order = sorted(
+        requested, key=lambda gpu: (first is None or gpu.uuid != first.uuid, -gpu.free_mib, gpu.index)
+    )
+    candidates, refused, warnings = [], [], []
     for gpu in order:
-        if gpu.uuid in sick and wanted == "auto":
-            refused.append(f"GPU {gpu.index} is sick: {sick[gpu.uuid]}")
-        elif (too_small := _too_small(gpu, tier, limit_percent)) is not None:
-            refused.append(too_small)
-        else:
-            reason = (
-                first.reason if first is not None and first.uuid == gpu.uuid else "no fault was found on it"
-            )
-            candidates.append(_candidate(gpu, tier, "asked for" if wanted != "auto" else reason))
+        others = {pid: mib for pid, mib in gpu.held_mib.items() if pid not in own_pids}
+        named = _name(gpu, others, names or {})
+        if gpu.uuid in faulty and auto:
+            refused.append(f"GPU {gpu.index} is faulty: {faulty[gpu.uuid]}")
+            continue
+        too_small = _too_small(gpu, tier, limit_percent, sum(others.values()) if attributable else 0.0)
+        if too_small:
+            refused.append("; ".join(filter(None, (too_small, named))))
+            continue
+        if gpu.uuid in faulty:
+            warnings.append(f"GPU {gpu.index} was requested, but: {faulty[gpu.uuid]}")
+        if named:
+            unknown = "" if attributable else ", which may be tp's own: its processes are not in NVML's list"
+            warnings.append(f"{named}{unknown}")
+        candidates.append(_candidate(gpu, tier, _why(gpu, first, auto)))
     if not candidates:
         return Choice(problems=(f"no GPU can take the fallback: {'; '.join(refused)}",))
-    warnings = [
-        f"GPU {gpu.index} was asked for, but: {sick[gpu.uuid]}"
-        for gpu in named
-        if gpu.uuid in sick and wanted != "auto"
-    ]
     if tier.memory_gib_per_gpu is None:
         warnings.append(
             "memory_gib_per_gpu of the fallback is not set, so nothing says whether the model fits a GPU"
         )
-    if len(candidates) == 1:
-        candidates.append(candidates[0].model_copy(update={"reason": "once more, a fresh process"}))
-    return Choice(candidates=tuple(candidates[:MOST_CANDIDATES]), warnings=tuple(warnings))
+    tries = _twice(candidates[0]) if len(candidates) == 1 else tuple(candidates[:MOST_CANDIDATES])
+    return Choice(candidates=tries, warnings=tuple(warnings))
+
+
+def _twice(candidate: Candidate) -> tuple[Candidate, Candidate]:
+    return candidate, candidate.model_copy(update={"reason": "once more, with a fresh process"})
+
+
+def _nothing_in_triage(verdict: Verdict) -> str:
+    reasons = [finding.summary for finding in verdict.findings if rules_out(finding)]
+    why = f": {'; '.join(reasons[:3])}" if reasons else ""
+    return f"triage found no GPU that can serve the fallback{why}; run /triage again, or request one with gpu=INDEX"
 
 
 def _by_verdict_alone(memories: GpuMemories, verdict: Verdict | None, wanted: str) -> Choice:
@@ -95,32 +118,47 @@ def _by_verdict_alone(memories: GpuMemories, verdict: Verdict | None, wanted: st
     chosen = verdict.fallback_gpu.uuid if verdict is not None and verdict.fallback_gpu is not None else None
     gpu = wanted if wanted.startswith("GPU-") else chosen if wanted == "auto" else None
     if gpu is None:
-        return Choice(
-            problems=(
-                f"the GPUs cannot be read ({why}) and none is named: give gpu=GPU-... or run /triage first",
-            )
-        )
+        problem = f"the GPUs cannot be read ({why}) and none is named: pass gpu=GPU-... or run /triage first"
+        return Choice(problems=(problem,))
     candidate = Candidate(
         gpu=gpu, reason="named; NVML cannot be read", beside=False, note=f"memory unknown: {why}"
     )
     return Choice(candidates=(candidate, candidate), warnings=(f"GPU memory could not be checked: {why}",))
 
 
-def _named(memories: GpuMemories, wanted: str) -> Sequence[GpuMemory] | None:
+def _requested(memories: GpuMemories, wanted: str) -> Sequence[GpuMemory] | None:
     if wanted == "auto":
         return memories.gpus
     return [gpu for gpu in memories.gpus if wanted in (gpu.uuid, str(gpu.index))] or None
 
 
-def _too_small(gpu: GpuMemory, tier: TierConfig, limit_percent: float) -> str | None:
+def _name(gpu: GpuMemory, held_mib: Mapping[int, float], names: Mapping[int, str]) -> str:
+    """Name the processes that hold memory on a GPU, the largest first; empty if there are none."""
+    rows = sorted(held_mib.items(), key=lambda row: -row[1])
+    return "; ".join(
+        f"process {pid}{f' ({names[pid]})' if names.get(pid) else ''} holds {mib / 1024:.0f} GiB on GPU {gpu.index}"
+        for pid, mib in rows[:3]
+    )
+
+
+def _too_small(gpu: GpuMemory, tier: TierConfig, limit_percent: float, held_mib: float) -> str:
+    """Return why the tier does not fit on a GPU, of which other processes hold `held_mib`; empty if it does."""
     need = tier.memory_gib_per_gpu
-    usable = gpu.total_mib / 1024 * limit_percent / 100
+    total = gpu.total_mib / 1024
+    usable = total * limit_percent / 100 - held_mib / 1024
     if need is None or need <= usable:
-        return None
+        return ""
+    less = f" less the {held_mib / 1024:.0f} GiB of other processes" if held_mib else ""
     return (
         f"GPU {gpu.index} is too small: the fallback needs {need:g} GiB, {limit_percent:g} % of its "
-        f"{gpu.total_mib / 1024:.0f} GiB are {usable:.0f}"
+        f"{total:.0f} GiB{less} are {usable:.0f}"
     )
+
+
+def _why(gpu: GpuMemory, first: FallbackGpu | None, auto: bool) -> str:
+    if not auto:
+        return "requested"
+    return first.reason if first is not None and first.uuid == gpu.uuid else "no fault was found on it"
 
 
 def _candidate(gpu: GpuMemory, tier: TierConfig, reason: str) -> Candidate:

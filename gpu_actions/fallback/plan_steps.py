@@ -51,7 +51,7 @@ def settle_step(host: Host, facts: Facts) -> Step:
             "ready_timeout_s": ready_s,
             "capture_budget_s": host.config.fallback.capture_budget_s,
         },
-        timeout_s=ready_s + 180,
+        timeout_s=ready_s + host.config.fallback.drain_timeout_s + 180,
     )
 
 

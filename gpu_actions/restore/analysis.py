@@ -27,7 +27,9 @@ class Window(Frozen):
     hung: bool = False
     died: str = Field(default="", description="how its process ended or was started again")
     xids: tuple[str, ...] = Field(default=(), description="new ones that concern the host")
-    application_xids: tuple[str, ...] = ()
+    application_xids: tuple[str, ...] = Field(
+        default=(), description="caused by a program; no reason to step back"
+    )
     missing: tuple[str, ...] = ()
 
     @property

@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config.host import TierConfig
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.fallback.settle import unfreeze_own
 from gpu_actions.host import Host
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.restore.watch import keep_known_xids
 from gpu_actions.snapshot.model import Snapshot, save_snapshot
 from gpu_actions.system.files import artifact_of
 from gpu_actions.tier import run_notes
+from gpu_actions.tier.condition import generates
 from gpu_actions.tier.launch import environment_of
 from gpu_actions.tier.scope import DEVICES
-from gpu_actions.tier.traffic import ready_router
+from gpu_actions.tier.stop import unfreeze_own
+from gpu_actions.tier.traffic import DIRECT_PROBE_S, ready_router, route_to
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.host_verdict import baseline_of, judge_host
 from gpu_actions.triage.judge import judge
@@ -69,6 +71,7 @@ async def check(context: StepContext) -> StepResult:
     host, args = context.host, context.args
     run_notes.began_at_s(context.workdir)
     override = str(args["override_reason"])
+    await keep_known_xids(context)
     context.report("triage" + (", with deep probes" if args["deep"] else ""), None)
     snapshot, verdict = await judge_host(host, deep=bool(args["deep"]))
     path = save_snapshot(snapshot, context.workdir / "snapshot.json")
@@ -112,10 +115,15 @@ async def prepare(context: StepContext) -> StepResult:
     await ready_router(host.router)
     state = await tp.unit.state()
     # tp may already run, for example during a repair. Its weight must be 0 before anything else.
-    if (await host.router.server(tp.config.server)).weight and (await host.fallback.unit.state()).active:
-        await host.router.shift(
-            {host.fallback.config.server: host.fallback.config.weight, tp.config.server: 0}
-        )
+    server = await host.router.server(tp.config.server)
+    if server.weight:
+        if await generates(host.fallback, timeout_s=DIRECT_PROBE_S):
+            await route_to(host, host.fallback, tp)
+        elif state.active and server.admin_state == "ready":
+            raise StepFailed(
+                "the fallback does not generate, so tp keeps its traffic",
+                next_action=f"run /triage {host.name} to see whether tp serves already",
+            )
     await host.router.drain(tp.config.server, allow_zero_total=True)
     await unfreeze_own(tp)
     scoped = await tp.unit.scope()

@@ -39,7 +39,6 @@ async def shift(context: StepContext) -> StepResult:
     host, args = context.host, context.args
     percent = int(args["percent"])
     policy = RestorePolicy.model_validate(args["policy"])
-    stage = context.step.id
     if not await generates(host.tp, timeout_s=PROBE_S):
         await move_back(context)
         raise StepFailed(
@@ -48,8 +47,7 @@ async def shift(context: StepContext) -> StepResult:
         )
     await ready_router(host.router)
     watcher = Watcher(host, percent, stall_s=float(args["stall_s"]))
-    began = await watcher.begin(run_notes.recall(context.workdir, f"began_{stage}"))
-    run_notes.keep(context.workdir, f"began_{stage}", began.model_dump(mode="json"))
+    await watcher.begin(context)
     await set_stage(context, percent)
     then, reason, window = await _observe(context, watcher, policy)
     data = {"percent": percent, "window": window.model_dump(mode="json"), "reason": reason}

@@ -5,14 +5,16 @@ This only reads; `analysis.judge_stage` judges the `Window` that results. What c
 
 from collections import Counter
 
+from gpu_actions.action import StepContext
 from gpu_actions.host import Host
-from gpu_actions.models import Frozen, JsonObject
+from gpu_actions.models import Frozen
 from gpu_actions.restore.analysis import Window
 from gpu_actions.serving.engines.metrics import histogram_count, histogram_delta, histogram_percentile
 from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, UnitState
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.kernel_log import XidEvent, collect_kernel_log
 from gpu_actions.system.clock import Moment
+from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import Progress, TokenSample, judge_progress, sample_of
 
 KERNEL_LOG_BYTES = 1024 * 1024
@@ -58,6 +60,17 @@ async def read_xids(host: Host) -> tuple[tuple[XidEvent, ...], str]:
     return reading.events, ""
 
 
+XIDS_NOTE = "xids"
+
+
+async def keep_known_xids(context: StepContext) -> None:
+    """Record the kernel log's errors before triage judges them: all that come later are judged by the stages."""
+    if run_notes.recall(context.workdir, XIDS_NOTE) is None:
+        events, unread = await read_xids(context.host)
+        if not unread:
+            run_notes.keep(context.workdir, XIDS_NOTE, {"names": [name_of(event) for event in events]})
+
+
 class Watcher:
     """Collects one stage's window: call `begin` once, then `read` every second or so."""
 
@@ -68,15 +81,18 @@ class Watcher:
         self.queue_peak = 0
         self.unread = 0
 
-    async def begin(self, kept: JsonObject | None) -> Beginning:
+    async def begin(self, context: StepContext) -> None:
         """Read the counters, or restore those that the stage's first execution kept."""
+        note = f"began_{context.step.id}"
+        kept = run_notes.recall(context.workdir, note)
         if kept is not None:
             self.beginning = Beginning.model_validate(kept)
-            return self.beginning
+            return
         server = await self.host.router.server(self.tier.config.server)
         metrics = await self._metrics()
         state = await self.tier.unit.state()
         events, unread = await read_xids(self.host)
+        known = run_notes.recall(context.workdir, XIDS_NOTE)
         self.beginning = Beginning(
             at=Moment.now(),
             requests=server.requests_total,
@@ -85,10 +101,10 @@ class Watcher:
             e2e=metrics.e2e if metrics else None,
             main_pid=state.main_pid,
             restarts=state.restarts,
-            xids=tuple(name_of(event) for event in events),
+            xids=tuple(name_of(event) for event in events) if known is None else tuple(known["names"]),
             xids_unread=unread,
         )
-        return self.beginning
+        run_notes.keep(context.workdir, note, self.beginning.model_dump(mode="json"))
 
     async def read(self) -> Window:
         """Read everything again and return the window so far. Raises RouterError if the router does not answer."""

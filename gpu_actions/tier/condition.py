@@ -139,9 +139,11 @@ async def read_condition(
             return TierReading(condition=Condition.SERVING)
     finally:
         watching.cancel()
-    if judge_progress(samples, stall_s=stall_s * 0.8) is Progress.FLAT:
+    progress = judge_progress(samples, stall_s=stall_s * 0.8)
+    if progress is Progress.FLAT:
         return TierReading(condition=Condition.HUNG, flat_since=next(s for s in samples if s.held))
-    return TierReading(condition=Condition.SILENT)
+    # A slow or saturated tier misses the deadline of the request and still generates.
+    return TierReading(condition=Condition.SERVING if progress is Progress.MOVING else Condition.SILENT)
 
 
 def _is_older(state: UnitState, age_s: float) -> bool:

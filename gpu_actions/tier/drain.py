@@ -15,15 +15,15 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier import run_notes
-from gpu_actions.tier.condition import Progress, TokenSample, judge_progress, sample
+from gpu_actions.tier.condition import Progress, TokenSample, generates, judge_progress, sample
 from gpu_actions.tier.traffic import ready_router
 
 POLL_S = 0.25
 QUIET_SCRAPES = 3
 SETTLE_AFTER_ABORT_S = 2.0
 SILENT_STALLS = 3
-"""An engine whose counters cannot be read for this many times the stall limit counts as hung: a busy engine still answers a
-scrape, a frozen one never does."""
+"""An engine whose counters cannot be read for this many times the stall limit counts as hung, unless a completion shows that it
+generates: a starved event loop may answer no scrape while tokens flow."""
 
 
 class DrainEnd(Frozen):
@@ -34,6 +34,13 @@ class DrainEnd(Frozen):
     reason: str
     stalled: bool = False
     seconds: float
+
+    def describe(self, tier: str) -> str:
+        """Return a line for people."""
+        if not self.aborted:
+            return f"{tier} drained in {self.seconds:.1f} s, no request was aborted"
+        held = f", the engine held {self.held}" if self.held else ""
+        return f"{self.aborted} request{'' if self.aborted == 1 else 's'} aborted: {self.reason}{held}"
 
 
 @step("fallback.hold")
@@ -58,83 +65,112 @@ async def hold(context: StepContext) -> StepResult:
 async def drain(context: StepContext) -> StepResult:
     """Effect: the router sends the tier nothing new, and sessions that do not finish are ended. Verified by the router's
     count of sessions. A second execution finds the tier drained and remembers what the first one aborted."""
-    tier = context.host.tiers[context.args["tier"]]
-    router = context.host.router
-    await ready_router(router)
+    args = context.args
+    tier = context.host.tiers[args["tier"]]
+    await ready_router(context.host.router)
     run_notes.began_at_s(context.workdir)
+    flat_since = args.get("flat_since")
     try:
-        await router.drain(tier.config.server, allow_zero_total=bool(context.args["allow_zero_total"]))
+        ended = await drain_tier(
+            context,
+            tier,
+            timeout_s=float(args["timeout_s"]),
+            stall_s=float(args["stall_s"]),
+            allow_zero_total=bool(args["allow_zero_total"]),
+            flat_since=None if flat_since is None else TokenSample.model_validate(flat_since),
+        )
     except RouterError as error:
         raise StepFailed(
             f"the router does not drain {tier.name}: {error}",
             next_action="run /triage to see which tier can take the requests",
         ) from error
-    ended = await _until_drained(context, tier)
-    note = run_notes.recall(context.workdir, f"cut_{tier.name}") or {}
-    # Sessions that a killed execution was about to end are gone by now.
-    aborted = int(note.get("cut", 0)) + int(note.get("pending", 0))
-    held = f", the engine held {ended.held}" if ended.held else ""
-    summary = f"{tier.name} drained in {ended.seconds:.1f} s, no request was aborted"
-    if aborted:
-        summary = f"{aborted} request{'' if aborted == 1 else 's'} aborted: {ended.reason}{held}"
     return StepResult(
-        summary=summary,
+        summary=ended.describe(tier.name),
         data={
             "tier": tier.name,
-            "cut": aborted,
+            "cut": ended.aborted,
             "engine_held": ended.held,
             "reason": ended.reason,
             "stalled": ended.stalled,
             "seconds": round(ended.seconds, 3),
         },
-        warning=aborted > 0,
+        warning=ended.aborted > 0,
     )
 
 
-async def _until_drained(context: StepContext, tier: Tier) -> DrainEnd:
-    """Wait until the running requests finish. Abort the rest at the deadline or when nothing moves."""
-    timeout_s, stall_s = float(context.args["timeout_s"]), float(context.args["stall_s"])
+async def drain_tier(
+    context: StepContext,
+    tier: Tier,
+    *,
+    timeout_s: float,
+    stall_s: float,
+    allow_zero_total: bool,
+    flat_since: TokenSample | None = None,
+) -> DrainEnd:
+    """Send the tier nothing new and wait until its requests finish. At the deadline, or if it hangs, abort the rest.
+
+    The count of aborted requests includes those of earlier executions in the same run. Raises RouterError.
+    """
+    await context.host.router.drain(tier.config.server, allow_zero_total=allow_zero_total)
+    samples = [] if flat_since is None else [flat_since]
+    ended = await _until_drained(context, tier, samples, timeout_s=timeout_s, stall_s=stall_s)
+    note = run_notes.recall(context.workdir, f"cut_{tier.name}") or {}
+    # Sessions that a killed execution was about to end are gone by now.
+    aborted = int(note.get("cut", 0)) + int(note.get("pending", 0))
+    return ended.model_copy(update={"aborted": aborted})
+
+
+async def _until_drained(
+    context: StepContext, tier: Tier, samples: list[TokenSample], *, timeout_s: float, stall_s: float
+) -> DrainEnd:
     started = time.monotonic()
-    flat_since = context.args.get("flat_since")
-    samples = [] if flat_since is None else [TokenSample.model_validate(flat_since)]
     quiet = 0
     active = (await tier.unit.state()).active
-    while True:
-        state = await context.host.router.server(tier.config.server)
-        samples.append(
-            await sample(tier) if active else TokenSample(at_s=boot_clock_s(), tokens=None, held=0)
-        )
-        at_router = state.sessions + state.queued
-        held = samples[-1].held
-        elapsed = time.monotonic() - started
-        quiet = quiet + 1 if at_router == 0 and not held else 0
-        if quiet >= QUIET_SCRAPES:
-            return DrainEnd(aborted=0, held=0, reason="everything finished", seconds=elapsed)
-        hangs = await _why_hung(tier, samples, stall_s=stall_s)
-        if hangs or elapsed >= timeout_s:
-            await _abort(context, tier, expected=state.sessions)
-            return DrainEnd(
-                aborted=state.sessions,
-                held=None if held is None else int(held),
-                reason=hangs or f"not finished within {timeout_s:g} s",
-                stalled=bool(hangs),
-                seconds=time.monotonic() - started,
+    probe: asyncio.Task[bool] | None = None
+    try:
+        while True:
+            state = await context.host.router.server(tier.config.server)
+            samples.append(
+                await sample(tier) if active else TokenSample(at_s=boot_clock_s(), tokens=None, held=0)
             )
-        context.report(
-            f"{at_router} at the router, {'?' if held is None else int(held)} in the engine",
-            elapsed / timeout_s,
-        )
-        await asyncio.sleep(POLL_S)
-
-
-async def _why_hung(tier: Tier, samples: Sequence[TokenSample], *, stall_s: float) -> str:
-    """Return why the tier's requests will never finish, or an empty string."""
-    if judge_progress(samples, stall_s=stall_s) is Progress.FLAT:
-        return f"its token counter did not move for {stall_s:g} s"
-    silent_s = silence_s(samples)
-    if silent_s >= SILENT_STALLS * stall_s and not await tier.engine.is_live(timeout_s=1):
-        return f"its engine answered nothing for {silent_s:.0f} s"
-    return ""
+            at_router = state.sessions + state.queued
+            held = samples[-1].held
+            elapsed = time.monotonic() - started
+            quiet = quiet + 1 if at_router == 0 and not held else 0
+            if quiet >= QUIET_SCRAPES:
+                return DrainEnd(aborted=0, held=0, reason="everything finished", seconds=elapsed)
+            unread = samples[-1].tokens is None and held is None
+            if probe is not None and not unread:
+                probe.cancel()
+                probe = None
+            elif probe is None and unread:
+                probe = asyncio.create_task(generates(tier, timeout_s=SILENT_STALLS * stall_s))
+            hangs = ""
+            if judge_progress(samples, stall_s=stall_s) is Progress.FLAT:
+                hangs = f"its token counter did not move for {stall_s:g} s"
+            elif probe is not None and silence_s(samples) >= SILENT_STALLS * stall_s:
+                if await probe or await tier.engine.is_live(timeout_s=1):
+                    samples.clear()  # only its counters do not answer
+                    probe = None
+                else:
+                    hangs = f"its engine answered nothing for {silence_s(samples):.0f} s"
+            if hangs or elapsed >= timeout_s:
+                await _abort(context, tier, expected=state.sessions)
+                return DrainEnd(
+                    aborted=state.sessions,
+                    held=None if held is None else int(held),
+                    reason=hangs or f"not finished within {timeout_s:g} s",
+                    stalled=bool(hangs),
+                    seconds=time.monotonic() - started,
+                )
+            context.report(
+                f"{at_router} at the router, {'?' if held is None else int(held)} in the engine",
+                elapsed / timeout_s,
+            )
+            await asyncio.sleep(POLL_S)
+    finally:
+        if probe is not None:
+            probe.cancel()
 
 
 def silence_s(samples: Sequence[TokenSample]) -> float:

@@ -5,6 +5,7 @@
 
 import asyncio
 import shutil
+from pathlib import Path
 
 from pydantic import Field
 
@@ -63,6 +64,13 @@ class Facts(Frozen):
     router_obstacle: str = Field(default="", description="why a managed router that is down cannot start")
     free_disk_gib: float
     memories: GpuMemories = GpuMemories()
+    process_names: dict[int, str] = Field(default_factory=dict, description="of those that hold GPU memory")
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Return the processes of both tiers."""
+        states = (self.tp.state, self.fallback.state)
+        return frozenset(pid for state in states if state is not None for pid in state.pids)
 
 
 async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
@@ -89,7 +97,16 @@ async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
         router_obstacle=obstacle,
         free_disk_gib=shutil.disk_usage(host.state_dir).free / 1024**3,
         memories=memories,
+        process_names={pid: _process_name(pid) for gpu in memories.gpus for pid in gpu.held_mib},
     )
+
+
+def _process_name(pid: int) -> str:
+    """Return a process's name, or an empty string if it cannot be read, for example in another container."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 async def _tier_facts(host: Host, tier: Tier, *, known: KnownHang | None = None) -> TierFacts:

@@ -11,9 +11,17 @@ from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.gpu_memory import GpuMemories, read_gpus
+from gpu_actions.tier.preflight import OWN_PREFIX
 
 RELEASE_TIMEOUT_S = 20.0
 """The driver frees the memory of a killed process within a second or two; a stuck process keeps it for good."""
+
+
+async def unfreeze_own(tier: Tier) -> None:
+    """Lift our own freeze of a tier; another operator's stays."""
+    state = await tier.unit.state()
+    if state.frozen and state.frozen_reason.startswith(OWN_PREFIX):
+        await tier.unit.unfreeze()
 
 
 def holders(memories: GpuMemories, pids: Iterable[int]) -> dict[str, list[int]]:

@@ -29,7 +29,7 @@ def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> Fall
         and gpu.uuid
         and not gpu.mig
         and gpu.index != nvml.hung_gpu
-        and not any(_rules_out(finding) for finding in about.get(gpu.subject, ()))
+        and not any(rules_out(finding) for finding in about.get(gpu.subject, ()))
         and fits(gpu, snapshot)
     ]
     if not candidates:
@@ -45,7 +45,8 @@ def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> Fall
     return FallbackGpu(uuid=best.uuid, index=best.index, reason=_reason(best, about, candidates, snapshot))
 
 
-def _rules_out(finding: Finding) -> bool:
+def rules_out(finding: Finding) -> bool:
+    """Return True if a GPU with this finding cannot serve alone. Lost links do not matter to a single GPU."""
     return (finding.component not in LINK_COMPONENTS and finding.severity is Severity.CRITICAL) or (
         finding.id in ("gpu.row_remap_pending", "gpu.unread")
     )

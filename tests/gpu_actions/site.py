@@ -176,7 +176,8 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
 
     def tier(name: str, port: int, ranks: int, flags: list[str]) -> dict[str, Any]:
         argv = [sys.executable, str(TINY), "--port", str(port), "--ranks", str(ranks)]
-        argv += ["--slow-file", str(folder / f"slow_{name}"), "--error-file", str(folder / f"errors_{name}")]
+        for kind in ("slow", "error", "mute"):
+            argv += [f"--{kind}-file", str(folder / f"{kind}_{name}")]
         other = changes.get(f"{name}_engine")
         if other is not None:
             argv = [*other["argv"], "--port", str(port)]

@@ -138,7 +138,17 @@ class Engine:
     async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
         await response.write(f"data: {json.dumps(data)}\n\n".encode())
 
+    async def mute(self) -> None:
+        """Never answer while `--mute-file` exists, as an engine does whose event loop is starved."""
+        while self.options.mute_file and Path(self.options.mute_file).exists():
+            await asyncio.sleep(0.1)
+
+    async def health(self, request: web.Request) -> web.Response:
+        await self.mute()
+        return web.Response(text="ok")
+
     async def metrics(self, request: web.Request) -> web.Response:
+        await self.mute()
         lines = [
             f"vllm:num_requests_running {self.running}",
             "vllm:num_requests_waiting 0",
@@ -149,10 +159,6 @@ class Engine:
             *(histogram.text() for histogram in (self.ttft, self.e2e, self.queue)),
         ]
         return web.Response(text="\n".join(lines) + "\n")
-
-
-async def health(request: web.Request) -> web.Response:
-    return web.Response(text="ok")
 
 
 async def main() -> None:
@@ -166,6 +172,7 @@ async def main() -> None:
     parser.add_argument("--die-after", type=int, default=0)
     parser.add_argument("--slow-file", default="")
     parser.add_argument("--error-file", default="")
+    parser.add_argument("--mute-file", default="")
     options = parser.parse_args()
     if options.fail_starts and (left := int(Path(options.fail_starts).read_text())):
         Path(options.fail_starts).write_text(str(left - 1))
@@ -176,7 +183,7 @@ async def main() -> None:
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/v1/completions", engine.completions)
     app.router.add_get("/metrics", engine.metrics)
-    app.router.add_get("/health", health)
+    app.router.add_get("/health", engine.health)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", options.port, shutdown_timeout=5).start()

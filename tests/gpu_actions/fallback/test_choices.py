@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 
 from gpu_actions.config.host import TierConfig
 from gpu_actions.fallback.action import choose_order
+from gpu_actions.fallback.cleanup import Found, ServingState
 from gpu_actions.fallback.gpus import choose_gpus
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order
-from gpu_actions.fallback.settle import Found, ServingState, decide
+from gpu_actions.fallback.settle import decide
 from gpu_actions.models import FallbackGpu, Finding, Severity, Verdict, VerdictKind
 from gpu_actions.tier.condition import Condition, Progress, TokenSample, judge_progress
 from gpu_actions.tier.drain import silence_s
 from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory
+from gpu_actions.tier.launch import explaining_line
 from gpu_actions.tier.stop import holders
 
 
@@ -38,17 +40,17 @@ def gpu(
     )
 
 
-def verdict(*, chosen: int | None = None, sick: tuple[int, ...] = ()) -> Verdict:
+def verdict(*, chosen: int | None = None, sick: tuple[int, ...] = (), component: str = "gpu") -> Verdict:
     return Verdict(
         verdict=VerdictKind.FALL_BACK,
         cause="nvlink_loss",
         summary="links are down",
         findings=tuple(
             Finding(
-                id="nvlink.missing",
-                component="nvlink",
+                id="nvlink.missing" if component == "nvlink" else "gpu.ecc",
+                component=component,
                 severity=Severity.CRITICAL,
-                summary=f"GPU {i}: links",
+                summary=f"GPU {i}: {component}",
                 subject=f"GPU-{i}",
             )
             for i in sick
@@ -85,7 +87,7 @@ def test_a_requested_gpu_is_the_only_candidate_and_is_tried_twice(wanted: str) -
 
 def test_a_faulty_gpu_can_be_requested_with_a_warning() -> None:
     choice = choose_gpus(tier(), FOUR, verdict(sick=(3,)), wanted="3", limit_percent=80)
-    assert "was asked for, but: GPU 3: links" in choice.warnings[0]
+    assert "was requested, but: GPU 3: gpu" in choice.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_a_faulty_gpu_can_be_requested_with_a_warning() -> None:
     [
         (FOUR, None, "9", 40, "there is no GPU '9' here"),
         (FOUR, None, "auto", 65, "is too small: the fallback needs 65 GiB, 80 % of its 80 GiB are 64"),
-        (FOUR, verdict(sick=(0, 1, 2, 3)), "auto", 40, "is sick"),
+        (FOUR, verdict(chosen=0, sick=(0, 1, 2, 3)), "auto", 40, "is faulty"),
         (
             GpuMemories(error="driver not loaded"),
             None,
@@ -109,6 +111,63 @@ def test_a_choice_that_cannot_work_names_the_problem(
     choice = choose_gpus(tier(need_gib=need_gib), memories, word, wanted=wanted, limit_percent=80)
     assert choice.candidates == ()
     assert problem in choice.problems[0]
+
+
+def test_lost_links_rule_no_gpu_out() -> None:
+    everywhere = verdict(chosen=2, sick=(0, 1, 2, 3), component="nvlink")
+    assert chosen(FOUR, everywhere) == ["GPU-2", "GPU-0", "GPU-1"]
+
+
+def test_memory_of_other_processes_is_named_and_does_not_count_as_tps() -> None:
+    def held(index: int, held_mib: dict[int, float]) -> GpuMemory:
+        used = gpu(index, total_gib=140, free_gib=140 - sum(held_mib.values()) / 1024, pids=tuple(held_mib))
+        return used.model_copy(update={"held_mib": held_mib})
+
+    tp, stranger = 7, 4711
+    crowded = held(0, {tp: 5 * 1024, stranger: 115 * 1024})
+    choice = choose_gpus(tier(), GpuMemories(gpus=(crowded,)), None, own_pids={tp}, limit_percent=80)
+    assert choice.candidates == ()
+    assert "process 4711" in choice.problems[0]
+    assert "115 GiB" in choice.problems[0]
+    roomy = GpuMemories(gpus=(held(0, {tp: 120 * 1024}),))
+    assert choose_gpus(tier(), roomy, None, own_pids={tp}, limit_percent=80).problems == ()
+
+
+def test_memory_that_cannot_be_attributed_is_a_warning() -> None:
+    """Inside a container NVML may report process ids of another namespace, so tp's own processes look like strangers."""
+    crowded = gpu(0, total_gib=140, free_gib=20, pids=(4711,)).model_copy(
+        update={"held_mib": {4711: 115 * 1024}}
+    )
+    memories = GpuMemories(gpus=(crowded,))
+    choice = choose_gpus(tier(), memories, None, own_pids={7}, tp_holds_memory=True, limit_percent=80)
+    assert [candidate.gpu for candidate in choice.candidates] == ["GPU-0", "GPU-0"]
+    assert "process 4711" in choice.warnings[0]
+
+
+def test_if_triage_found_no_gpu_that_can_serve_the_plan_is_refused_unless_one_is_requested() -> None:
+    nothing = verdict(sick=(0,))
+    assert "triage found no GPU" in choose_gpus(tier(), FOUR, nothing, limit_percent=80).problems[0]
+    assert chosen(FOUR, nothing, wanted="2") == ["GPU-2", "GPU-2"]
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("", "its log is empty"),
+        ("loading\nINFO exit 1", "INFO exit 1"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\nINFO exit 1", "torch.OutOfMemoryError"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory\nRuntimeError: engine core failed, see root cause above.",
+            "torch.OutOfMemoryError",
+        ),
+        (
+            "Traceback (most recent call last):\nFileNotFoundError: /models/m\nINFO exit 1",
+            "FileNotFoundError",
+        ),
+    ],
+)
+def test_a_failed_start_quotes_the_line_of_the_log_that_explains_it(log: str, line: str) -> None:
+    assert explaining_line(log).startswith(line)
 
 
 def test_with_an_unreadable_driver_the_verdicts_gpu_is_still_tried() -> None:

@@ -1,5 +1,6 @@
 """A fallback on a host with GPUs, simulated by a fake libnvidia-ml under the real nvidia-ml-py."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import pytest
 
 from gpu_actions.action import PlanRefused
+from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.target import target_of_host
 from gpu_actions.tier import stop as stop_module
 from gpu_actions.tier.gpu_memory import read_gpus
 from gpu_actions.tier.launch import environment_of
+from gpu_actions.triage.judge import judge
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.fakes import build_fake_nvml, fake_nvml
 from tests.gpu_actions.site import data_of, statuses, summary_of
@@ -75,3 +79,35 @@ async def test_a_model_that_fits_no_gpu_is_refused_with_the_arithmetic(
     site = await site_with(up=False, fallback_tier={"gpus": 1, "memory_gib_per_gpu": 900})
     with pytest.raises(PlanRefused, match=r"too small: the fallback needs 900 GiB, 80 % of its"):
         await site.plan()
+
+
+async def test_lost_links_on_all_gpus_do_not_prevent_a_fallback(
+    site_with: MakeSite, fake_nvml: Install
+) -> None:
+    fake_nvml("gpus=2", "gpu.*.link.*.active=0")
+    site = await site_with(**GPUS)
+    target = await target_of_host(site.host)
+    verdict = judge(await collect(target, site.host.thresholds, window_s=0.5), site.host.thresholds)
+    assert (verdict.verdict, verdict.cause) == ("fall_back", "nvlink_loss")
+    plan = await site.plan(verdict=verdict, skip_validation=True)
+    assert verdict.fallback_gpu is not None
+    assert plan.alternatives["serve"][0]["gpu"] == verdict.fallback_gpu.uuid
+
+
+async def test_a_gpu_that_another_process_fills_is_refused_before_anything_is_stopped(
+    site_with: MakeSite, fake_nvml: Install
+) -> None:
+    site = await site_with(**GPUS)
+    tp = (await site.host.tp.unit.state()).main_pid
+    fake_nvml(
+        "gpus=2",
+        f"gpu.0.process={tp}",
+        "gpu.0.process_mib=6000",
+        f"gpu.1.process={os.getpid()}",
+        "gpu.1.process_mib=70000",
+    )
+    with pytest.raises(PlanRefused, match=rf"process {os.getpid()} \(.*\) holds 68 GiB"):
+        await site.plan(gpu="1")
+    assert {candidate["gpu"] for candidate in (await site.plan()).alternatives["serve"]} == {
+        (await read_gpus()).gpus[0].uuid
+    }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpu_actions.config.host import TierConfig
 from gpu_actions.config.policies import RestorePolicy
-from gpu_actions.fallback.settle import Found, ServingState
+from gpu_actions.fallback.cleanup import Found, ServingState
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.restore.analysis import (
     Judged,

@@ -9,7 +9,9 @@ import pytest
 from gpu_actions.action import Signal
 from gpu_actions.plan import Plan
 from gpu_actions.restore.action import SPEC as RESTORE
+from gpu_actions.restore.plan_steps import Way, restore_steps, stepback_step
 from gpu_actions.system.clock import boot_clock_s
+from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.walk import RunStep, WalkReport
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import Site, StopAt, data_of, statuses, summary_of
@@ -64,7 +66,7 @@ class When(WalkReport):
 async def test_errors_at_a_stage_move_the_traffic_back_at_once(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"hold_s": 20})
     async with site.traffic(clients=4) as seen:
-        broken = When("shift-50", (site.folder / "errors_tp").touch)
+        broken = When("shift-50", (site.folder / "error_tp").touch)
         end = await site.run(await restore_plan(site), report=broken)
         lost_then = len(seen.lost)
         ok_then = seen.ok
@@ -207,3 +209,65 @@ async def test_a_cut_over_whose_tier_never_starts_returns_to_the_fallback(
     assert end.ended.status == "failed"
     assert data_of(end, "stepback")["state"] == "fallback_serving"
     await site.check_serving("fallback")
+
+
+async def test_an_xid_between_the_check_and_the_first_stage_is_judged(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with)
+    line = f"[ {boot_clock_s():.1f}] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n"
+
+    def fall_off_the_bus() -> None:
+        with (site.folder / "kernel.log").open("a") as log:
+            log.write(line)
+
+    async with site.traffic() as seen:
+        end = await site.run(await restore_plan(site), report=When("start", fall_off_the_bus, after_s=0))
+    assert end.ended.failed_step == "shift-50"
+    assert "xid 79" in summary_of(end, "shift-50")
+    assert seen.lost == []
+    await site.check_serving("fallback")
+
+
+async def test_an_abort_lets_the_answers_of_a_healthy_tp_finish(site_with: MakeSite) -> None:
+    site = await on_fallback(site_with, restore={"hold_s": 20})
+    asked: list[Signal] = []
+
+    async def signals() -> Sequence[Signal]:
+        return tuple(asked)
+
+    def slow_down_and_abort() -> None:
+        for name in ("tp", "fallback"):
+            (site.folder / f"slow_{name}").write_text("0.3")
+        asyncio.get_running_loop().call_later(2, asked.append, "abort")
+
+    async with site.traffic(clients=8, tokens=20, timeout_s=60) as seen:
+        report = When("shift-50", slow_down_and_abort)
+        end = await site.run(await restore_plan(site), report=report, signals=signals)
+    assert end.ended.failed_step == "shift-50"
+    assert data_of(end, "stepback")["state"] == "fallback_serving"
+    assert (seen.lost, seen.refused) == ([], 0)
+    await site.check_serving("fallback")
+
+
+async def test_traffic_stays_on_tp_if_the_fallback_does_not_generate(site_with: MakeSite) -> None:
+    site = await site_with(fb=["--startup-s", "600"])
+    await site.host.fallback.unit.start()
+    steps = restore_steps(
+        site.host,
+        await gather_facts(site.host),
+        Way.BESIDE,
+        options={"override_reason": "", "accept_no_baseline": True, "baseline": None, "baselines_dir": None},
+    )
+    plan = Plan(
+        action="restore",
+        host="test",
+        title="prepare",
+        steps=(steps["prepare"],),
+        compensation=(stepback_step(site.host, last_stage="shift-100"),),
+    )
+    async with site.traffic() as seen:
+        end = await site.run(plan)
+    assert end.ended.failed_step == "prepare"
+    assert "does not generate" in summary_of(end, "prepare")
+    assert data_of(end, "stepback")["state"] == "tp_serving"
+    assert (seen.lost, seen.refused) == ([], 0)
+    await site.check_serving("tp")

@@ -1,0 +1,235 @@
+"""The clean-up after a fallback or a restore: probe both tiers, establish one of three states, and report everything.
+
+Each state defines the weights, the freezes, and which unit runs, so no mixed state is left. Every action is tried, whatever
+fails before it. Requests that are being answered are given time to finish.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from enum import StrEnum
+
+from pydantic import Field
+
+from gpu_actions.action import StepContext, StepResult
+from gpu_actions.forensics.step import save_evidence
+from gpu_actions.host import Host, Tier
+from gpu_actions.models import Frozen
+from gpu_actions.serving.engines.base import RefusedError
+from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError, UnitState
+from gpu_actions.tier.condition import Condition, generates, read_condition
+from gpu_actions.tier.drain import drain_tier
+from gpu_actions.tier.stop import unfreeze_own
+from gpu_actions.tier.traffic import prove_route, route_to
+
+logger = logging.getLogger(__name__)
+
+SECOND_CHANCE_S = 8.0
+"""A silent tier that is not known to hang gets this long once more: the clean-up may run in a moment of high load."""
+
+SATURATED = (429, 503)
+
+
+class ServingState(StrEnum):
+    """What serves on a host. There is no fourth state."""
+
+    TP = "tp_serving"
+    FALLBACK = "fallback_serving"
+    NOTHING = "nothing_serving"
+
+
+class Found(Frozen):
+    """Results of probing both tiers."""
+
+    tp_active: bool
+    tp_generates: bool
+    fallback_active: bool
+    fallback_generates: bool
+    tp_served_before: bool = Field(description="it generated when the plan was made")
+
+
+class Cleanup:
+    """Does every action of a clean-up, whatever fails, and collects what a person must know of it."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+        self.notes: list[str] = []
+
+    async def attempt(self, what: str, work: Awaitable[object]) -> bool:
+        """Do one thing. Return False if it failed, and keep the reason."""
+        try:
+            await work
+        except Exception as error:
+            if not isinstance(error, UnitError | RouterError | EngineError | OSError):
+                logger.exception("clean-up: %s failed unexpectedly", what)
+            self.failures.append(f"{what}: {error or type(error).__name__}")
+            return False
+        return True
+
+    async def state_of(self, tier: Tier) -> UnitState | None:
+        """Return the state of a tier's unit, or None if it cannot be read."""
+        try:
+            return await tier.unit.state()
+        except (UnitError, OSError) as error:
+            self.failures.append(f"read the state of {tier.name}: {error}")
+            return None
+
+    async def probe_tiers(self, host: Host, *, tp_served_before: bool) -> Found:
+        """Probe both tiers concurrently. A hung tier takes some seconds.
+
+        A tier whose unit cannot be read counts as active, and its tokens say whether it serves.
+        """
+
+        async def probe(tier: Tier) -> tuple[bool, bool]:
+            state = await self.state_of(tier)
+            if state is None:
+                return True, await generates(tier, timeout_s=SECOND_CHANCE_S)
+            stall_s = host.config.fallback.drain_stall_s
+            condition = (await read_condition(tier, state, stall_s=stall_s)).condition
+            if condition is Condition.SILENT and await generates(tier, timeout_s=SECOND_CHANCE_S):
+                condition = Condition.SERVING
+            return condition is not Condition.STOPPED, condition is Condition.SERVING
+
+        tp, fallback = await asyncio.gather(probe(host.tp), probe(host.fallback))
+        return Found(
+            tp_active=tp[0],
+            tp_generates=tp[1],
+            fallback_active=fallback[0],
+            fallback_generates=fallback[1],
+            tp_served_before=tp_served_before,
+        )
+
+    async def start_again(self, tier: Tier, *, ready_timeout_s: float) -> bool:
+        """Start a tier and wait for its first token. Return True if it generates."""
+        if not await self.attempt(f"start {tier.name}", tier.unit.start()):
+            return False
+
+        async def still_starting() -> bool:
+            return (await tier.unit.state()).active
+
+        ready = tier.engine.wait_ready(timeout_s=ready_timeout_s, still_starting=still_starting)
+        return await self.attempt(f"wait for {tier.name}", ready)
+
+    async def settle_on_tp(self, context: StepContext) -> None:
+        """Move all traffic to the full tier, then drain and stop the fallback and remove its limits and its scope."""
+        host, fallback = context.host, context.host.fallback
+        await self.attempt("unfreeze tp", unfreeze_own(host.tp))
+        routed = await self.attempt("route to tp", route_to(host, host.tp, fallback))
+        await self.attempt("lift the limits", host.router.clear_back_pressure(fallback.config.server))
+        state = await self.state_of(fallback)
+        if routed and (state is None or state.active):
+            await self.attempt("drain the fallback", self._drain(context, fallback))
+        await self.attempt("stop the fallback", fallback.unit.stop())
+        await self.attempt("clear the fallback's scope", fallback.unit.set_scope({}))
+        # Ready with weight 0 is the fallback's normal state on a healthy host.
+        await self.attempt("make the fallback's server ready", host.router.undrain(fallback.config.server))
+
+    async def settle_on_fallback(self, context: StepContext, *, freeze_reason: str) -> None:
+        """Move all traffic to the fallback under its limits, then drain, freeze and stop the full tier."""
+        host, tp = context.host, context.host.tp
+        await self.attempt("route to the fallback", route_to(host, host.fallback, tp))
+        await self.attempt("apply the limits", host.router.apply_back_pressure(host.fallback.config.server))
+        await self.save_evidence_first(context)
+        await self.attempt("drain tp", self._drain(context, tp))
+        await self.attempt("freeze tp", tp.unit.freeze(freeze_reason))
+        await self.attempt("stop tp", tp.unit.stop(grace_s=2))
+
+    async def settle_on_nothing(self, context: StepContext) -> None:
+        """No tier generates: stop the fallback and remove its scope. A tp that still runs gets its traffic back; a stopped
+        one stays frozen and drained, so that clients get 503 with Retry-After at once instead of hanging."""
+        host, router = context.host, context.host.router
+        tp, fallback = host.tp.config, host.fallback.config
+        await self.attempt("lift the limits", router.clear_back_pressure(fallback.server))
+        await self.attempt("stop the fallback", host.fallback.unit.stop(grace_s=2))
+        await self.attempt("clear the fallback's scope", host.fallback.unit.set_scope({}))
+        state = await self.state_of(host.tp)
+        if state is not None and state.active:
+            await self.attempt("unfreeze tp", unfreeze_own(host.tp))
+            await self.attempt("route to tp", route_to(host, host.tp, host.fallback))
+            return
+        await self.attempt("drain tp", router.drain(tp.server, allow_zero_total=True))
+        for server, weight in ((tp.server, tp.weight), (fallback.server, 0)):
+            await self.attempt(
+                f"weight of {server}", router.set_weight(server, weight, allow_zero_total=True)
+            )
+
+    async def save_evidence_first(self, context: StepContext) -> None:
+        """Save the evidence of a running tp, if this run ended before it did so, because it is stopped next."""
+        state = await self.state_of(context.host.tp)
+        if state is None or state.active:
+            budget_s = float(context.args["capture_budget_s"])
+            await self.attempt("save the evidence", save_evidence(context, budget_s=budget_s))
+
+    async def _drain(self, context: StepContext, tier: Tier) -> None:
+        """Let the tier's requests finish within the fallback's drain limits; a tier that hangs is not waited for."""
+        policy = context.host.config.fallback
+        ended = await drain_tier(
+            context,
+            tier,
+            timeout_s=policy.drain_timeout_s,
+            stall_s=policy.drain_stall_s,
+            allow_zero_total=True,
+        )
+        if ended.aborted:
+            self.notes.append(f"{tier.name}: {ended.describe(tier.name)}")
+
+    async def result(self, host: Host, state: ServingState) -> StepResult:
+        """Prove the state with a token through the router, and describe it with what a person must do."""
+        if state is not ServingState.NOTHING:
+            state = await self._proved(host, state)
+        tp, fallback = await self.state_of(host.tp), await self.state_of(host.fallback)
+        summary = {
+            ServingState.TP: "the tp tier serves (tp_serving); the fallback is stopped",
+            ServingState.FALLBACK: "the fallback tier serves (fallback_serving); the tp tier is stopped and frozen",
+            ServingState.NOTHING: "NOTHING IS SERVING (nothing_serving)",
+        }[state]
+        if state is ServingState.NOTHING:
+            found = "the state of the tp tier is unknown"
+            if tp is not None:
+                found = (
+                    "the tp tier runs but does not generate"
+                    if tp.active
+                    else f"the tp tier is stopped{' and frozen' if tp.frozen else ''}, "
+                    "clients get 503 with Retry-After"
+                )
+            summary += (
+                f": {found}. A human must act: read the bundle and the tiers' logs, repair the host, "
+                f"then /fallback start {host.name} or /restore start {host.name}; "
+                "or send the traffic to another host"
+            )
+        summary = ". ".join([summary, *self.notes])
+        if self.failures:
+            summary += f". These clean-up actions failed: {'; '.join(self.failures)}"
+        return StepResult(
+            summary=summary,
+            data={
+                "state": state.value,
+                "tp": {"active": tp and tp.active, "frozen": tp and tp.frozen},
+                "fallback": {"active": fallback and fallback.active, "frozen": fallback and fallback.frozen},
+                "troubles": self.failures,
+            },
+            warning=state is ServingState.NOTHING or bool(self.failures or self.notes),
+        )
+
+    async def _proved(self, host: Host, state: ServingState) -> ServingState:
+        """Return the state that a token proves: through the router, or else from the engines themselves."""
+        tier, other = (host.tp, host.fallback) if state is ServingState.TP else (host.fallback, host.tp)
+        try:
+            await prove_route(host, tier)
+            return state
+        except (EngineError, RouterError) as error:
+            refused = error
+        # A full router refuses the proof while tokens flow, so the engines are asked directly.
+        if await generates(tier, timeout_s=SECOND_CHANCE_S):
+            saturated = isinstance(refused, RefusedError) and refused.status in SATURATED
+            self.notes.append(
+                f"The router is saturated and refused the proof ({refused}), but {tier.name} generates"
+                if saturated
+                else f"No token came through the router ({refused}), but {tier.name} generates: check the router"
+            )
+            return state
+        self.failures.append(f"proof through the router: {refused}")
+        if await generates(other, timeout_s=SECOND_CHANCE_S):
+            await self.attempt(f"route to {other.name}", route_to(host, other, tier))
+            return ServingState.TP if other is host.tp else ServingState.FALLBACK
+        return ServingState.NOTHING
