@@ -119,11 +119,6 @@ def _header(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
     return [text, "=" * len(text)]
 
 
-@block_kind("divider")
-def _divider(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
-    return ["-" * 40]
-
-
 @block_kind("context")
 def _context(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
     shown = []
@@ -145,16 +140,6 @@ def _actions(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
         if isinstance(element, dict):
             walk.unique("action_id", element, action_ids, where, " in this block")
     return [" ".join(shown)]
-
-
-@block_kind("image")
-def _image(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
-    return [walk.image(block, place)]
-
-
-@block_kind("rich_text")
-def _rich_text(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
-    return walk.rich_text(block, place).split("\n")
 
 
 @block_kind("markdown")
@@ -186,11 +171,6 @@ def _cell(walk: BlockWalk, cell: object, place: str) -> str:
     return str(cell.get("text", cell.get("value", ""))).replace("\n", " ")
 
 
-@block_kind("task_card")
-def _task_card(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
-    return walk.task(block, place)
-
-
 @block_kind("plan")
 def _plan(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
     walk.required(block, "title", place)
@@ -215,3 +195,9 @@ def _alert(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
     if block.get("level") not in (None, "default", "info", "warning", "error", "success"):
         walk.refuse(f"unsupported level: {block['level']}", f"{place}/level")
     return [f"[{block.get('level', 'note')}] {walk.text(block.get('text'), 3000, f'{place}/text')}"]
+
+
+block_kind("divider")(lambda walk, block, place: ["-" * 40])
+block_kind("image")(lambda walk, block, place: [walk.image(block, place)])
+block_kind("rich_text")(lambda walk, block, place: walk.rich_text(block, place).split("\n"))
+block_kind("task_card")(BlockWalk.task)

@@ -3,8 +3,6 @@
 Every act ends in something that its person can see: the app's answer, or a private note that says what went wrong.
 """
 
-import asyncio
-import logging
 from dataclasses import dataclass
 
 from demo.workspace import payloads
@@ -18,8 +16,6 @@ from demo.workspace.transcript import message_lines
 from demo.workspace.typed_text import slash_command_of, stored_text
 
 MAX_TYPED_CHARACTERS = 40_000
-
-logger = logging.getLogger(__name__)
 
 
 class ActError(Exception):
@@ -53,22 +49,18 @@ class Interactions:
         self._state = state
         self._socket_mode = socket_mode
         self._interactions = interactions
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def _who_and_where(self, user: str, channel: str) -> tuple[User, Channel]:
         person = self._state.user_by_name(user)
         if person is None:
-            raise ActError(
-                f"there is no user {user!r} in this workspace; there are {self._state.user_names()}", 404
-            )
+            known = self._state.user_names()
+            raise ActError(f"there is no user {user!r} in this workspace; there are {known}", 404)
         if channel.removeprefix("@") == self._state.team.app.name:
             return person, self._state.direct_channel(person.id)
         place = self._state.channel_by_name(channel)
         if place is None:
-            raise ActError(
-                f"there is no channel {channel!r} in this workspace; there are {self._state.channel_names()}",
-                404,
-            )
+            known = self._state.channel_names()
+            raise ActError(f"there is no channel {channel!r} in this workspace; there are {known}", 404)
         if person.id not in place.members:
             raise ActError(f"{person.name} is not a member of this conversation", 403)
         return person, place
@@ -90,22 +82,11 @@ class Interactions:
             return await self._run_command(person, place, *command, root_ts)
         message = self._state.post(place.id, person.id, stored_text(self._state, typed), thread_ts=root_ts)
         if self._state.bot_user in place.members:
-            self._send_event("message", place, message)
-            if f"<@{self._state.bot_user}>" in message.text and not place.is_im:
-                self._send_event("app_mention", place, message)
+            is_mention = f"<@{self._state.bot_user}>" in message.text and not place.is_im
+            for kind in ("message", "app_mention") if is_mention else ("message",):
+                event = payloads.message_event(self._state, kind, place, message)
+                self._socket_mode.deliver_event(event)
         return ActResult(ok=True, kind="message", ts=message.ts)
-
-    def _send_event(self, kind: str, channel: Channel, message: Message) -> None:
-        payload = payloads.message_event(self._state, kind, channel, message)
-
-        async def deliver() -> None:
-            delivery = await self._socket_mode.deliver("events_api", payload, accepts_response=False)
-            if delivery.error:
-                logger.info("event %s was not acknowledged: %s", payload["event_id"], delivery.error)
-
-        task = asyncio.create_task(deliver())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _run_command(
         self, person: User, channel: Channel, name: str, text: str, thread_ts: str | None
@@ -208,12 +189,6 @@ class Interactions:
 
     def _note(self, message: Message) -> str:
         return "\n".join(message_lines(self._state.message_json(message), self._state.names_by_id()))
-
-    async def close(self) -> None:
-        """Cancel the events that are still being delivered."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _action(

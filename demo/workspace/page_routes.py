@@ -111,7 +111,8 @@ class PageRoutes:
     async def _messages(self, request: web.Request) -> web.Response:
         """Return the messages of one or all channels, oldest first; with `user` only what that user sees."""
         viewer = self._viewer(request) if request.query.get("user") else None
-        chosen = list(self._state.channels.values())
+        everything = self._state.channels.values()
+        chosen = [channel for channel in everything if viewer is None or viewer in channel.members]
         if wanted := request.query.get("channel"):
             channel = self._state.channel_by_name(wanted)
             if channel is None:

@@ -34,17 +34,9 @@ class Channel:
 
     def as_slack(self, viewer: str) -> JsonObject:
         """Return the object of `conversations.info`, as the user id `viewer` sees it."""
-        common: JsonObject = {
-            "id": self.id,
-            "created": self.created,
-            "is_im": self.is_im,
-            "is_archived": self.is_archived,
-            "is_org_shared": False,
-            "is_shared": False,
-            "is_mpim": False,
-            "is_private": self.is_im,
-            "is_channel": not self.is_im,
-        }
+        common: JsonObject = {"id": self.id, "created": self.created, "is_archived": self.is_archived}
+        common |= {"is_org_shared": False, "is_shared": False, "is_mpim": False}
+        common |= {"is_im": self.is_im, "is_private": self.is_im, "is_channel": not self.is_im}
         if self.is_im:
             other = next((member for member in self.members if member != viewer), viewer)
             return common | {"user": other, "is_member": True}
@@ -122,16 +114,13 @@ class StoredFile:
             "pretty_type": suffix.upper(),
             "user": self.user,
             "size": self.size,
-            "mode": "hosted",
-            "editable": False,
-            "is_external": False,
-            "is_public": True,
             "url_private": location,
             "url_private_download": f"{location}?download=1",
             "permalink": location,
             "channels": sorted(shares),
             "shares": {"public": shares},
         }
+        body |= {"mode": "hosted", "editable": False, "is_external": False, "is_public": True}
         if self.alt_text:
             body["alt_txt"] = self.alt_text
         if self.media_type in INLINE_IMAGE_TYPES:

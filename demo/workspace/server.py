@@ -112,7 +112,6 @@ class Workspace:
         if runner is not None:
             for site in list(runner.sites):
                 await site.stop()
-            await self.interactions.close()
             await self.socket_mode.close()
             await self._page_routes.close()
             await runner.cleanup()

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from aiohttp import WSMsgType, web
@@ -144,18 +144,31 @@ class SocketMode:
         self._pending[envelope["envelope_id"]] = future
         sent = await self._send(envelope)
         if sent or kind == "events_api":
-            task = asyncio.create_task(self._redeliver(envelope, future))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._in_background(self._redeliver(envelope, future))
+        else:
+            self._pending.pop(envelope["envelope_id"], None)
         if not sent:
-            if kind != "events_api":
-                self._pending.pop(envelope["envelope_id"], None)
             return Delivery(error="dispatch_failed")
         done, _ = await asyncio.wait({future}, timeout=self._ack_timeout_s)
         waited_ms = round((time.monotonic() - started) * 1000, 1)
         if not done:
             return Delivery(error="operation_timeout", waited_ms=waited_ms)
         return Delivery(error=None, payload=future.result(), waited_ms=waited_ms)
+
+    def deliver_event(self, payload: JsonObject) -> None:
+        """Send an `events_api` envelope in the background; nobody waits for its acknowledgement."""
+
+        async def deliver() -> None:
+            delivery = await self.deliver("events_api", payload, accepts_response=False)
+            if delivery.error:
+                logger.info("event %s was not acknowledged: %s", payload["event_id"], delivery.error)
+
+        self._in_background(deliver())
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _redeliver(self, envelope: JsonObject, future: asyncio.Future[JsonObject]) -> None:
         try:

@@ -7,30 +7,11 @@ default team is the cast of an incident: an on-call engineer, an incident lead w
 from dataclasses import dataclass
 
 DEFAULT_SCOPES = (
-    "app_mentions:read",
-    "bookmarks:read",
-    "bookmarks:write",
-    "channels:history",
-    "channels:join",
-    "channels:manage",
-    "channels:read",
-    "chat:write",
-    "chat:write.public",
-    "commands",
-    "files:read",
-    "files:write",
-    "groups:history",
-    "groups:read",
-    "im:history",
-    "im:write",
-    "pins:read",
-    "pins:write",
-    "reactions:read",
-    "reactions:write",
-    "usergroups:read",
-    "users.profile:read",
-    "users:read",
-)
+    "app_mentions:read", "bookmarks:read", "bookmarks:write", "channels:history", "channels:join", "channels:manage",
+    "channels:read", "chat:write", "chat:write.public", "commands", "files:read", "files:write", "groups:history",
+    "groups:read", "im:history", "im:write", "pins:read", "pins:write", "reactions:read", "reactions:write",
+    "usergroups:read", "users.profile:read", "users:read",
+)  # fmt: skip
 """Scopes of the bot token. A method that needs one of them is refused without it (`missing_scope`)."""
 
 # Not secrets: they open a workspace that listens on loopback only and refuses other web pages (see loopback_only.py).

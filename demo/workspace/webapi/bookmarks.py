@@ -8,7 +8,6 @@ from demo.workspace.webapi.call import ApiCall, ApiError, api_method
 
 @api_method("bookmarks.add", "bookmarks:write")
 async def add(call: ApiCall) -> JsonObject:
-    """Add a link to a channel."""
     channel = call.channel("channel_id", member=True)
     if call.required("type") != "link":
         raise ApiError("invalid_bookmark_type")
@@ -31,13 +30,11 @@ async def add(call: ApiCall) -> JsonObject:
 
 @api_method("bookmarks.list", "bookmarks:read")
 async def list_(call: ApiCall) -> JsonObject:
-    """List the links of a channel."""
     return {"bookmarks": call.channel("channel_id", member=True).bookmarks}
 
 
 @api_method("bookmarks.remove", "bookmarks:write")
 async def remove(call: ApiCall) -> JsonObject:
-    """Remove a link."""
     channel = call.channel("channel_id", member=True)
     wanted = call.required("bookmark_id")
     others = [entry for entry in channel.bookmarks if entry["id"] != wanted]

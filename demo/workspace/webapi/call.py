@@ -3,6 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
@@ -112,16 +113,13 @@ class ApiCall:
 
     def metadata(self) -> JsonObject | None:
         """Return the `metadata` of a message. Raises ApiError `invalid_metadata_format`."""
-        value = self.parsed("metadata")
-        if value is None:
-            return None
-        if (
-            not isinstance(value, dict)
-            or not isinstance(value.get("event_type"), str)
-            or not isinstance(value.get("event_payload"), dict)
-        ):
-            raise ApiError("invalid_metadata_format", "metadata needs event_type and event_payload")
-        return value
+        value: Any = self.parsed("metadata")
+        match value:
+            case None:
+                return None
+            case {"event_type": str(), "event_payload": dict()}:
+                return dict(value)
+        raise ApiError("invalid_metadata_format", "metadata needs event_type and event_payload")
 
     def channel(self, name: str = "channel", *, member: bool = False) -> Channel:
         """Return the channel of an id or `#name`; a user id means the conversation with that person.

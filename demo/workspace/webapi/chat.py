@@ -51,14 +51,12 @@ def _posted(call: ApiCall, channel: Channel, message: Message) -> JsonObject:
 
 @api_method("chat.postMessage", "chat:write")
 async def post_message(call: ApiCall) -> JsonObject:
-    """Post a message of the app."""
     channel = call.channel(member=True)
     return _posted(call, channel, _post(call, channel))
 
 
 @api_method("chat.postEphemeral", "chat:write")
 async def post_ephemeral(call: ApiCall) -> JsonObject:
-    """Show a message to one person."""
     channel = call.channel(member=True)
     user = call.required("user")
     if user not in channel.members:
@@ -91,7 +89,6 @@ async def update(call: ApiCall) -> JsonObject:
 
 @api_method("chat.delete", "chat:write")
 async def delete(call: ApiCall) -> JsonObject:
-    """Delete a message of the app."""
     channel = call.channel()
     message = call.own_message(channel, refused="cant_delete_message")
     call.state.remove_message(message)

@@ -23,7 +23,6 @@ def _saved(call: ApiCall, channel: Channel) -> JsonObject:
 
 @api_method("conversations.list", *READ)
 async def list_(call: ApiCall) -> JsonObject:
-    """List all channels of the requested types."""
     types = call.names("types") or ["public_channel"]
     chosen = [
         channel.as_slack(call.state.bot_user)
@@ -36,7 +35,6 @@ async def list_(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.info", *READ)
 async def info(call: ApiCall) -> JsonObject:
-    """Describe one channel."""
     body = call.channel().as_slack(call.state.bot_user)
     if not call.flag("include_num_members"):
         body.pop("num_members", None)
@@ -88,7 +86,6 @@ async def replies(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.join", "channels:join")
 async def join(call: ApiCall) -> JsonObject:
-    """Make the bot a member."""
     channel = call.channel()
     if channel.is_im:
         raise ApiError("method_not_supported_for_channel_type")
@@ -101,7 +98,6 @@ async def join(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.leave", *MANAGE)
 async def leave(call: ApiCall) -> JsonObject:
-    """End the bot's membership."""
     channel = call.channel()
     if call.state.bot_user not in channel.members:
         return {"not_in_channel": True}
@@ -112,7 +108,6 @@ async def leave(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.open", *MANAGE)
 async def open_(call: ApiCall) -> JsonObject:
-    """Open the direct conversation with one person."""
     users = call.names("users")
     if len(users) != 1:
         raise ApiError("too_many_users" if users else "invalid_arguments")
@@ -124,7 +119,6 @@ async def open_(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.members", *READ)
 async def members(call: ApiCall) -> JsonObject:
-    """List the user ids of a channel."""
     return call.page(call.channel().members, "members")
 
 
@@ -142,7 +136,6 @@ async def create(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.invite", *MANAGE)
 async def invite(call: ApiCall) -> JsonObject:
-    """Add people to a channel."""
     channel = call.channel(member=True)
     wanted = call.names("users")
     if any(user not in call.state.people for user in wanted):
@@ -156,7 +149,6 @@ async def invite(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.setTopic", *MANAGE)
 async def set_topic(call: ApiCall) -> JsonObject:
-    """Set the line under a channel's name."""
     channel = call.channel(member=True)
     channel.topic = call.text("topic")[:MAX_TOPIC_CHARACTERS]
     return _saved(call, channel)
@@ -164,7 +156,6 @@ async def set_topic(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.setPurpose", *MANAGE)
 async def set_purpose(call: ApiCall) -> JsonObject:
-    """Set the purpose of a channel."""
     channel = call.channel(member=True)
     channel.purpose = call.text("purpose")[:MAX_TOPIC_CHARACTERS]
     return _saved(call, channel)

@@ -111,7 +111,6 @@ def _file(call: ApiCall) -> StoredFile:
 
 @api_method("files.info", "files:read")
 async def info(call: ApiCall) -> JsonObject:
-    """Describe one file."""
     return {"file": _file(call).as_slack(call.state.base_url), "comments": []}
 
 

@@ -6,13 +6,11 @@ from demo.workspace.webapi.call import ApiCall, ApiError, api_method
 
 @api_method("pins.add", "pins:write")
 async def add(call: ApiCall) -> JsonObject:
-    """Pin a message."""
     return _set(call, pinned=True, error="already_pinned")
 
 
 @api_method("pins.remove", "pins:write")
 async def remove(call: ApiCall) -> JsonObject:
-    """Unpin a message."""
     return _set(call, pinned=False, error="no_pin")
 
 
@@ -27,7 +25,6 @@ def _set(call: ApiCall, *, pinned: bool, error: str) -> JsonObject:
 
 @api_method("pins.list", "pins:read")
 async def list_(call: ApiCall) -> JsonObject:
-    """List the pinned messages of a channel."""
     channel = call.channel(member=True)
     pinned = [entry for entry in call.state.messages[channel.id].values() if entry.pinned]
     place = {"type": "message", "channel": channel.id}

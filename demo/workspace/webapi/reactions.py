@@ -10,7 +10,6 @@ _EMOJI = re.compile(r"[a-z0-9_+'-]{1,100}")
 
 @api_method("reactions.add", "reactions:write")
 async def add(call: ApiCall) -> JsonObject:
-    """React to a message."""
     name = call.required("name").strip(":")
     if not _EMOJI.fullmatch(name):
         raise ApiError("invalid_name")
@@ -25,7 +24,6 @@ async def add(call: ApiCall) -> JsonObject:
 
 @api_method("reactions.remove", "reactions:write")
 async def remove(call: ApiCall) -> JsonObject:
-    """Take a reaction away."""
     name = call.required("name").strip(":")
     message = call.message(call.channel(member=True))
     others = [found for found in message.reactions if found["name"] != name]
@@ -38,7 +36,6 @@ async def remove(call: ApiCall) -> JsonObject:
 
 @api_method("reactions.get", "reactions:read")
 async def get(call: ApiCall) -> JsonObject:
-    """Return a message with its reactions."""
     channel = call.channel(member=True)
     message = call.state.message_json(call.message(channel))
     return {"type": "message", "channel": channel.id, "message": message}

@@ -21,23 +21,11 @@ def _user(call: ApiCall, user_id: str) -> JsonObject:
     app = call.state.team.app
     common = {"id": user_id, "team_id": call.state.team.id, "deleted": False}
     if user_id == app.user_id:
-        profile = {
-            "real_name": app.name,
-            "display_name": "",
-            "bot_id": app.bot_id,
-            "api_app_id": app.app_id,
-        }
+        profile = {"real_name": app.name, "display_name": "", "bot_id": app.bot_id, "api_app_id": app.app_id}
         return common | {"name": app.name, "real_name": app.name, "is_bot": True, "profile": profile}
     person = _person(call, user_id)
-    return common | {
-        "name": person.name,
-        "real_name": person.real_name,
-        "is_bot": False,
-        "is_app_user": False,
-        "tz": "Etc/UTC",
-        "tz_offset": 0,
-        "profile": _profile(person),
-    }
+    names = {"name": person.name, "real_name": person.real_name, "profile": _profile(person)}
+    return common | names | {"is_bot": False, "is_app_user": False, "tz": "Etc/UTC", "tz_offset": 0}
 
 
 def _person(call: ApiCall, user_id: str) -> User:
@@ -49,7 +37,6 @@ def _person(call: ApiCall, user_id: str) -> User:
 
 @api_method("users.info", "users:read")
 async def info(call: ApiCall) -> JsonObject:
-    """Describe one person, or the bot."""
     return {"user": _user(call, call.required("user"))}
 
 
@@ -61,7 +48,6 @@ async def list_(call: ApiCall) -> JsonObject:
 
 @api_method("users.profile.get", "users.profile:read")
 async def profile_get(call: ApiCall) -> JsonObject:
-    """Return one person's profile."""
     return {"profile": _profile(_person(call, call.required("user")))}
 
 
@@ -78,29 +64,17 @@ async def conversations(call: ApiCall) -> JsonObject:
 
 @api_method("usergroups.list", "usergroups:read")
 async def groups_list(call: ApiCall) -> JsonObject:
-    """List all user groups."""
     groups: list[JsonObject] = []
     for group in call.state.team.groups:
+        described = {"name": group.name, "handle": group.handle, "description": ""}
+        body = {"id": group.id, "team_id": call.state.team.id, "is_usergroup": True, "date_delete": 0}
         users = {"users": list(group.users)} if call.flag("include_users") else {}
-        groups.append(
-            {
-                "id": group.id,
-                "team_id": call.state.team.id,
-                "is_usergroup": True,
-                "name": group.name,
-                "handle": group.handle,
-                "description": "",
-                "date_delete": 0,
-                "user_count": len(group.users),
-            }
-            | users
-        )
+        groups.append(body | described | users | {"user_count": len(group.users)})
     return {"usergroups": groups}
 
 
 @api_method("usergroups.users.list", "usergroups:read")
 async def group_users_list(call: ApiCall) -> JsonObject:
-    """List the user ids of one group."""
     wanted = call.required("usergroup")
     group = next((entry for entry in call.state.team.groups if entry.id == wanted), None)
     if group is None:

@@ -210,6 +210,8 @@ async def test_only_its_person_sees_a_direct_message(api: AsyncWebClient, people
     texts = [entry["text"] for entry in state["messages"][opened["channel"]["id"]]]
     assert texts == ["wake up", "really"]
     assert opened["channel"]["id"] not in (await people.state("viewer"))["messages"]
+    assert await people.read(user="viewer") == ()
+    assert [message.text for message in await people.read(user="lead")] == ["wake up", "really"]
 
 
 async def test_people_and_groups_are_listed(api: AsyncWebClient) -> None:
