@@ -1,4 +1,4 @@
-"""The deep probe over gloo: real ranks, real collectives, a rank that never comes, and nothing left behind."""
+"""The deep probe over gloo: real ranks, real collectives, a rank that never joins, and nothing left behind."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from tests.gpu_actions.triage import builders as make
 
 
 def probe_processes() -> set[int]:
-    """Processes of any deep probe on this machine."""
+    """Return the processes of all deep probes on this machine."""
     found = set()
     for pid in process_table():
         try:
@@ -45,7 +45,7 @@ async def test_two_ranks_measure_everything_and_leave_no_process() -> None:
     assert probe_processes() <= before
 
 
-async def test_a_rank_that_never_comes_is_a_hang_within_the_deadline_and_all_ranks_are_ended() -> None:
+async def test_a_rank_that_never_joins_is_a_hang_within_the_deadline_and_all_ranks_are_killed() -> None:
     before = probe_processes()
     began = time.monotonic()
     reading = await run_probe(2, backend="gloo", deadline_s=8, message_bytes=2**20, hang_rank=1)
@@ -56,7 +56,7 @@ async def test_a_rank_that_never_comes_is_a_hang_within_the_deadline_and_all_ran
     assert probe_processes() <= before
 
 
-async def test_a_rank_that_fails_ends_the_probe_at_once_and_says_why() -> None:
+async def test_a_rank_that_fails_ends_the_probe_immediately_with_the_reason() -> None:
     began = time.monotonic()
     reading = await run_probe(2, backend="gloo", deadline_s=60, message_bytes=2**62)
     assert reading.outcome == "failed" and "rank" in reading.detail
@@ -86,7 +86,7 @@ def test_ranks_end_when_the_triage_that_started_them_is_killed() -> None:
         end(triage)
 
 
-def test_memory_that_the_tier_holds_is_said_before_anything_is_started() -> None:
+def test_memory_held_by_the_tier_is_reported_before_anything_starts() -> None:
     full = make.with_gpu(3, memory_free_mib=900)
     with pytest.raises(CollectorFailed, match=r"GPU 3: 0\.9 GiB, 4 GiB needed"):
         check_headroom(full, free_gib=4)
@@ -94,31 +94,31 @@ def test_memory_that_the_tier_holds_is_said_before_anything_is_started() -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"error": "gpu_is_lost"}, "gpu_is_lost"),
         ({"mig": True}, "MIG"),
         ({"memory_free_mib": None}, "unknown"),
     ],
 )
-def test_a_gpu_that_cannot_be_probed_is_named(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(CollectorFailed, match=said):
+def test_a_gpu_that_cannot_be_probed_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(CollectorFailed, match=message):
         check_headroom(make.with_gpu(2, **changes), free_gib=1)
 
 
-async def test_it_is_skipped_where_it_was_not_asked_for_and_on_a_cpu_host() -> None:
+async def test_the_probe_is_skipped_unless_requested_and_on_a_cpu_host() -> None:
     for asked, gpus in ((False, 8), (True, 0)):
         with pytest.raises(CollectorSkipped):
             await collect_deep(make.nvml(), asked=asked, expect_gpus=gpus, limits=TriageThresholds())
 
 
-def test_what_a_library_prints_is_no_record() -> None:
+def test_output_of_a_library_is_not_a_record() -> None:
     assert record_of(b"NCCL WARN something\n") is None
     assert record_of(b'{"rank": "zero", "event": 1}') is None
     assert record_of(b'{"rank": 0, "event": "done"}') == {"rank": 0, "event": "done"}
 
 
-def test_the_probe_does_not_block_the_loop_that_started_it() -> None:
+def test_the_probe_does_not_block_its_event_loop() -> None:
     async def ticks() -> int:
         count = 0
         task = asyncio.create_task(run_probe(1, backend="gloo", deadline_s=60, message_bytes=2**18))

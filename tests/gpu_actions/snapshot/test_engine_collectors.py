@@ -1,4 +1,4 @@
-"""Engines that stall, slow down and lie, over real HTTP: what is read, and what is concluded."""
+"""Engines that stall, slow down and send wrong answers, over real HTTP: readings and verdicts."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ LIMITS = TriageThresholds(
 )
 
 
-async def look(url: str, **target: object) -> tuple[Snapshot, Verdict]:
+async def triage_of(url: str, **target: object) -> tuple[Snapshot, Verdict]:
     wanted = TriageTarget.model_validate({"host": "h", "expect_gpus": 0, "engine_url": url, **target})
     snapshot = await collect(wanted, LIMITS)
     return snapshot, judge(snapshot, LIMITS)
@@ -36,11 +36,11 @@ async def test_an_engine_that_generates_is_healthy_in_either_dialect(
     start_engine: StartEngine, dialect: str
 ) -> None:
     engine = await start_engine(running=3, tokens_per_s=500, dialect=dialect)
-    snapshot, verdict = await look(engine.url)
+    snapshot, verdict = await triage_of(engine.url)
     assert verdict.verdict == "healthy", verdict.findings
     assert snapshot.engine is not None and snapshot.engine.samples[0].dialect == dialect
     assert snapshot.completion is not None and snapshot.completion.tokens == 2
-    assert snapshot.completion.model == "m", "the model was asked from the engine"
+    assert snapshot.completion.model == "m", "the model is the first that the engine lists"
 
 
 @pytest.mark.parametrize(("dialect", "state"), [("sglang", "flowing"), ("vllm", "flat")])
@@ -50,7 +50,7 @@ async def test_long_streams_of_an_engine_that_counts_tokens_at_the_end_of_a_requ
     engine = await start_engine(
         running=3, tokens_per_s=500, dialect=dialect, counts_at_end=True, completion="hang"
     )
-    snapshot, _ = await look(engine.url)
+    snapshot, _ = await triage_of(engine.url)
     assert progress_of(snapshot).state == state
     samples = []
     tier_engine = build_engine(
@@ -65,9 +65,9 @@ async def test_long_streams_of_an_engine_that_counts_tokens_at_the_end_of_a_requ
 
 CASES = {
     "stalls": ({"running": 2, "completion": "hang"}, "unknown", ("serving.stalled", "collective.unread")),
-    "stalls for us alone": ({"running": 2, "tokens_per_s": 300, "completion": "hang"}, "watch", ("serving.completion_late",)),
+    "stalls one request": ({"running": 2, "tokens_per_s": 300, "completion": "hang"}, "watch", ("serving.completion_late",)),
     "is slow": ({"tokens_per_s": 300, "running": 1, "completion_s": 0.35}, "watch", ("serving.completion_slow",)),
-    "answers nothing at all": ({"metrics": "silent", "completion": "hang"}, "unknown", ("serving.stalled",)),
+    "does not answer at all": ({"metrics": "silent", "completion": "hang"}, "unknown", ("serving.stalled",)),
     "sheds load": ({"completion": "503"}, "watch", ("serving.overload",)),
     "answers 500": ({"completion": "500"}, "unknown", ("serving.completion_error",)),
     "does not know our model": ({"completion": "404"}, "unknown", ("serving.completion_rejected",)),
@@ -85,30 +85,30 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_an_engine_that_misbehaves_is_found_out_and_never_falls_back_alone(
+async def test_an_engine_that_misbehaves_is_detected_and_alone_never_means_fall_back(
     start_engine: StartEngine, name: str
 ) -> None:
     fields, verdict, rules = CASES[name]
     engine = await start_engine(**fields)
     began = time.monotonic()
-    _, judged = await look(engine.url)
+    _, judged = await triage_of(engine.url)
     assert time.monotonic() - began < 3
     assert judged.verdict == verdict, [f"{row.id}: {row.summary}" for row in judged.findings]
     assert set(rules) <= {finding.id for finding in judged.findings}
 
 
-async def test_a_port_where_nothing_listens_is_an_engine_that_is_down(free_url: str) -> None:
-    _, verdict = await look(free_url)
+async def test_a_port_where_nothing_listens_means_the_engine_is_down(free_url: str) -> None:
+    _, verdict = await triage_of(free_url)
     assert (verdict.verdict, verdict.cause) == ("fall_back", "engine_down")
 
 
-async def test_the_same_port_of_the_fallback_tier_calls_for_no_fallback(free_url: str) -> None:
-    _, verdict = await look(free_url, tier="fallback")
+async def test_a_fallback_tier_that_is_down_does_not_call_for_a_fallback(free_url: str) -> None:
+    _, verdict = await triage_of(free_url, tier="fallback")
     assert (verdict.verdict, verdict.cause) == ("watch", "engine_down")
 
 
-async def test_a_tier_that_is_meant_to_be_stopped_is_not_asked(free_url: str) -> None:
-    snapshot, verdict = await look(free_url, tier_expected=False)
+async def test_a_tier_stopped_on_purpose_is_not_queried(free_url: str) -> None:
+    snapshot, verdict = await triage_of(free_url, tier_expected=False)
     assert verdict.verdict == "healthy"
     assert snapshot.collectors["engine"].status == "skipped"
 
@@ -122,14 +122,14 @@ async def free_url() -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def test_figures_that_no_counter_can_have_count_as_missing() -> None:
+def test_impossible_figures_count_as_missing() -> None:
     page = "vllm:num_requests_running -1\nvllm:num_requests_waiting 2\nvllm:generation_tokens_total +Inf\n"
     sample = sample_of_page(page, model=None, at_s=0)
     assert (sample.running, sample.waiting, sample.generation_tokens) == (None, 2, None)
     assert {"running", "generation_tokens"} <= set(sample.missing)
 
 
-async def test_progress_is_reported_by_collector(start_engine: StartEngine) -> None:
+async def test_each_collector_reports_its_progress(start_engine: StartEngine) -> None:
     engine = await start_engine(tokens_per_s=10)
     lines: list[str] = []
     await collect(TriageTarget(expect_gpus=0, engine_url=engine.url), LIMITS, report=lines.append)

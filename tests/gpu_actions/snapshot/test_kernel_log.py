@@ -40,7 +40,7 @@ async def test_a_gpu_off_the_bus_is_found_in_dmesg_with_and_without_its_xid() ->
     ]
 
 
-async def test_links_and_switches_are_told_apart_by_their_text() -> None:
+async def test_links_and_switches_are_distinguished_by_their_text() -> None:
     log = await read(LOGS / "nvlink_syslog.log")
     assert [(event.kind, event.code) for event in log.events] == [
         ("xid", 145),
@@ -58,18 +58,18 @@ async def test_application_faults_never_call_for_a_fallback() -> None:
     assert (verdict.verdict, verdict.cause) == ("watch", "application_fault")
 
 
-async def test_what_is_older_than_since_does_not_count() -> None:
+async def test_messages_older_than_since_do_not_count() -> None:
     log = await read(LOGS / "application_iso.log", since=datetime(2026, 11, 23, 9, 59, 2, tzinfo=UTC))
     assert [event.code for event in log.events] == [43, 45]
 
 
-async def test_a_line_without_a_time_counts_whatever_since_says(tmp_path: Path) -> None:
+async def test_a_line_without_a_time_always_counts(tmp_path: Path) -> None:
     path = tmp_path / "k.log"
     path.write_text("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.\n")
     assert len((await read(path, since=NOW + timedelta(days=365))).events) == 1
 
 
-async def test_only_the_end_of_a_long_log_is_read_and_that_is_said(tmp_path: Path) -> None:
+async def test_only_the_end_of_a_long_log_is_read_and_marked_truncated(tmp_path: Path) -> None:
     path = tmp_path / "k.log"
     path.write_text(
         "NVRM: Xid (PCI:0000:3b:00): 79, x\n" + "noise\n" * 5000 + "NVRM: Xid (PCI:0000:3b:00): 31, y\n"
@@ -85,12 +85,12 @@ async def test_a_flood_of_events_is_capped_and_counted(tmp_path: Path) -> None:
     assert (len(log.events), log.dropped_events) == (200, 800)
 
 
-async def test_a_file_that_is_not_there_fails_with_its_name(tmp_path: Path) -> None:
+async def test_a_missing_file_fails_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(CollectorFailed, match=r"gone\.log"):
         await read(tmp_path / "gone.log")
 
 
-async def test_a_cpu_host_is_not_asked_unless_a_file_is_named(tmp_path: Path) -> None:
+async def test_a_cpu_host_is_skipped_unless_a_file_is_configured(tmp_path: Path) -> None:
     with pytest.raises(CollectorSkipped):
         await collect_kernel_log(None, since=None, since_s=900, max_bytes=4096, expect_gpus=0)
     (tmp_path / "k").touch()
@@ -99,7 +99,7 @@ async def test_a_cpu_host_is_not_asked_unless_a_file_is_named(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not os.access(KMSG, os.R_OK), reason="this user may not read /dev/kmsg")
-async def test_the_kernels_own_ring_buffer_is_read_without_waiting_for_more() -> None:
+async def test_the_ring_buffer_of_the_kernel_is_read_without_blocking() -> None:
     log = await collect_kernel_log(
         None, since=boot_time() - timedelta(days=1), since_s=900, max_bytes=4096, expect_gpus=8
     )
@@ -117,16 +117,16 @@ async def test_the_kernels_own_ring_buffer_is_read_without_waiting_for_more() ->
         ("Feb 30 10:00:00 h kernel: x", None),
     ],
 )
-def test_times_are_understood_in_every_form(line: str, expected: datetime | None) -> None:
+def test_times_are_parsed_in_every_form(line: str, expected: datetime | None) -> None:
     assert time_of(line, booted=NOW - timedelta(hours=1), now=NOW) == expected
 
 
-def test_a_syslog_time_in_the_future_is_last_years() -> None:
+def test_a_syslog_time_in_the_future_is_from_last_year() -> None:
     at = time_of("Dec 31 23:59:00 h kernel: x", booted=NOW, now=NOW)
     assert at is not None and at.year == 2025
 
 
-def test_journal_records_become_lines_and_broken_ones_are_left_out() -> None:
+def test_journal_records_become_lines_and_broken_ones_are_dropped() -> None:
     text = '{"__REALTIME_TIMESTAMP":"1763892000000000","MESSAGE":"NVRM: Xid (PCI:0000:3b:00): 79, x"}\n{"MESSAGE":1}\nnoise\n'
     lines = journal_lines(text)
     assert len(lines) == 1 and "Xid" in lines[0]
@@ -142,7 +142,7 @@ def test_bus_ids_are_compared_in_one_form(raw: str, normal: str) -> None:
 
 
 @given(st.text(max_size=300), st.text(max_size=100))
-def test_no_line_breaks_the_parser(before: str, after: str) -> None:
+def test_the_parser_handles_any_line(before: str, after: str) -> None:
     line = f"{before}NVRM: Xid (PCI:0000:3b:00): {after}"
     event_of(line)
     time_of(before, booted=NOW, now=NOW)

@@ -20,7 +20,7 @@ Install = Callable[..., Path]
 LIMITS = TriageThresholds(window_s=0.2, nvml_stall_s=0.5)
 
 
-def look(tmp_path: Path, *, gpus: int | None = 8) -> tuple[Snapshot, Verdict]:
+def triage_of(tmp_path: Path, *, gpus: int | None = 8) -> tuple[Snapshot, Verdict]:
     log = tmp_path / "kernel.log"
     log.touch()
     target = TriageTarget(host="h1", expect_gpus=gpus, kernel_log=log)
@@ -102,11 +102,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_what_the_driver_says_gives_this_verdict_cause_and_fallback_gpu(
+def test_this_driver_state_yields_this_verdict_cause_and_fallback_gpu(
     case: Case, fake_nvml: Install, tmp_path: Path
 ) -> None:
     fake_nvml(*("gpus=8", *case.lines)[::-1], absent=case.absent)  # the first line with a key wins
-    _, verdict = look(tmp_path, gpus=case.gpus)
+    _, verdict = triage_of(tmp_path, gpus=case.gpus)
     assert (verdict.verdict, verdict.cause) == (case.verdict, case.cause), verdict.findings
     chosen = verdict.fallback_gpu.index if verdict.fallback_gpu else None
     assert chosen == case.fallback
@@ -115,23 +115,23 @@ def test_what_the_driver_says_gives_this_verdict_cause_and_fallback_gpu(
         assert verdict.fallback_gpu.reason
 
 
-def test_missing_links_of_two_gpus_are_grouped_by_the_switch_that_they_share(
+def test_missing_links_of_two_gpus_are_grouped_by_their_common_switch(
     fake_nvml: Install, tmp_path: Path
 ) -> None:
     fake_nvml("gpus=8", "gpu.0.link.7.active=0", "gpu.3.link.3.active=0", "gpu.5.link.0.active=0")
-    _, verdict = look(tmp_path)
+    _, verdict = triage_of(tmp_path)
     shared = [finding for finding in verdict.findings if finding.id == "nvlink.shared_end"]
     assert len(shared) == 1
     assert shared[0].evidence == {"remote": "0000:08:00", "gpus": [0, 3], "links": {"0": [7], "3": [3]}}
     assert "switch" in verdict.summary
 
 
-def test_a_call_that_sleeps_for_ever_is_named_and_the_other_gpus_are_still_read(
+def test_a_call_that_never_returns_is_named_and_the_other_gpus_are_still_read(
     fake_nvml: Install, tmp_path: Path
 ) -> None:
     fake_nvml("gpus=8", "gpu.0.sleep.nvmlDeviceGetPowerUsage=1")
     began = time.monotonic()
-    snapshot, verdict = look(tmp_path)
+    snapshot, verdict = triage_of(tmp_path)
     assert time.monotonic() - began < 6
     assert snapshot.nvml is not None
     assert (snapshot.nvml.hung_call, snapshot.nvml.hung_gpu) == ("nvmlDeviceGetPowerUsage", 0)
@@ -140,11 +140,11 @@ def test_a_call_that_sleeps_for_ever_is_named_and_the_other_gpus_are_still_read(
     assert verdict.fallback_gpu is not None and verdict.fallback_gpu.index == 1
 
 
-def test_a_call_that_hangs_at_the_second_look_keeps_what_the_first_saw(
+def test_a_call_that_hangs_at_the_end_of_the_window_keeps_the_first_readings(
     fake_nvml: Install, tmp_path: Path
 ) -> None:
     fake_nvml("gpus=2", "gpu.1.sleep.nvmlDeviceGetPowerUsage=2", "gpu.1.link.3.active=0")
-    snapshot, verdict = look(tmp_path, gpus=2)
+    snapshot, verdict = triage_of(tmp_path, gpus=2)
     assert snapshot.nvml is not None and snapshot.nvml.hung_gpu == 1
     assert [gpu.index for gpu in snapshot.nvml.gpus] == [0, 1]
     assert {finding.id for finding in verdict.findings} >= {"gpu.driver_hang", "nvlink.partial"}
@@ -158,8 +158,8 @@ def test_an_init_that_never_returns_is_a_finding_within_its_deadline(fake_nvml: 
     assert reading.hung_call == "nvmlInit" and time.monotonic() - began < 3
 
 
-def test_a_host_that_declares_no_gpus_is_not_asked_and_gets_no_unknown(tmp_path: Path) -> None:
-    snapshot, verdict = look(tmp_path, gpus=0)
+def test_a_host_without_gpus_is_skipped_and_gets_no_unknown_finding(tmp_path: Path) -> None:
+    snapshot, verdict = triage_of(tmp_path, gpus=0)
     assert snapshot.collectors["nvml"].status == "skipped"
     assert not [finding for finding in verdict.findings if finding.severity is Severity.UNKNOWN]
 
@@ -168,13 +168,13 @@ def test_no_library_on_a_host_that_should_have_gpus_is_unknown_not_healthy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    _, verdict = look(tmp_path, gpus=8)
+    _, verdict = triage_of(tmp_path, gpus=8)
     assert verdict.verdict == "unknown"
 
 
 def test_error_counters_are_read_as_growth_within_the_window(fake_nvml: Install, tmp_path: Path) -> None:
     fake_nvml("gpus=1", "gpu.0.link.4.replay=10+3", "gpu.0.link.5.crc=500")
-    snapshot, _ = look(tmp_path, gpus=1)
+    snapshot, _ = triage_of(tmp_path, gpus=1)
     assert snapshot.nvml is not None
     links = snapshot.nvml.gpus[0].links
     assert (links[4].delta("replay"), links[5].delta("crc")) == (3, 0)
@@ -182,7 +182,7 @@ def test_error_counters_are_read_as_growth_within_the_window(fake_nvml: Install,
 
 def test_memory_of_a_gpu_and_its_processes_are_read(fake_nvml: Install, tmp_path: Path) -> None:
     fake_nvml("gpus=2", "gpu.1.process=4242", "gpu.1.process_mib=70000")
-    snapshot, _ = look(tmp_path, gpus=2)
+    snapshot, _ = triage_of(tmp_path, gpus=2)
     assert snapshot.nvml is not None
     held = snapshot.nvml.gpus[1].processes
     assert [(row.pid, row.memory_mib) for row in held] == [(4242, 70000)]

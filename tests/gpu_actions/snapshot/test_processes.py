@@ -1,4 +1,4 @@
-"""Real process trees: a stopped rank, a dead one, a leftover variable, and a look into a rank's stack."""
+"""Real process trees: a stopped rank, a dead one, a leftover variable, and a rank's stack."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ time.sleep(300)
 
 @pytest.fixture
 def tier() -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Rank 0 as the main process, rank 1 as its child; gives the main process and the child's pid."""
+    """Start rank 0 as the main process and rank 1 as its child; return the main process and the child's pid."""
     main = subprocess.Popen(
         [sys.executable, "-c", PARENT],
         stdout=subprocess.PIPE,
@@ -83,7 +83,7 @@ async def test_a_killed_rank_under_a_stalled_engine_is_a_hang_that_names_the_ran
     tier: tuple[subprocess.Popen[bytes], int], start_engine: Callable[..., Awaitable[FakeEngine]]
 ) -> None:
     main, child = tier
-    os.kill(child, signal.SIGKILL)  # the parent does not wait for it: a zombie stays
+    os.kill(child, signal.SIGKILL)  # the parent does not reap it: a zombie remains
     wait_for(lambda: process_state(child) == "Z")
     engine = await start_engine(running=2, completion="hang")
     target = TriageTarget(expect_gpus=0, engine_url=engine.url, pids=(main.pid,), ranks=2)
@@ -92,7 +92,7 @@ async def test_a_killed_rank_under_a_stalled_engine_is_a_hang_that_names_the_ran
     assert any("dead_ranks" in finding.evidence for finding in verdict.findings)
 
 
-async def test_ranks_that_run_are_no_evidence_of_a_hang(
+async def test_running_ranks_are_not_evidence_of_a_hang(
     tier: tuple[subprocess.Popen[bytes], int], start_engine: Callable[..., Awaitable[FakeEngine]]
 ) -> None:
     main, _ = tier
@@ -102,7 +102,7 @@ async def test_ranks_that_run_are_no_evidence_of_a_hang(
     assert verdict.verdict == "healthy", verdict.findings
 
 
-async def test_a_main_process_that_is_gone_is_an_engine_that_is_down(start_engine: object) -> None:
+async def test_a_main_process_that_is_gone_means_the_engine_is_down(start_engine: object) -> None:
     gone = spawn(sys.executable, "-c", "")
     gone.wait()
     target = TriageTarget(expect_gpus=0, engine_url="http://127.0.0.1:9", pids=(gone.pid,), ranks=2)
@@ -137,7 +137,7 @@ async def test_values_of_unknown_variables_are_never_kept(tier: tuple[subprocess
     assert "hunter2" not in reading.model_dump_json()
 
 
-async def test_stacks_are_taken_only_while_tokens_stand_still(
+async def test_stacks_are_taken_only_while_no_token_is_generated(
     tier: tuple[subprocess.Popen[bytes], int],
 ) -> None:
     main, _ = tier
@@ -146,7 +146,7 @@ async def test_stacks_are_taken_only_while_tokens_stand_still(
         await collect_stacks(ranks, stuck=False, timeout_s=1)
 
 
-async def test_a_rank_that_waits_in_an_all_reduce_is_seen_there_by_its_stack(tmp_path: Path) -> None:
+async def test_a_rank_that_waits_in_an_all_reduce_is_found_by_its_stack(tmp_path: Path) -> None:
     package = tmp_path / "torch" / "distributed"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -159,7 +159,7 @@ async def test_a_rank_that_waits_in_an_all_reduce_is_seen_there_by_its_stack(tmp
     try:
         for process in ranks:
             assert process.stdout is not None and process.stdout.readline()
-        os.kill(ranks[1].pid, signal.SIGSTOP)  # a stopped process can be looked into as well
+        os.kill(ranks[1].pid, signal.SIGSTOP)  # py-spy reads a stopped process as well
         roots = tuple(process.pid for process in ranks)
         reading = await collect_ranks(roots, unit_active=None, window_s=0, began=time.monotonic())
         stacks = (await collect_stacks(reading, stuck=True, timeout_s=10)).stacks
@@ -175,7 +175,7 @@ async def test_a_rank_that_waits_in_an_all_reduce_is_seen_there_by_its_stack(tmp
         end(*ranks)
 
 
-async def test_a_process_that_is_no_python_fails_with_py_spys_words() -> None:
+async def test_a_process_that_is_not_python_fails_with_the_message_of_py_spy() -> None:
     sleeper = spawn("sleep", "300")
     try:
         reading = await collect_ranks((sleeper.pid,), unit_active=None, window_s=0, began=time.monotonic())
@@ -188,7 +188,7 @@ async def test_a_process_that_is_no_python_fails_with_py_spys_words() -> None:
         end(sleeper)
 
 
-def test_a_pid_file_that_is_missing_or_holds_words_is_named(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_pid_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CollectorFailed, match="does not exist"):
         roots_of(TriageTarget(pid_file=tmp_path / "unit.pid"))
     (tmp_path / "unit.pid").write_text("none")
@@ -211,7 +211,7 @@ def test_a_pid_file_that_is_missing_or_holds_words_is_named(tmp_path: Path) -> N
         (["python", "--rank"], {}, None),
     ],
 )
-def test_a_rank_is_known_by_its_command_its_title_or_torchrun(
+def test_a_rank_is_identified_by_its_command_its_title_or_torchrun(
     command: list[str], environment: dict[str, str], expected: int | None
 ) -> None:
     assert rank_of("python", command, environment) == expected
@@ -223,12 +223,12 @@ def test_a_process_name_with_parentheses_and_blanks_is_parsed() -> None:
 
 
 @given(st.text(max_size=200))
-def test_no_text_breaks_the_parsers_of_proc_and_py_spy(text: str) -> None:
+def test_the_parsers_of_proc_and_py_spy_handle_any_text(text: str) -> None:
     parse_stat(text)
     assert parse_dump(text, pid=1, rank=None).outcome in ("ok", "failed")
 
 
-async def test_looking_leaves_no_process_behind(tier: tuple[subprocess.Popen[bytes], int]) -> None:
+async def test_a_snapshot_leaves_no_process_behind(tier: tuple[subprocess.Popen[bytes], int]) -> None:
     main, _ = tier
     before = children_of(os.getpid())
     await collect(TriageTarget(expect_gpus=0, pids=(main.pid,)), LIMITS)

@@ -1,4 +1,4 @@
-"""NCCL's RAS over real TCP: JSON, the old text protocol, and everything that is neither."""
+"""NCCL RAS over real TCP: JSON, the old text protocol, and everything that is neither."""
 
 import asyncio
 import json
@@ -111,7 +111,7 @@ async def test_counts_that_differ_between_ranks_are_a_mismatch_in_both_polls() -
     assert reading.polls[0].nccl_version == "2.28.9"
 
 
-async def test_equal_counts_are_no_mismatch() -> None:
+async def test_equal_counts_are_not_a_mismatch() -> None:
     assert not (await ask(ras_talk(report([7] * 4)))).polls[0].communicators[0].mismatch
 
 
@@ -120,7 +120,7 @@ async def test_a_rank_that_does_not_answer_is_listed_with_its_process() -> None:
     assert [(row.rank, row.pid, row.unresponsive) for row in missing] == [(7, 507, True)]
 
 
-async def test_the_text_protocol_of_an_older_nccl_is_understood() -> None:
+async def test_the_text_protocol_of_an_older_nccl_is_parsed() -> None:
     poll = (await ask(ras_talk(TEXT, json_format=False))).polls[0]
     assert (poll.outcome, poll.protocol, poll.nccl_version) == ("ok", "text", "2.27.5")
     communicator = poll.communicators[0]
@@ -179,14 +179,16 @@ async def _endless_report(reader: asyncio.StreamReader, writer: asyncio.StreamWr
         (ras_talk("<html>", json_format=False), "garbage"),
     ],
 )
-async def test_what_is_no_report_is_silence_or_garbage_within_the_deadline(talk: Talk, outcome: str) -> None:
+async def test_anything_but_a_report_is_silent_or_garbage_within_the_deadline(
+    talk: Talk, outcome: str
+) -> None:
     began = time.monotonic()
     reading = await ask(talk, timeout_s=1.0 if talk is _endless_report else 0.4)
     assert [poll.outcome for poll in reading.polls] == [outcome, outcome], reading.polls[0].detail
     assert time.monotonic() - began < 4
 
 
-async def test_a_closed_port_is_refused_and_a_bad_address_is_said() -> None:
+async def test_a_closed_port_is_refused_and_a_bad_address_is_reported() -> None:
     async with ras_server(_hangs_up) as address:
         pass
     reading = await collect_ras(address, window_s=0.05, timeout_s=0.3, began=time.monotonic())
@@ -196,7 +198,7 @@ async def test_a_closed_port_is_refused_and_a_bad_address_is_said() -> None:
 
 
 @given(st.text(max_size=400))
-def test_no_text_breaks_the_parsers(text: str) -> None:
+def test_the_parsers_handle_any_text(text: str) -> None:
     assert parse_json_answer(text, at_s=0).outcome in ("ok", "garbage")
     assert parse_text_answer(text, at_s=0).outcome in ("ok", "garbage")
     assert parse_text_answer("NCCL version 2.27.5\n" + text, at_s=0).outcome == "ok"
@@ -214,10 +216,10 @@ JSON = st.recursive(
         {"communicators": st.lists(st.fixed_dictionaries({"hash": JSON, "ranks": JSON, "size": JSON}))}
     )
 )
-def test_no_json_of_another_shape_breaks_the_parser(document: object) -> None:
+def test_the_json_parser_handles_any_shape(document: object) -> None:
     assert parse_json_answer(json.dumps(document), at_s=0).outcome in ("ok", "garbage")
 
 
 @given(st.lists(st.sampled_from(TEXT.splitlines()), max_size=40))
-def test_no_shuffled_report_breaks_the_text_parser(lines: list[str]) -> None:
+def test_the_text_parser_handles_shuffled_reports(lines: list[str]) -> None:
     parse_text_answer("\n".join(["NCCL version 2.27.5", *lines]), at_s=0)

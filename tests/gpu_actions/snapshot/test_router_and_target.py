@@ -42,7 +42,7 @@ backend serve
 
 @pytest.fixture
 def haproxy(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A real HAProxy with a server in maintenance and one of the weight that the test names."""
+    """Start a real HAProxy with one server in maintenance and one with the weight of the test."""
     program = shutil.which("haproxy")
     assert program, "install haproxy (make setup)"
     port = free_port()
@@ -68,18 +68,18 @@ async def test_servers_weights_and_states_are_read_from_haproxy(haproxy: Path) -
 
 
 @pytest.mark.parametrize("haproxy", [0], indirect=True)
-async def test_a_router_without_a_usable_server_is_down_for_its_clients(haproxy: Path) -> None:
+async def test_a_router_without_a_usable_server_is_router_down(haproxy: Path) -> None:
     reading = await collect_router(haproxy, backend="serve", timeout_s=2)
     verdict = judge(make.healthy(router=reading))
     assert (verdict.verdict, verdict.cause) == ("watch", "router_down")
 
 
-async def test_a_backend_that_does_not_exist_is_said(haproxy: Path) -> None:
+async def test_a_missing_backend_is_reported(haproxy: Path) -> None:
     reading = await collect_router(haproxy, backend="nope", timeout_s=2)
     assert reading.outcome == "no_backend" and "nope" in reading.detail
 
 
-async def test_a_socket_that_nobody_answers_is_a_router_that_is_down(tmp_path: Path) -> None:
+async def test_a_socket_without_an_answer_means_the_router_is_down(tmp_path: Path) -> None:
     assert (await collect_router(tmp_path / "gone.sock", backend="serve", timeout_s=1)).outcome == "down"
     path = tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -89,7 +89,7 @@ async def test_a_socket_that_nobody_answers_is_a_router_that_is_down(tmp_path: P
         await collect_router(None, backend="serve", timeout_s=1)
 
 
-def test_systemds_words_are_parsed_and_silence_is_a_failure() -> None:
+def test_service_states_are_parsed_and_missing_ones_are_a_failure() -> None:
     text = "LoadState=loaded\nActiveState=failed\nSubState=failed\nResult=exit-code\n"
     reading = parse_show(text, unit="nvidia-fabricmanager.service")
     assert (reading.load_state, reading.active_state, reading.result) == ("loaded", "failed", "exit-code")
@@ -143,13 +143,13 @@ def test_a_tier_that_was_stopped_and_frozen_is_not_expected_and_one_that_died_is
         ({"tp": None, "fallback": RUNS}, "tp"),
     ],
 )
-def test_triage_looks_at_the_tier_that_should_serve(
+def test_triage_targets_the_tier_that_should_serve(
     states: dict[str, UnitState | None], expected: str
 ) -> None:
     assert serving_tier(states) == expected
 
 
-def test_the_matrix_marks_links_far_ends_pairs_and_the_chosen_gpu() -> None:
+def test_the_matrix_marks_links_remote_ends_and_the_chosen_gpu() -> None:
     snapshot = make.healthy(nvml=make.links_down({0: (7,), 3: (3,)}))
     matrix = matrix_of(snapshot, judge(snapshot))
     assert [link.index for link in matrix.gpus[0].links if link.state == "down"] == [7]
@@ -157,7 +157,7 @@ def test_the_matrix_marks_links_far_ends_pairs_and_the_chosen_gpu() -> None:
     assert matrix.bad_ends == ("switch 0000:08:00",) and matrix.fallback_index == 1
 
 
-def test_the_matrix_shows_links_that_are_not_even_reported_and_gpus_that_are_gone() -> None:
+def test_the_matrix_shows_unreported_links_and_missing_gpus() -> None:
     fewer = make.nvml(count=7)
     first = fewer.gpus[0].model_copy(update={"links": fewer.gpus[0].links[:16]})
     matrix = matrix_of(make.healthy(nvml=fewer.model_copy(update={"gpus": (first, *fewer.gpus[1:7])})))

@@ -1,4 +1,4 @@
-"""Recorded snapshots: what is read back judges the same, and what is no snapshot is refused with the field named."""
+"""Recorded snapshots: a saved file loads unchanged, and an invalid one is refused with the field named."""
 
 import json
 from contextlib import suppress
@@ -32,7 +32,7 @@ def changed(path: str, value: Any) -> bytes:
     return json.dumps(document).encode()
 
 
-def test_a_saved_snapshot_is_private_and_comes_back_the_same(tmp_path: Path) -> None:
+def test_a_saved_snapshot_is_private_and_loads_unchanged(tmp_path: Path) -> None:
     path = save_snapshot(make.healthy(), tmp_path / "s.json")
     assert load_snapshot(path) == make.healthy()
     assert path.stat().st_mode & 0o777 == 0o600
@@ -60,7 +60,7 @@ def test_a_saved_snapshot_is_private_and_comes_back_the_same(tmp_path: Path) -> 
         (b"\xff\xfe\x00", "is not JSON"),
     ],
 )
-def test_what_is_no_snapshot_is_refused_in_one_line_that_names_the_field(
+def test_an_invalid_snapshot_is_refused_in_one_line_that_names_the_field(
     raw: bytes, named: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "s.json"
@@ -86,13 +86,13 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_do_anything_but_parse_or_be_refused(raw: bytes) -> None:
+def test_any_bytes_either_parse_or_are_refused(raw: bytes) -> None:
     with suppress(SnapshotUnreadable):
         assert isinstance(parse_snapshot(raw, name="f"), Snapshot)
 
 
 @given(st.integers(min_value=0, max_value=len(GOOD) - 1), st.binary(min_size=1, max_size=3))
-def test_no_damage_to_a_good_file_crashes_it(position: int, damage: bytes) -> None:
+def test_damage_to_a_good_file_never_crashes_the_parser(position: int, damage: bytes) -> None:
     try:
         parse_snapshot(GOOD[:position] + damage + GOOD[position + len(damage) :], name="f")
     except SnapshotUnreadable as error:

@@ -1,4 +1,4 @@
-"""Snapshots for pure tests: a healthy 8-GPU host that serves, and functions that put one fault in."""
+"""Snapshots for pure tests: a healthy 8-GPU host that serves, and functions that inject one fault."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -124,7 +124,7 @@ def process(pid: int, rank: int | None, state: str = "S", **changes: Any) -> Ran
 
 
 def ranks(count: int = 8, **states: str) -> RanksReading:
-    """`ranks(8, r3="T")`: rank 3 is stopped."""
+    """Return the processes of a tier; with `ranks(8, r3="T")` rank 3 is stopped."""
     rows = [process(100, None, root=True)]
     rows += [process(200 + number, number, states.get(f"r{number}", "S")) for number in range(count)]
     return RanksReading(roots=(100,), processes=tuple(rows))
@@ -144,7 +144,7 @@ def ras(first: list[int], last: list[int]) -> RasReading:
 
 
 def healthy(**changes: Any) -> Snapshot:
-    """An 8-GPU host under load. A change of None takes the reading out and lets its collector fail."""
+    """Return an 8-GPU host under load. A reading set to None is removed, and its collector failed."""
     readings: dict[str, Any] = {
         "nvml": nvml(),
         "fabric_manager": FabricManagerReading(unit="fm", load_state="loaded", active_state="active"),
@@ -181,7 +181,7 @@ def healthy(**changes: Any) -> Snapshot:
 
 
 def with_gpu(index: int, **changes: Any) -> NvmlReading:
-    """The healthy GPUs with one changed."""
+    """Return the healthy GPUs with one changed."""
     base = nvml()
     return base.model_copy(
         update={
@@ -191,7 +191,7 @@ def with_gpu(index: int, **changes: Any) -> NvmlReading:
 
 
 def links_down(down: dict[int, tuple[int, ...]]) -> NvmlReading:
-    """The healthy GPUs with some links inactive: GPU -> link numbers."""
+    """Return the healthy GPUs with some links inactive: GPU -> link numbers."""
     base = nvml()
     changed = []
     for one in base.gpus:
@@ -204,12 +204,12 @@ def links_down(down: dict[int, tuple[int, ...]]) -> NvmlReading:
 
 
 def without(snapshot: Snapshot, *names: str) -> Snapshot:
-    """The same snapshot in which some collectors failed."""
+    """Return the snapshot with some collectors failed."""
     return _lacking(snapshot, names, FAILED)
 
 
 def skipping(snapshot: Snapshot, *names: str) -> Snapshot:
-    """The same snapshot in which some collectors did not apply."""
+    """Return the snapshot with some collectors skipped."""
     return _lacking(snapshot, names, CollectorOutcome(status="skipped", reason="it does not apply"))
 
 

@@ -58,12 +58,12 @@ CASES: dict[str, tuple[Make, str, str]] = {
         )
         for code in (13, 31, 43, 45)
     },
-    "an Xid that is not in the table": (
+    "an Xid without a rule": (
         lambda: make.healthy(kernel_log=log((999, ""))),
         "watch",
         "kernel_error",
     ),
-    # hardware and serving joined
+    # hardware and serving together
     "a fabric manager that is down under a tier that serves": (
         lambda: make.healthy(
             fabric_manager=FabricManagerReading(unit="fm", load_state="loaded", active_state="failed")
@@ -224,7 +224,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "healthy",
         "none",
     ),
-    "a deep probe over gloo says nothing about GPUs": (
+    "a deep probe over gloo, which is not judged as a GPU": (
         lambda: make.healthy(deep=DeepReading(backend="gloo", outcome="ok", world_size=2, busbw_gbps=0.4)),
         "healthy",
         "none",

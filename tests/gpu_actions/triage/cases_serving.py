@@ -70,10 +70,10 @@ def router(**changes: object) -> RouterReading:
 
 Make = Callable[[], Snapshot]
 CASES: dict[str, tuple[Make, str, str]] = {
-    # healthy: none of these may be more than healthy
+    # healthy: none of these may be worse than healthy
     "a host that serves": (lambda: make.healthy(), "healthy", "none"),
     "an idle host": (lambda: make.healthy(engine=IDLE), "healthy", "none"),
-    "an idle host whose RAS counts stand at different numbers": (
+    "an idle host whose RAS counts differ": (
         lambda: make.healthy(engine=IDLE, ras=make.ras([3, 3, 3, 3, 3, 3, 3, 9], [3, 3, 3, 3, 3, 3, 3, 9])),
         "healthy",
         "none",
@@ -112,7 +112,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "healthy",
         "none",
     ),
-    "a frozen tier that somebody started, beside the one that serves": (
+    "a frozen tier that was started beside the one that serves": (
         lambda: make.healthy(expected={"tier": "fallback", "unwanted": ("tp (process 5)",)}),
         "watch",
         "frozen_tier_runs",
@@ -128,7 +128,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "fall_back",
         "nccl_hang",
     ),
-    "a stopped rank that only our own completion waits for": (
+    "a stopped rank that only the synthetic completion waits for": (
         lambda: make.healthy(engine=IDLE, completion=HUNG, ranks=make.ranks(8, r1="T")),
         "fall_back",
         "nccl_hang",
@@ -163,7 +163,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "fall_back",
         "nccl_hang",
     ),
-    "RAS counts that differ and stand still": (
+    "RAS counts that differ and do not move": (
         lambda: make.healthy(
             engine=FLAT, completion=HUNG, ras=make.ras([9, 9, 9, 9, 9, 9, 9, 8], [9, 9, 9, 9, 9, 9, 9, 8])
         ),
@@ -175,7 +175,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "fall_back",
         "nccl_hang",
     ),
-    "RAS that accepts and says nothing": (
+    "RAS that accepts connections and does not answer": (
         lambda: make.healthy(engine=FLAT, completion=HUNG, ras=ras_all("silent")),
         "fall_back",
         "nccl_hang",
@@ -194,33 +194,33 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "unknown",
         "engine_stalled",
     ),
-    "a frozen rank behind an engine that answers nothing": (
+    "a frozen rank behind an engine that does not answer": (
         lambda: make.healthy(engine=SILENT, completion=HUNG, ranks=make.ranks(8, r0="T")),
         "fall_back",
         "nccl_hang",
     ),
     # stalls without a second source
-    "flat tokens alone, completion not asked": (
+    "flat tokens alone, no completion sent": (
         lambda: make.skipping(make.healthy(engine=FLAT), "completion"),
         "watch",
         "engine_stalled",
     ),
-    "flat tokens, completion not asked, no second source to read": (
+    "flat tokens, no completion sent, no readable second source": (
         lambda: make.skipping(make.healthy(engine=FLAT), "completion", "ranks", "ras"),
         "unknown",
         "engine_stalled",
     ),
-    "flat tokens while a completion got its own": (
+    "flat tokens while a completion is answered": (
         lambda: make.healthy(engine=FLAT),
         "watch",
         "engine_stalled",
     ),
-    "flat tokens and no completion": (
+    "flat tokens and no answer to a completion": (
         lambda: make.healthy(engine=FLAT, completion=HUNG),
         "unknown",
         "engine_stalled",
     ),
-    "flat tokens and no second source to read": (
+    "flat tokens and no readable second source": (
         lambda: make.without(make.healthy(engine=FLAT, completion=HUNG), "ranks", "ras"),
         "unknown",
         "engine_stalled",
@@ -284,13 +284,13 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "watch",
         "serving_regression",
     ),
-    "our probe asks for the wrong model": (
+    "the synthetic completion asks for the wrong model": (
         lambda: make.healthy(completion=make.completion("rejected", status=404)),
         "unknown",
         "unknown",
     ),
-    "counters that cannot be read, though it serves": (lambda: make.healthy(engine=None), "watch", "unknown"),
-    "counters that cannot be read, nor a completion": (
+    "unreadable counters of an engine that serves": (lambda: make.healthy(engine=None), "watch", "unknown"),
+    "unreadable counters and no completion": (
         lambda: make.healthy(engine=None, completion=None),
         "unknown",
         "unknown",

@@ -100,17 +100,15 @@ async def context_of(host: Host, workdir: Path, lines: list[str]) -> StepContext
     )
 
 
-async def test_the_window_and_the_deep_probes_deadline_are_those_of_the_settings(host: Host) -> None:
-    told = replace(host, thresholds=TriageThresholds(window_s=7, deep_deadline_s=90))
-    (step,) = (await plan_triage(PlanRequest(host=told, arguments=TriageArguments(deep=True)))).steps
+async def test_window_and_deep_probe_deadline_come_from_the_settings(host: Host) -> None:
+    configured = replace(host, thresholds=TriageThresholds(window_s=7, deep_deadline_s=90))
+    (step,) = (await plan_triage(PlanRequest(host=configured, arguments=TriageArguments(deep=True)))).steps
     assert step.args["window_s"] == 7
     assert step.timeout_s >= 7 + 90
     assert step.args["thresholds"] == {"window_s": 7, "deep_deadline_s": 90}
 
 
-async def test_a_healthy_host_then_a_stopped_rank_give_healthy_then_nccl_hang(
-    host: Host, tmp_path: Path
-) -> None:
+async def test_a_stopped_rank_turns_a_serving_host_into_nccl_hang(host: Host, tmp_path: Path) -> None:
     lines: list[str] = []
     context = await context_of(host, tmp_path, lines)
     result = await triage(context)
@@ -133,7 +131,7 @@ async def test_a_healthy_host_then_a_stopped_rank_give_healthy_then_nccl_hang(
     assert judge(recorded, QUICK) == result.verdict
 
 
-async def test_a_host_with_gpus_brings_its_picture_and_one_without_brings_none(
+async def test_a_picture_is_made_only_on_a_host_with_gpus(
     host: Host, tmp_path: Path, fake_nvml: Callable[..., Path]
 ) -> None:
     assert [
@@ -147,7 +145,7 @@ async def test_a_host_with_gpus_brings_its_picture_and_one_without_brings_none(
     assert Path(picture.path).read_bytes().startswith(b"\x89PNG")
 
 
-async def test_a_tier_that_was_frozen_on_purpose_is_not_called_down(host: Host, tmp_path: Path) -> None:
+async def test_a_tier_frozen_on_purpose_is_not_reported_down(host: Host, tmp_path: Path) -> None:
     await host.tp.unit.freeze("fallback")
     await host.tp.unit.stop(grace_s=1)
     result = await triage(await context_of(host, tmp_path, []))
@@ -155,6 +153,6 @@ async def test_a_tier_that_was_frozen_on_purpose_is_not_called_down(host: Host, 
     assert "serving.down" not in {finding.id for finding in result.verdict.findings}
 
 
-def test_the_plan_reads_only_and_says_how_long_it_takes() -> None:
+def test_the_action_changes_nothing_on_the_host() -> None:
     assert not SPEC.changes_host
     assert TriageArguments.model_validate({"deep": True}).deep

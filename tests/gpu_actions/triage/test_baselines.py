@@ -1,4 +1,4 @@
-"""Recording what a healthy host measures, and judging by it afterwards."""
+"""Recording a baseline of a healthy host, and judging by it."""
 
 import stat
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage.test_action import host  # noqa: F401  (a fixture)
 
 
-def test_a_healthy_look_gives_the_figures_that_it_took_and_keeps_the_others() -> None:
+def test_a_healthy_snapshot_updates_its_figures_and_keeps_the_others() -> None:
     known = TriageBaseline(busbw_gbps=380, gemm_tflops=600)
     baseline = baseline_from(make.healthy(), known)
     assert (baseline.busbw_gbps, baseline.gemm_tflops) == (380, 600)
@@ -26,15 +26,15 @@ def test_a_healthy_look_gives_the_figures_that_it_took_and_keeps_the_others() ->
     assert len(baseline.remote_ends) == 8
 
 
-def test_a_baseline_is_read_back_as_it_was_written_and_is_private(tmp_path: Path) -> None:
+def test_a_saved_baseline_is_private_and_loads_unchanged(tmp_path: Path) -> None:
     baseline = baseline_from(make.healthy())
     path = save_baseline(baseline, tmp_path / "baselines" / "triage-h1.json")
     assert load_baseline(str(path)) == baseline
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-async def test_a_look_records_only_a_healthy_host(host: Host, tmp_path: Path) -> None:  # noqa: F811
-    """The fixture's router is not started: watch, which is not healthy enough. Started, the same look is kept."""
+async def test_only_a_healthy_host_sets_a_baseline(host: Host, tmp_path: Path) -> None:  # noqa: F811
+    """With the router down the verdict is watch, so nothing is recorded; with the router up the host is healthy."""
     path = tmp_path / "baselines" / "triage-h1.json"
 
     async def seen() -> tuple[VerdictKind, str]:
@@ -59,7 +59,7 @@ async def test_a_look_records_only_a_healthy_host(host: Host, tmp_path: Path) ->
     assert load_baseline(str(path)).completion_ms is not None
 
 
-async def test_the_settings_thresholds_reach_the_plan_and_its_judgement(host: Host) -> None:  # noqa: F811
+async def test_thresholds_of_the_settings_reach_the_plan(host: Host) -> None:  # noqa: F811
     plan = await plan_triage(PlanRequest(host=host, arguments=TriageArguments()))
     assert plan.steps[0].args["thresholds"] == {}
     strict = TriageThresholds(completion_slow_ms=0.001)
@@ -68,7 +68,7 @@ async def test_the_settings_thresholds_reach_the_plan_and_its_judgement(host: Ho
     assert TriageThresholds.model_validate(plan.steps[0].args["thresholds"]) == strict
 
 
-async def test_a_partial_look_runs_its_own_collectors_and_the_others_do_not_apply(tmp_path: Path) -> None:
+async def test_a_partial_snapshot_runs_only_its_collectors_and_skips_the_others(tmp_path: Path) -> None:
     log = tmp_path / "kernel.log"
     log.write_text("[    1.0] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n")
     target = TriageTarget(host="h1", kernel_log=log, engine_url="http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""The shell entry: exit codes, what stands on stdout, and one clear line for every misuse."""
+"""The shell entry: exit codes, output, and one clear line for every misuse."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ SNAPSHOTS = {
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
-def test_a_recorded_file_gives_its_verdict_exit_code_and_json(
+def test_a_recorded_file_yields_its_verdict_exit_code_and_json(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     snapshot, code = SNAPSHOTS[name]
@@ -50,7 +50,7 @@ def test_the_first_line_is_verdict_and_cause_and_the_second_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--deeep"], "--deeep"),
         (["--since", "soon"], "15m"),
@@ -68,19 +68,19 @@ def test_the_first_line_is_verdict_and_cause_and_the_second_what_to_do(
     ],
 )
 def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and said in err and len(err.splitlines()) == 1
+    assert out == "" and message in err and len(err.splitlines()) == 1
 
 
-def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "--expect-links" in capsys.readouterr().out
 
 
-def test_a_look_is_recorded_and_judges_the_same_again(
+def test_a_recorded_snapshot_is_judged_the_same_again(
     fake_nvml: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_nvml("gpus=8", "gpu.2.link.5.active=0")
@@ -94,13 +94,15 @@ def test_a_look_is_recorded_and_judges_the_same_again(
     assert capsys.readouterr().out == first
 
 
-def test_a_record_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_that_cannot_be_written_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     code = main(["--expect-gpus", "0", "--window-s", "0.2", "--record", str(tmp_path / "file" / "r.json")])
     assert code == 2 and "--record" in capsys.readouterr().err
 
 
-def test_a_baseline_file_is_used_and_a_broken_one_named(
+def test_a_baseline_file_is_used_and_a_broken_one_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save_snapshot(make.healthy(), tmp_path / "s.json")
@@ -113,19 +115,19 @@ def test_a_baseline_file_is_used_and_a_broken_one_named(
     assert "completion_ms" in capsys.readouterr().err
 
 
-def test_it_runs_as_a_module_and_imports_neither_torch_nor_nvml_nor_slack() -> None:
+def test_triage_imports_neither_torch_nor_nvml_nor_slack() -> None:
     code = (
         "import sys; from gpu_actions.triage.cli import main;"
         "code = main(['--expect-gpus', '0', '--window-s', '0.2', '--json']);"
         "assert not {'torch', 'pynvml', 'slack_bolt', 'bot'} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 4, done.stderr  # nothing was named, so nothing was looked at
+    assert done.returncode == 4, done.stderr  # nothing is configured, so nothing was checked
     assert json.loads(done.stdout)["verdict"] == "unknown"
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)]
 )
-def test_durations_are_read(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text).total_seconds() == seconds

@@ -1,4 +1,4 @@
-"""The judgement as a table: a healthy host that serves, one thing changed, and the verdict that must follow."""
+"""The judgement as a table: a healthy host that serves, with one change, and the verdict that must follow."""
 
 import pytest
 
@@ -18,7 +18,7 @@ HUNG = make.completion("timeout", tokens=0)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_this_host_gets_this_verdict_and_cause(name: str) -> None:
+def test_a_host_in_this_state_gets_this_verdict_and_cause(name: str) -> None:
     build, verdict, cause = CASES[name]
     judged = judge(build())
     assert (judged.verdict.value, judged.cause) == (verdict, cause), [
@@ -28,7 +28,7 @@ def test_this_host_gets_this_verdict_and_cause(name: str) -> None:
         assert judged.action and judged.summary
 
 
-def test_a_snapshot_judges_the_same_after_it_was_written_and_read() -> None:
+def test_a_snapshot_is_judged_the_same_after_a_round_trip_through_json() -> None:
     for build, _, _ in CASES.values():
         snapshot = build()
         again = Snapshot.model_validate_json(snapshot.model_dump_json())
@@ -46,14 +46,14 @@ def test_a_hang_names_the_rank_its_state_and_the_figures_of_both_sources() -> No
     assert verdict.fallback_gpu is not None
 
 
-def test_the_fallback_gpu_is_the_coolest_without_a_finding() -> None:
+def test_the_fallback_gpu_is_the_coolest_one_without_findings() -> None:
     verdict = judge(make.healthy(nvml=make.links_down({0: (1,), 1: (2,)})))
     assert verdict.fallback_gpu is not None
     assert (verdict.fallback_gpu.index, verdict.fallback_gpu.uuid) == (2, "GPU-2")
     assert "52 C" in verdict.fallback_gpu.reason
 
 
-def test_a_gpu_whose_memory_somebody_else_holds_is_not_chosen() -> None:
+def test_a_gpu_whose_memory_is_held_by_other_processes_is_not_chosen() -> None:
     taken = tuple(
         one.model_copy(update={"processes": (GpuProcess(pid=9999, memory_mib=70000),)})
         if one.index < 3
@@ -87,7 +87,7 @@ def test_accepting_an_unknown_does_not_excuse_a_fault() -> None:
     )
 
 
-def test_a_cpu_host_gets_no_unknown_for_what_it_does_not_have() -> None:
+def test_a_cpu_host_gets_no_unknown_finding_for_missing_hardware() -> None:
     host = make.healthy(expected={"gpus": 0, "ranks": 2}, ranks=make.ranks(2))
     verdict = judge(make.skipping(host, "nvml", "fabric_manager", "kernel_log", "ras"))
     assert verdict.verdict is VerdictKind.HEALTHY and verdict.fallback_gpu is None
@@ -123,13 +123,13 @@ def test_ttft_is_judged_against_the_baseline_only_with_enough_requests() -> None
     assert judge(make.healthy(engine=few), enough, baseline).cause == "serving_regression"
 
 
-def test_the_deep_probe_is_judged_by_the_baseline_where_there_is_one() -> None:
+def test_the_deep_probe_is_judged_by_the_baseline_if_there_is_one() -> None:
     snapshot = make.healthy(deep=DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=200))
     assert judge(snapshot).verdict is VerdictKind.HEALTHY
     assert judge(snapshot, baseline=TriageBaseline(busbw_gbps=355)).cause == "pcie_only"
 
 
-def test_links_that_hide_their_far_end_when_down_are_grouped_by_the_baseline() -> None:
+def test_links_that_hide_their_remote_end_while_down_are_grouped_by_the_baseline() -> None:
     down = make.links_down({0: (7,), 3: (3,)})
     hidden = tuple(
         one.model_copy(
@@ -148,6 +148,6 @@ def test_links_that_hide_their_far_end_when_down_are_grouped_by_the_baseline() -
     assert [row.subject for row in judge(snapshot, baseline=known).findings if row.id == "nvlink.shared_end"]
 
 
-def test_nothing_looked_at_is_unknown() -> None:
+def test_a_snapshot_without_readings_is_unknown() -> None:
     verdict = judge(Snapshot(host="h", taken_at=make.TAKEN, window_s=3))
     assert verdict.verdict is VerdictKind.UNKNOWN

@@ -1,4 +1,4 @@
-"""The picture of GPUs and links, read back pixel by pixel where it matters."""
+"""The picture of GPUs and links, checked pixel by pixel."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def colour_of_cell(image: Image.Image, gpu: int, link: int) -> object:
     return image.getpixel((LEFT + link * CELL + 4, TOP + gpu * ROW + 10))
 
 
-def test_the_links_that_are_down_are_marked_and_no_other(tmp_path: Path) -> None:
+def test_only_the_links_that_are_down_are_marked(tmp_path: Path) -> None:
     snapshot = make.healthy(nvml=make.links_down({0: (7,), 3: (3,)}))
     path = tmp_path / "matrix.png"
     assert draw_matrix(
@@ -29,7 +29,7 @@ def test_the_links_that_are_down_are_marked_and_no_other(tmp_path: Path) -> None
     assert path.stat().st_size < 100_000
 
 
-def test_a_lost_gpu_has_a_row_though_nothing_could_be_read_of_it(tmp_path: Path) -> None:
+def test_a_missing_gpu_still_has_a_row(tmp_path: Path) -> None:
     whole, less = make.healthy(), make.healthy(nvml=make.nvml(count=7))
     for name, snapshot in (("whole", whole), ("less", less)):
         assert draw_matrix(matrix_of(snapshot, judge(snapshot)), tmp_path / f"{name}.png", title=name)
@@ -41,7 +41,7 @@ def test_a_host_without_gpus_gets_no_picture(tmp_path: Path) -> None:
     assert not (tmp_path / "matrix.png").exists()
 
 
-def test_a_title_of_any_length_stays_on_the_picture(tmp_path: Path) -> None:
+def test_a_title_of_any_length_fits_the_picture(tmp_path: Path) -> None:
     matrix = matrix_of(make.healthy())
     for title in ("", "x" * 5000, "多卡 ☃\n\nline"):
         assert draw_matrix(matrix, tmp_path / "matrix.png", title=title)

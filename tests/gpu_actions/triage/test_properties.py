@@ -248,7 +248,7 @@ ANY: dict[str, st.SearchStrategy[object]] = {
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 @given(st.data())
-def test_no_readings_crash_the_judgement_and_every_finding_is_a_rule(data: st.DataObject) -> None:
+def test_the_judgement_handles_any_readings_and_every_finding_has_a_rule(data: st.DataObject) -> None:
     chosen = {
         name: data.draw(strategy, label=name) for name, strategy in ANY.items() if data.draw(st.booleans())
     }

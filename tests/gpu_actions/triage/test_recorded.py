@@ -1,4 +1,4 @@
-"""Snapshots of real H100 hosts, recorded as docs/validation/ tells, judged again: the same verdict for ever."""
+"""Snapshots of real H100 hosts (see docs/validation/), judged again: their verdicts never change."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_every_recorded_snapshot_is_judged_here() -> None:
 
 
 @pytest.mark.parametrize("name", VERDICTS)
-def test_a_real_host_is_judged_as_it_was_on_the_day(name: str) -> None:
+def test_a_recorded_host_keeps_its_verdict(name: str) -> None:
     verdict = judge(load_snapshot(RECORDED / f"{name}.json"))
     kind, cause, gpu = VERDICTS[name]
     assert (verdict.verdict, verdict.cause) == (kind, cause)
@@ -33,7 +33,7 @@ def test_a_real_host_is_judged_as_it_was_on_the_day(name: str) -> None:
     assert verdict.fallback_gpu.index == gpu
 
 
-def test_a_rank_that_sleeps_before_its_collective_is_told_by_nccls_own_counts() -> None:
+def test_a_rank_that_sleeps_before_its_collective_is_found_by_nccls_own_counts() -> None:
     verdict = judge(load_snapshot(RECORDED / "h100-x2-sleeping_rank.json"))
     hang = next(finding for finding in verdict.findings if finding.id == "collective.hang")
     assert hang.evidence["sources"] == ["token counter", "ras_mismatch"]
