@@ -187,7 +187,7 @@ def _capped(collected: Collected, item: Item) -> tuple[str, str]:
     if cut:
         kept = text.partition("\n")[2] if item.keep == "tail" else text.rpartition("\n")[0]
     end = "last" if item.keep == "tail" else "first"
-    rest = f" of {_kib(collected.text)}" if cut else "; the source has more"
+    rest = "; the source has more" if collected.truncated else f" of {_kib(collected.text)}"
     return kept, f"only the {end} {_kib(text)}{rest}"
 
 

@@ -142,10 +142,13 @@ class Evidence:
     deadline_s: float | None = None
 
     def items(self, scope: Scope) -> list[Item]:
-        """Return the items of this kind that apply to a scope."""
-        return [self._item(one) for one in self.when(scope)]
+        """Return the items of this kind that apply to a scope. A failure to decide that becomes a missing item."""
+        try:
+            return [self._item(one, partial(self._collect, one)) for one in self.when(scope)]
+        except Exception as error:  # noqa: BLE001  (one failing kind costs its own items only)
+            return [self._item(scope, partial(_missing, f"failed: {type(error).__name__}: {error}"))]
 
-    def _item(self, scope: Scope) -> Item:
+    def _item(self, scope: Scope, collect: Callable[[], Awaitable[Collected]]) -> Item:
         tier = scope.tier
         words = {"pid": "unknown" if scope.pid is None else scope.pid, "number": scope.number}
         if tier is not None:
@@ -154,7 +157,7 @@ class Evidence:
         return Item(
             path=self.path.format(**words),
             source=self.source.format(**words) + later,
-            collect=partial(self._collect, scope),
+            collect=collect,
             keep=self.keep,
             cap_bytes=self.cap_bytes,
             deadline_s=self.deadline_s,
@@ -163,6 +166,10 @@ class Evidence:
     async def _collect(self, scope: Scope) -> Collected:
         await asyncio.sleep(scope.gap_s * (scope.number - 1))
         return await self.collect(scope)
+
+
+async def _missing(reason: str) -> Collected:
+    raise Missing(reason)
 
 
 def evidence(path: str, **declared: Any) -> Callable[[Collector], Evidence]:

@@ -5,14 +5,17 @@ import contextlib
 import hashlib
 import tarfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from gpu_actions.forensics import bundle as bundle_module
 from gpu_actions.forensics.bundle import cap, make_bundle, read_manifest
-from gpu_actions.forensics.item import Collected, Item, Missing
+from gpu_actions.forensics.item import Collected, Evidence, Item, Missing, Scope
+from gpu_actions.host import Host
 
 
 def item(
@@ -78,6 +81,23 @@ async def test_a_collector_that_ignores_its_cancellation_is_left_behind(tmp_path
     assert made.manifest.missing[0].reason == "the collector did not end"
     ended.set()
     await asyncio.sleep(0)
+
+
+async def test_a_kind_that_cannot_decide_where_it_applies_costs_its_own_items_only(tmp_path: Path) -> None:
+    def when(scope: Scope) -> Sequence[Scope]:
+        raise OSError("no /proc here")
+
+    async def collect(scope: Scope) -> Collected:
+        return Collected(text="never")
+
+    kind = Evidence(path="odd_{pid}.txt", source="test", collect=collect, when=when)
+    (odd,) = kind.items(Scope(host=cast(Host, None), budget_s=1, gap_s=0))
+    made = await make_bundle(
+        [odd, item("a.txt")], path=tmp_path / "b.tar.gz", host="h", run_id="r", budget_s=1, report=quiet
+    )
+    assert [entry.path for entry in made.manifest.entries] == ["a.txt"]
+    assert made.manifest.missing[0].path == "odd_unknown.txt"
+    assert "no /proc here" in made.manifest.missing[0].reason
 
 
 async def test_an_item_has_its_own_deadline_and_cap(tmp_path: Path) -> None:
