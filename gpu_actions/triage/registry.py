@@ -12,7 +12,17 @@ from gpu_actions.triage.checks.router import ROUTER
 from gpu_actions.triage.checks.serving import SERVING
 from gpu_actions.triage.rule import Rule
 
-CHECKS: tuple[Check, ...] = (SERVING, COLLECTIVE, ROUTER, GPUS, NVLINK, FABRIC, PCIE, KERNEL_LOG, DEEP)
+CHECKS: tuple[Check, ...] = (
+    SERVING,
+    COLLECTIVE,
+    ROUTER,
+    GPUS,
+    NVLINK,
+    FABRIC,
+    PCIE,
+    KERNEL_LOG,
+    DEEP,
+)
 """All checks. Findings of the same severity keep this order."""
 
 RULES: dict[str, Rule] = {rule.id: rule for check in CHECKS for rule in check.rules.values()}
