@@ -11,7 +11,7 @@ from gpu_actions.snapshot.model import Snapshot
 State = Literal["not_expected", "not_asked", "flowing", "idle", "flat", "silent", "down", "unread"]
 
 
-class Progress(NamedTuple):
+class TierProgress(NamedTuple):
     """Progress of the tier within the window.
 
     flowing: tokens were generated. idle: there is no request. flat: requests run (or the synthetic completion did) and no
@@ -48,27 +48,27 @@ class Progress(NamedTuple):
         }
 
 
-def progress_of(snapshot: Snapshot) -> Progress:
+def progress_of(snapshot: Snapshot) -> TierProgress:
     """Derive the tier's progress from the engine's two samples, the completion and the process tree."""
     if not snapshot.expected.tier_expected:
-        return Progress("not_expected")
+        return TierProgress("not_expected")
     if _main_process_is_gone(snapshot):
-        return Progress("down")
+        return TierProgress("down")
     completion = snapshot.completion
     proved = completion is not None and completion.outcome == "ok"
     if snapshot.engine is None or not snapshot.engine.samples:
         if completion is None:
-            return Progress("not_asked" if snapshot.skipped("engine") else "unread")
-        return Progress("flowing" if proved else "down" if completion.outcome == "refused" else "unread")
+            return TierProgress("not_asked" if snapshot.skipped("engine") else "unread")
+        return TierProgress("flowing" if proved else "down" if completion.outcome == "refused" else "unread")
     first, last = snapshot.engine.samples[0], snapshot.engine.samples[-1]
     if last.outcome == "refused" and not proved:
-        return Progress("down")
+        return TierProgress("down")
     if last.outcome == "timeout" and not proved:
-        return Progress("silent", flat_s=max(0.0, last.at_s - first.at_s), running=first.running)
+        return TierProgress("silent", flat_s=max(0.0, last.at_s - first.at_s), running=first.running)
     if (first.outcome != "ok" or last.outcome != "ok") and not proved:
-        return Progress("unread")
+        return TierProgress("unread")
     before, after = first.tokens, last.tokens
-    flowing = Progress("flowing", 0.0, last.running, last.waiting, before, after)
+    flowing = TierProgress("flowing", 0.0, last.running, last.waiting, before, after)
     if proved or (before is not None and after is not None and before != after):
         return flowing
     if before is None or after is None:

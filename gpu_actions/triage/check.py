@@ -11,7 +11,7 @@ from functools import cached_property
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding
 from gpu_actions.snapshot.model import Snapshot
-from gpu_actions.snapshot.progress import Progress, progress_of
+from gpu_actions.snapshot.progress import TierProgress, progress_of
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.rule import Rules
 
@@ -30,7 +30,7 @@ class CheckContext:
         return self.snapshot.expected.gpus != 0 and not self.snapshot.skipped("nvml")
 
     @cached_property
-    def progress(self) -> Progress:
+    def progress(self) -> TierProgress:
         """The tier's progress within the window."""
         return progress_of(self.snapshot)
 

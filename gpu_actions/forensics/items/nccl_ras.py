@@ -1,9 +1,9 @@
 """NCCL's own view of its communicators, read twice from its RAS port (NCCL 2.24 and later)."""
 
-import asyncio
 from collections.abc import Sequence
 
 from gpu_actions.forensics.item import Collected, Missing, Scope, evidence, read_to_cap, twice
+from gpu_actions.snapshot.collectors.ras import ASK_SHORT_WAIT, ASK_STATUS, connect_ras
 
 
 def _where_configured(scope: Scope) -> Sequence[Scope]:
@@ -14,15 +14,10 @@ def _where_configured(scope: Scope) -> Sequence[Scope]:
 async def ras(scope: Scope) -> Collected:
     """Read one raw answer to its end. A refused connection and silence are evidence too; the reason tells them apart."""
     address = scope.host.config.ras_address or ""
-    name, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(name.strip("[]"), int(port))
-    try:
-        # RAS waits 5 s for silent ranks by default, which is most of the budget.
-        writer.write(b"TIMEOUT 1\nVERBOSE STATUS\n")
+    async with connect_ras(address) as (reader, writer):
+        writer.write(ASK_SHORT_WAIT + ASK_STATUS)
         await writer.drain()
         text, truncated = await read_to_cap(reader)
-    finally:
-        writer.close()
     if not text:
         raise Missing(f"RAS at {address} closed the connection without an answer")
     return Collected(text=text, truncated=truncated)

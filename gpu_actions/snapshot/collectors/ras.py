@@ -8,6 +8,8 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -16,8 +18,9 @@ from gpu_actions.models import Frozen
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
-SERVER_WAIT_S = 1
-"""How long RAS itself waits for silent ranks (its default is 5 s, longer than the window)."""
+ASK_STATUS = b"VERBOSE STATUS\n"
+ASK_SHORT_WAIT = b"TIMEOUT 1\n"
+"""RAS itself waits 1 s for silent ranks (its default is 5 s, longer than the window)."""
 
 MAX_RANKS = 4096
 _COMMUNICATOR = re.compile(r"^#\d+-\d+ \(([0-9a-fA-F]{1,32})\) (MISMATCH|INCOMPLETE|ERROR)")
@@ -90,15 +93,24 @@ async def collect_ras(address: str | None, *, window_s: float, timeout_s: float,
     host, _, port = address.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536 or not host:
         raise CollectorFailed(f"{address!r} is not HOST:PORT")
-    host = host.strip("[]")
-    first = await poll_ras(host, int(port), timeout_s=timeout_s, began=began)
+    first = await poll_ras(address, timeout_s=timeout_s, began=began)
     await asyncio.sleep(max(0.0, first.at_s + window_s - (time.monotonic() - began)))
-    return RasReading(
-        address=address, polls=(first, await poll_ras(host, int(port), timeout_s=timeout_s, began=began))
-    )
+    last = await poll_ras(address, timeout_s=timeout_s, began=began)
+    return RasReading(address=address, polls=(first, last))
 
 
-async def poll_ras(host: str, port: int, *, timeout_s: float, began: float) -> RasPoll:
+@asynccontextmanager
+async def connect_ras(address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Open a connection to RAS at HOST:PORT. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def poll_ras(address: str, *, timeout_s: float, began: float) -> RasPoll:
     """Poll once. A missing or broken answer is an outcome: refused, silent or garbage."""
     at_s = time.monotonic() - began
 
@@ -107,18 +119,14 @@ async def poll_ras(host: str, port: int, *, timeout_s: float, began: float) -> R
 
     got = bytearray()
     try:
-        async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                as_json = await _greet(reader, writer)
-                writer.write(b"VERBOSE STATUS\n")
-                await writer.drain()
-                while chunk := await reader.read(65536):
-                    got += chunk
-                    if len(got) > MAX_ANSWER_BYTES:
-                        return no_report("garbage", f"more than {MAX_ANSWER_BYTES} bytes")
-            finally:
-                writer.close()
+        async with asyncio.timeout(timeout_s), connect_ras(address) as (reader, writer):
+            as_json = await _greet(reader, writer)
+            writer.write(ASK_STATUS)
+            await writer.drain()
+            while chunk := await reader.read(65536):
+                got += chunk
+                if len(got) > MAX_ANSWER_BYTES:
+                    return no_report("garbage", f"more than {MAX_ANSWER_BYTES} bytes")
     except TimeoutError:
         if not got:
             return no_report("silent", f"no answer within {timeout_s:g} s")
@@ -143,7 +151,7 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     answer = await _line(reader)
     if not answer.upper().startswith("SERVER PROTOCOL"):
         raise _NotRasError(f"it greets with {answer[:60]!r}, not with SERVER PROTOCOL")
-    writer.write(f"TIMEOUT {SERVER_WAIT_S}\n".encode())
+    writer.write(ASK_SHORT_WAIT)
     await _line(reader)
     writer.write(b"SET FORMAT json\n")
     return (await _line(reader)).strip().upper() == "OK"

@@ -5,7 +5,7 @@ from typing import Any
 
 from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.completion import CompletionReading
-from gpu_actions.snapshot.progress import Progress
+from gpu_actions.snapshot.progress import TierProgress
 from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.checks.collective import suspicions_of
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
@@ -159,7 +159,7 @@ def _down(context: CheckContext) -> Finding:
     return RULES.finding("serving.down", f"the engine is down: {what}", **evidence)
 
 
-def _stall(context: CheckContext, progress: Progress) -> Iterator[Finding]:
+def _stall(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
     if not progress.stuck or any(True for _ in suspicions_of(context)):
         return  # a hang is a finding of the collective check
     completion = context.snapshot.completion
@@ -184,7 +184,7 @@ def _stall(context: CheckContext, progress: Progress) -> Iterator[Finding]:
         )
 
 
-def _counters(context: CheckContext, progress: Progress) -> Iterator[Finding]:
+def _counters(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
     snapshot = context.snapshot
     proved = snapshot.completion is not None and snapshot.completion.outcome == "ok"
     if problem := _counter_problem(context, progress):
@@ -205,7 +205,7 @@ def _counters(context: CheckContext, progress: Progress) -> Iterator[Finding]:
         )
 
 
-def _counter_problem(context: CheckContext, progress: Progress) -> str:
+def _counter_problem(context: CheckContext, progress: TierProgress) -> str:
     """Return why the engine's counters cannot be judged, or an empty string."""
     engine = context.snapshot.engine
     if engine is None:
@@ -219,7 +219,7 @@ def _counter_problem(context: CheckContext, progress: Progress) -> str:
     return ""
 
 
-def _completion(context: CheckContext, progress: Progress) -> Iterator[Finding]:
+def _completion(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
     snapshot = context.snapshot
     completion = snapshot.completion
     if completion is None:
@@ -262,7 +262,7 @@ def _slow(context: CheckContext, completion: CompletionReading) -> Iterator[Find
         )
 
 
-def _speed(context: CheckContext, progress: Progress) -> Iterator[Finding]:
+def _speed(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
     """Judge TTFT and throughput of the window, if there is a baseline and enough requests."""
     engine, limits = context.snapshot.engine, context.thresholds
     if engine is None or len(engine.samples) < 2:

@@ -49,7 +49,7 @@ def test_every_rule_is_used_by_its_check_and_every_check_uses_only_its_rules() -
     for path in FOLDER.glob("[a-z]*.py"):
         text = path.read_text()
         declaration, _, code = text.partition("# fmt: skip")
-        prefixes = "gpu|nvlink|fabric|pcie|deep|kernel_log|collective|serving|router"
+        prefixes = "|".join({rule.component for rule in RULES.values()})
         declared = set(re.findall(rf'"((?:{prefixes})\.[a-z0-9_]+)"', declaration))
         named = set(re.findall(rf'"((?:{prefixes})\.[a-z0-9_]+)"', code))
         if path.stem == "kernel_log":
