@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from demo.engine.options import Options
@@ -30,7 +31,7 @@ DEFAULT_ENVIRONMENT = {
 
 
 class Communicator:
-    """One rank's side of the collectives. A single rank sends nothing and does not import torch.distributed."""
+    """One rank's side of the collectives. A single rank sends nothing."""
 
     def __init__(self, options: Options, rank: int) -> None:
         self.rank = rank
@@ -51,19 +52,12 @@ class Communicator:
         """
         if self.world == 1:
             return
-        import torch.distributed as dist
-
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         timeout = timedelta(seconds=self._options.collective_timeout_s)
+        master = {} if listener is None else {"master_listen_fd": listener.detach()}
         store = dist.TCPStore(
-            "127.0.0.1",
-            port,
-            self.world,
-            is_master=listener is not None,
-            timeout=timeout,
-            wait_for_workers=False,
-            **({} if listener is None else {"master_listen_fd": listener.detach()}),
+            "127.0.0.1", port, self.world, self.rank == 0, timeout, wait_for_workers=False, **master
         )
         on_gpu = device.type == "cuda"
         dist.init_process_group(
@@ -72,7 +66,7 @@ class Communicator:
             rank=self.rank,
             world_size=self.world,
             timeout=timeout,
-            **({"device_id": device} if on_gpu else {}),
+            device_id=device if on_gpu else None,
         )
         self._control = dist.new_group(backend="gloo", timeout=NO_LIMIT)
 
@@ -81,34 +75,24 @@ class Communicator:
         if self.world > 1:
             data = pickle.dumps(command)
             self._buffer[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            self._broadcast_buffer()
+            dist.broadcast(self._buffer, src=0, group=self._control)
 
     def receive(self) -> Command:
         """Wait for the next command of rank 0."""
-        self._broadcast_buffer()
+        dist.broadcast(self._buffer, src=0, group=self._control)
         command: Command = pickle.loads(self._buffer.numpy().tobytes())  # noqa: S301  (from rank 0, its parent)
         return command
 
-    def _broadcast_buffer(self) -> None:
-        import torch.distributed as dist
-
-        dist.broadcast(self._buffer, src=0, group=self._control)
-
     def all_reduce(self, values: Tensor) -> None:
         """Sum over the ranks, in place."""
-        if self.world == 1:
-            return
-        self._sleep_if_due()
-        import torch.distributed as dist
-
-        dist.all_reduce(values)
+        if self.world > 1:
+            self._sleep_if_due()
+            dist.all_reduce(values)
 
     def all_agree(self, fine: bool) -> bool:
         """Wait until every rank has called it, and return True if all passed True. Used where ranks write files."""
         if self.world == 1:
             return fine
-        import torch.distributed as dist
-
         flag = torch.tensor(int(fine), dtype=torch.int64)
         dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._control)
         return bool(flag.item())

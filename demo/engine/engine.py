@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from demo.engine.metrics import Metrics
 from demo.engine.options import Options
 from demo.engine.request import (
+    ApiError,
     Command,
-    Rejection,
     Request,
     StartProfile,
     State,
@@ -27,7 +27,7 @@ from demo.engine.request import (
     StopProfile,
     TokenEvent,
 )
-from demo.engine.scheduler import QueueFull, Scheduler
+from demo.engine.scheduler import Scheduler
 from demo.engine.startup import StartError, timed_phase
 from demo.engine.tokenizer import END_OF_TEXT, encode, token_text
 
@@ -40,14 +40,6 @@ log = logging.getLogger(__name__)
 
 WARM_UP_PROMPT = "The quick brown fox"
 WARM_UP_TOKENS = 2
-
-
-class Refused(Exception):
-    """Raised when a request is not taken."""
-
-    def __init__(self, rejection: Rejection) -> None:
-        super().__init__(rejection.message)
-        self.rejection = rejection
 
 
 class Engine:
@@ -78,23 +70,18 @@ class Engine:
         threading.Thread(target=self._run, args=(port, listener), name="model-steps", daemon=True).start()
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises Refused when the engine is not ready or drains, or when the queue is full."""
+        """Queue a request. Raises ApiError when the engine is not ready or drains, or when the queue is full."""
         if self.draining:
-            raise Refused(Rejection(503, "shutting_down", "the engine is shutting down: use another one"))
+            raise ApiError(503, "shutting_down", "the engine is shutting down: use another one")
         if not self.ready:
-            raise Refused(Rejection(503, "starting", "the engine is starting: wait until /ready returns 200"))
+            raise ApiError(503, "starting", "the engine is starting: wait until /ready returns 200")
         self._queue(request)
         if self._options.queue_timeout_s:
             self._loop.call_later(self._options.queue_timeout_s, self._expire, request)
 
     def _queue(self, request: Request) -> None:
         with self._wake:
-            try:
-                self._scheduler.submit(request)
-            except QueueFull as error:
-                limit = self._options.max_num_queued_reqs
-                message = f"the queue is full ({limit} waiting): try again later"
-                raise Refused(Rejection(503, "queue_full", message)) from error
+            self._scheduler.submit(request)
             self._wake.notify()
 
     def _expire(self, request: Request) -> None:
@@ -104,7 +91,7 @@ class Engine:
                 return
             self._scheduler.withdraw(request)
         message = f"the request waited longer than {self._options.queue_timeout_s:g} s: try again later"
-        request.events.put_nowait(Rejection(503, "queue_timeout", message))
+        request.events.put_nowait(ApiError(503, "queue_timeout", message))
 
     def abandon(self, request: Request) -> None:
         """Forget a request whose client is gone, or free its slot before the next step."""
@@ -129,11 +116,11 @@ class Engine:
         with self._wake:
             return self._scheduler.unfinished()
 
-    def abort_all(self, rejection: Rejection) -> int:
-        """Reject all unfinished requests and return their number. The batch itself may hang and is left alone."""
+    def abort_all(self, status: int, code: str, message: str) -> int:
+        """End all unfinished requests with an error. Return their number. The batch itself may hang and is left alone."""
         requests = self.unfinished()
         for request in requests:
-            request.events.put_nowait(rejection)
+            request.events.put_nowait(ApiError(status, code, message))
         return len(requests)
 
     def stop(self) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
-from demo.engine.engine import Engine, Refused
-from demo.engine.openai import Answer, ApiError, GenerateRequest, read_request
+from demo.engine.engine import Engine
+from demo.engine.openai import Answer, GenerateRequest, read_request
 from demo.engine.options import Options
-from demo.engine.request import Rejection, Request, TokenEvent
+from demo.engine.request import ApiError, Request, TokenEvent
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ async def _body(http: web.Request) -> Any:
     try:
         return json.loads(await http.read())
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
 
 
 class HttpApi:
@@ -59,15 +59,13 @@ class HttpApi:
         """Return every refusal in OpenAI's shape, also those that aiohttp raises itself (404, 405, 413)."""
         try:
             return await handler(request)
-        except Refused as refused:
-            error = ApiError.of(refused.rejection)
         except ApiError as raised:
             error = raised
         except web.HTTPException as raised:
             if raised.status < 400:
                 raise
             message = f"{request.method} {request.path}: {raised.reason}"
-            error = ApiError(raised.status, message, code=raised.reason.lower().replace(" ", "_"))
+            error = ApiError(raised.status, raised.reason.lower().replace(" ", "_"), message)
         headers = {"Retry-After": str(self._options.retry_after_s)} if error.status == 503 else None
         return _json(error.body(), status=error.status, headers=headers)
 
@@ -122,8 +120,8 @@ class HttpApi:
         """Yield the request's tokens to the last. Raises ApiError when the engine ends it early."""
         while True:
             event = await request.events.get()
-            if isinstance(event, Rejection):
-                raise ApiError.of(event)
+            if isinstance(event, ApiError):
+                raise event
             yield event
             if event.finish_reason is not None:
                 return
@@ -169,24 +167,24 @@ class HttpApi:
             limit = most
         if type(limit) is not int or limit < 1:
             message = f"max_iterations must be a whole number above 0, not {limit!r}"
-            raise ApiError(400, message, param="max_iterations")
+            raise ApiError(400, "invalid_value", message, param="max_iterations")
         if not self._engine.ready or self._engine.draining:
-            raise ApiError(503, "the engine is starting or shutting down", code="not_ready")
+            raise ApiError(503, "not_ready", "the engine is starting or shutting down")
         if self._engine.profiling:
-            raise ApiError(409, "a profile is running already: POST /stop_profile first", code="conflict")
+            raise ApiError(409, "conflict", "a profile is running already: POST /stop_profile first")
         async with asyncio.timeout(STOP_PROFILE_TIMEOUT_S):
             await self._engine.start_profile(min(limit, most))
         return _json({"status": "profiling", "max_iterations": min(limit, most)})
 
     async def _stop_profile(self, _http: web.Request) -> web.Response:
         if not self._engine.profiling:
-            raise ApiError(409, "no profile is running: POST /start_profile first", code="conflict")
+            raise ApiError(409, "conflict", "no profile is running: POST /start_profile first")
         try:
             async with asyncio.timeout(STOP_PROFILE_TIMEOUT_S):
                 files, complete = await self._engine.stop_profile()
         except TimeoutError as error:
             message = f"the ranks did not write their traces within {STOP_PROFILE_TIMEOUT_S} s: one may hang"
-            raise ApiError(504, message, code="timeout") from error
+            raise ApiError(504, "timeout", message) from error
         if not complete:
-            raise ApiError(500, "a rank could not write its trace: see the log", code="trace_failed")
+            raise ApiError(500, "trace_failed", "a rank could not write its trace: see the log")
         return _json({"files": [str(path) for path in files]})

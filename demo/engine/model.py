@@ -55,11 +55,21 @@ class Transformer:
         self._options, self._device, self._dtype = options, device, dtype
         self._heads = options.num_heads // options.tensor_parallel_size
         self._head_size = options.head_size
-        self._embedding = self._draw("embedding", VOCABULARY, scale=math.sqrt(options.hidden_size))
+        hidden, wide = options.hidden_size, options.intermediate_size
+        self._embedding = self._draw("embedding", VOCABULARY, hidden, scale=math.sqrt(hidden))
         self._head = self._draw(
-            "head", VOCABULARY, scale=2
-        )  # spread logits: rounding must not change the greedy choice
-        self._layers = [self._layer(f"layers.{number}.") for number in range(options.num_layers)]
+            "head", VOCABULARY, hidden, scale=2
+        )  # a clear greedy choice in spite of rounding
+        last = 1 / math.sqrt(2 * options.num_layers)  # the residual stream must not grow with depth
+        self._layers = [
+            Layer(
+                qkv=self._draw(f"{number}.qkv", 3, hidden, hidden, split=1).flatten(0, 1),
+                attention_output=self._draw(f"{number}.output", hidden, hidden, split=1, scale=last),
+                gate_up=self._draw(f"{number}.gate_up", 2, wide, hidden, split=1).flatten(0, 1),
+                down=self._draw(f"{number}.down", hidden, wide, split=1, scale=last),
+            )
+            for number in range(options.num_layers)
+        ]
         cache_shape = (
             options.num_layers, 2, options.max_num_seqs, self._heads, options.max_model_len, self._head_size,
         )  # fmt: skip
@@ -69,34 +79,15 @@ class Transformer:
         self._cosine = angles.cos().to(device=device, dtype=dtype)
         self._sine = angles.sin().to(device=device, dtype=dtype)
 
-    def _layer(self, prefix: str) -> Layer:
-        hidden, wide = self._options.hidden_size, self._options.intermediate_size
-        # the residual stream must not grow with depth
-        last = 1 / math.sqrt(2 * self._options.num_layers)
-
-        def joined(names: tuple[str, ...], rows: int) -> Tensor:
-            return torch.cat([self._draw(prefix + name, rows, split=0) for name in names])
-
-        return Layer(
-            qkv=joined(("query", "key", "value"), hidden),
-            attention_output=self._draw(prefix + "attention_output", hidden, split=1, scale=last),
-            gate_up=joined(("gate", "up"), wide),
-            down=self._draw(prefix + "down", hidden, wide, split=1, scale=last),
-        )
-
-    def _draw(
-        self, name: str, rows: int, columns: int = 0, *, split: int | None = None, scale: float = 1
-    ) -> Tensor:
-        """Draw a tensor [rows, columns or hidden], and return this rank's part of it along the dimension `split`.
+    def _draw(self, name: str, *shape: int, split: int | None = None, scale: float = 1) -> Tensor:
+        """Draw a tensor, and return this rank's part of it along the dimension `split`.
 
         Each tensor has its own generator, so its values depend on nothing but the seed, its name and its shape; the two are
         hashed together, since a CPU generator reads only 32 bits of its seed. The scale keeps activations near 1.
         """
-        columns = columns or self._options.hidden_size
         generator = torch.Generator(device=self._device)
         generator.manual_seed(zlib.crc32(f"{self._options.seed} {name}".encode()))
-        full = torch.randn((rows, columns), generator=generator, device=self._device)
-        full.mul_(scale / math.sqrt(columns))
+        full = torch.randn(shape, generator=generator, device=self._device).mul_(scale / math.sqrt(shape[-1]))
         if split is not None:
             full = full.chunk(self._options.tensor_parallel_size, dim=split)[self._communicator.rank]
         return full.to(self._dtype).contiguous()

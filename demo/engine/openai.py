@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from demo.engine.options import Options
-from demo.engine.request import Rejection, TokenEvent
+from demo.engine.request import ApiError, TokenEvent
 from demo.engine.tokenizer import VOCABULARY, encode, token_name
 
 JsonObject = dict[str, Any]
@@ -26,22 +26,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 """Features that the engine lacks, with the values that do not ask for them."""
 
 
-class ApiError(Exception):
-    """Raised when a request is refused. Becomes OpenAI's error object with this status."""
-
-    def __init__(
-        self, status: int, message: str, *, code: str = "invalid_value", param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-
-    @classmethod
-    def of(cls, rejection: Rejection) -> "ApiError":
-        return cls(rejection.status, rejection.message, code=rejection.code)
-
-    def body(self) -> JsonObject:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+def _wrong(param: str, message: str, *, code: str = "invalid_value", status: int = 400) -> ApiError:
+    return ApiError(status, code, message, param=param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +46,16 @@ class GenerateRequest:
 def read_request(body: Any, options: Options, *, chat: bool) -> GenerateRequest:
     """Check a body of /v1/completions or /v1/chat/completions. Raises ApiError."""
     if not isinstance(body, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+        raise ApiError(400, "invalid_json", "the body must be a JSON object")
     model = body.get("model")
     if model is not None and model != options.model_name:
         message = f"the model {model!r} does not exist: this engine serves {options.model_name!r}"
-        raise ApiError(404, message, code="model_not_found", param="model")
+        raise _wrong("model", message, code="model_not_found", status=404)
     unsupported = {**UNSUPPORTED, "logprobs": (False,)} if chat else UNSUPPORTED
     for name, harmless in unsupported.items():
         if body.get(name) is not None and body[name] not in harmless:
             message = f"this engine does not support {name}={body[name]!r}"
-            raise ApiError(400, message, code="unsupported_value", param=name)
+            raise _wrong(name, message, code="unsupported_value")
     if chat:
         prompt = encode(_chat_text(body.get("messages")))
         limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
@@ -78,17 +64,15 @@ def read_request(body: Any, options: Options, *, chat: bool) -> GenerateRequest:
         prompt = _prompt(body.get("prompt"))
         max_tokens = _integer(body, "max_tokens", 1) or DEFAULT_COMPLETION_TOKENS
     if len(prompt) + max_tokens > options.max_model_len:
-        raise ApiError(
-            400,
+        message = (
             f"the context is {options.max_model_len} tokens, but the prompt has {len(prompt)} and {max_tokens} more are "
-            "requested",
-            code="context_length_exceeded",
-            param="messages" if chat else "prompt",
+            "requested"
         )
+        raise _wrong("messages" if chat else "prompt", message, code="context_length_exceeded")
     stream, stream_options = _flag(body, "stream"), body.get("stream_options")
     if stream_options is not None and not (stream and isinstance(stream_options, dict)):
         message = "stream_options must be an object, and needs stream=true"
-        raise ApiError(400, message, param="stream_options")
+        raise _wrong("stream_options", message)
     return GenerateRequest(
         prompt=tuple(prompt),
         max_tokens=max_tokens,
@@ -104,14 +88,14 @@ def _integer(body: Mapping[str, Any], name: str, low: int, high: int = 2**31 - 1
     value = body.get(name)
     if value is not None and (type(value) is not int or not low <= value <= high):
         message = f"{name} must be a whole number from {low} to {high}, not {value!r}"
-        raise ApiError(400, message, param=name)
+        raise _wrong(name, message)
     return value
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise ApiError(400, f"{name} must be true or false, not {value!r}", param=name)
+        raise _wrong(name, f"{name} must be true or false, not {value!r}")
     return bool(value)
 
 
@@ -125,14 +109,14 @@ def _prompt(prompt: Any) -> list[int]:
         message = (
             f"prompt must be one text or one list of token ids from 0 to {VOCABULARY - 1}, and not empty"
         )
-        raise ApiError(400, message, param="prompt")
+        raise _wrong("prompt", message)
     return list(prompt)
 
 
 def _chat_text(messages: Any) -> str:
     """Lay out a conversation as plain text: a line for each message, then the assistant's turn."""
     if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "messages must be a list with at least one message", param="messages")
+        raise _wrong("messages", "messages must be a list with at least one message")
     lines = []
     for number, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) else None
@@ -141,7 +125,7 @@ def _chat_text(messages: Any) -> str:
         if not isinstance(content, str) or not isinstance(message.get("role"), str):
             place = f"messages[{number}]"
             expected = "an object with a role, and a content of text or text parts"
-            raise ApiError(400, f"{place} must be {expected}", param=place)
+            raise _wrong(place, f"{place} must be {expected}")
         lines.append(f"{message['role']}: {content}\n")
     return "".join(lines) + "assistant: "
 

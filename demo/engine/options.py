@@ -15,11 +15,10 @@ def _option(
     default: Any,
     text: str,
     *,
-    above: float | None = None,
     least: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    metadata = {"help": text, "above": above, "least": least, "choices": choices}
+    metadata = {"help": text, "least": least, "choices": choices}
     return field(default=default, metadata=metadata)
 
 
@@ -31,22 +30,22 @@ class Options:
     port: int = _option(8101, "port to listen on; 0 takes a free one and logs it")
     model_name: str = _option("reference", "model name that requests ask for")
 
-    hidden_size: int = _option(256, "width of the model", above=0)
-    num_layers: int = _option(4, "layers of the model", above=0)
-    num_heads: int = _option(8, "attention heads", above=0)
+    hidden_size: int = _option(256, "width of the model", least=1)
+    num_layers: int = _option(4, "layers of the model", least=1)
+    num_heads: int = _option(8, "attention heads", least=1)
     max_model_len: int = _option(2048, "prompt and output tokens of one request together", least=2)
-    seed: int = _option(0, "seed of the random weights, and of sampling without a seed of its own")
+    seed: int = _option(0, "seed of the random weights")
     dtype: str = _option("auto", "auto: float32 on the CPU, bfloat16 on CUDA",
                          choices=("auto", "float32", "bfloat16", "float16"))  # fmt: skip
     device: str = _option("auto", "CUDA_VISIBLE_DEVICES scopes cuda", choices=("auto", "cpu", "cuda"))
-    threads: int = _option(1, "torch threads of each rank on the CPU", above=0)
+    threads: int = _option(1, "torch threads of each rank on the CPU", least=1)
 
-    tensor_parallel_size: int = _option(1, "number of ranks", above=0)
+    tensor_parallel_size: int = _option(1, "number of ranks", least=1)
     dist_port: int = _option(0, "rendezvous port on 127.0.0.1; 0 takes a free one")
-    collective_timeout_s: float = _option(600, "a collective that takes longer ends the engine", above=0)
+    collective_timeout_s: float = _option(600, "a collective that takes longer ends the engine", least=1)
 
-    max_num_seqs: int = _option(32, "requests in the batch at once", above=0)
-    prefill_chunk: int = _option(256, "prompt tokens that one step takes in", above=0)
+    max_num_seqs: int = _option(32, "requests in the batch at once", least=1)
+    prefill_chunk: int = _option(256, "prompt tokens that one step takes in", least=1)
     max_num_queued_reqs: int | None = _option(
         None, "503 when more than this many wait; default: no limit", least=0
     )
@@ -59,7 +58,7 @@ class Options:
     profiler_dir: Path | None = _option(  # noqa: RUF009
         None, "enables /start_profile and /stop_profile; traces go here"
     )
-    profiler_max_iterations: int = _option(1000, "steps after which a profile ends by itself", above=0)
+    profiler_max_iterations: int = _option(1000, "steps after which a profile ends by itself", least=1)
 
     slow_ms: float = _option(0, "drill: added to every step", least=0)
     drill_sleep_rank: int | None = _option(None, "drill: this rank sleeps once before a collective", least=0)
@@ -82,9 +81,7 @@ def _complaint(options: Options) -> str | None:
     """Return the first thing that is wrong with the options, or None."""
     for each in fields(options):
         flag, value = _flag(each.name), getattr(options, each.name)
-        above, least = each.metadata["above"], each.metadata["least"]
-        if value is not None and above is not None and value <= above:
-            return f"{flag} must be above {above}, not {value}"
+        least = each.metadata["least"]
         if value is not None and least is not None and value < least:
             return f"{flag} must be at least {least}, not {value}"
     world = options.tensor_parallel_size

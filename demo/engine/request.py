@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +18,16 @@ class TokenEvent:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A request ends without (more) tokens. `status` is an HTTP status, `code` is machine-readable."""
+class ApiError(Exception):
+    """Raised when a request is refused, and put into its events when it ends early. Becomes OpenAI's error object."""
 
-    status: int
-    code: str
-    message: str
+    def __init__(self, status: int, code: str, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class State(Enum):
@@ -45,7 +49,7 @@ class Request:
     logprobs: int | None = None
     internal: bool = False
     arrived_s: float = field(default_factory=time.monotonic)
-    events: "asyncio.Queue[TokenEvent | Rejection]" = field(default_factory=asyncio.Queue)
+    events: "asyncio.Queue[TokenEvent | ApiError]" = field(default_factory=asyncio.Queue)
     state: State = State.WAITING
     abandoned: bool = False
     slot: int = -1

@@ -6,11 +6,7 @@ Nothing here waits or computes: the engine passes the requests in and holds its 
 from collections import deque
 
 from demo.engine.options import Options
-from demo.engine.request import DecodeRow, PrefillChunk, Request, State, StepPlan
-
-
-class QueueFull(Exception):
-    """Raised when the queue is at its limit."""
+from demo.engine.request import ApiError, DecodeRow, PrefillChunk, Request, State, StepPlan
 
 
 class Scheduler:
@@ -33,10 +29,10 @@ class Scheduler:
         return used / (self._options.max_num_seqs * self._options.max_model_len)
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises QueueFull when the batch has no free slot for it and the queue is at its limit."""
+        """Queue a request. Raises ApiError when the batch has no free slot for it and the queue is at its limit."""
         limit = self._options.max_num_queued_reqs
         if limit is not None and len(self._waiting) - len(self._free) >= limit:
-            raise QueueFull
+            raise ApiError(503, "queue_full", f"the queue is full ({limit} waiting): try again later")
         self._waiting.append(request)
 
     def withdraw(self, request: Request) -> bool:

@@ -12,7 +12,6 @@ import time
 from demo.engine.engine import Engine
 from demo.engine.options import Options
 from demo.engine.rank_processes import RankProcesses
-from demo.engine.request import Rejection
 from demo.engine.startup import timed_phase
 
 log = logging.getLogger(__name__)
@@ -80,14 +79,15 @@ class Server:
         if self._failure is None:
             await self._drain(engine)
         if self._failure is None:
-            code, reason = (
-                0,
-                Rejection(503, "shutting_down", "the engine shut down before the request was done"),
+            code = 0
+            aborted = engine.abort_all(
+                503, "shutting_down", "the engine shut down before the request was done"
             )
         else:
             log.error("the engine has failed and exits with 1: %s", self._failure)
-            code, reason = 1, Rejection(500, "engine_failed", f"the engine has failed: {self._failure}")
-        if aborted := engine.abort_all(reason):
+            code = 1
+            aborted = engine.abort_all(500, "engine_failed", f"the engine has failed: {self._failure}")
+        if aborted:
             log.warning("%d unfinished request(s) were aborted", aborted)
             code = 1
             await asyncio.sleep(LAST_WORDS_S / 2)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.engine.options import Options, parse_options
-from demo.engine.request import Request, State
-from demo.engine.scheduler import QueueFull, Scheduler
+from demo.engine.request import ApiError, Request, State
+from demo.engine.scheduler import Scheduler
 
 
 def make(*arguments: str) -> tuple[Options, Scheduler]:
@@ -51,10 +51,10 @@ def test_a_full_queue_refuses_but_not_while_the_batch_has_places() -> None:
     _, scheduler = make("--max-num-seqs", "2", "--max-num-queued-reqs", "1")
     for _ in range(3):  # two will run, one may wait
         scheduler.submit(request())
-    with pytest.raises(QueueFull):
+    with pytest.raises(ApiError, match="the queue is full"):
         scheduler.submit(request())
     scheduler.admit()
-    with pytest.raises(QueueFull):
+    with pytest.raises(ApiError, match="the queue is full"):
         scheduler.submit(request())
 
 
@@ -107,7 +107,7 @@ def test_slots_are_never_shared_or_lost_and_no_step_exceeds_its_prompt_budget(
     [
         (["--num-heads", "3"], "must split into 3 heads"),
         (["--tensor-parallel-size", "3"], "must divide --num-heads"),
-        (["--max-num-seqs", "0"], "--max-num-seqs must be above 0"),
+        (["--max-num-seqs", "0"], "--max-num-seqs must be at least 1"),
         (["--max-model-len", "1"], "at least 2"),
         (["--drill-sleep-rank", "1"], "outside --tensor-parallel-size"),
         (["--rank", "2"], "outside --tensor-parallel-size"),
