@@ -27,7 +27,7 @@ from benchmarks import loadtest_tools
 from benchmarks.loadtest_server import CHUNKS, ITL_MS, TTFT_MS, log_entries, port_of, quantile, start_server
 from gpu_actions.loadtest.generator import Generator
 from gpu_actions.loadtest.outcomes import Outcome
-from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.prompts import PromptMaker
 from gpu_actions.loadtest.schedule import Schedule, make_schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import resolve_target
@@ -43,7 +43,7 @@ Request = Callable[[int, bytes], Awaitable[tuple[float, bool]]]
 async def run_ours(spec: LoadSpec, schedule: Schedule) -> tuple[list[float], list[float], int]:
     """Returns lateness and TTFT (both from the due time, ms), and how many were served."""
     generator = Generator(
-        spec, schedule, range(len(schedule)), await resolve_target(spec), prompt_maker(spec, "bytes")
+        spec, schedule, range(len(schedule)), await resolve_target(spec), PromptMaker(spec, "bytes")
     )
     await generator.run(monotonic() + spec.warmup_s + 0.3, asyncio.Event(), drain_s=10)
     records = generator.records
@@ -57,7 +57,7 @@ async def run_other(
     spec: LoadSpec, schedule: Schedule, request: Request
 ) -> tuple[list[float], list[float], int]:
     """The same schedule through a request function, a task a request, timed as such tools do: from the moment of sending."""
-    maker = prompt_maker(spec, "bytes")
+    maker = PromptMaker(spec, "bytes")
     start = monotonic() + spec.warmup_s + 0.3
     late: list[float] = []
     ttft: list[float] = []

@@ -15,7 +15,7 @@ import psutil
 
 from gpu_actions.loadtest.generator import Generator
 from gpu_actions.loadtest.outcomes import Outcome
-from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.prompts import PromptMaker
 from gpu_actions.loadtest.schedule import Schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import resolve_target
@@ -35,7 +35,7 @@ async def load_waiting_server(port: int, requests: int) -> tuple[float, float, i
         warmup=0,
     )
     generator = Generator(
-        spec, schedule, range(requests), await resolve_target(spec), prompt_maker(spec, "bytes")
+        spec, schedule, range(requests), await resolve_target(spec), PromptMaker(spec, "bytes")
     )
     process = psutil.Process()
     before = process.memory_info().rss / 1e6

@@ -237,14 +237,8 @@ class BaselineStore:
 
     def current_for(self, result: LoadTestResult) -> Baseline | None:
         """Return the baseline in force for a result's host and workload, or None."""
-        return self.current(result.host.hostname, result.workload)
-
-    def current(self, hostname: str, workload: Workload) -> Baseline | None:
-        """Return the baseline in force for a host and a workload, or None."""
-        name = self._current().get(_key(hostname, workload))
-        if name is None:
-            return None
-        found = self.get(name)
+        name = self._current().get(_key(result.host.hostname, result.workload))
+        found = None if name is None else self.get(name)
         return found if isinstance(found, Baseline) else None
 
     def is_current(self, name: str) -> bool:

@@ -90,46 +90,56 @@ class Comparison(Frozen):
     metrics: tuple[MetricComparison, ...] = ()
 
     @property
-    def passes_gate(self) -> bool:
+    def passed(self) -> bool:
         """True if a restore may go on by itself: nothing regressed, and nothing decisive is inconclusive."""
         return self.verdict in {Change.MATCHES, Change.IMPROVED}
 
     @property
     def exit_code(self) -> int:
         """0 matches or improved, 1 regressed, 3 inconclusive or refused."""
-        return 0 if self.passes_gate else 1 if self.verdict is Change.REGRESSED else 3
+        return 0 if self.passed else 1 if self.verdict is Change.REGRESSED else 3
 
 
 def compare(
-    candidate: LoadTestResult | Sequence[LoadTestResult],
+    candidate: LoadTestResult,
     baseline: Baseline | RunSet | Reference,
     *,
     tolerance_percent: float = TOLERANCE_PERCENT,
 ) -> Comparison:
-    """Compare one run or several with a baseline. Pure. Unlike things are refused with the reason, not compared.
+    """Compare a run with a baseline. Pure. Unlike things are refused with the reason, not compared.
 
     A metric regressed when its whole interval is on the bad side of 0 and the change is above the tolerance and the floor. It
     matches when the interval ends below the tolerance. In between it is inconclusive.
     """
-    results = [candidate] if isinstance(candidate, LoadTestResult) else list(candidate)
     if isinstance(baseline, Reference):
         refusals = [
             f"{baseline.name} is an unverified reference and never the judge; record a baseline of this host"
         ]
-    elif not (refusals := _refusals(results, baseline)):
-        return _compare(results, baseline, tolerance_percent)
+    elif not (refusals := _refusals(candidate, baseline)):
+        return _compare(candidate, baseline, tolerance_percent)
     return Comparison(verdict=Change.REFUSED, baseline_name=baseline.name, reasons=tuple(refusals))
 
 
-def _compare(results: list[LoadTestResult], baseline: Baseline | RunSet, tolerance: float) -> Comparison:
-    runs = [baseline_run(result) for result in results]
-    metrics = [_served(runs, baseline.runs)]
-    metrics += [_latency(*latency, runs, baseline.runs, tolerance) for latency in LATENCIES]
+def _refusals(candidate: LoadTestResult, baseline: Baseline | RunSet) -> list[str]:
+    refusals = []
+    if state := unusable_state(candidate):
+        refusals.append(f"the run of {candidate.times.started_at} is {state}")
+    if differences := differing_fields(candidate.workload, baseline.workload):
+        refusals.append(f"the workloads differ: {'; '.join(differences)}")
+    if candidate.host.hostname != baseline.host.hostname:
+        refusals.append(f"the hosts differ: {candidate.host.hostname} against {baseline.host.hostname}")
+    return refusals
+
+
+def _compare(candidate: LoadTestResult, baseline: Baseline | RunSet, tolerance: float) -> Comparison:
+    run = baseline_run(candidate)
+    metrics = [_served(run, baseline.runs)]
+    metrics += [_latency(*latency, run, baseline.runs, tolerance) for latency in LATENCIES]
     regressed, inconclusive, improved = (
         [metric for metric in metrics if metric.verdict is verdict]
         for verdict in (Change.REGRESSED, Change.INCONCLUSIVE, Change.IMPROVED)
     )
-    failed = [result for result in results if result.verdict is RunVerdict.FAILED]
+    failed = candidate.verdict is RunVerdict.FAILED
     verdict = Change.IMPROVED if improved else Change.MATCHES
     if regressed or failed:
         verdict = Change.REGRESSED
@@ -139,7 +149,7 @@ def _compare(results: list[LoadTestResult], baseline: Baseline | RunSet, toleran
         f"{metric.metric} {metric.verdict.value}: {metric.figures()}"
         for metric in (*regressed, *inconclusive, *improved)
     ]
-    reasons += [f"the run failed its own limits: {'; '.join(result.reasons)}" for result in failed]
+    reasons += [f"the run failed its own limits: {'; '.join(candidate.reasons)}"] if failed else []
     reasons = reasons or ["every metric is within the tolerance"]
     if len(baseline.runs) == 1:
         reasons.append(
@@ -150,25 +160,10 @@ def _compare(results: list[LoadTestResult], baseline: Baseline | RunSet, toleran
     )
 
 
-def _refusals(results: Sequence[LoadTestResult], baseline: Baseline | RunSet) -> list[str]:
-    if not results:
-        return ["there is no run to compare"]
-    refusals = []
-    for result in results:
-        if state := unusable_state(result):
-            refusals.append(f"the run of {result.times.started_at} is {state}")
-        if differences := differing_fields(result.workload, baseline.workload):
-            refusals.append(f"the workloads differ: {'; '.join(differences)}")
-        if result.host.hostname != baseline.host.hostname:
-            refusals.append(f"the hosts differ: {result.host.hostname} against {baseline.host.hostname}")
-    return list(dict.fromkeys(refusals))
-
-
-def _served(runs: Sequence[BaselineRun], baseline: Sequence[BaselineRun]) -> MetricComparison:
-    ok, sent = sum(run.ok for run in runs), sum(run.sent for run in runs)
-    base_ok, base_sent = sum(run.ok for run in baseline), sum(run.sent for run in baseline)
-    share, base_share = (ok / sent if sent else 0.0), (base_ok / base_sent if base_sent else 0.0)
-    low, high = wilson_interval(ok, sent)
+def _served(run: BaselineRun, baseline: Sequence[BaselineRun]) -> MetricComparison:
+    base_ok, base_sent = sum(one.ok for one in baseline), sum(one.sent for one in baseline)
+    share, base_share = (run.ok / run.sent if run.sent else 0.0), (base_ok / base_sent if base_sent else 0.0)
+    low, high = wilson_interval(run.ok, run.sent)
     base_low, base_high = wilson_interval(base_ok, base_sent)
     change = share - base_share
     lower = 100 * (change - math.hypot(share - low, base_high - base_share))
@@ -193,32 +188,31 @@ def _latency(
     sample: str,
     quantile: float,
     decisive: bool,
-    runs: Sequence[BaselineRun],
+    run: BaselineRun,
     baseline: Sequence[BaselineRun],
     tolerance_percent: float,
 ) -> MetricComparison:
     import numpy
 
-    ours = [numpy.asarray(getattr(run.samples, sample)) for run in runs]
-    theirs = [numpy.asarray(getattr(run.samples, sample)) for run in baseline]
-    if any(not len(values) for values in (*ours, *theirs)):
+    ours, *theirs = (numpy.asarray(getattr(one.samples, sample)) for one in (run, *baseline))
+    if any(not len(values) for values in (ours, *theirs)):
         return MetricComparison(
             metric=name, unit="ms", baseline=None, candidate=None, change=None, decisive=False, verdict=Change.MATCHES,
             note="no sample: nothing to compare (one token has no time per token)" if sample == "tpot_ms" else "no sample",
         )  # fmt: skip
     generator = numpy.random.default_rng(BOOTSTRAP_SEED)
-    value = _pooled(ours, quantile)
+    value = _pooled([ours], quantile)
     base = _pooled(theirs, quantile)
     effects = _run_effects(generator, theirs, quantile)
     draws = numpy.empty(BOOTSTRAP_DRAWS)
     for number in range(BOOTSTRAP_DRAWS):
-        shift = effects[generator.integers(0, len(effects), len(ours))].mean()
+        shift = effects[generator.integers(0, len(effects), 1)][0]
         base_shift = effects[generator.integers(0, len(effects), len(theirs))].mean()
-        ratio = _draw(generator, ours, quantile) / max(_draw(generator, theirs, quantile), 1e-9)
+        ratio = _draw(generator, [ours], quantile) / max(_draw(generator, theirs, quantile), 1e-9)
         draws[number] = ratio * math.exp(shift - base_shift)
     low, high = (100 * (float(edge) - 1) for edge in numpy.quantile(draws, (0.025, 0.975)))
     change = 100 * (value / max(base, 1e-9) - 1)
-    note = f"bootstrap, {sum(map(len, ours))} against {sum(map(len, theirs))} requests in {len(theirs)} runs"
+    note = f"bootstrap, {len(ours)} against {sum(map(len, theirs))} requests in {len(theirs)} runs"
     tiny = abs(value - base) < FLOOR_MS
     if low > 0 and change > tolerance_percent and not tiny:
         verdict = Change.REGRESSED

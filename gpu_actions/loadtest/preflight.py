@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from gpu_actions.loadtest.generator import Generator
 from gpu_actions.loadtest.outcomes import Outcome
@@ -36,18 +36,6 @@ class Preflight:
     unit: Literal["bytes", "words"]
     probe_tokens: int
     warnings: tuple[str, ...]
-
-
-def prompt_maker(spec: LoadSpec, unit: Literal["bytes", "words"], *, seed: int | None = None) -> PromptMaker:
-    """Return the maker of a spec's request bodies."""
-    return PromptMaker(
-        model=spec.model,
-        api=spec.api,
-        unit=unit,
-        seed=spec.seed if seed is None else seed,
-        ignore_eos=spec.ignore_eos,
-        encode_model=to_json(spec.model),
-    )
 
 
 async def preflight(spec: LoadSpec, target: Target) -> Preflight:
@@ -124,7 +112,7 @@ async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
     schedule = Schedule(array("d", [0.0]), array("i", [PROBE_BYTES]), array("i", [tokens]), warmup=0)
     timeout_s = min(PROBE_TIMEOUT_S, spec.timeout_s)
     probe_spec = spec.model_copy(update={"timeout_s": timeout_s})
-    generator = Generator(probe_spec, schedule, range(1), target, prompt_maker(spec, "bytes", seed=0))
+    generator = Generator(probe_spec, schedule, range(1), target, PromptMaker(spec, "bytes", seed=0))
     await generator.run(monotonic(), asyncio.Event(), drain_s=timeout_s + 1)
     outcome = Outcome(generator.records.outcome[0])
     if outcome is Outcome.OK:

@@ -8,7 +8,9 @@ import random
 from array import array
 from typing import Literal
 
-from gpu_actions.loadtest.spec import Api
+from pydantic_core import to_json
+
+from gpu_actions.loadtest.spec import LoadSpec
 
 _WORDS = """
 the of and to in is it that was for on are as with his they at be this from have or by one had not but what
@@ -18,6 +20,7 @@ people my made over did down only way find use may water long little very after 
 know
 """.split()  # noqa: SIM905  (120 quoted strings read worse)
 CORPUS_WORDS = 16_384
+_SLOT = "<prompt>"
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -33,35 +36,30 @@ def _mix(value: int) -> int:
 class PromptMaker:
     """Builds request bodies. Every prompt starts with its own mark, so no two share a prefix that a cache could keep."""
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        api: Api,
-        unit: Literal["bytes", "words"],
-        seed: int,
-        ignore_eos: bool,
-        encode_model: bytes,
-    ) -> None:
-        self._seed = seed
+    def __init__(self, spec: LoadSpec, unit: Literal["bytes", "words"], *, seed: int | None = None) -> None:
+        self._seed = spec.seed if seed is None else seed
         self._unit = unit
-        generator = random.Random(seed)
+        generator = random.Random(self._seed)
         words = [_WORDS[int(generator.random() * len(_WORDS))] for _ in range(CORPUS_WORDS)]
         self._corpus = (" ".join(words) + " ").encode()
         self._corpus += self._corpus  # a slice may start anywhere in the first half
         self._starts = array("I", [0])
         for word in words + words:
             self._starts.append(self._starts[-1] + len(word) + 1)
-        opening = b'"messages":[{"role":"user","content":"' if api == "chat" else b'"prompt":"'
-        closing = b'"}]' if api == "chat" else b'"'
-        self._head = b'{"model":' + encode_model + b"," + opening
-        self._tail = (
-            closing
-            + b',"stream":true,"stream_options":{"include_usage":true},"temperature":0,'
-            + (b'"ignore_eos":true,' if ignore_eos else b"")
-            + b'"max_tokens":'
+        message = (
+            {"messages": [{"role": "user", "content": _SLOT}]} if spec.api == "chat" else {"prompt": _SLOT}
         )
-        self.model = model
+        body = {
+            "model": spec.model,
+            **message,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": 0,
+            **({"ignore_eos": True} if spec.ignore_eos else {}),
+            "max_tokens": 0,
+        }
+        self._head, _, tail = to_json(body).rpartition(_SLOT.encode())
+        self._tail = tail.removesuffix(b"0}")
 
     def prompt(self, row: int, length: int) -> bytes:
         """Return the prompt of a row: `length` bytes or words of ASCII that needs no JSON escape."""

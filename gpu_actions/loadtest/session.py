@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic_core import from_json, to_json
 
 from gpu_actions.loadtest.generator import Counters, Generator, own_rows
-from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.prompts import PromptMaker
 from gpu_actions.loadtest.records import LogHistogram, Records
 from gpu_actions.loadtest.schedule import Schedule
 from gpu_actions.loadtest.spec import LoadSpec
@@ -67,7 +67,7 @@ class LocalSession(Session):
     ) -> None:
         super().__init__()
         self._drain_s = spec.drain_limit_s
-        self._generator = Generator(spec, schedule, range(len(schedule)), target, prompt_maker(spec, unit))
+        self._generator = Generator(spec, schedule, range(len(schedule)), target, PromptMaker(spec, unit))
         self.counters = self._generator.counters
         self.ttft = self._generator.ttft
         self.gaps = self._generator.gaps

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pydantic_core import from_json, to_json
 
 from gpu_actions.loadtest.generator import Generator, own_rows
-from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.prompts import PromptMaker
 from gpu_actions.loadtest.schedule import make_schedule
 from gpu_actions.loadtest.session import usage_of_this_process
 from gpu_actions.loadtest.spec import LoadSpec
@@ -39,7 +39,7 @@ async def work() -> None:
     schedule = make_schedule(spec)
     target = await resolve_target(spec)
     rows = own_rows(len(schedule), job["worker"], job["workers"])
-    generator = Generator(spec, schedule, rows, target, prompt_maker(spec, job["unit"]))
+    generator = Generator(spec, schedule, rows, target, PromptMaker(spec, job["unit"]))
     gc.collect()
     gc.freeze()  # what exists now is never garbage; keeps collections short during the run
     out = sys.stdout.buffer

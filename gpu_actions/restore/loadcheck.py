@@ -129,7 +129,7 @@ async def compare_with_baseline(context: StepContext) -> StepResult:
             data=data,
             artifacts=(artifact,),
         )
-    if not comparison.passes_gate:
+    if not comparison.passed:
         asked = await _ask(context, summary)
         return asked.model_copy(update={"data": data, "artifacts": (artifact,)})
     return StepResult(summary=summary, data=data, artifacts=(artifact,))

@@ -109,7 +109,7 @@ def test_a_service_a_third_slower_regressed_and_the_interval_excludes_zero(basel
     comparison = compare(a_result(11, ttft_ms=135), baseline)
     assert comparison.verdict is Change.REGRESSED
     assert comparison.exit_code == 1
-    assert not comparison.passes_gate
+    assert not comparison.passed
     metric = next(metric for metric in comparison.metrics if metric.metric == "ttft_p50")
     assert metric.low is not None
     assert metric.high is not None
@@ -165,7 +165,7 @@ def test_runs_that_cannot_be_compared_are_refused_with_the_difference(
 
 
 def test_a_run_that_failed_its_own_limits_never_passes(baseline: Baseline) -> None:
-    assert not compare(a_result(10, verdict=RunVerdict.FAILED), baseline).passes_gate
+    assert not compare(a_result(10, verdict=RunVerdict.FAILED), baseline).passed
 
 
 def test_the_published_figures_ship_unverified_and_never_judge() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.prompts import PromptMaker
 from gpu_actions.loadtest.schedule import BadTrace, make_schedule
 from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
 
@@ -123,7 +123,7 @@ def test_the_error_for_a_wrong_option_names_the_field_the_value_and_the_fix(
 def test_a_prompt_has_exactly_its_length_in_bytes_and_needs_no_escape(
     row: int, length: int, seed: int
 ) -> None:
-    maker = prompt_maker(spec(seed=seed % 3), "bytes")
+    maker = PromptMaker(spec(seed=seed % 3), "bytes")
     prompt = maker.prompt(row, length)
     assert len(prompt) == length
     body = json.loads(maker.body(row, length, 5))
@@ -132,13 +132,13 @@ def test_a_prompt_has_exactly_its_length_in_bytes_and_needs_no_escape(
 
 
 def test_prompts_differ_by_row_and_repeat_by_seed() -> None:
-    maker = prompt_maker(spec(), "bytes")
+    maker = PromptMaker(spec(), "bytes")
     prompts = [maker.prompt(row, 64) for row in range(2000)]
     assert len({prompt[:12] for prompt in prompts}) == 2000, "no shared prefix that a cache could keep"
-    again = prompt_maker(spec(), "bytes")
+    again = PromptMaker(spec(), "bytes")
     assert prompts == [again.prompt(row, 64) for row in range(2000)]
 
 
 def test_a_prompt_in_words_has_about_one_word_per_token() -> None:
-    prompt = prompt_maker(spec(), "words").prompt(3, 200)
+    prompt = PromptMaker(spec(), "words").prompt(3, 200)
     assert 185 <= len(prompt.split()) <= 200

@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from gpu_actions.loadtest.generator import Generator
-from gpu_actions.loadtest.preflight import prompt_maker
+from gpu_actions.loadtest.prompts import PromptMaker
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
 from gpu_actions.loadtest.run import measure
 from gpu_actions.loadtest.schedule import make_schedule
@@ -26,7 +26,7 @@ async def generate(spec: LoadSpec) -> tuple[Generator, float]:
     """Run the bare generator, without reports. Return it and its start time on the clock that the server shares."""
     schedule = make_schedule(spec)
     generator = Generator(
-        spec, schedule, range(len(schedule)), await resolve_target(spec), prompt_maker(spec, "bytes")
+        spec, schedule, range(len(schedule)), await resolve_target(spec), PromptMaker(spec, "bytes")
     )
     start = monotonic() + spec.warmup_s + 0.2
     await generator.run(start, asyncio.Event(), drain_s=spec.drain_limit_s)
@@ -53,7 +53,7 @@ async def test_every_percentile_agrees_with_the_times_that_the_server_logged(
     spec = server.spec(target_qps=150, duration_s=4, warmup_s=0)
     generator, start = await generate(spec)
     schedule = make_schedule(spec)
-    maker = prompt_maker(spec, "bytes")
+    maker = PromptMaker(spec, "bytes")
     row_of = {
         maker.prompt(row, schedule.prompt_len[row]).split(b" ")[0].decode(): row
         for row in range(len(schedule))
@@ -71,7 +71,7 @@ async def test_every_percentile_agrees_with_the_times_that_the_server_logged(
 async def send_time_tool(server: Truth, *, workers: int, rate: float, seconds: float) -> list[float]:
     """Measure as most benchmark clients do: a few workers pace themselves and time from the moment of sending."""
     spec = server.spec(target_qps=rate, duration_s=seconds, warmup_s=0, arrival="constant")
-    body = prompt_maker(spec, "bytes").body(1, 32, spec.max_new_tokens)
+    body = PromptMaker(spec, "bytes").body(1, 32, spec.max_new_tokens)
     target = await resolve_target(spec)
     times: list[float] = []
     end = monotonic() + seconds
