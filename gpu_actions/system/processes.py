@@ -7,15 +7,15 @@ few variables that a program needs to run at all.
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from gpu_actions.models import Frozen
 from gpu_actions.system.leash import LEASH
+from gpu_actions.system.proc import process_table
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 """Variables that children inherit; the caller must name all others."""
@@ -40,6 +40,12 @@ class ProcessResult(Frozen):
     seconds: float
     timed_out: bool = False
     truncated: bool = False
+
+    def describe(self) -> str:
+        """Return one line: the command, how it ended, and the last two lines that it printed."""
+        printed = "; ".join((self.stderr.strip() or self.stdout.strip()).splitlines()[-2:])
+        how = f"no end within {self.seconds:.0f} s" if self.timed_out else f"exit code {self.exit_code}"
+        return f"{shlex.join(self.argv)}: {how}{': ' + printed[:300] if printed else ''}"
 
 
 async def run_process(
@@ -115,11 +121,7 @@ async def _read_capped(stream: asyncio.StreamReader, cap: int) -> tuple[bytes, b
 
 def group_is_alive(pgid: int) -> bool:
     """Return True if the group has a process that is not a zombie."""
-    for process in psutil.process_iter(["pid", "status"]):
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getpgid(process.pid) == pgid and process.info["status"] != psutil.STATUS_ZOMBIE:
-                return True
-    return False
+    return any(row.group == pgid and not row.zombie for row in process_table().values())
 
 
 async def end_group(pgid: int, *, grace_s: float) -> bool:

@@ -7,13 +7,13 @@ router that is killed restarts with them.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.routers.base import BackPressure, RoutedHost, RouterConfig
 from gpu_actions.system.urls import port_of
@@ -72,6 +72,30 @@ class HaproxySettings(RouterConfig):
     binary: str = "haproxy"
     client_timeout_s: float = Field(default=600, gt=0)
 
+    def concurrency(self) -> dict[str, int]:
+        """Return the concurrent requests that back-pressure allows a server, by backend: short ones, long ones.
+
+        Both lines lead to one engine and count separately, so `max_concurrent` is split. Raises RouterError for a share
+        of 0, which HAProxy treats as "no limit".
+        """
+        pressure = self.back_pressure
+        if pressure.long_share == 0:
+            raise RouterError(
+                "router.back_pressure.long_share is 0, which HAProxy treats as no limit: set it to at least 1"
+            )
+        return {
+            self.backend: pressure.max_concurrent - pressure.long_share,
+            self.long_backend: pressure.long_share,
+        }
+
+    def as_limits(self, in_force: Mapping[str, int]) -> dict[str, float]:
+        """Return limits in force by backend under their names in the settings."""
+        named = {"max_concurrent": float(sum(in_force.values()))}
+        if len(in_force) > 1:
+            named["short_concurrent"] = float(in_force[self.backend])
+            named["long_concurrent"] = float(in_force[self.long_backend])
+        return named
+
     @model_validator(mode="after")
     def _socket_is_known(self) -> Self:
         if not self.managed and self.socket is None:
@@ -79,28 +103,6 @@ class HaproxySettings(RouterConfig):
                 "an existing router (managed = false) needs the path of its admin socket: set socket"
             )
         return self
-
-
-class Limits(Frozen):
-    """The concurrent requests that back-pressure allows a server in each backend."""
-
-    short_concurrent: int
-    long_concurrent: int
-
-    @classmethod
-    def of(cls, pressure: BackPressure) -> "Limits":
-        """Split `max_concurrent` into short and long requests, because both lines lead to one engine and count separately.
-
-        Raises RouterError for a share of 0, which HAProxy treats as "no limit".
-        """
-        if pressure.long_share == 0:
-            raise RouterError(
-                "router.back_pressure.long_share is 0, which HAProxy treats as no limit: set it to at least 1"
-            )
-        return cls(
-            short_concurrent=pressure.max_concurrent - pressure.long_share,
-            long_concurrent=pressure.long_share,
-        )
 
 
 def render_config(
@@ -126,7 +128,6 @@ def render_config(
         raise RouterError(
             f"router.backend and router.long_backend are both {router.backend!r}: they must differ"
         )
-    limits = Limits.of(pressure)
     judged = min(pressure.long_body_bytes, LARGEST_BUFFER_BYTES - HEADER_ROOM_BYTES)
     values: dict[str, Any] = {
         "host": host.name,
@@ -157,8 +158,8 @@ def render_config(
             for name, tier in host.tiers.items()
         ],
         "pools": [
-            {"name": router.backend, "limits": dict.fromkeys(limited, limits.short_concurrent)},
-            {"name": router.long_backend, "limits": dict.fromkeys(limited, limits.long_concurrent)},
+            {"name": backend, "limits": dict.fromkeys(limited, limit)}
+            for backend, limit in router.concurrency().items()
         ],
     }
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701

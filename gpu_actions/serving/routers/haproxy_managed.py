@@ -17,7 +17,6 @@ from gpu_actions.serving.routers import haproxy_config
 from gpu_actions.serving.routers.base import RoutedHost
 from gpu_actions.serving.routers.haproxy_config import (
     HaproxySettings,
-    Limits,
     configuration_fingerprint,
     map_entries,
 )
@@ -117,22 +116,14 @@ class ManagedRouter(HaproxyRouter):
         async with self._changing():
             lines = self._lines(await self.servers(), server)
             pressure = self.config.back_pressure
-            limits = Limits.of(pressure)
+            wanted = self.config.concurrency()
             self._keep_limited(self.limited() | {server})
-            in_force = await self._set_limits(
-                lines,
-                {
-                    self.config.backend: limits.short_concurrent,
-                    self.config.long_backend: limits.long_concurrent,
-                },
-            )
+            in_force = await self._set_limits(lines, wanted)
             entries = map_entries(server, pressure)
             await self._set_map(entries)
             read = {key.removeprefix(f"{server}."): await self._map_value(key) for key in entries}
             return {
-                "max_concurrent": float(sum(in_force.values())),
-                "short_concurrent": float(in_force[self.config.backend]),
-                "long_concurrent": float(in_force[self.config.long_backend]),
+                **self.config.as_limits(in_force),
                 "max_queue": float(read["max_queue"]),
                 "long_window_s": read["window_ms"] / 1000,
                 "queue_timeout_s": float(await self._variable("queue_timeout_ms") or "nan") / 1000,

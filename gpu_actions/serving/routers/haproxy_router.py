@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from gpu_actions.serving.interfaces import BackendUnknown, RouterError, ServerState
-from gpu_actions.serving.routers.haproxy_config import HaproxySettings, Limits
+from gpu_actions.serving.routers.haproxy_config import HaproxySettings
 from gpu_actions.serving.routers.haproxy_socket import ASK_TIMEOUT_S, HaproxySocket
 from gpu_actions.system.files import write_json
 from gpu_actions.system.folder_lock import locked_folder
@@ -282,20 +282,10 @@ class ExistingRouter(HaproxyRouter):
                     self.folder / "limits_before.json",
                     {**kept, server: await self._limits(server, backends)},
                 )
-            pressure = self.config.back_pressure
-            wanted = {self.config.backend: pressure.max_concurrent}
+            wanted = {self.config.backend: self.config.back_pressure.max_concurrent}
             if self.config.long_backend in backends:
-                limits = Limits.of(pressure)
-                wanted = {
-                    self.config.backend: limits.short_concurrent,
-                    self.config.long_backend: limits.long_concurrent,
-                }
-            in_force = await self._set_limits(lines, wanted)
-            result = {"max_concurrent": float(sum(in_force.values()))}
-            if len(in_force) > 1:
-                result["short_concurrent"] = float(in_force[self.config.backend])
-                result["long_concurrent"] = float(in_force[self.config.long_backend])
-            return result
+                wanted = self.config.concurrency()
+            return self.config.as_limits(await self._set_limits(lines, wanted))
 
     async def clear_back_pressure(self, server: str) -> None:
         """Restore the earlier limits. Does nothing if none were applied."""

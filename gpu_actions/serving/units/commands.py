@@ -112,7 +112,7 @@ class CommandUnit(FolderUnit):
                 )
             if await self._is_active():
                 raise UnitError(
-                    f"unit {self.name!r} is still active after its stop command: {_words(result)}"
+                    f"unit {self.name!r} is still active after its stop command: {result.describe()}"
                 )
             return StopReport(
                 was_active=was_active,
@@ -196,12 +196,14 @@ class CommandUnit(FolderUnit):
     async def _expect(self, argv: Sequence[str], what: str, *, timeout_s: float = QUICK_TIMEOUT_S) -> None:
         result = await self._run(argv, timeout_s=timeout_s)
         if result.exit_code != 0 or result.timed_out:
-            raise UnitError(f"the {what} command of unit {self.name!r} failed: {_words(result)}")
+            raise UnitError(f"the {what} command of unit {self.name!r} failed: {result.describe()}")
 
     async def _is_active(self) -> bool:
         result = await self._run(self.config.is_active, timeout_s=QUICK_TIMEOUT_S)
         if result.timed_out:
-            raise UnitError(f"the is_active command of unit {self.name!r} did not answer: {_words(result)}")
+            raise UnitError(
+                f"the is_active command of unit {self.name!r} did not answer: {result.describe()}"
+            )
         return result.exit_code == 0
 
     async def _main_pid(self) -> int | None:
@@ -235,10 +237,3 @@ class CommandUnit(FolderUnit):
             return []
         table = process_table()
         return [row for pid, row in before.items() if is_same(row, table.get(pid)) and not table[pid].zombie]
-
-
-def _words(result: ProcessResult) -> str:
-    """Describe in one line how a command ended, with its last output."""
-    said = (result.stderr.strip() or result.stdout.strip()).splitlines()
-    how = f"no end within {result.seconds:.0f} s" if result.timed_out else f"exit code {result.exit_code}"
-    return f"{shlex.join(result.argv)}: {how}{': ' + said[-1][:300] if said else ''}"

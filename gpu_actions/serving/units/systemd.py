@@ -5,7 +5,6 @@ Only the verbs of `VERBS` are ever run. The scope is a drop-in file below /run, 
 """
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -232,7 +231,7 @@ class SystemdService:
         )
         result = await self._run(argv)
         if result.exit_code != 0:
-            raise UnitError(f"the journal of {self.unit} cannot be read: {_words(result)}")
+            raise UnitError(f"the journal of {self.unit} cannot be read: {result.describe()}")
         return result.stdout.encode()[-max_bytes:].decode(errors="replace")
 
     def describe_start(self) -> str:
@@ -264,7 +263,7 @@ class SystemdService:
             hint = ""
             if any(word in result.stderr for word in ("uthentication", "Access denied", "ermission denied")):
                 hint = "; the bot's user may not manage this unit: give it a polkit rule (docs/serving.md)"
-            raise UnitError(f"systemd refused: {_words(result)}{hint}")
+            raise UnitError(f"systemd refused: {result.describe()}{hint}")
         return result.stdout
 
     async def _show(self) -> dict[str, str]:
@@ -318,9 +317,3 @@ def default_drop_in_root(*, user: bool) -> Path:
     if user:
         return Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")) / "systemd" / "user"
     return Path("/run/systemd/system")
-
-
-def _words(result: ProcessResult) -> str:
-    said = (result.stderr.strip() or result.stdout.strip()).splitlines()
-    how = f"no end within {result.seconds:.0f} s" if result.timed_out else f"exit code {result.exit_code}"
-    return f"{json.dumps(' '.join(result.argv))}: {how}{': ' + said[0][:300] if said else ''}"
