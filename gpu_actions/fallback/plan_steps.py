@@ -72,7 +72,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             title="keep new requests from the dead tier",
             args={"tier": "tp"},
             details=(
-                f"router: set server {config.router.backend}/{tp.server} state drain; "
+                f"router: {config.router.describe_drain(tp.server)}; "
                 "what hangs there is kept for the evidence",
                 refused,
             ),

@@ -195,6 +195,6 @@ async def _abort(context: StepContext, tier: Tier, *, expected: int) -> None:
         if time.monotonic() >= deadline:
             raise StepFailed(
                 f"the router still counts sessions on {tier.name} after ending them",
-                next_action="check `show sess` on the router's admin socket; the tier is drained but not stopped",
+                next_action=f"check {context.host.config.router.show_sessions}; the tier is drained but not stopped",
             )
         await asyncio.sleep(0.02)

@@ -78,7 +78,7 @@ def drain_step(
             "flat_since": None if flat_since is None else flat_since.model_dump(),
         },
         details=(
-            f"router: set server {host.config.router.backend}/{tier.config.server} state drain",
+            f"router: {host.config.router.describe_drain(tier.config.server)}",
             f"waits at most {timeout_s:g} s; aborts at once when the token counter does not move for {stall_s:g} s",
             *details,
         ),

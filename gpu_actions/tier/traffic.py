@@ -84,7 +84,8 @@ async def route(context: StepContext) -> StepResult:
         proof = await prove_route(host, tier)
     except (EngineError, RouterError) as error:
         raise StepFailed(
-            f"no token came through the router: {error}", next_action="check `show stat` of the router"
+            f"no token came through the router: {error}",
+            next_action=f"check {host.config.router.show_servers}",
         ) from error
     elapsed_s = round(run_notes.began(context.workdir).seconds_ago() - proof.first_token_ago_s, 3)
     note = run_notes.recall(context.workdir, "first_token_through_router") or run_notes.keep(

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,6 +53,16 @@ class RouterConfig(Frozen):
     back_pressure: BackPressure = BackPressure()
 
     _url = field_validator("url")(check_url)
+
+    show_servers: ClassVar[str] = ""
+    """How an operator reads the servers' counters, for messages."""
+
+    show_sessions: ClassVar[str] = ""
+    """How an operator reads the open sessions, for messages."""
+
+    @abstractmethod
+    def describe_drain(self, server: str) -> str:
+        """Return what a drain of a server line sends to the router, for plans."""
 
     @classmethod
     @abstractmethod

@@ -15,6 +15,12 @@ from gpu_actions.system.processes import run_process
 class HaproxyConfig(HaproxySettings):
     """HAProxy 2.6 or newer, driven through its admin socket."""
 
+    show_servers = "`show stat` on the router's admin socket"
+    show_sessions = "`show sess` on the router's admin socket"
+
+    def describe_drain(self, server: str) -> str:
+        return f"set server {self.backend}/{server} state drain"
+
     @classmethod
     def reader(cls, address: str, *, backend: str) -> Router:
         config = cls(managed=False, socket=Path(address), backend=backend)
