@@ -262,7 +262,7 @@ class SystemdService:
         if result.timed_out or (result.exit_code != 0 and not may_fail):
             hint = ""
             if any(word in result.stderr for word in ("uthentication", "Access denied", "ermission denied")):
-                hint = "; the bot's user may not manage this unit: give it a polkit rule (docs/serving.md)"
+                hint = "; the bot's user may not manage this unit: add a polkit rule (docs/serving.md)"
             raise UnitError(f"systemd refused: {result.describe()}{hint}")
         return result.stdout
 
