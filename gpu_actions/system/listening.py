@@ -5,14 +5,13 @@ A refused connection costs 0.1 ms, so it is tried often; a completion or the pro
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
+from gpu_actions.system.proc import has_listener
 from gpu_actions.system.urls import port_of
 
 POLL_S = 0.03
@@ -43,21 +42,11 @@ def listening_process(port: int) -> psutil.Process | None:
 
 def _listening_pids(port: int) -> Iterator[int | None]:
     """Yield the PIDs that listen on a port; None for a process of another user."""
-    if not _is_taken(port):
+    if not has_listener(port):
         return  # finding the owner reads every process's files: 30 ms and more
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
             yield connection.pid
-
-
-def _is_taken(port: int) -> bool:
-    """Return True if this network namespace has a listening socket on the port (/proc/net/tcp)."""
-    listening = re.compile(rf":{port:04X} [0-9A-F]+:0000 0A ")
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        with contextlib.suppress(OSError):
-            if listening.search(table.read_text()):
-                return True
-    return False
 
 
 async def listens(url: str) -> bool:

@@ -1,6 +1,11 @@
-"""Read /proc (proc(5)) and control groups; nothing else does. Standard library only, because the supervisor imports it."""
+"""Read processes, ports and control groups from the kernel (proc(5), cgroups(7)).
 
+Standard library only, because the supervisor imports this module.
+"""
+
+import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -130,6 +135,16 @@ def read_file(pid: int, name: str) -> bytes:
             return file.read(FILE_BYTES)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""
+
+
+def has_listener(port: int) -> bool:
+    """Return True if this network namespace has a socket that listens on a TCP port."""
+    listening = re.compile(rf":{port:04X} [0-9A-F]+:0000 0A ")
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            if listening.search(Path(f"/proc/net/{table}").read_text()):
+                return True
+    return False
 
 
 def boot_id() -> str:
