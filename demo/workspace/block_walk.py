@@ -106,17 +106,17 @@ class BlockWalk:
             self.length(element.get("url"), 3000, f"{place}/url")
             self.one_of(element.get("style"), ("primary", "danger"), f"{place}/style")
             return f"[ {label} ]"
-        options = []
         if kind in OPTION_LIMITS and "option_groups" not in element:
-            for option, where in self.items(
-                element.get("options"), 1, OPTION_LIMITS[kind], f"{place}/options"
-            ):
+            limit = OPTION_LIMITS[kind]
+            for option, where in self.items(element.get("options"), 1, limit, f"{place}/options"):
                 if isinstance(option, dict):
-                    options.append(self.text(option.get("text"), 75, f"{where}/text"))
+                    self.text(option.get("text"), 75, f"{where}/text")
                     self.length(option.get("value"), 150, f"{where}/value")
                 else:
                     self.refuse("must be an object", where)
-        return f"[ {self.shown(element.get('placeholder')) or 'choose'}: {' | '.join(options)} ]"
+        options = element["options"] if isinstance(element.get("options"), list) else []
+        labels = " | ".join(self.shown(option.get("text")) for option in options if isinstance(option, dict))
+        return f"[ {self.shown(element.get('placeholder')) or 'choose'}: {labels} ]"
 
     def confirm(self, confirm: object, place: str) -> None:
         """Check a confirmation dialog; a terminal does not show it."""

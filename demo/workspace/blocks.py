@@ -55,6 +55,18 @@ def checked_blocks(blocks: object, *, limit: int = MAX_MESSAGE_BLOCKS) -> list[J
     return copied
 
 
+def sent_blocks(value: object) -> list[JsonObject] | None:
+    """Return the checked blocks that an app sent as a list or as JSON text, or None if there are none.
+
+    Raises BlocksError.
+    """
+    try:
+        blocks = json.loads(value) if isinstance(value, str) and value else value
+    except ValueError as error:
+        raise BlocksError("invalid_blocks_format", [f"blocks is not JSON: {error}"]) from error
+    return None if blocks in (None, "") else checked_blocks(blocks)
+
+
 def block_lines(blocks: list[JsonObject], names: Names) -> list[str]:
     """Render blocks as lines of plain text. A block of an unknown type is named, not left out."""
     return _walk(BlockWalk(names), blocks)

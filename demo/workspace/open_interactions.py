@@ -4,14 +4,13 @@ As in Slack, the trigger id is valid for 3 s and the URL for 5 answers within 30
 if it carries `thread_ts` (slackapi/bolt-js issue 963).
 """
 
-import json
 import secrets
 import time
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from demo.workspace.blocks import BlocksError, checked_blocks
+from demo.workspace.blocks import BlocksError, sent_blocks
 from demo.workspace.records import Channel, JsonObject, Message
 from demo.workspace.state import State
 from demo.workspace.team import User
@@ -135,13 +134,8 @@ class OpenInteractions:
 
 
 def _content(body: JsonObject) -> tuple[str, list[JsonObject]]:
-    blocks = body.get("blocks") or []
-    if isinstance(blocks, str):
-        try:
-            blocks = json.loads(blocks)
-        except ValueError as error:
-            raise BlocksError("invalid_blocks_format", [f"blocks is not JSON: {error}"]) from error
+    blocks = sent_blocks(body.get("blocks")) or []
     text = str(body.get("text") or "")
     if not text and not blocks:
         raise ReplyError("no_text: the answer has neither text nor blocks")
-    return text, checked_blocks(blocks) if blocks else []
+    return text, blocks

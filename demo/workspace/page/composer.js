@@ -14,7 +14,8 @@ export class Composer {
     this.offers = [];
     this.history = [];
     this.back = 0;
-    this.box = h("textarea", { rows: "1", "aria-label": "Message", oninput: () => this.changed(), onkeydown: (event) => this.key(event), onblur: () => setTimeout(() => this.offer([]), 150) });
+    const listeners = { oninput: () => this.changed(), onkeydown: (event) => this.key(event), onblur: () => setTimeout(() => this.offer([]), 150) };
+    this.box = h("textarea", { rows: "1", "aria-label": "Message", ...listeners });
     this.popup = h("ul", { class: "popup", role: "listbox", hidden: true });
     this.send = h("button", { type: "submit", class: "send", "aria-label": "Send", title: "Send", disabled: true }, drawing(SEND, "", "send-icon"));
     form.replaceChildren(this.popup, h("div", { class: "field-box" }, this.box, this.send));
@@ -61,17 +62,12 @@ export class Composer {
 
   drawOffers() {
     this.popup.hidden = !this.offers.length;
-    this.popup.replaceChildren(
-      ...this.offers.map((entry, index) =>
-        h(
-          "li",
-          { role: "option", "aria-selected": String(index === this.chosen), onpointerdown: (event) => (event.preventDefault(), this.take(entry)) },
-          h("strong", {}, entry.label),
-          entry.hint ? h("code", {}, entry.hint) : null,
-          h("span", {}, entry.help),
-        ),
-      ),
-    );
+    const item = (entry, index) => {
+      const take = (event) => (event.preventDefault(), this.take(entry));
+      const properties = { role: "option", "aria-selected": String(index === this.chosen), onpointerdown: take };
+      return h("li", properties, h("strong", {}, entry.label), entry.hint ? h("code", {}, entry.hint) : null, h("span", {}, entry.help));
+    };
+    this.popup.replaceChildren(...this.offers.map(item));
     this.popup.children[this.chosen]?.scrollIntoView({ block: "nearest" });
   }
 

@@ -14,8 +14,9 @@ const store = new Store(localStorage.getItem("user") ?? "");
 const open = { channel: null, thread: null };
 const unread = new Map();
 
-const channelMessages = () => [...(store.messages.get(open.channel)?.values() ?? [])].filter((entry) => isInChannel(entry));
-const threadMessages = () => [...(store.messages.get(open.channel)?.values() ?? [])].filter((entry) => isInThread(entry, open.thread));
+function messagesOf(channel) {
+  return [...(store.messages.get(channel)?.values() ?? [])].sort((a, b) => Number(a.ts) - Number(b.ts));
+}
 
 function isInChannel(message) {
   return !message.thread_ts || message.thread_ts === message.ts || message.subtype === "thread_broadcast";
@@ -27,12 +28,12 @@ function isInThread(message, root) {
 
 const channelList = new MessageList(byId("messages"), store, {
   open: (ts) => openThread(ts),
-  includes: channelMessages,
+  messages: () => messagesOf(open.channel).filter(isInChannel),
   empty: () => h("p", { class: "empty" }, "No messages yet. Type / to see what the bot can do."),
 });
 const threadList = new MessageList(byId("replies"), store, {
   open: null,
-  includes: threadMessages,
+  messages: () => messagesOf(open.channel).filter((message) => isInThread(message, open.thread)),
   empty: () => h("p", { class: "empty" }, "This message was deleted."),
 });
 const composer = new Composer(byId("composer"), store, () => ({ channel: open.channel }));
@@ -63,11 +64,8 @@ function drawSidebar() {
 
 function drawAppStatus() {
   const { name, connected, user_id } = store.app;
-  byId("app-status").replaceChildren(
-    avatar(store, user_id, "small"),
-    h("span", {}, name),
-    h("span", { class: `presence ${connected ? "on" : "off"}` }, connected ? "connected" : "not running"),
-  );
+  const presence = h("span", { class: `presence ${connected ? "on" : "off"}` }, connected ? "connected" : "not running");
+  byId("app-status").replaceChildren(avatar(store, user_id, "small"), h("span", {}, name), presence);
 }
 
 function drawHeader() {
@@ -98,6 +96,11 @@ function openThread(ts) {
   threadList.showAll();
   // On a phone, focus would open the keyboard over the messages.
   if (matchMedia("(hover: hover)").matches) threadComposer.box.focus({ preventScroll: true });
+}
+
+function redrawMessages() {
+  channelList.showAll({ keepPlace: true });
+  if (open.thread) threadList.showAll({ keepPlace: true });
 }
 
 function closeThread() {
@@ -131,8 +134,7 @@ store.addEventListener("loaded", () => {
   else {
     drawSidebar();
     drawHeader();
-    channelList.showAll({ keepPlace: true });
-    if (open.thread) threadList.showAll({ keepPlace: true });
+    redrawMessages();
   }
 });
 store.addEventListener("message", ({ detail: { message, isNew } }) => {
@@ -145,9 +147,7 @@ store.addEventListener("message", ({ detail: { message, isNew } }) => {
   if (isInThread(message, open.thread)) threadList.update(message, isNew);
 });
 store.addEventListener("deleted", ({ detail }) => {
-  if (detail.channel !== open.channel) return;
-  channelList.showAll({ keepPlace: true });
-  if (open.thread) threadList.showAll({ keepPlace: true });
+  if (detail.channel === open.channel) redrawMessages();
 });
 store.addEventListener("app", drawAppStatus);
 store.addEventListener("link", ({ detail }) => (byId("no-answer").hidden = detail.isUp));

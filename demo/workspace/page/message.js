@@ -61,13 +61,9 @@ function body(message, store) {
 function threadButton(message, store, open) {
   if (!message.reply_count || message.thread_ts !== message.ts) return null;
   const count = message.reply_count === 1 ? "1 reply" : `${message.reply_count} replies`;
-  return h(
-    "button",
-    { type: "button", class: "thread-link", onclick: () => open(message.ts) },
-    message.reply_users.slice(0, 4).map((id) => avatar(store, id, "small")),
-    h("span", { class: "count" }, count),
-    h("span", { class: "last" }, "last at ", time(message.latest_reply)),
-  );
+  const avatars = message.reply_users.slice(0, 4).map((id) => avatar(store, id, "small"));
+  const last = h("span", { class: "last" }, "last at ", time(message.latest_reply));
+  return h("button", { type: "button", class: "thread-link", onclick: () => open(message.ts) }, avatars, h("span", { class: "count" }, count), last);
 }
 
 // `open` opens a thread; inside a thread it is null and there is no thread button.
@@ -80,23 +76,21 @@ function messageElement(message, store, { open, isContinued }) {
     open && message.subtype === "thread_broadcast" ? h("div", { class: "note" }, "replied to a ", h("button", { type: "button", class: "plain", onclick: () => open(message.thread_ts) }, "thread")) : null,
   ];
   const head = h("div", { class: "head" }, h("strong", { class: "name" }, name), message.bot_id ? h("span", { class: "badge" }, "APP") : null, time(message.ts));
+  const content = h("div", { class: "content" }, notes, isContinued ? null : head, body(message, store), open ? threadButton(message, store, open) : null);
   const canReply = open && !isPrivate && !message.subtype;
-  return h(
-    "article",
-    { class: `message${isContinued ? " continued" : ""}${isPrivate ? " private" : ""}`, data: { ts: message.ts, user: name } },
-    isContinued ? h("span", { class: "gutter" }, time(message.ts)) : avatar(store, message.user),
-    h("div", { class: "content" }, notes, isContinued ? null : head, body(message, store), open ? threadButton(message, store, open) : null),
-    canReply ? h("button", { type: "button", class: "reply", title: "Reply in thread", onclick: () => open(message.ts) }, "Reply") : null,
-  );
+  const reply = canReply ? h("button", { type: "button", class: "reply", title: "Reply in thread", onclick: () => open(message.ts) }, "Reply") : null;
+  const classes = `message${isContinued ? " continued" : ""}${isPrivate ? " private" : ""}`;
+  const side = isContinued ? h("span", { class: "gutter" }, time(message.ts)) : avatar(store, message.user);
+  return h("article", { class: classes, data: { ts: message.ts, user: name } }, side, content, reply);
 }
 
 // A list of messages in order of time that stays scrolled to its end.
 export class MessageList {
-  constructor(element, store, { open, includes, empty }) {
+  constructor(element, store, { open, messages, empty }) {
     this.element = element;
     this.store = store;
     this.open = open;
-    this.includes = includes;
+    this.messages = messages;
     this.empty = empty;
     this.shown = new Map();
     this.isPointerDown = false;
@@ -116,10 +110,6 @@ export class MessageList {
 
   toEnd() {
     this.element.scrollTop = this.element.scrollHeight;
-  }
-
-  messages() {
-    return this.includes().sort((a, b) => Number(a.ts) - Number(b.ts));
   }
 
   // Draws everything. With `keepPlace` a reader who is not at the end stays where they are.
@@ -148,15 +138,9 @@ export class MessageList {
   }
 
   update(message, isNew) {
-    if (this.isPointerDown) {
-      this.waiting.set(message.ts, message);
-      return;
-    }
+    if (this.isPointerDown) return this.waiting.set(message.ts, message);
     const old = this.shown.get(message.ts);
-    if (!old || isNew) {
-      this.showAll({ keepPlace: true });
-      return;
-    }
+    if (!old || isNew) return this.showAll({ keepPlace: true });
     const focus = old.contains(document.activeElement) ? document.activeElement.dataset.action : null;
     const node = messageElement(message, this.store, { open: this.open, isContinued: old.classList.contains("continued") });
     old.replaceWith(node);

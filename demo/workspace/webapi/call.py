@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from demo.workspace.blocks import BlocksError, checked_blocks
+from demo.workspace.blocks import BlocksError, sent_blocks
 from demo.workspace.open_interactions import OpenInteractions
 from demo.workspace.records import Channel, JsonObject, Message
 from demo.workspace.socket_mode import SocketMode
@@ -101,13 +101,7 @@ class ApiCall:
     def blocks(self) -> list[JsonObject] | None:
         """Return the checked `blocks`, or None if the call has none. Raises ApiError."""
         try:
-            blocks = self.parsed("blocks")
-        except ApiError:
-            raise ApiError("invalid_blocks_format") from None
-        if blocks is None or blocks == "":
-            return None
-        try:
-            return checked_blocks(blocks)
+            return sent_blocks(self.arguments.get("blocks"))
         except BlocksError as error:
             raise ApiError(error.code, *error.messages) from error
 

@@ -136,6 +136,16 @@ def test_a_missing_button_error_lists_the_existing_buttons() -> None:
         find_button(messages, "start", run="rs-1")
 
 
+def test_a_menu_is_rendered_with_its_placeholder_and_options() -> None:
+    options = [{"text": {"type": "plain_text", "text": name}, "value": name} for name in ("h1", "h2")]
+    for kind in ("static_select", "multi_static_select"):
+        menu = {"type": kind, "placeholder": {"type": "plain_text", "text": "Host"}, "options": options}
+        block = {"type": "actions", "block_id": "b", "elements": [{**menu, "action_id": "host"}]}
+        (shown,) = read(message("1.000001", blocks=[block]))
+        assert shown.text == "[ Host: h1 | h2 ]"
+        assert shown.buttons[0].options == ("h1", "h2")
+
+
 def test_a_conversation_is_rendered_with_its_threads_and_private_notes() -> None:
     shown = rendered(
         read(
