@@ -19,7 +19,7 @@ TRIGGER_LIFE_S = 3.0
 RESPONSE_URL_LIFE_S = 30 * 60.0
 RESPONSE_URL_USES = 5
 FORGET_AFTER_S = 40 * 60.0
-"""How long an expired id is still told apart from an unknown one."""
+"""How long an expired id is distinguished from an unknown one."""
 
 
 class ReplyError(Exception):

@@ -31,10 +31,10 @@ def stored_text(state: State, typed: str) -> str:
 
 def _marked(state: State, text: str) -> str:
     def mention(found: re.Match[str]) -> str:
-        sign, name = found.groups()
+        prefix, name = found.groups()
         trail = name[len(name.rstrip(".-_")) :]
         word = name[: len(name) - len(trail)]
-        if sign == "#":
+        if prefix == "#":
             channel = state.channel_by_name(word)
             return f"<#{channel.id}|{channel.name}>{trail}" if channel else found.group(0)
         if word == state.team.app.name:

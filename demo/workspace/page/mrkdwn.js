@@ -18,7 +18,7 @@ function unescaped(text) {
   return text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 }
 
-function mark(body, names) {
+function reference(body, names) {
   const [target, ...rest] = body.split("|");
   const label = unescaped(rest.join("|"));
   if (target.startsWith("@")) return mention(`@${names.user(target.slice(1)) ?? (label || target.slice(1))}`, target.slice(1) === names.me);
@@ -45,7 +45,7 @@ function inline(text, names) {
     nodes.push(...withEmojiCharacters(unescaped(rest.slice(0, found.index))));
     const [whole, code, angle, shortcode, bold, italic, strike] = found;
     if (code !== undefined) nodes.push(h("code", {}, ...codeContent(code, names)));
-    else if (angle !== undefined) nodes.push(mark(angle, names));
+    else if (angle !== undefined) nodes.push(reference(angle, names));
     else if (shortcode !== undefined) nodes.push(emoji(shortcode));
     else if (bold !== undefined) nodes.push(h("strong", {}, inline(bold, names)));
     else if (italic !== undefined) nodes.push(h("em", {}, inline(italic, names)));
@@ -58,7 +58,7 @@ function inline(text, names) {
 
 // In code only links and mentions have a meaning.
 function codeContent(text, names) {
-  return text.split(/(<[^<>\n]+>)/).map((part, index) => (index % 2 ? mark(part.slice(1, -1), names) : document.createTextNode(unescaped(part))));
+  return text.split(/(<[^<>\n]+>)/).map((part, index) => (index % 2 ? reference(part.slice(1, -1), names) : document.createTextNode(unescaped(part))));
 }
 
 function lines(text, names) {

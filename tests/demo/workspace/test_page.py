@@ -52,7 +52,8 @@ async def page(workspace: Workspace) -> AsyncIterator[Page]:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         opened = await browser.new_page(viewport={"width": 1400, "height": 900})
         opened.on(
-            "console", lambda said: troubles.append(said.text) if said.type in ("error", "warning") else None
+            "console",
+            lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None,
         )
         opened.on("pageerror", lambda error: troubles.append(str(error)))
         opened.set_default_timeout(10_000)

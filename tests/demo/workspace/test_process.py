@@ -66,7 +66,7 @@ async def test_messages_threads_and_files_survive_a_kill_of_the_process(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error_text"),
     [
         (["--host", "0.0.0.0"], "loopback only"),
         (["--state", "TEXT"], "not a workspace state file"),
@@ -75,7 +75,7 @@ async def test_messages_threads_and_files_survive_a_kill_of_the_process(tmp_path
     ],
 )
 async def test_a_wrong_argument_prints_one_line_and_exits_with_2(
-    tmp_path: Path, arguments: list[str], said: str
+    tmp_path: Path, arguments: list[str], error_text: str
 ) -> None:
     (tmp_path / "TEXT").write_text("neither SQLite nor JSON " * 100)
     started = await asyncio.create_subprocess_exec(
@@ -87,7 +87,7 @@ async def test_a_wrong_argument_prints_one_line_and_exits_with_2(
     assert started.returncode == 2
     lines = error.decode().strip().split("\n")
     assert len(lines) == 1
-    assert said in lines[0]
+    assert error_text in lines[0]
 
 
 def test_commands_are_read_from_a_yaml_manifest(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ async def test_forged_urls_are_refused_and_expired_ones_get_a_disconnect_message
             assert refused.value.status == 401
         monkeypatch.setattr(socket_mode, "TICKET_LIFE_S", -1.0)
         link = await session.ws_connect(base + workspace.socket_mode.new_ticket())
-        told = await link.receive_json()
-        assert (told["type"], told["reason"]) == ("disconnect", "refresh_requested")
+        answer = await link.receive_json()
+        assert (answer["type"], answer["reason"]) == ("disconnect", "refresh_requested")
         assert workspace.socket_mode.connection_count == 0
 
 

@@ -132,10 +132,10 @@ async def test_an_edit_with_text_alone_removes_the_blocks_and_marks_the_message_
 async def test_a_persons_message_cannot_be_edited_or_deleted_by_the_app(
     api: AsyncWebClient, people: WorkspaceClient
 ) -> None:
-    said = await people.say("lead", "incidents", "mine")
-    assert said.ts
-    assert await refused(api.chat_update(channel=HERE, ts=said.ts, text="x")) == "cant_update_message"
-    assert await refused(api.chat_delete(channel=HERE, ts=said.ts)) == "cant_delete_message"
+    message = await people.say("lead", "incidents", "mine")
+    assert message.ts
+    assert await refused(api.chat_update(channel=HERE, ts=message.ts, text="x")) == "cant_update_message"
+    assert await refused(api.chat_delete(channel=HERE, ts=message.ts)) == "cant_delete_message"
     posted = await api.chat_postMessage(channel=HERE, text="x")
     await api.chat_delete(channel=HERE, ts=posted["ts"])
     assert await refused(api.chat_delete(channel=HERE, ts=posted["ts"])) == "message_not_found"
