@@ -1,6 +1,7 @@
 """`/incident open|status|note|timeline|close [host]`: the incident's thread and its record."""
 
 from bot.presenter import incidents as texts
+from bot.slack.posts import post
 from bot.store.records import IncidentRecord, Place, UserError
 from handlers.arguments import Words, split
 from handlers.call import Call, permalink
@@ -20,10 +21,8 @@ async def open_incident(call: Call, text: str) -> None:
         return
     title = title or f"{host} needs attention"
     message = texts.opened(host, title, call.person, call.context)
-    posted = await call.client.chat_postMessage(
-        channel=call.channel, text=message.text, blocks=list(message.blocks), thread_ts=call.thread_ts
-    )
-    place = Place(channel=call.channel, thread_ts=call.thread_ts or str(posted["ts"]))
+    ts = await post(call.client, message, Place(channel=call.channel, thread_ts=call.thread_ts))
+    place = Place(channel=call.channel, thread_ts=call.thread_ts or ts)
     incident = services.incidents.open(host=host, title=title, place=place, by=call.person)
     await call.answer(texts.accepted_open(incident))
 
@@ -64,12 +63,7 @@ async def _close(call: Call, words: Words) -> None:
     closed = services.incidents.close(incident.id, by=call.person)
     if closed.place.thread_ts is not None:
         message = texts.closed(closed, call.person, call.context)
-        await call.client.chat_postMessage(
-            channel=closed.place.channel,
-            thread_ts=closed.place.thread_ts,
-            text=message.text,
-            blocks=list(message.blocks),
-        )
+        await post(call.client, message, closed.place)
     await call.answer(texts.accepted_close(closed))
 
 

@@ -3,32 +3,28 @@
 from bot.presenter.message import Block, Message, actions, button, compose, footnote, header, section
 from bot.presenter.mrkdwn import code, duration, one_line
 from bot.presenter.render_context import RenderContext
+from bot.store.records import Alert
 from gpu_actions.models import VerdictKind
 
 ACKNOWLEDGE = "acknowledge"
 
 
-def alert(host: str, cause: str, *, title: str, source: str, reason: str, verdict: VerdictKind) -> Message:
-    """Return the first message of an incident that a monitor or Alertmanager opened."""
-    first = f"ALERT: {title}"
+def opened(alert: Alert) -> Message:
+    """Return the first message of an incident that an alert opens."""
+    first = f"ALERT: {alert.title}"
     todo = "*What to do:* read the verdict card that follows."
-    if verdict is VerdictKind.FALL_BACK:
+    if alert.verdict is VerdictKind.FALL_BACK:
         todo += " It has the evidence and the button *Start fallback*."
-    return compose(
-        one_line(first),
-        [
-            header(first),
-            section(f":rotating_light: {todo}"),
-            _acknowledge_button(host, cause),
-            footnote(f"reported by {one_line(source)}: {one_line(reason, 300)}"),
-        ],
-    )
+    reported = f"reported by {one_line(alert.source)}: {one_line(alert.reason, 300)}"
+    parts = [header(first), section(f":rotating_light: {todo}"), _acknowledge(alert), footnote(reported)]
+    return compose(one_line(first), parts)
 
 
-def joined(host: str, cause: str, *, source: str, reason: str) -> Message:
+def joined(alert: Alert) -> Message:
     """Return the reply in an open incident's thread about one more cause."""
-    text = f":rotating_light: {_sentence(source)} also reports *{one_line(cause)}* ({one_line(reason, 300)})."
-    return compose(text, [section(text), _acknowledge_button(host, cause)])
+    reason = one_line(alert.reason, 300)
+    text = f":rotating_light: {_sentence(alert.source)} also reports *{one_line(alert.cause)}* ({reason})."
+    return compose(text, [section(text), _acknowledge(alert)])
 
 
 def cleared(host: str, *, source: str, reason: str) -> Message:
@@ -62,32 +58,27 @@ def acknowledged(host: str, cause: str, *, quiet_s: float) -> Message:
     )
 
 
-def automatic_fallback(host: str, cause: str, run_id: str, context: RenderContext) -> Message:
-    """Return the announcement in the channel when a cause starts the fallback automatically."""
-    first = f"AUTOMATIC FALLBACK on {host}: {cause}"
-    stop = context.command("fallback", f"stop {host}")
-    return compose(
-        first,
-        [
-            header(first),
-            section(
-                f":rotating_light: *What to do:* watch {code(run_id)}; to stop it: {stop}. It started because "
-                f"{code(cause)} is in {code('monitors.auto_fallback')} of the settings and a fresh triage says fall back."
-            ),
-        ],
+def automatic_fallback(alert: Alert, run_id: str, context: RenderContext) -> Message:
+    """Return the announcement in the channel when an alert starts the fallback automatically."""
+    first = f"AUTOMATIC FALLBACK on {alert.host}: {alert.cause}"
+    stop = context.command("fallback", f"stop {alert.host}")
+    text = (
+        f":rotating_light: *What to do:* watch {code(run_id)}; to stop it: {stop}. It started because "
+        f"{code(alert.cause)} is in {code('monitors.auto_fallback')} of the settings and a fresh triage says fall back."
     )
+    return compose(first, [header(first), section(text)])
 
 
-def no_automatic_fallback(host: str, cause: str, why: str) -> Message:
+def no_automatic_fallback(alert: Alert, why: str) -> Message:
     """Return the reply when a guard rail kept the automatic fallback from starting."""
     return _line(
-        f":no_entry: No automatic fallback on {one_line(host)} for {code(cause)}: {one_line(why, 300)}. "
+        f":no_entry: No automatic fallback on {one_line(alert.host)} for {code(alert.cause)}: {one_line(why, 300)}. "
         "A person must decide."
     )
 
 
-def _acknowledge_button(host: str, cause: str) -> Block:
-    return actions(button("Acknowledge", ACKNOWLEDGE, f"{host}:{cause}"))
+def _acknowledge(alert: Alert) -> Block:
+    return actions(button("Acknowledge", ACKNOWLEDGE, f"{alert.host}:{alert.cause}"))
 
 
 def _sentence(source: str) -> str:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import structlog
 from slack_sdk.web.async_client import AsyncWebClient
@@ -43,36 +43,29 @@ class _Tracked:
     ended: bool = False
 
 
+@dataclass(eq=False)
 class LiveMessages:
     """Keeps Slack in step with the runs. `render_context` returns the current one; run `run()` as a task until the end."""
 
-    def __init__(
-        self,
-        client: AsyncWebClient,
-        *,
-        runs: Runs,
-        store: Store,
-        incidents: Incidents,
-        settings: SlackSettings,
-        render_context: Callable[[], RenderContext],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._client = client
-        self._runs = runs
-        self._store = store
-        self._incidents = incidents
-        self._interval_s = settings.edit_interval_s
-        self._budget = EditBudget(settings.edits_per_minute, clock=clock)
-        self._render_context = render_context
-        self._clock = clock
+    client: AsyncWebClient
+    _: KW_ONLY
+    runs: Runs
+    store: Store
+    incidents: Incidents
+    settings: SlackSettings
+    render_context: Callable[[], RenderContext]
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._budget = EditBudget(self.settings.edits_per_minute, clock=self.clock)
         self._tracked: dict[str, _Tracked] = {}
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
-        self._started_at = store.clock()
+        self._started_at = self.store.clock()
 
     async def run(self) -> None:
         """Follow the changes until cancelled, starting with what an earlier process left unfinished."""
-        stream = self._runs.changes()
+        stream = self.runs.changes()
         follow = asyncio.create_task(self._follow(stream))
         try:
             self._changed.update(await asyncio.to_thread(self._left_behind))
@@ -94,25 +87,25 @@ class LiveMessages:
 
     def _left_behind(self) -> set[str]:
         """Return the recent runs whose final state may not be in Slack yet."""
-        oldest = self._store.clock() - LOOK_BACK_S
-        recent = [run for run in self._store.list(limit=200) if run.created_at >= oldest]
-        seen = self._store.deliveries.seen
+        oldest = self.store.clock() - LOOK_BACK_S
+        recent = [run for run in self.store.list(limit=200) if run.created_at >= oldest]
+        seen = self.store.deliveries.seen
         return {run.id for run in recent if not (run.status.final and seen(_end_key(run)))}
 
     async def _pass(self) -> float:
         """Show what is due, final states first. Return the seconds until the next pass."""
-        now = self._clock()
+        now = self.clock()
         due: list[tuple[bool, float, RunRecord]] = []
         pause_s = REFRESH_S
         for run_id in tuple(self._changed):
-            run = await asyncio.to_thread(self._store.get, run_id)
+            run = await asyncio.to_thread(self.store.get, run_id)
             if run is None:
                 self._changed.discard(run_id)
                 continue
             tracked = self._tracked.get(run_id) or self._track(run_id)
             wait_s = max(tracked.retry_at - now, 0.0)
             if tracked.posts.digest and not run.status.final:
-                wait_s = max(wait_s, tracked.shown_at + self._interval_s - now)
+                wait_s = max(wait_s, tracked.shown_at + self.settings.edit_interval_s - now)
             if wait_s > 0:
                 pause_s = min(pause_s, wait_s)
             else:
@@ -126,12 +119,12 @@ class LiveMessages:
                 self._changed.add(run.id)
                 pause_s = min(pause_s, RETRY_S)
         for run_id, tracked in self._tracked.items():
-            if tracked.posts.digest and not tracked.ended and self._clock() - tracked.shown_at >= REFRESH_S:
+            if tracked.posts.digest and not tracked.ended and self.clock() - tracked.shown_at >= REFRESH_S:
                 self._changed.add(run_id)
         return max(pause_s, 0.02)
 
     def _track(self, run_id: str) -> _Tracked:
-        posts = RunPosts(self._client, self._store, self._incidents, spend_edit=self._budget.spend)
+        posts = RunPosts(self.client, self.store, self.incidents, self._budget.spend)
         return self._tracked.setdefault(run_id, _Tracked(posts))
 
     async def _show(self, run: RunRecord) -> bool:
@@ -139,19 +132,19 @@ class LiveMessages:
         tracked = self._tracked[run.id]
         try:
             # A run younger than this process has no posts from an earlier one.
-            await tracked.posts.show(run, self._render_context(), search=run.created_at < self._started_at)
+            await tracked.posts.show(run, self.render_context(), search=run.created_at < self._started_at)
         except SLACK_FAILURES as error:
             return self._failed(run, tracked, error)
-        tracked.shown_at = self._clock()
+        tracked.shown_at = self.clock()
         tracked.failing_since = None
         if run.status.final:
-            await asyncio.to_thread(self._store.deliveries.first_time, _end_key(run))
+            await asyncio.to_thread(self.store.deliveries.first_time, _end_key(run))
             tracked.ended = True
         return True
 
     def _failed(self, run: RunRecord, tracked: _Tracked, error: BaseException) -> bool:
         """Schedule another attempt. Return True if a final state has failed for so long that it is given up."""
-        now = self._clock()
+        now = self.clock()
         asked_s = retry_after_s(error)
         if asked_s is not None:
             self._budget.close_for(asked_s)

@@ -13,7 +13,7 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.presenter.message import Message
-from bot.store.records import ArtifactRecord, RunRecord
+from bot.store.records import ArtifactRecord, Place, RunRecord
 
 log = structlog.get_logger()
 
@@ -94,19 +94,25 @@ async def find_posts(client: AsyncWebClient, run: RunRecord) -> Found:
 
 
 async def post(
-    client: AsyncWebClient, message: Message, *, channel: str, thread_ts: str | None, about: dict[str, Any]
+    client: AsyncWebClient,
+    message: Message,
+    place: Place,
+    *,
+    about: dict[str, Any] | None = None,
+    in_channel_too: bool = False,
 ) -> str:
-    """Post a message with its metadata and return its ts.
+    """Post a message and return its ts; with `in_channel_too`, a reply is shown in the channel as well.
 
     If Slack refuses the blocks, the text is posted alone; if the thread is gone, the channel gets the message. Raises
     whatever the client raises for anything else.
     """
     try:
         answer = await client.chat_postMessage(
-            channel=channel,
+            channel=place.channel,
             text=message.text,
             blocks=list(message.blocks),
-            thread_ts=thread_ts,
+            thread_ts=place.thread_ts,
+            reply_broadcast=(in_channel_too and place.thread_ts is not None) or None,
             metadata=about,
             unfurl_links=False,
         )
@@ -114,14 +120,14 @@ async def post(
         code = error.response.get("error")
         if code in REFUSED_BLOCKS and message.blocks:
             log.error(
-                "Slack refused the blocks; posting the text alone", about=about, answer=str(error)[:500]
+                "Slack refused the blocks; posting the text alone", text=message.text, answer=str(error)[:500]
             )
             message = replace(message, blocks=())
-        elif code == THREAD_GONE and thread_ts is not None:
-            thread_ts = None
+        elif code == THREAD_GONE and place.thread_ts is not None:
+            place = Place(channel=place.channel)
         else:
             raise
-        return await post(client, message, channel=channel, thread_ts=thread_ts, about=about)
+        return await post(client, message, place, about=about, in_channel_too=in_channel_too)
     return str(answer["ts"])
 
 

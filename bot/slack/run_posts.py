@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 from slack_sdk.errors import SlackApiError
@@ -24,24 +25,24 @@ from gpu_actions.models import VerdictKind
 log = structlog.get_logger()
 
 
+@dataclass(eq=False)
 class RunPosts:
     """The posts of one run as this process knows them.
 
     `spend_edit` is called before each edit. `digest` identifies what the message shows now; empty before the first post.
     """
 
-    def __init__(
-        self, client: AsyncWebClient, store: Store, incidents: Incidents, *, spend_edit: Callable[[], None]
-    ) -> None:
-        self._client = client
-        self._store = store
-        self._incidents = incidents
-        self._spend_edit = spend_edit
+    client: AsyncWebClient
+    store: Store
+    incidents: Incidents
+    spend_edit: Callable[[], None]
+    digest: str = ""
+
+    def __post_init__(self) -> None:
         self._edits = 0
         self._searched = False
         self._notes: set[str] = set()
         self._files: dict[str, str] = {}
-        self.digest = ""
 
     async def show(self, run: RunRecord, context: RenderContext, *, search: bool) -> None:
         """Post or edit whatever differs from the run's record. Raises whatever the Slack client raises.
@@ -49,10 +50,10 @@ class RunPosts:
         With `search`, first find what an earlier process posted.
         """
         if search and not self._searched:
-            found = await find_posts(self._client, run)
+            found = await find_posts(self.client, run)
             self._notes, self._files = found.notes, found.files
             if found.message_ts is not None and run.message_ts is None:
-                await asyncio.to_thread(self._store.set_message_ts, run.id, found.message_ts)
+                await asyncio.to_thread(self.store.set_message_ts, run.id, found.message_ts)
         self._searched = True
         await self._show_message(run, context)
         message_ts = await self._message_ts(run)
@@ -65,7 +66,7 @@ class RunPosts:
         await self._upload_pictures(run, root)
 
     async def _message_ts(self, run: RunRecord) -> str | None:
-        ts: str | None = (await asyncio.to_thread(self._store.row, run.id)).message_ts
+        ts: str | None = (await asyncio.to_thread(self.store.row, run.id)).message_ts
         return ts
 
     async def _show_message(self, run: RunRecord, context: RenderContext) -> None:
@@ -78,19 +79,17 @@ class RunPosts:
         stamped = message.stamped(f"{run.id}.{run.version}.{self._edits}")
         channel, about = run.place.channel, metadata(RUN_EVENT, run.id)
         if ts is None:
-            ts = await post(
-                self._client, stamped, channel=channel, thread_ts=run.place.thread_ts, about=about
-            )
-            await asyncio.to_thread(self._store.set_message_ts, run.id, ts)
+            ts = await post(self.client, stamped, run.place, about=about)
+            await asyncio.to_thread(self.store.set_message_ts, run.id, ts)
         else:
-            self._spend_edit()
+            self.spend_edit()
             try:
-                await edit(self._client, stamped, channel=channel, ts=ts, about=about)
+                await edit(self.client, stamped, channel=channel, ts=ts, about=about)
             except SlackApiError as error:
                 if (
                     error.response.get("error") == "message_not_found"
                 ):  # deleted: the next attempt posts it again
-                    await asyncio.to_thread(self._store.update_run, run.id, message_ts=None)
+                    await asyncio.to_thread(self.store.update_run, run.id, message_ts=None)
                 raise
         self.digest = digest
 
@@ -101,11 +100,11 @@ class RunPosts:
             return
         if verdict is None or verdict.verdict is not VerdictKind.FALL_BACK:
             return
-        incident = await asyncio.to_thread(self._incidents.active, run.host)
+        incident = await asyncio.to_thread(self.incidents.active, run.host)
         if incident is None:
             with contextlib.suppress(UserError):  # another process opened one at this moment
                 incident = await asyncio.to_thread(
-                    self._incidents.open,
+                    self.incidents.open,
                     host=run.host,
                     title=f"{verdict.cause} on {run.host}",
                     place=Place(channel=run.place.channel, thread_ts=root),
@@ -113,16 +112,16 @@ class RunPosts:
                     cause=verdict.cause,
                 )
         if incident is not None:
-            await asyncio.to_thread(self._incidents.join, incident.id, run.id)
+            await asyncio.to_thread(self.incidents.join, incident.id, run.id)
 
     async def _post_note(self, run: RunRecord, key: str, message: Message, *, thread_ts: str | None) -> None:
         delivery = f"note:{run.id}:{key}"
-        if key in self._notes or await asyncio.to_thread(self._store.deliveries.seen, delivery):
+        if key in self._notes or await asyncio.to_thread(self.store.deliveries.seen, delivery):
             return
         about = metadata(NOTE_EVENT, run.id, key)
-        await post(self._client, message, channel=run.place.channel, thread_ts=thread_ts, about=about)
+        await post(self.client, message, Place(channel=run.place.channel, thread_ts=thread_ts), about=about)
         self._notes.add(key)
-        await asyncio.to_thread(self._store.deliveries.first_time, delivery)
+        await asyncio.to_thread(self.store.deliveries.first_time, delivery)
 
     async def _upload_pictures(self, run: RunRecord, root: str | None) -> None:
         for record in run.artifacts:
@@ -132,14 +131,14 @@ class RunPosts:
             file_id = self._files.get(title) or await self._upload(run, record, title, root)
             if file_id:
                 self._files[title] = file_id
-                await asyncio.to_thread(self._store.set_file_id, record.id, file_id)
+                await asyncio.to_thread(self.store.set_file_id, record.id, file_id)
 
     async def _upload(self, run: RunRecord, record: ArtifactRecord, title: str, root: str | None) -> str:
         """Upload one picture and return its file id, or an empty string if Slack refuses it: the message has its link."""
         if not record.artifact.path.is_file():
             return ""
         try:
-            answer = await self._client.files_upload_v2(
+            answer = await self.client.files_upload_v2(
                 file=str(record.artifact.path),
                 filename=record.artifact.name,
                 title=title,

@@ -3,11 +3,12 @@
 The store writes them and the presenter reads them; nothing else keeps state. Times are Unix seconds, UTC.
 """
 
+import hashlib
 from enum import StrEnum
 
 from pydantic import Field
 
-from gpu_actions.models import Artifact, Finding, Frozen, JsonObject, Verdict
+from gpu_actions.models import Artifact, Finding, Frozen, JsonObject, Verdict, VerdictKind
 from gpu_actions.plan import Plan
 
 
@@ -160,6 +161,27 @@ class IncidentRecord(Frozen):
     opened_by: Person
     opened_at: float
     closed_at: float | None = None
+
+
+class Alert(Frozen):
+    """One thing that a monitor or Alertmanager reports. `key` names its burst; `at_s` tells repeats of a cause apart."""
+
+    host: str
+    cause: str
+    title: str
+    source: str
+    reason: str
+    verdict: VerdictKind
+    key: str
+    at_s: float = Field(description="when it was seen, by the store's clock")
+    window_s: float | None = Field(
+        default=None, description="seconds that triage must read to see the same; None: as the settings say"
+    )
+
+    @property
+    def id(self) -> str:
+        """A hash of 32 characters: a repeat of the same alert starts nothing new."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
 
 
 class TimelineEntry(Frozen):

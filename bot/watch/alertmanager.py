@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Literal
 
 import structlog
@@ -17,9 +18,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from bot.presenter import alerts as texts
 from bot.settings.model import WebSettings
+from bot.store.records import Alert
 from bot.store.store import Store
 from bot.watch.alerts import Alerts
-from bot.watch.undelivered_alerts import Alert
 from gpu_actions.models import VerdictKind
 
 log = structlog.get_logger()
@@ -53,25 +54,26 @@ class Payload(_Payload):
     alerts: tuple[PayloadAlert, ...] = Field(max_length=MAX_ALERTS)
 
 
+@dataclass(eq=False)
 class Webhook:
     """Handles the route. `hosts` are the host names of the settings."""
 
-    def __init__(self, settings: WebSettings, *, hosts: Sequence[str], alerts: Alerts, store: Store) -> None:
-        self._settings = settings
-        self._hosts = tuple(hosts)
-        self._alerts = alerts
-        self._store = store
+    settings: WebSettings
+    _: KW_ONLY
+    hosts: Sequence[str]
+    alerts: Alerts
+    store: Store
 
     async def receive(self, request: web.Request) -> web.Response:
         """Answer 202, or say what is wrong: 401 token, 404 off, 413 size, 400 field, 422 no known host in the labels."""
-        token = self._settings.alert_token.get_secret_value()
+        token = self.settings.alert_token.get_secret_value()
         if not token:
             return _refused(404, "POST /alerts is off: set web.alert_token in the settings")
         given = request.headers.get("Authorization", "")
         # aiohttp decodes bytes that are not UTF-8 as surrogates
         if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {token}".encode()):
             return _refused(401, "the bearer token is missing or wrong (web.alert_token)")
-        limit = self._settings.alert_max_bytes
+        limit = self.settings.alert_max_bytes
         try:
             body = await request.clone(client_max_size=limit).read()
         except web.HTTPRequestEntityTooLarge:
@@ -96,31 +98,31 @@ class Webhook:
             accepted += 1
             key = alert.fingerprint or _labels_key(alert)
             once = f"alert:{key}:{alert.starts_at.isoformat()}:{alert.status}"[:255]
-            if not await asyncio.to_thread(self._store.deliveries.first_time, once):
+            if not await asyncio.to_thread(self.store.deliveries.first_time, once):
                 continue
             new.append((alert, host, key))
         firing = [self._alert_of(*one) for one in new if one[0].status == "firing"]
-        await self._alerts.keep(firing)  # before the answer: Alertmanager does not repeat what got a 202
+        await self.alerts.keep(firing)  # before the answer: Alertmanager does not repeat what got a 202
         for one in firing:
-            self._alerts.report(one)
+            self.alerts.report(one)
         for alert, host, _ in new:
             if alert.status == "resolved":
-                self._alerts.say(host, texts.resolved(host, alert.labels.get("alertname", "alert")))
+                self.alerts.say(host, texts.resolved(host, alert.labels.get("alertname", "alert")))
         if unknown:
-            labels = ", ".join(self._settings.alert_host_labels)
+            labels = ", ".join(self.settings.alert_host_labels)
             names = ", ".join(sorted({alert.labels.get("alertname", "?") for alert in unknown})[:5])
             log.warning("an alert names no known host", alerts=names, labels=labels)
             if not accepted:
-                known = ", ".join(self._hosts)
+                known = ", ".join(self.hosts)
                 return _refused(422, f"{names}: none of the labels {labels} names a host; hosts: {known}")
         return web.json_response({"accepted": accepted, "without_host": len(unknown)}, status=202)
 
     def host_of(self, alert: PayloadAlert) -> str | None:
         """Return the host that the labels name: `serve1`, `serve1:9400` and `serve1.rack2.example` are all `serve1`."""
-        for label in self._settings.alert_host_labels:
+        for label in self.settings.alert_host_labels:
             value = alert.labels.get(label, "").lower()
             for name in (value, value.partition(":")[0], value.partition(":")[0].partition(".")[0]):
-                if name in self._hosts:
+                if name in self.hosts:
                     return name
         return None
 
@@ -136,7 +138,7 @@ class Webhook:
             reason=" ".join(words.split())[:300],
             verdict=VerdictKind.WATCH if quiet else VerdictKind.FALL_BACK,
             key=f"{key}:{alert.starts_at.isoformat()}",
-            at_s=self._store.clock(),
+            at_s=self.store.clock(),
         )
 
 

@@ -7,6 +7,7 @@ wait, and the alert is posted when Slack is back.
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import structlog
@@ -20,11 +21,12 @@ from bot.presenter.verdict_card import verdict_of
 from bot.runs.runs import Runs
 from bot.settings.model import MonitorSettings
 from bot.slack.channels import Channels
+from bot.slack.posts import post
 from bot.slack.retry import AWAY, until_accepted
-from bot.store.records import IncidentRecord, Person, Place, RunRecord, UserError
+from bot.store.records import Alert, IncidentRecord, Person, Place, RunRecord, UserError
 from bot.store.store import Store
 from bot.watch.auto_fallback import why_not
-from bot.watch.undelivered_alerts import Alert, UndeliveredAlerts
+from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.models import VerdictKind
 from gpu_actions.triage.rule import rank_of_verdict
 
@@ -40,34 +42,26 @@ SAME_MOMENT_S = 15.0
 that has become a reason to fall back needs its own card, with the button."""
 
 
+@dataclass(eq=False)
 class Alerts:
     """Reports alerts to people. `report` and `say` return at once; the work continues in tasks until `close`.
 
     An alert is a row until it is delivered; `retry` resumes those that no task of this process is delivering.
     """
 
-    def __init__(
-        self,
-        client: AsyncWebClient,
-        *,
-        runs: Runs,
-        store: Store,
-        incidents: Incidents,
-        settings: MonitorSettings,
-        channel: str,
-        render_context: Callable[[], RenderContext],
-        acknowledged: Callable[[str, str], bool],
-    ) -> None:
-        self._client = client
-        self._runs = runs
-        self._store = store
-        self._incidents = incidents
-        self._settings = settings
-        self._channel = channel
-        self._channels = Channels(client)
-        self._render_context = render_context
-        self._acknowledged = acknowledged
-        self._undelivered = UndeliveredAlerts(store)
+    client: AsyncWebClient
+    _: KW_ONLY
+    runs: Runs
+    store: Store
+    incidents: Incidents
+    settings: MonitorSettings
+    channel: str
+    render_context: Callable[[], RenderContext]
+    acknowledged: Callable[[str, str], bool]
+
+    def __post_init__(self) -> None:
+        self._channels = Channels(self.client)
+        self._undelivered = UndeliveredAlerts(self.store)
         self._delivering: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._host_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -75,7 +69,7 @@ class Alerts:
     async def warm(self) -> None:
         """Look the channel up while Slack answers. Never raises: it is looked up again when it is needed."""
         try:
-            await self._channels.id_of(self._channel)
+            await self._channels.id_of(self.channel)
         except AWAY as error:
             log.warning("the incident channel cannot be found", error=str(error)[:300])
 
@@ -122,27 +116,19 @@ class Alerts:
         try:
             await self.keep([alert])
             async with self._host_locks[alert.host]:  # two alerts about one fault must not open two incidents
-                incident = await asyncio.to_thread(self._incidents.active, alert.host)
+                incident = await asyncio.to_thread(self.incidents.active, alert.host)
                 run = await (self._open(alert) if incident is None else self._join(alert, incident))
             await asyncio.to_thread(self._undelivered.delivered, alert)
         finally:
             self._delivering.discard(alert.id)
-        if run is not None and alert.cause in self._settings.auto_fallback:
-            await self._fall_back(alert, await self._runs.wait(run.id, until=lambda run: run.status.final))
+        if run is not None and alert.cause in self.settings.auto_fallback:
+            await self._fall_back(alert, await self.runs.wait(run.id, until=lambda run: run.status.final))
 
     async def _open(self, alert: Alert) -> RunRecord | None:
-        place = Place(channel=await until_accepted(lambda: self._channels.id_of(self._channel)))
+        place = Place(channel=await until_accepted(lambda: self._channels.id_of(self.channel)))
         if alert.verdict is not VerdictKind.FALL_BACK:  # no incident: the verdict card is enough
             return await self._triage(alert, place, None)
-        message = texts.alert(
-            alert.host,
-            alert.cause,
-            title=alert.title,
-            source=alert.source,
-            reason=alert.reason,
-            verdict=alert.verdict,
-        )
-        posting = asyncio.create_task(until_accepted(lambda: self._post(place, message)))
+        posting = asyncio.create_task(self._post(place, texts.opened(alert)))
         try:
             await asyncio.wait({posting}, timeout=FIRST_POST_S)
             run = await self._triage(alert, place, None)
@@ -155,33 +141,33 @@ class Alerts:
     def _record(self, alert: Alert, thread: Place, run: RunRecord | None) -> None:
         """Open the incident of an alert, unless the triage's card has opened it meanwhile, and put the run into it."""
         try:
-            incident = self._incidents.open(
+            incident = self.incidents.open(
                 host=alert.host, title=alert.title, place=thread, by=MONITOR, cause=alert.cause
             )
         except UserError:
-            known = self._incidents.active(alert.host)
+            known = self.incidents.active(alert.host)
             if known is None:
                 return
             incident = known
         if run is not None and run.incident_id is None:
-            self._incidents.join(incident.id, run.id)
+            self.incidents.join(incident.id, run.id)
 
     async def _join(self, alert: Alert, incident: IncidentRecord) -> RunRecord | None:
         text = f"{alert.source}: {alert.cause} ({alert.reason})"
-        await asyncio.to_thread(self._incidents.note, incident.id, by=MONITOR, text=text)
-        message = texts.joined(alert.host, alert.cause, source=alert.source, reason=alert.reason)
+        await asyncio.to_thread(self.incidents.note, incident.id, by=MONITOR, text=text)
+        message = texts.joined(alert)
         # Nobody watches the thread of yesterday's incident for a new reason to fall back.
-        late = alert.at_s - incident.opened_at > self._settings.burst_s
+        late = alert.at_s - incident.opened_at > self.settings.burst_s
         loud = late and alert.verdict is VerdictKind.FALL_BACK
         self._spawn(self._say(alert.host, message, in_channel_too=loud))
         return await self._triage(alert, incident.place, incident.id)
 
     async def _triage(self, alert: Alert, place: Place, incident_id: str | None) -> RunRecord | None:
-        latest = self._runs.latest(action="triage", host=alert.host)
+        latest = self.runs.latest(action="triage", host=alert.host)
         if latest is not None and _serves_for(latest, alert):
             return latest
         try:
-            started = await self._runs.start(
+            started = await self.runs.start(
                 action="triage",
                 host=alert.host,
                 options={} if alert.window_s is None else {"window": f"{alert.window_s:g}"},
@@ -200,10 +186,10 @@ class Alerts:
     async def _fall_back(self, alert: Alert, triage: RunRecord) -> None:
         """Start the fallback after a finished triage, or say in the thread why not."""
         why = await asyncio.to_thread(self._why_not, alert, triage)
-        incident = await asyncio.to_thread(self._incidents.active, alert.host)
+        incident = await asyncio.to_thread(self.incidents.active, alert.host)
         if not why:
             try:
-                started = await self._runs.start(
+                started = await self.runs.start(
                     action="fallback",
                     host=alert.host,
                     options={"reason": f"automatic: {alert.cause}"},
@@ -216,46 +202,34 @@ class Alerts:
                 why = str(error)
         if why:
             log.warning("no automatic fallback", host=alert.host, cause=alert.cause, why=why)
-            self.say(alert.host, texts.no_automatic_fallback(alert.host, alert.cause, why))
+            self.say(alert.host, texts.no_automatic_fallback(alert, why))
         elif not started.duplicate:
             log.warning("automatic fallback", host=alert.host, cause=alert.cause, run=started.run.id)
-            message = texts.automatic_fallback(
-                alert.host, alert.cause, started.run.id, self._render_context()
-            )
-            place = Place(channel=triage.place.channel)
-            await until_accepted(lambda: self._post(place, message))
+            message = texts.automatic_fallback(alert, started.run.id, self.render_context())
+            await self._post(Place(channel=triage.place.channel), message)
 
     def _why_not(self, alert: Alert, triage: RunRecord) -> str:
         verdict = verdict_of(triage)
         causes = [alert.cause, *([verdict.cause] if verdict is not None else [])]
         return why_not(
-            self._settings,
+            self.settings,
             triage=triage,
-            acknowledged=next((cause for cause in causes if self._acknowledged(alert.host, cause)), ""),
-            fallback=self._runs.latest(action="fallback", host=alert.host),
-            restore=self._runs.latest(action="restore", host=alert.host),
-            now_s=self._store.clock(),
+            acknowledged=next((cause for cause in causes if self.acknowledged(alert.host, cause)), ""),
+            fallback=self.runs.latest(action="fallback", host=alert.host),
+            restore=self.runs.latest(action="restore", host=alert.host),
+            now_s=self.store.clock(),
         )
 
     # -- Slack ---------------------------------------------------------------------------------------------------
 
     async def _say(self, host: str, message: Message, *, in_channel_too: bool = False) -> None:
-        incident = await asyncio.to_thread(self._incidents.active, host)
+        incident = await asyncio.to_thread(self.incidents.active, host)
         if incident is not None:
-            place = incident.place
-            loud = in_channel_too and bool(place.thread_ts)
-            await until_accepted(lambda: self._post(place, message, in_channel_too=loud))
+            await self._post(incident.place, message, in_channel_too=in_channel_too)
 
     async def _post(self, place: Place, message: Message, *, in_channel_too: bool = False) -> str:
-        answer = await self._client.chat_postMessage(
-            channel=place.channel,
-            thread_ts=place.thread_ts,
-            reply_broadcast=in_channel_too or None,
-            text=message.text,
-            blocks=list(message.blocks),
-            unfurl_links=False,
-        )
-        return str(answer["ts"])
+        """Post a message, however long Slack is away, and return its ts."""
+        return await until_accepted(lambda: post(self.client, message, place, in_channel_too=in_channel_too))
 
 
 def _serves_for(triage: RunRecord, alert: Alert) -> bool:

@@ -6,10 +6,11 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from bot.settings.model import MonitorSettings
+from bot.store.records import Alert
 from bot.store.schema import monitor_states
 from bot.store.store import Store
 from bot.watch.monitor_kinds import MONITOR_KINDS
-from bot.watch.undelivered_alerts import Alert, keep_alerts
+from bot.watch.undelivered_alerts import keep_alerts
 from gpu_actions.models import Verdict
 from gpu_actions.triage.monitor_state import MonitorPolicy, MonitorState, Signal
 

@@ -7,6 +7,7 @@ what a series of verdicts means.
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,14 +16,13 @@ from prometheus_client.registry import Collector
 
 from bot.presenter import alerts as texts
 from bot.settings.model import MonitorSettings
-from bot.store.records import Person, RunStatus
+from bot.store.records import Alert, Person, RunStatus
 from bot.store.store import Store
 from bot.watch.alerts import Alerts
 from bot.watch.monitor_kinds import MonitorKind, monitors_for
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.scheduler import Schedule
 from bot.watch.target_cache import TargetCache
-from bot.watch.undelivered_alerts import Alert
 from gpu_actions.config.host import HostConfig
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.registry import actions
@@ -49,32 +49,27 @@ class _DoesNotApply(Exception):
     """Raised if a host has nothing that the monitor could read."""
 
 
+@dataclass(eq=False)
 class Monitors(Collector):
     """Runs the checks. `hosts` returns the built host of a name; `schedule` arranges the calls of `check`."""
 
-    def __init__(
-        self,
-        settings: MonitorSettings,
-        *,
-        store: Store,
-        hosts: "Callable[[str], Host]",
-        alerts: Alerts,
-        memory: MonitorMemory,
-    ) -> None:
-        self._settings = settings
-        self._store = store
-        self._hosts = hosts
-        self._alerts = alerts
-        self._memory = memory
+    settings: MonitorSettings
+    _: KW_ONLY
+    store: Store
+    hosts: "Callable[[str], Host]"
+    alerts: Alerts
+    memory: MonitorMemory
+
+    def __post_init__(self) -> None:
         self._targets = TargetCache()
         self._verdicts: dict[tuple[str, str], tuple[float, VerdictKind | None]] = {}
 
     def schedule(self, schedule: Schedule, hosts: Iterable[HostConfig]) -> None:
         """Schedule every monitor of every host."""
         for host in hosts:
-            for number, kind in enumerate(monitors_for(host, self._settings)):
+            for number, kind in enumerate(monitors_for(host, self.settings)):
                 schedule.every(
-                    kind.period_s(self._settings),
+                    kind.period_s(self.settings),
                     f"{kind.name}:{host.name}",
                     lambda name=host.name, kind=kind: self.check(name, kind),  # type: ignore[misc]
                     first_after_s=1 + number,
@@ -84,7 +79,7 @@ class Monitors(Collector):
         """Check a host once, remember the result and act on it. Paused while a run changes the host."""
         if await asyncio.to_thread(self._paused, host_name, kind):
             return
-        host = self._hosts(host_name)
+        host = self.hosts(host_name)
         try:
             verdict = await self._verdict(host, kind)
         except _DoesNotApply:
@@ -94,7 +89,7 @@ class Monitors(Collector):
         self._verdicts[host_name, kind.name] = (time.time(), None if verdict is None else verdict.verdict)
         stalled_s = host.thresholds.stalled_fall_back_s
         signals, alerts = await asyncio.to_thread(
-            self._memory.observe,
+            self.memory.observe,
             host_name,
             kind.name,
             verdict,
@@ -104,7 +99,7 @@ class Monitors(Collector):
         for signal in signals:
             self._announce(host_name, kind, signal)
         for alert in alerts:
-            self._alerts.report(alert)
+            self.alerts.report(alert)
 
     async def _verdict(self, host: "Host", kind: MonitorKind) -> Verdict | None:
         """Return the verdict of a partial triage, or None if nothing could be read.
@@ -112,7 +107,7 @@ class Monitors(Collector):
         An unknown state with a cause of its own (a driver that hangs) is a verdict, and so is a source without findings (a
         kernel log without an NVIDIA line). Raises _DoesNotApply if the host has no such source.
         """
-        window_s = min(kind.window_s, max(0.2, WINDOW_SHARE * kind.period_s(self._settings)))
+        window_s = min(kind.window_s, max(0.2, WINDOW_SHARE * kind.period_s(self.settings)))
         try:
             target = await self._targets.of(host)
             snapshot = await collect(target, host.thresholds, window_s=window_s, only=kind.collectors)
@@ -129,7 +124,7 @@ class Monitors(Collector):
 
     def _paused(self, host: str, kind: MonitorKind) -> bool:
         """Return True while a run changes this host or disturbs what this monitor reads."""
-        rows = [row for row in self._store.active() if row.host == host and row.status in AT_WORK]
+        rows = [row for row in self.store.active() if row.host == host and row.status in AT_WORK]
         changing = any(row.changes_host for row in rows)
         if changing:
             self._targets.forget(host)
@@ -148,41 +143,32 @@ class Monitors(Collector):
         )
         match signal.kind:
             case "clear":
-                self._alerts.say(host, texts.cleared(host, source=kind.title, reason=signal.reason))
+                self.alerts.say(host, texts.cleared(host, source=kind.title, reason=signal.reason))
             case "blind":
-                self._alerts.say(host, texts.blind(host, source=kind.title, reason=signal.reason))
+                self.alerts.say(host, texts.blind(host, source=kind.title, reason=signal.reason))
             case "sighted":
-                self._alerts.say(host, texts.sighted(host, source=kind.title))
+                self.alerts.say(host, texts.sighted(host, source=kind.title))
 
     def _alert(
         self, host: str, kind: MonitorKind, signal: Signal, verdict: Verdict | None, *, stalled_s: float
     ) -> Alert | None:
         """Return the alert of a signal, or None. A host that cannot be read is an alert too: silence is not health."""
-        now_s = self._store.clock()
-        if signal.kind == "blind":
-            return Alert(
-                host=host,
-                cause="unknown",
-                title=f"{kind.title} cannot read {host}",
-                source=kind.title,
-                reason=signal.reason,
-                verdict=VerdictKind.UNKNOWN,
-                key=f"{signal.key}:{kind.name}:blind",
-                at_s=now_s,
-            )
-        if signal.kind not in ("open", "join"):
+        if signal.kind not in ("open", "join", "blind"):
             return None
-        summary = verdict.summary if verdict is not None and verdict.cause == signal.cause else ""
-        lasting = signal.cause == "engine_stalled" and signal.verdict is VerdictKind.FALL_BACK
+        blind = signal.kind == "blind"
+        summary = (
+            verdict.summary if verdict is not None and verdict.cause == signal.cause and not blind else ""
+        )
+        lasting = signal.cause == "engine_stalled" and signal.verdict is VerdictKind.FALL_BACK and not blind
         return Alert(
             host=host,
-            cause=signal.cause,
-            title=f"{signal.cause} on {host}",
+            cause="unknown" if blind else signal.cause,
+            title=f"{kind.title} cannot read {host}" if blind else f"{signal.cause} on {host}",
             source=kind.title,
             reason=f"{signal.reason}{': ' if summary else ''}{summary}",
-            verdict=signal.verdict,
-            key=signal.key,
-            at_s=now_s,
+            verdict=VerdictKind.UNKNOWN if blind else signal.verdict,
+            key=f"{signal.key}:{kind.name}:blind" if blind else signal.key,
+            at_s=self.store.clock(),
             # A lasting stall is visible only to a triage that reads for as long.
             window_s=min(stalled_s + STALL_MARGIN_S, MAX_WINDOW_S) if lasting else None,
         )
@@ -190,7 +176,7 @@ class Monitors(Collector):
     def acknowledge(self, host: str, cause: str, *, by: Person) -> float:
         """Keep quiet about a cause that a person is handling. Return for how many seconds."""
         log.info("acknowledged", host=host, cause=cause, by=by.id)
-        return self._memory.acknowledge(host, cause)
+        return self.memory.acknowledge(host, cause)
 
     def collect(self) -> list[GaugeMetricFamily]:
         """Return the Prometheus metrics: when each monitor last ran and what it found."""

@@ -3,39 +3,17 @@
 A monitor's alert is written in one transaction with the state that raised it, so neither exists without the other.
 """
 
-import hashlib
 from collections.abc import Iterable
 
 import sqlalchemy as sa
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
+from bot.store.records import Alert
 from bot.store.schema import untold_alarms
 from bot.store.store import Store
-from gpu_actions.models import Frozen, VerdictKind
 
 KEPT_S = 86_400.0
 """An undelivered alert older than a day is dropped: newer checks say what is true now."""
-
-
-class Alert(Frozen):
-    """One thing that a monitor or Alertmanager reports. `key` names its burst; `at_s` tells repeats of a cause apart."""
-
-    host: str
-    cause: str
-    title: str
-    source: str
-    reason: str
-    verdict: VerdictKind
-    key: str
-    at_s: float = Field(description="when it was seen, by the store's clock")
-    window_s: float | None = Field(
-        default=None, description="seconds that triage must read to see the same; None: as the settings say"
-    )
-
-    @property
-    def id(self) -> str:
-        """A hash of 32 characters: a repeat of the same alert starts nothing new."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
 
 
 class UndeliveredAlerts:

@@ -11,7 +11,7 @@ from bot.presenter.help import command_help, overview
 from bot.presenter.home import home_view
 from bot.presenter.loadtests import comparison_message
 from bot.presenter.message import Lines, button, compose, section
-from bot.store.records import IncidentRecord, IncidentStatus, Person, Place, RunRecord
+from bot.store.records import Alert, IncidentRecord, IncidentStatus, Person, Place, RunRecord
 from demo.workspace.blocks import checked_blocks
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 from gpu_actions.models import VerdictKind
@@ -95,11 +95,21 @@ def test_any_list_of_runs_and_any_incident_is_taken_by_slack(
 @FEW
 @given(LONG, TEXT, st.sampled_from(VerdictKind))
 def test_any_alert_is_taken_by_slack(reason: str, source: str, verdict: VerdictKind) -> None:
-    accepted(alerts.alert("serve1", "gpu_lost", title=reason, source=source, reason=reason, verdict=verdict))
-    accepted(alerts.joined("serve1", "gpu_lost", source=source, reason=reason))
+    alert = Alert(
+        host="serve1",
+        cause="gpu_lost",
+        title=reason,
+        source=source,
+        reason=reason,
+        verdict=verdict,
+        key="k",
+        at_s=NOW,
+    )
+    accepted(alerts.opened(alert))
+    accepted(alerts.joined(alert))
     accepted(alerts.cleared("serve1", source=source, reason=reason))
     accepted(alerts.blind("serve1", source=source, reason=reason))
-    accepted(alerts.no_automatic_fallback("serve1", "gpu_lost", reason))
+    accepted(alerts.no_automatic_fallback(alert, reason))
     accepted(alerts.resolved("serve1", reason))
 
 

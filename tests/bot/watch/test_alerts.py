@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bot.presenter.alerts import cleared
-from bot.store.records import RunStatus
+from bot.store.records import Alert, RunStatus
 from bot.watch.alerts import MONITOR
-from bot.watch.undelivered_alerts import Alert, UndeliveredAlerts
+from bot.watch.undelivered_alerts import UndeliveredAlerts
 from demo.workspace.webapi import ApiCall, ApiError, Handler
 from gpu_actions.models import JsonObject, VerdictKind
 from tests.bot.desk import Desk, desk
@@ -224,10 +224,10 @@ async def test_acknowledge_needs_the_role_and_is_a_line_in_the_timeline(tmp_path
         await it.hears("ALERT")
         await press_acknowledge(it, "viewer")
         await it.hears("You may not acknowledge nccl_hang on toy")
-        assert not it.bot.alerts._acknowledged("toy", "nccl_hang")
+        assert not it.bot.alerts.acknowledged("toy", "nccl_hang")
         await press_acknowledge(it, "oncall")
         await it.hears("is acknowledged: no new alert about it for 15 min")
-        assert it.bot.alerts._acknowledged("toy", "nccl_hang")
+        assert it.bot.alerts.acknowledged("toy", "nccl_hang")
         incident = it.bot.services.incidents.active("toy")
         assert incident is not None
         assert any(

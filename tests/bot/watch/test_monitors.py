@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from bot.presenter.message import Message
 from bot.settings.model import MonitorSettings
-from bot.store.records import Place, RunRecord, RunStatus
+from bot.store.records import Alert, Place, RunRecord, RunStatus
 from bot.store.store import Store
 from bot.watch.monitor_kinds import MONITOR_KINDS, MonitorKind, monitors_for
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors
-from bot.watch.undelivered_alerts import Alert, UndeliveredAlerts
+from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host, build_host
 from gpu_actions.models import VerdictKind
