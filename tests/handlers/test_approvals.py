@@ -1,4 +1,4 @@
-"""Approvals in the thread: who may, once, on the plan that is shown, by button and by word; and the emergency override."""
+"""Approvals in the thread, by button and by mention: who may approve, once, the plan that is shown; the emergency override."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ async def test_the_requester_cannot_approve_and_a_lead_can_by_button(at_desk: De
     assert len(await at_desk.message_of(run.id)) == 1
 
 
-async def test_two_people_who_press_at_once_decide_once(tmp_path: Path) -> None:
+async def test_if_two_people_press_at_once_only_one_decision_counts(tmp_path: Path) -> None:
     roles = {"responder": ("U0ONCALL",), "approver": ("U0LEAD", "U0VIEWER"), "override": ()}
     async with desk(tmp_path, access={"roles": roles}) as at_desk:
         run = await waiting(at_desk)
@@ -60,12 +60,12 @@ async def test_two_people_who_press_at_once_decide_once(tmp_path: Path) -> None:
         assert done.status is (RunStatus.SUCCEEDED if won.decision == "approve" else RunStatus.DENIED)
         assert len(effects(at_desk.state_dir, "a")) == (1 if won.decision == "approve" else 0)
         loser = "viewer" if won.user.name == "lead" else "lead"
-        async with asyncio.timeout(10):  # whoever came second is told
+        async with asyncio.timeout(10):  # the second person is told
             while not [m for m in await at_desk.messages() if m.visible_to == loser]:
                 await asyncio.sleep(0.02)
 
 
-async def test_deny_by_mention_needs_no_button_and_keeps_its_reason(at_desk: Desk) -> None:
+async def test_a_denial_by_mention_is_recorded_with_its_reason(at_desk: Desk) -> None:
     run = await waiting(at_desk)
     asked = await at_desk.hears("asks to run *restore* on toy")
     await at_desk.say(
@@ -77,7 +77,7 @@ async def test_deny_by_mention_needs_no_button_and_keeps_its_reason(at_desk: Des
     assert "the switch is not replaced yet" in message.text
 
 
-async def test_a_press_on_a_decided_gate_is_answered_with_who_decided(at_desk: Desk) -> None:
+async def test_a_decision_on_a_decided_run_is_answered_with_who_decided(at_desk: Desk) -> None:
     run = await waiting(at_desk)
     while not any(b.text == "Approve" for m in await at_desk.messages() for b in m.buttons):
         await asyncio.sleep(0.02)
@@ -91,7 +91,7 @@ async def test_a_press_on_a_decided_gate_is_answered_with_who_decided(at_desk: D
     assert len((await at_desk.run("restore")).decisions) == 1
 
 
-async def test_a_changed_plan_voids_the_button_that_showed_the_old_one(at_desk: Desk) -> None:
+async def test_a_changed_plan_voids_the_button_of_the_old_plan(at_desk: Desk) -> None:
     run = await waiting(at_desk)
     while not any(b.text == "Approve" for m in await at_desk.messages() for b in m.buttons):
         await asyncio.sleep(0.02)
@@ -111,7 +111,7 @@ async def test_a_changed_plan_voids_the_button_that_showed_the_old_one(at_desk: 
     assert (await at_desk.run("restore")).status is RunStatus.SUCCEEDED
 
 
-async def test_an_override_needs_its_role_and_a_reason_and_is_shouted(at_desk: Desk) -> None:
+async def test_an_override_needs_its_role_and_a_reason_and_is_announced(at_desk: Desk) -> None:
     run = await waiting(at_desk, user="lead")
     await at_desk.say(f"@gpu-oncall override {run.id} no second lead is awake", user="oncall")
     await at_desk.hears("You may not override restore on toy")
@@ -127,7 +127,7 @@ async def test_an_override_needs_its_role_and_a_reason_and_is_shouted(at_desk: D
     assert any("no second lead is awake" in text for _, text in trail), trail
 
 
-async def test_decisions_about_unknown_runs_name_what_waits(at_desk: Desk) -> None:
+async def test_a_decision_on_an_unknown_run_is_answered_with_the_waiting_runs(at_desk: Desk) -> None:
     run = await waiting(at_desk)
     await at_desk.say("@gpu-oncall approve rs-zzzz", user="lead")
     await at_desk.hears("I know no run `rs-zzzz`")

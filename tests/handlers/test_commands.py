@@ -1,4 +1,4 @@
-"""Slash commands as people type them, through the real app and socket: answered, understood, allowed or refused in words."""
+"""Slash commands as people type them, through the real app and socket: parsed, allowed or refused, and always answered."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ async def at_desk(tmp_path: Path) -> AsyncIterator[Desk]:
         it.release()
 
 
-async def test_every_command_and_its_help_are_answered_and_none_starts_anything(at_desk: Desk) -> None:
+async def test_every_command_and_its_help_are_answered_and_start_nothing(at_desk: Desk) -> None:
     for command in (
         "triage help", "fallback", "fallback help", "loadtest help", "trace", "forensics help", "restore help",
         "incident", "gpu", "gpu help", "gpu status", "gpu fallback help", "fallback status", "restore status toy",
@@ -57,21 +57,21 @@ async def test_every_command_and_its_help_are_answered_and_none_starts_anything(
         ("/incident close", "No incident is open on toy"),
     ],
 )
-async def test_what_is_not_understood_is_answered_with_what_would_be(
+async def test_words_that_are_not_understood_are_answered_with_what_would_be(
     at_desk: Desk, typed: str, says: str
 ) -> None:
     assert says in await at_desk.answer(typed)
     assert at_desk.bot.runs.list() == []
 
 
-async def test_a_phones_typography_is_understood(at_desk: Desk) -> None:
+async def test_the_typography_of_a_phone_keyboard_is_understood(at_desk: Desk) -> None:
     await at_desk.say("/fallback Start —script=“count:x”")
     run = await at_desk.run("fallback")
     assert run.status is RunStatus.SUCCEEDED
     assert effects(at_desk.state_dir, "x") == [""]
 
 
-async def test_whoever_lacks_the_role_is_told_whom_to_ask_and_may_still_read(at_desk: Desk) -> None:
+async def test_a_person_without_the_role_is_told_whom_to_ask_and_may_still_read(at_desk: Desk) -> None:
     refused = await at_desk.answer("/fallback start", user="viewer")
     assert "You may not start fallback on toy" in refused
     assert "@oncall-engineers" in refused
@@ -81,7 +81,7 @@ async def test_whoever_lacks_the_role_is_told_whom_to_ask_and_may_still_read(at_
     assert (await at_desk.run("triage")).requester.name == "viewer"
 
 
-async def test_one_change_of_a_host_at_a_time_and_the_second_hears_of_the_first(at_desk: Desk) -> None:
+async def test_only_one_run_changes_a_host_at_a_time_and_the_refusal_names_it(at_desk: Desk) -> None:
     await at_desk.say("/fallback start")
     first = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
     said = await at_desk.answer("/restore start", user="lead")
@@ -91,7 +91,7 @@ async def test_one_change_of_a_host_at_a_time_and_the_second_hears_of_the_first(
     assert (await at_desk.run("fallback")).status is RunStatus.SUCCEEDED
 
 
-async def test_the_card_carries_the_verdict_first_and_its_button_starts_the_fallback_in_its_thread(
+async def test_the_button_of_a_card_starts_the_fallback_in_its_thread(
     at_desk: Desk,
 ) -> None:
     await at_desk.say("/triage")
@@ -104,7 +104,7 @@ async def test_the_card_carries_the_verdict_first_and_its_button_starts_the_fall
     await at_desk.run("fallback")
 
 
-async def test_a_card_that_a_newer_triage_has_overtaken_starts_nothing(at_desk: Desk) -> None:
+async def test_the_button_of_a_card_starts_nothing_if_a_newer_triage_disagrees(at_desk: Desk) -> None:
     await at_desk.say("/triage")
     await at_desk.hears("FALL BACK: nccl_hang on toy")
     first = await at_desk.run("triage")
@@ -122,7 +122,7 @@ async def test_a_card_that_a_newer_triage_has_overtaken_starts_nothing(at_desk: 
     assert at_desk.bot.runs.list(action="fallback") == []
 
 
-async def test_stop_by_button_ends_the_run_and_a_second_press_is_answered(at_desk: Desk) -> None:
+async def test_the_stop_button_ends_the_run_and_a_second_press_is_answered(at_desk: Desk) -> None:
     await at_desk.say("/fallback start")
     run = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
     await asyncio.gather(
@@ -165,7 +165,7 @@ def test_a_renamed_command_that_does_not_exist_is_refused_with_the_nearest_name(
         check_command_names(SlackSettings(commands={"traige": "gpu-triage"}))
 
 
-async def test_renamed_commands_are_named_as_renamed_in_help_and_in_every_hint(tmp_path: Path) -> None:
+async def test_help_and_hints_use_the_new_names_of_renamed_commands(tmp_path: Path) -> None:
     names = {name: f"x-{name}" for name in (*COMMANDS, "gpu")}
     async with desk(tmp_path, slack_changes={"commands": names}) as it:
         for typed, says in (
@@ -183,7 +183,7 @@ async def test_renamed_commands_are_named_as_renamed_in_help_and_in_every_hint(t
             assert not re.search(r"(?<![\w-])/(?!x-)[a-z]+ ", said), said
 
 
-async def test_a_load_test_and_a_trace_need_the_role_as_a_change_does(at_desk: Desk) -> None:
+async def test_load_tests_and_traces_need_the_role_that_changes_need(at_desk: Desk) -> None:
     for command in ("loadtest start", "trace start", "loadtest baseline record b"):
         said = await at_desk.answer(f"/{command}", user="viewer")
         assert f"You may not start {command.split()[0]} on toy" in said

@@ -1,4 +1,4 @@
-"""What the network does to a request: delivered twice, late, from an old message, by two at once, or met by a defect."""
+"""Requests that arrive twice, late, from an old message or from two people at once, and requests that meet a defect."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def at_desk(tmp_path: Path) -> AsyncIterator[Desk]:
 
 @pytest.fixture
 def envelopes(at_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, JsonObject, bool]]:
-    """Every envelope that the workspace sends to the bot, so that a test can send one again as Slack does."""
+    """Record every envelope that the workspace sends to the bot, so that a test can send one again as Slack does."""
     sent: list[tuple[str, JsonObject, bool]] = []
     deliver = at_desk.workspace.socket_mode.deliver
 
@@ -48,10 +48,12 @@ def envelopes(at_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
 async def again(at_desk: Desk, envelope: tuple[str, JsonObject, bool]) -> None:
     kind, payload, accepts = envelope
     delivery = await at_desk.workspace.socket_mode.deliver(kind, payload, accepts_response=accepts)
-    assert delivery.error is None, "a repeated delivery is acknowledged too, or Slack would send it for ever"
+    assert delivery.error is None, (
+        "a repeated delivery is acknowledged too, or Slack would repeat it for ever"
+    )
 
 
-async def test_a_command_a_press_and_a_mention_that_arrive_twice_each_start_one_run(
+async def test_a_command_a_press_and_a_mention_that_arrive_twice_start_one_run_each(
     at_desk: Desk, envelopes: list[tuple[str, JsonObject, bool]]
 ) -> None:
     await at_desk.say("/triage")
@@ -73,7 +75,7 @@ async def test_a_command_a_press_and_a_mention_that_arrive_twice_each_start_one_
     assert not [text for text in await at_desk.texts() if "was started already" in text]
 
 
-async def test_a_request_that_slack_has_called_failed_starts_nothing_and_says_so(
+async def test_a_command_that_arrives_too_late_starts_nothing_and_says_so(
     at_desk: Desk, envelopes: list[tuple[str, JsonObject, bool]]
 ) -> None:
     await at_desk.answer("/fallback status")
@@ -101,7 +103,7 @@ async def test_a_mention_that_slack_delivers_20_minutes_late_starts_nothing_and_
     await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
 
 
-async def test_a_defect_of_ours_is_answered_with_an_id_and_the_bot_goes_on(
+async def test_an_internal_error_is_answered_with_an_id_and_the_bot_keeps_working(
     at_desk: Desk, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(**_: object) -> None:
@@ -109,7 +111,7 @@ async def test_a_defect_of_ours_is_answered_with_an_id_and_the_bot_goes_on(
 
     configure_logging(
         at_desk.bot.settings
-    )  # structlog's own default prints every local variable, for seconds
+    )  # structlog's default prints every local variable, which takes seconds
     with monkeypatch.context() as patch:
         patch.setattr(at_desk.bot.services.runs, "latest", broken)
         said = await at_desk.answer("/fallback status")
@@ -122,7 +124,7 @@ async def test_a_defect_of_ours_is_answered_with_an_id_and_the_bot_goes_on(
     assert "No fallback has run" in await at_desk.answer("/fallback status")
 
 
-async def test_every_command_works_behind_the_umbrella_and_in_a_mention(at_desk: Desk) -> None:
+async def test_every_command_works_behind_the_umbrella_command(at_desk: Desk) -> None:
     for name in COMMANDS:
         words = "status" if name not in ("triage", "forensics") else "help"
         assert await at_desk.answer(f"/gpu {name} {words}"), name
@@ -133,7 +135,7 @@ async def test_every_command_works_behind_the_umbrella_and_in_a_mention(at_desk:
     assert run.requester.id == "U0ONCALL"
 
 
-async def test_two_who_start_the_fallback_at_once_get_one_run_and_the_second_hears_of_it(
+async def test_two_people_who_start_the_fallback_at_once_get_one_run_and_the_second_is_told(
     at_desk: Desk,
 ) -> None:
     await at_desk.say("/triage")
@@ -148,7 +150,7 @@ async def test_two_who_start_the_fallback_at_once_get_one_run_and_the_second_hea
     assert len(effects(at_desk.state_dir, "a.done")) == 1
 
 
-async def test_buttons_of_older_versions_and_of_forgotten_runs_are_answered(at_desk: Desk) -> None:
+async def test_buttons_of_older_versions_and_of_unknown_runs_are_answered(at_desk: Desk) -> None:
     def message(action_id: str, value: str) -> list[JsonObject]:
         text = {"type": "plain_text", "text": f"Old {action_id}"}
         return [
@@ -178,8 +180,8 @@ async def test_buttons_of_older_versions_and_of_forgotten_runs_are_answered(at_d
     assert at_desk.bot.runs.list() == []
 
 
-async def test_run_ids_are_understood_as_people_copy_them(at_desk: Desk) -> None:
-    """Ids stand in code type in our messages: copied from there they come with their back ticks."""
+async def test_run_ids_are_accepted_as_people_paste_them(at_desk: Desk) -> None:
+    """Messages show ids in code type, so a pasted id has back ticks around it."""
     await at_desk.say("/fallback start")
     run = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
     assert "running" in await at_desk.answer(f"/fallback status `{run.id}`")
@@ -193,7 +195,9 @@ async def test_run_ids_are_understood_as_people_copy_them(at_desk: Desk) -> None
 
 
 @pytest.mark.parametrize("word", ["hold", "next", "abort"])
-async def test_signals_by_mention_reach_the_step_from_those_who_may(tmp_path: Path, word: str) -> None:
+async def test_a_signal_by_mention_reaches_the_step_if_the_person_has_the_role(
+    tmp_path: Path, word: str
+) -> None:
     async with desk(tmp_path, scripts={"restore": "signal:s"}, access=OPEN) as it:
         await it.say("/restore start")
         run = await it.run("restore", until=lambda run: run.status is RunStatus.RUNNING and bool(run.steps))
@@ -217,8 +221,8 @@ OPEN = {
 }
 
 
-async def test_an_answer_goes_another_way_when_its_response_address_is_used_up(at_desk: Desk) -> None:
-    """A response_url dies after five answers or half an hour; a person is not left without a word."""
+async def test_an_answer_is_posted_if_its_response_url_is_used_up(at_desk: Desk) -> None:
+    """A response_url expires after five answers or 30 minutes; the person still gets the answer."""
     asked: list[JsonObject] = []
 
     async def used_up(request: web.Request) -> web.Response:
@@ -244,7 +248,7 @@ async def test_an_answer_goes_another_way_when_its_response_address_is_used_up(a
     assert (await at_desk.hears("heard though nothing listens")).visible_to == "oncall"
 
 
-async def test_an_answer_whose_blocks_are_refused_comes_as_text(at_desk: Desk) -> None:
+async def test_an_answer_whose_blocks_are_refused_is_sent_as_text(at_desk: Desk) -> None:
     answer = ephemeral_answer(at_desk.bot.client, "C0INCIDENTS", "U0ONCALL", None)
     await answer(Message("the words stand", ({"type": "no such block"},)))
     assert (await at_desk.hears("the words stand")).blocks == ()

@@ -242,6 +242,43 @@ def test_the_card_states_verdict_and_cause_first_and_what_to_do_second() -> None
     assert "start_fallback" in shown
 
 
+def card_of(verdict: Verdict) -> Message:
+    step = StepRecord(step_id="look", title="look", status=StepStatus.DONE, verdict=verdict)
+    return run_message(a_run(steps=(step,)), CONTEXT)
+
+
+def test_no_sentence_stands_twice_on_a_card() -> None:
+    hang = "rank 1 of 2 waits in all_reduce for 31 s"
+    todo = "Start the fallback."
+    findings = [
+        Finding(id=f"f{n}", component=component, severity=Severity.CRITICAL, summary=summary, action=action)
+        for n, (component, summary, action) in enumerate(
+            [
+                ("collective", hang, todo),
+                ("gpu", "GPU 3 is lost", "Drain it."),
+                ("gpu", "GPU 4 is lost", "Drain it."),
+            ]
+        )
+    ]
+    verdict = Verdict(
+        verdict=VerdictKind.FALL_BACK,
+        cause="nccl_hang",
+        summary=f"{hang} (and 2 more findings)",
+        findings=tuple(findings),
+        action=todo,
+    )
+    shown = json.dumps(card_of(verdict).blocks)
+    for sentence in (hang, todo, "Drain it."):
+        assert shown.count(sentence) == 1, sentence
+
+
+def test_a_healthy_card_asks_for_no_action() -> None:
+    verdict = Verdict(verdict=VerdictKind.HEALTHY, cause="none", summary="all checks passed")
+    message = card_of(verdict)
+    assert message.text == "HEALTHY: serve1\nNo action needed."
+    assert "What to do" not in json.dumps(message.blocks)
+
+
 def test_only_a_fall_back_verdict_offers_the_fallback() -> None:
     for kind in (VerdictKind.HEALTHY, VerdictKind.WATCH, VerdictKind.UNKNOWN):
         step = StepRecord(

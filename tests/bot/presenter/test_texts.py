@@ -59,7 +59,7 @@ COMPARISONS = st.builds(
 
 @FEW
 @given(RUNS, LONG, st.booleans())
-def test_any_short_answer_is_taken_by_slack(run: RunRecord, text: str, flag: bool) -> None:
+def test_slack_accepts_any_short_answer(run: RunRecord, text: str, flag: bool) -> None:
     accepted(private_answers.refused(text))
     accepted(private_answers.accepted(text))
     accepted(private_answers.working(text))
@@ -77,7 +77,7 @@ def test_any_short_answer_is_taken_by_slack(run: RunRecord, text: str, flag: boo
 
 @FEW
 @given(st.lists(RUNS, max_size=6), st.lists(INCIDENTS, min_size=1, max_size=1), PEOPLE)
-def test_any_list_of_runs_and_any_incident_is_taken_by_slack(
+def test_slack_accepts_any_list_of_runs_and_any_incident(
     runs: list[RunRecord], several: list[IncidentRecord], person: Person
 ) -> None:
     (incident,) = several
@@ -94,7 +94,7 @@ def test_any_list_of_runs_and_any_incident_is_taken_by_slack(
 
 @FEW
 @given(LONG, TEXT, st.sampled_from(VerdictKind))
-def test_any_alert_is_taken_by_slack(reason: str, source: str, verdict: VerdictKind) -> None:
+def test_slack_accepts_any_alert(reason: str, source: str, verdict: VerdictKind) -> None:
     alert = Alert(
         host="serve1",
         cause="gpu_lost",
@@ -115,16 +115,14 @@ def test_any_alert_is_taken_by_slack(reason: str, source: str, verdict: VerdictK
 
 @FEW
 @given(TEXT, COMPARISONS)
-def test_any_comparison_is_taken_by_slack_and_says_its_verdict_first(
-    name: str, comparison: Comparison
-) -> None:
+def test_slack_accepts_any_comparison_and_its_verdict_comes_first(name: str, comparison: Comparison) -> None:
     message = comparison_message(name, comparison)
     accepted(message)
     assert message.text.startswith(comparison.verdict.value.upper())
 
 
 @given(st.text(max_size=200))
-def test_escaped_text_comes_back_as_it_was_and_holds_no_markup(text: str) -> None:
+def test_escaped_text_has_no_markup_and_unescapes_to_the_original(text: str) -> None:
     clean = "".join(c for c in text if c == "\n" or (ord(c) > 31 and ord(c) != 127))
     escaped = mrkdwn.escape(clean)
     assert "<" not in escaped
@@ -135,22 +133,22 @@ def test_escaped_text_comes_back_as_it_was_and_holds_no_markup(text: str) -> Non
 
 
 @given(st.text(alphabet="a&<>b", max_size=400), st.integers(4, 300))
-def test_a_cut_leaves_no_half_entity_and_keeps_the_limit(text: str, limit: int) -> None:
+def test_clipped_text_keeps_the_limit_and_has_no_half_entity(text: str, limit: int) -> None:
     cut = mrkdwn.clip_escaped(mrkdwn.escape(text), limit)
     assert len(cut) <= limit
     assert re.search(r"&(?!amp;|lt;|gt;)", cut) is None
 
 
 @given(st.text(alphabet="`a<\n", max_size=300), st.integers(60, 2800))
-def test_a_code_block_ends_where_we_end_it(text: str, limit: int) -> None:
+def test_text_in_a_code_block_cannot_end_it(text: str, limit: int) -> None:
     block = mrkdwn.code_block(text, limit)
     assert block.count("```") == 2
     assert block.endswith("```")
     assert len(block) <= limit + 10
 
 
-def test_a_secret_is_cut_before_the_text_is() -> None:
-    """A cut in the middle of a quoted secret would leave its first half readable, and no pattern would know it."""
+def test_secrets_are_removed_before_the_text_is_clipped() -> None:
+    """Clipping inside a quoted secret would leave its first half readable, and no pattern would match it."""
     text = "x" * 20 + ' password="correct horse battery staple" and more'
     for limit in range(30, 90):
         assert "horse" not in mrkdwn.one_line(text, limit)
@@ -159,7 +157,7 @@ def test_a_secret_is_cut_before_the_text_is() -> None:
     assert "b c" not in mrkdwn.code("vllm serve --max-num-batched-tokens 8192 --api-key 'a b c'")
 
 
-def test_a_button_refuses_to_carry_more_than_an_id() -> None:
+def test_a_button_value_is_limited_to_an_id() -> None:
     with pytest.raises(ValueError, match="carries an id"):
         button("Stop", "stop", "x" * 2001)
     assert len(button("L" * 200, "stop", "x")["text"]["text"]) == 75
@@ -167,7 +165,7 @@ def test_a_button_refuses_to_carry_more_than_an_id() -> None:
 
 @FEW
 @given(st.integers(1, 400), st.integers(1, 700), st.sampled_from(["end", "start"]))
-def test_what_does_not_fit_is_dropped_from_the_named_end_and_counted(
+def test_lines_that_do_not_fit_are_dropped_from_the_named_end_and_counted(
     count: int, width: int, drop: str
 ) -> None:
     lines = tuple(f"{n}:" + "w" * width for n in range(count))
@@ -175,20 +173,20 @@ def test_what_does_not_fit_is_dropped_from_the_named_end_and_counted(
     message = compose("first", parts)
     assert checked_blocks(list(message.blocks))
     texts = [block["text"]["text"] for block in message.blocks]
-    assert (texts[0], texts[-1]) == ("first", "last"), "what must stay stays"
+    assert (texts[0], texts[-1]) == ("first", "last"), "blocks are not dropped"
     shown = [int(n) for n in re.findall(r"^(\d+):w", "\n".join(texts), re.M)]
     dropped = re.findall(r"\.\.\. (\d+) (?:earlier|more) lines", "\n".join(texts))
     assert len(shown) + sum(map(int, dropped)) == count
     assert shown == list(range(count))[-len(shown) :] if drop == "start" else shown == list(range(len(shown)))
 
 
-def test_more_blocks_than_slack_takes_are_cut_from_the_end() -> None:
+def test_more_blocks_than_slack_accepts_are_dropped_from_the_end() -> None:
     parts = [section(f"part {n}") for n in range(80)]
     shown = checked_blocks(list(compose("many", parts).blocks))
     assert [block["text"]["text"] for block in shown] == [f"part {n}" for n in range(50)]
 
 
-def test_every_command_has_a_help_that_slack_takes_and_names_all_its_subcommands() -> None:
+def test_slack_accepts_the_help_of_every_command_and_it_names_all_subcommands() -> None:
     accepted(overview(HELPS, CONTEXT, hosts=["serve1"] * 40))
     for command in HELPS:
         message = command_help(command, CONTEXT, hosts=["serve1"])
@@ -197,7 +195,7 @@ def test_every_command_has_a_help_that_slack_takes_and_names_all_its_subcommands
             assert word in str(message.blocks), (command.name, word)
 
 
-def test_durations_and_sizes_read_as_people_say_them() -> None:
+def test_durations_and_sizes_read_as_people_write_them() -> None:
     said = [mrkdwn.duration(s) for s in (0.04, 9.94, 9.96, 59.4, 59.6, 200, 3600, 7500)]
     assert said == ["0.0 s", "9.9 s", "10 s", "59 s", "1 min", "3 min 20 s", "1 h", "2 h 5 min"]
     assert [mrkdwn.size(b) for b in (0, 812, 14_336, 2_621_440)] == ["0 B", "812 B", "14 KiB", "2.5 MiB"]

@@ -1,4 +1,4 @@
-"""Live messages that try again soon: the length of the pause is no part of what these tests are about."""
+"""Live messages that retry quickly; the length of the pause does not matter to these tests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who may do what, against a workspace that answers, forgets and goes away."""
+"""Roles, user groups and refusals, against a workspace that sometimes does not answer."""
 
 import asyncio
 from collections import Counter
@@ -19,7 +19,7 @@ ONCALL, LEAD, VIEWER = Person(id="U0ONCALL"), Person(id="U0LEAD"), Person(id="U0
 
 
 class Groups:
-    """Counts look-ups, and refuses them when told to."""
+    """Counts the lookups of user groups, and refuses them if a test sets `error`."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -74,7 +74,7 @@ async def test_a_role_without_members_lets_nobody_in_and_names_the_setting(clien
         await access(client, "U0ONCALL").require(ONCALL, "approver", "approve")
 
 
-async def test_a_group_that_cannot_be_read_lets_nobody_in_and_says_that_this_is_why(
+async def test_a_group_that_cannot_be_read_lets_nobody_in_and_the_refusal_says_so(
     client: AsyncWebClient, groups: Groups
 ) -> None:
     groups.error = ApiError("service_unavailable", status=503)
@@ -84,7 +84,7 @@ async def test_a_group_that_cannot_be_read_lets_nobody_in_and_says_that_this_is_
     assert "U0LEAD" in refusal
 
 
-async def test_members_are_remembered_for_their_time_and_then_asked_again(
+async def test_members_are_cached_for_their_time_and_then_read_again(
     client: AsyncWebClient, groups: Groups
 ) -> None:
     clock = [0.0]

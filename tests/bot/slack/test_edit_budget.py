@@ -1,4 +1,4 @@
-"""The edit budget on a clock of the test's own."""
+"""The edit budget, with a fake clock."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ class Clock:
 
 
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=200), st.integers(1, 120))
-def test_no_minute_ever_holds_more_than_the_burst_and_the_rate(pauses: list[float], per_minute: int) -> None:
+def test_no_minute_has_more_edits_than_the_rate_and_the_burst(pauses: list[float], per_minute: int) -> None:
     clock = Clock()
     budget = EditBudget(per_minute, clock=clock)
     edits: list[float] = []
@@ -29,7 +29,7 @@ def test_no_minute_ever_holds_more_than_the_burst_and_the_rate(pauses: list[floa
         assert within <= per_minute + min(BURST, per_minute) + 1
 
 
-def test_after_the_time_that_it_names_an_edit_may_go_out() -> None:
+def test_an_edit_is_allowed_after_the_time_that_the_budget_names() -> None:
     clock = Clock()
     budget = EditBudget(30, clock=clock)
     while budget.wait_s() <= 0:
@@ -41,7 +41,7 @@ def test_after_the_time_that_it_names_an_edit_may_go_out() -> None:
     assert budget.wait_s() == 0
 
 
-def test_retry_after_closes_it_whatever_is_left() -> None:
+def test_retry_after_closes_the_budget_whatever_is_left() -> None:
     clock = Clock()
     budget = EditBudget(60, clock=clock)
     budget.close_for(7)

@@ -1,4 +1,4 @@
-"""The live messages against a workspace that refuses, forgets and goes away: one message a run, and never behind at its end."""
+"""Live messages against a workspace that refuses, forgets and goes away: one message per run, with the right final state."""
 
 import asyncio
 import itertools
@@ -6,7 +6,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from bot.store.records import RunStatus
+import pytest
+
+from bot.presenter.message import Message
+from bot.presenter.render_context import RenderContext
+from bot.slack import live_messages, run_posts
+from bot.store.records import RunRecord, RunStatus
 from demo.workspace import Workspace
 from demo.workspace.webapi import ApiCall, ApiError, Handler
 from gpu_actions.models import JsonObject
@@ -15,7 +20,7 @@ from tests.bot.toys import hurry, store_of
 
 
 class Slack:
-    """Stands around every Web API method: counts calls, and refuses those that a test wants refused."""
+    """Middleware around every Web API method: counts calls, and refuses those that a test wants refused."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -31,7 +36,7 @@ class Slack:
         return await handler(call)
 
 
-async def test_a_run_has_one_message_through_all_its_edits_and_each_note_and_file_once(
+async def test_a_run_has_one_message_through_all_its_edits(
     tmp_path: Path,
 ) -> None:
     slack = Slack()
@@ -51,7 +56,7 @@ async def test_a_run_has_one_message_through_all_its_edits_and_each_note_and_fil
         assert 1 <= slack.calls["chat.update"] <= 12
 
 
-async def test_a_busy_run_keeps_to_its_edit_interval_and_still_shows_its_end(tmp_path: Path) -> None:
+async def test_a_busy_run_respects_its_edit_interval_and_still_shows_its_end(tmp_path: Path) -> None:
     slack = Slack()
     script = " ".join(f"count:s{n}" for n in range(40))
     settings = {"edit_interval_s": 1.0, "edits_per_minute": 30}
@@ -70,7 +75,7 @@ async def test_a_busy_run_keeps_to_its_edit_interval_and_still_shows_its_end(tmp
     assert slack.calls["chat.postMessage"] == 1
 
 
-async def test_a_429_is_waited_out_and_the_final_state_comes_afterwards(tmp_path: Path) -> None:
+async def test_no_edit_is_sent_before_retry_after_is_over_and_the_final_state_follows(tmp_path: Path) -> None:
     slack = Slack()
     async with desk(tmp_path, scripts={"fallback": "hold:a"}, middlewares=[slack]) as it:
         await it.say("/fallback start")
@@ -90,8 +95,8 @@ async def test_a_429_is_waited_out_and_the_final_state_comes_afterwards(tmp_path
         assert slack.calls["chat.postMessage"] == 1
 
 
-async def test_blocks_that_slack_refuses_leave_the_text_standing(tmp_path: Path) -> None:
-    """An unknown limit of Slack's must cost the picture, not the message."""
+async def test_if_slack_refuses_the_blocks_the_text_is_shown_alone(tmp_path: Path) -> None:
+    """An unknown limit of Slack may cost the layout, but not the message."""
     slack = Slack()
 
     async def picky(call: ApiCall, handler: Handler) -> JsonObject:
@@ -108,7 +113,7 @@ async def test_blocks_that_slack_refuses_leave_the_text_standing(tmp_path: Path)
         assert message.blocks == ()
 
 
-async def test_a_workspace_that_was_away_is_brought_up_to_date_when_it_is_back(tmp_path: Path) -> None:
+async def test_a_workspace_that_was_away_is_brought_up_to_date(tmp_path: Path) -> None:
     slack = Slack()
     away = ApiError("service_unavailable", status=503)
     async with desk(tmp_path, scripts={"fallback": "count:a count:b"}, middlewares=[slack]) as it:
@@ -122,8 +127,8 @@ async def test_a_workspace_that_was_away_is_brought_up_to_date_when_it_is_back(t
         assert len(await it.message_of(done.id)) == 1
 
 
-async def test_killed_between_a_post_and_its_record_the_message_is_found_again(tmp_path: Path) -> None:
-    """The bot ends with the message posted and its ts unknown: the next one edits that message and posts no other."""
+async def test_a_message_is_found_again_if_the_bot_was_killed_before_recording_it(tmp_path: Path) -> None:
+    """The bot ends with the message posted and its ts unknown: the next bot edits that message and posts no other."""
     hurry()
     scripts = {"fallback": "hold:a"}
     async with Workspace(port=0) as workspace:
@@ -139,7 +144,30 @@ async def test_killed_between_a_post_and_its_record_the_message_is_found_again(t
             assert [message.ts for message in await it.message_of(run.id)] == [first.ts]
 
 
-async def test_a_deleted_message_is_posted_again_because_the_state_must_stand_somewhere(
+async def test_an_ended_run_is_not_rendered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_messages, "REFRESH_S", 0.05)
+    rendered: list[str] = []
+    render = run_posts.run_message
+
+    def counted(run: RunRecord, context: RenderContext) -> Message:
+        rendered.append(run.status.value)
+        return render(run, context)
+
+    monkeypatch.setattr(run_posts, "run_message", counted)
+    async with desk(tmp_path, scripts={"fallback": "hold:a"}) as it:
+        await it.say("/fallback start")
+        await it.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
+        await asyncio.sleep(0.5)
+        assert rendered.count("running") > 2, "the elapsed time of an active run is refreshed"
+        it.release()
+        await it.hears("Fallback on toy: done")
+        await asyncio.sleep(0.5)
+        before = len(rendered)
+        await asyncio.sleep(0.5)
+        assert len(rendered) == before
+
+
+async def test_a_deleted_message_is_posted_again(
     tmp_path: Path,
 ) -> None:
     async with desk(tmp_path, scripts={"fallback": "hold:a"}) as it:

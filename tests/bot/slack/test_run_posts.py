@@ -1,6 +1,6 @@
-"""What stands around a run's message: notes, pictures, reminders, the override's shout, the incident. Each once, whatever dies.
+"""What is posted beside a run's message: notes, pictures, reminders, override notices, the incident. Each once, whatever dies.
 
-"Killed between a post and its record" is made by ending the bot and taking the record away: the next bot finds the post.
+A kill between a post and its record is simulated by ending the bot and deleting the record: the next bot must find the post.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ async def picture(context: StepContext) -> StepResult:
 
 
 def forget(state_dir: Path, run_id: str) -> None:
-    """What a bot that is killed right after its posts does not know: no message, no note, no file was recorded."""
+    """Delete what a bot killed right after its posts would not have recorded: the message, its notes and files."""
     store = store_of(state_dir)
     store.update_run(run_id, message_ts=None)
     with store.database.write() as connection:
@@ -62,7 +62,7 @@ async def thread_of(it: Desk, run: RunRecord) -> tuple[ReadMessage, ...]:
     return message.replies
 
 
-async def test_notes_and_pictures_come_once_also_when_the_bot_is_killed_after_posting_them(
+async def test_notes_and_pictures_are_posted_once_even_if_the_bot_is_killed_after_posting_them(
     tmp_path: Path,
 ) -> None:
     hurry()
@@ -85,7 +85,7 @@ async def test_notes_and_pictures_come_once_also_when_the_bot_is_killed_after_po
             assert (file.title, file.id) == (f"Latency ({run.id})", done.artifacts[0].slack_file_id)
 
 
-async def test_a_picture_that_slack_refuses_costs_nothing_else(tmp_path: Path) -> None:
+async def test_a_refused_picture_affects_nothing_else(tmp_path: Path) -> None:
     slack = Slack()
     slack.refuse["files.getUploadURLExternal"] = ApiError("storage_limit_reached")
     async with desk(tmp_path, scripts={"fallback": "picture:p count:a"}, middlewares=[slack]) as it:
@@ -93,11 +93,11 @@ async def test_a_picture_that_slack_refuses_costs_nothing_else(tmp_path: Path) -
         run = await it.run("fallback")
         await it.hears("TTFT p99 812 ms")
         message = await it.hears("Fallback on toy: done")
-        assert run.artifacts[0].url.split("?")[0] in str(message.blocks), "the link stands all the same"
-        assert slack.calls["files.getUploadURLExternal"] <= 3, "a refusal is not asked for again for ever"
+        assert run.artifacts[0].url.split("?")[0] in str(message.blocks), "the message has its link"
+        assert slack.calls["files.getUploadURLExternal"] <= 3, "a refused upload is not repeated for ever"
 
 
-async def test_a_first_post_whose_blocks_are_refused_comes_as_text(tmp_path: Path) -> None:
+async def test_a_first_post_whose_blocks_are_refused_is_posted_as_text(tmp_path: Path) -> None:
     async def picky(call: ApiCall, handler: Handler) -> JsonObject:
         if call.method == "chat.postMessage" and call.arguments.get("blocks") not in (None, [], "[]"):
             raise ApiError("invalid_blocks", "[ERROR] no reason given")
@@ -143,7 +143,7 @@ async def test_a_second_bad_verdict_joins_the_incident_that_the_first_one_opened
         assert incident.place.thread_ts == card.ts
 
 
-async def test_an_override_is_shouted_once_over_a_kill(tmp_path: Path) -> None:
+async def test_an_override_is_announced_once_despite_a_kill(tmp_path: Path) -> None:
     hurry()
     scripts = {"restore": "picture:p hold:a"}
     async with Workspace(port=0) as workspace:
@@ -163,7 +163,7 @@ async def test_an_override_is_shouted_once_over_a_kill(tmp_path: Path) -> None:
             assert len([m for m in posts if m.ts != run.message_ts]) == 1
 
 
-async def test_a_gate_reminds_once_and_its_end_is_told_to_who_asked(
+async def test_an_approval_request_reminds_once_and_its_expiry_is_announced_to_the_requester(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "REFRESH_S", 0.2)
@@ -183,6 +183,6 @@ async def test_a_gate_reminds_once_and_its_end_is_told_to_who_asked(
         for once in ("asks to run", "expires in", "in time. Nothing was changed"):
             assert sum(once in text for text in texts) == 1, texts
         (message,) = await it.message_of(run.id)
-        assert not message.buttons, "a gate that is over offers no decision"
+        assert not message.buttons, "an expired request offers no decision"
         await it.say(f"@gpu-oncall approve {run.id}", user="lead")
         await it.hears("has expired without a decision; ask for it again")
