@@ -111,7 +111,7 @@ def _metric(metric: MetricComparison) -> str:
     name = METRIC_NAMES.get(metric.metric, metric.metric)
     if metric.change is None:
         return f":white_circle: *{name}* {one_line(metric.note)}"
-    return f"{SIGNS[metric.verdict]} *{name}* {metric.figures()}: {metric.verdict.value}"
+    return f"{SIGNS[metric.verdict]} *{name}* {one_line(metric.figures())}: {metric.verdict.value}"
 
 
 def _ms(label: str, value: float | None) -> str:

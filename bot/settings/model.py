@@ -74,7 +74,9 @@ class AccessSettings(Frozen):
     """Roles and what they may do. Members of a role are user ids (U...), user group ids (S...) or group handles (@oncall)."""
 
     roles: dict[Role, tuple[str, ...]] = Field(default_factory=dict)
-    change: Role = Field(default="responder", description="role that may change a host, load its service or profile it")
+    change: Role = Field(
+        default="responder", description="role that may change a host, load its service or profile it"
+    )
     groups_ttl_s: float = Field(default=300, ge=0, description="how long user group members are remembered")
     approvals: dict[str, ApprovalRule] = Field(
         default_factory=lambda: {

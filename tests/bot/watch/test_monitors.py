@@ -350,8 +350,8 @@ def test_a_host_without_gpus_has_no_gpu_poll_and_its_kernel_log_only_where_a_fil
     ("settings", "says"),
     [
         ({"confirm_n": 4, "confirm_m": 3}, "must not be above confirm_m"),
-        ({"auto_fallback": ["nccl_hnag"]}, "'nccl_hnag' is no cause"),
-        ({"auto_fallback": ["unknown"]}, "'unknown' is no cause"),
+        ({"auto_fallback": ["nccl_hnag"]}, "'nccl_hnag' is not a cause"),
+        ({"auto_fallback": ["unknown"]}, "'unknown' is not a cause"),
         ({"hang_period_s": -1}, "greater than or equal to 0"),
     ],
 )
