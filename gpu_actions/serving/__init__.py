@@ -1,1 +1,1 @@
-"""Serving: engines, units that start and stop tiers, the router, and the reference engine."""
+"""Serving: engines, units that start and stop tiers, and the router in front of them."""

@@ -125,7 +125,7 @@ class Engine(Protocol):
     async def metrics(self, *, timeout_s: float = 2.0) -> EngineMetrics: ...
 
     async def is_live(self, *, timeout_s: float = 2.0) -> bool:
-        """Return True if its health endpoint answers 200. That does not prove that it serves."""
+        """Return True if its health endpoint answers 200. A hung engine still does, for minutes."""
 
     async def complete(self, prompt: str, *, max_tokens: int, timeout_s: float) -> Completion:
         """Generate a streamed completion. Raises EngineError for anything but a full, well-formed answer."""

@@ -152,7 +152,6 @@ class HttpEngine:
             ) from error
 
     async def is_live(self, *, timeout_s: float = 2.0) -> bool:
-        """Return True if its health endpoint answers 200. A hung engine still does, for minutes."""
         try:
             async with self._request("GET", "/health", timeout_s=timeout_s):
                 return True

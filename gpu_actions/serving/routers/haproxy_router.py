@@ -59,7 +59,6 @@ class HaproxyRouter:
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def obstacle(self) -> str:
-        """Return an empty string: an existing router is not ours to start."""
         return ""
 
     async def servers(self, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[ServerState, ...]:
@@ -88,7 +87,6 @@ class HaproxyRouter:
     # -- weights -------------------------------------------------------------------------------------------------
 
     async def set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
-        """Set and read back an absolute weight. Raises RouterError if no usable weight would be left."""
         async with self._changing():
             await self._set_weight(server, weight, allow_zero_total=allow_zero_total)
 
@@ -115,7 +113,6 @@ class HaproxyRouter:
             await self._set_admin_state(self._lines(rows, server), "drain")
 
     async def undrain(self, server: str) -> None:
-        """Make it ready again after drain or maintenance; its weight decides its share."""
         async with self._changing():
             await self._set_admin_state(self._lines(await self.servers(), server), "ready")
 

@@ -182,7 +182,6 @@ class CommandUnit(FolderUnit):
         return (result.stdout or result.stderr).encode()[-max_bytes:].decode(errors="replace")
 
     def describe_start(self) -> str:
-        """Return the start command of the settings."""
         return shlex.join(self.config.start)
 
     # -- details -------------------------------------------------------------------------------------------------

@@ -30,11 +30,9 @@ class FolderUnit:
         write_json(self.folder / "frozen", {"reason": reason, "at_s": time.time()})
 
     async def unfreeze(self) -> None:
-        """Allow starts again, without starting it."""
         (self.folder / "frozen").unlink(missing_ok=True)
 
     async def scope(self) -> dict[str, str]:
-        """Return the variables of the scope that was set last."""
         return dict(self._read_json("scope.json").get("variables", {}))
 
     def _frozen_reason(self) -> str | None:

@@ -213,7 +213,6 @@ class SystemdService:
         await self._systemctl("daemon-reload")
 
     async def scope(self) -> dict[str, str]:
-        """Return the current scope's variables."""
         file = self.drop_ins / SCOPE_FILE
         return scope_variables(file.read_text()) if file.exists() else {}
 
@@ -235,7 +234,6 @@ class SystemdService:
         return result.stdout.encode()[-max_bytes:].decode(errors="replace")
 
     def describe_start(self) -> str:
-        """Return the command that starts it."""
         return " ".join(self._argv("start", self.unit))
 
     # -- details -------------------------------------------------------------------------------------------------
