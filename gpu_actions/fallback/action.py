@@ -7,6 +7,7 @@ the tier does not serve but there is room, so the launch comes first. `in_place`
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
+from gpu_actions.config.host import HostConfig
 from gpu_actions.fallback import settle, validate
 from gpu_actions.fallback.gpus import Choice, choose_gpus
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, settle_step
@@ -15,7 +16,7 @@ from gpu_actions.models import Frozen, Verdict
 from gpu_actions.plan import Plan
 from gpu_actions.tier import drain, launch, scope, stop, traffic, warm
 from gpu_actions.tier.condition import Condition, KnownHang
-from gpu_actions.tier.preflight import Facts, gather_facts, problems_of
+from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
 
 STEP_MODULES = (drain, launch, scope, settle, stop, traffic, validate, warm)
 """Importing them registers their step functions."""
@@ -43,6 +44,19 @@ def choose_order(tp: Condition, *, beside: bool) -> Order:
     if not beside:
         return Order.IN_PLACE
     return Order.PLANNED if tp is Condition.SERVING else Order.OVERLAPPED
+
+
+def problems_of(config: HostConfig, facts: Facts) -> list[str]:
+    """Return why a fallback cannot work now; empty if it can."""
+    problems = [*common_problems(config, facts), *start_problems(config, "fallback", facts.fallback)]
+    server = facts.fallback.server
+    serving = facts.fallback.condition is Condition.SERVING and not facts.tp.active
+    if serving and server is not None and server.weight > 0:
+        problems.append(
+            f"the fallback tier already serves (weight {server.weight}) and tp is stopped, so there is nothing to do; "
+            f"to return to tp: /restore plan {config.name}"
+        )
+    return problems
 
 
 def losses_of(order: Order, host: Host, facts: Facts) -> str:

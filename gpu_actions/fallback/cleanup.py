@@ -20,7 +20,7 @@ from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError, 
 from gpu_actions.tier.condition import Condition, generates, read_condition
 from gpu_actions.tier.drain import drain_tier
 from gpu_actions.tier.stop import unfreeze_own
-from gpu_actions.tier.traffic import prove_route, route_to
+from gpu_actions.tier.traffic import prove_route, ready_router, route_to
 
 logger = logging.getLogger(__name__)
 
@@ -111,13 +111,17 @@ class Cleanup:
         return await self.attempt(f"wait for {tier.name}", ready)
 
     async def settle_on_tp(self, context: StepContext) -> None:
-        """Move all traffic to the full tier, then drain and stop the fallback and remove its limits and its scope."""
+        """Move all traffic to the full tier, then drain and stop the fallback and remove its limits and its scope.
+
+        If the traffic cannot be moved, the fallback keeps running: its streams may flow.
+        """
         host, fallback = context.host, context.host.fallback
         await self.attempt("unfreeze tp", unfreeze_own(host.tp))
-        routed = await self.attempt("route to tp", route_to(host, host.tp, fallback))
+        if not await self._route(host, host.tp, fallback):
+            return
         await self.attempt("lift the limits", host.router.clear_back_pressure(fallback.config.server))
         state = await self.state_of(fallback)
-        if routed and (state is None or state.active):
+        if state is None or state.active:
             await self.attempt("drain the fallback", self._drain(context, fallback))
         await self.attempt("stop the fallback", fallback.unit.stop())
         await self.attempt("clear the fallback's scope", fallback.unit.set_scope({}))
@@ -125,9 +129,13 @@ class Cleanup:
         await self.attempt("make the fallback's server ready", host.router.undrain(fallback.config.server))
 
     async def settle_on_fallback(self, context: StepContext, *, freeze_reason: str) -> None:
-        """Move all traffic to the fallback under its limits, then drain, freeze and stop the full tier."""
+        """Move all traffic to the fallback under its limits, then drain, freeze and stop the full tier.
+
+        If the traffic cannot be moved, the full tier keeps running: its streams may flow.
+        """
         host, tp = context.host, context.host.tp
-        await self.attempt("route to the fallback", route_to(host, host.fallback, tp))
+        if not await self._route(host, host.fallback, tp):
+            return
         await self.attempt("apply the limits", host.router.apply_back_pressure(host.fallback.config.server))
         await self.save_evidence_first(context)
         await self.attempt("drain tp", self._drain(context, tp))
@@ -145,7 +153,7 @@ class Cleanup:
         state = await self.state_of(host.tp)
         if state is not None and state.active:
             await self.attempt("unfreeze tp", unfreeze_own(host.tp))
-            await self.attempt("route to tp", route_to(host, host.tp, host.fallback))
+            await self._route(host, host.tp, host.fallback)
             return
         await self.attempt("drain tp", router.drain(tp.server, allow_zero_total=True))
         for server, weight in ((tp.server, tp.weight), (fallback.server, 0)):
@@ -159,6 +167,15 @@ class Cleanup:
         if state is None or state.active:
             budget_s = float(context.args["capture_budget_s"])
             await self.attempt("save the evidence", save_evidence(context, budget_s=budget_s))
+
+    async def _route(self, host: Host, tier: Tier, other: Tier) -> bool:
+        """Move all traffic to `tier`. A router that does not answer is started again first. Return True if it moved."""
+
+        async def move() -> None:
+            await ready_router(host.router)
+            await route_to(host, tier, other)
+
+        return await self.attempt(f"route to {tier.name}", move())
 
     async def _drain(self, context: StepContext, tier: Tier) -> None:
         """Let the tier's requests finish within the fallback's drain limits; a tier that hangs is not waited for."""
@@ -230,6 +247,6 @@ class Cleanup:
             return state
         self.failures.append(f"proof through the router: {refused}")
         if await generates(other, timeout_s=SECOND_CHANCE_S):
-            await self.attempt(f"route to {other.name}", route_to(host, other, tier))
+            await self._route(host, other, tier)
             return ServingState.TP if other is host.tp else ServingState.FALLBACK
         return ServingState.NOTHING

@@ -13,10 +13,9 @@ from gpu_actions.plan import Plan
 from gpu_actions.restore import check, finish, loadcheck, shift, stepback
 from gpu_actions.restore.loadcheck import likely_baseline
 from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
-from gpu_actions.system.urls import port_of
 from gpu_actions.tier import drain, launch, stop, warm
 from gpu_actions.tier.condition import Condition
-from gpu_actions.tier.preflight import Facts, common_problems, gather_facts
+from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
 
 STEP_MODULES = (check, drain, finish, launch, loadcheck, shift, stepback, stop, warm)
 """Importing them registers their step functions."""
@@ -39,14 +38,7 @@ class RestoreArguments(Frozen):
 
 def problems_of(config: HostConfig, facts: Facts) -> list[str]:
     """Return why a restore cannot work now; empty if it can."""
-    problems = common_problems(config, facts)
-    if facts.tp.port_owner is not None:
-        port = port_of(config.tiers["tp"].engine.url)
-        problems.append(
-            f"port {port} of the tp tier is taken by {facts.tp.port_owner}: end it, or change the port"
-        )
-    if facts.tp.program_missing:
-        problems.append(f"the tp tier cannot be started: {facts.tp.program_missing}; correct tiers.tp.unit")
+    problems = [*common_problems(config, facts), *start_problems(config, "tp", facts.tp)]
     server = facts.tp.server
     has_traffic = server is not None and server.weight > 0 and server.admin_state == "ready"
     if facts.tp.condition is Condition.SERVING and has_traffic and not facts.fallback.active:

@@ -15,7 +15,7 @@ from gpu_actions.restore.watch import keep_known_xids
 from gpu_actions.snapshot.model import Snapshot, save_snapshot
 from gpu_actions.system.files import artifact_of
 from gpu_actions.tier import run_notes
-from gpu_actions.tier.condition import generates
+from gpu_actions.tier.condition import Condition, read_condition
 from gpu_actions.tier.launch import environment_of
 from gpu_actions.tier.scope import DEVICES
 from gpu_actions.tier.stop import unfreeze_own
@@ -117,7 +117,9 @@ async def prepare(context: StepContext) -> StepResult:
     # tp may already run, for example during a repair. Its weight must be 0 before anything else.
     server = await host.router.server(tp.config.server)
     if server.weight:
-        if await generates(host.fallback, timeout_s=DIRECT_PROBE_S):
+        fallback = await host.fallback.unit.state()
+        reading = await read_condition(host.fallback, fallback, stall_s=DIRECT_PROBE_S)
+        if reading.condition is Condition.SERVING:
             await route_to(host, host.fallback, tp)
         elif state.active and server.admin_state == "ready":
             raise StepFailed(
@@ -156,27 +158,12 @@ async def environment(context: StepContext) -> StepResult:
 
 
 async def _leftover_finding(host: Host) -> Finding | None:
-    state = await host.tp.unit.state()
-    unreadable, found = [], {}
-    for pid in state.pids:
-        variables = environment_of(pid)
-        if variables is None:
-            unreadable.append(pid)
-        elif pid == state.main_pid and (names := leftovers_of(variables, host.tp.config)):
-            # Only of the main process: an engine assigns each worker its GPU by this very variable.
-            found[pid] = list(names)
-    if found:
-        names_text = ", ".join(sorted({name for names in found.values() for name in names}))
-        return Finding(
-            id="serving.leftover_environment",
-            component="serving",
-            severity=Severity.WATCH,
-            summary=f"the tier runs with a leftover {names_text}",
-            evidence={"processes": {str(pid): names for pid, names in found.items()}},
-            action="remove it from the unit's own configuration",
-            subject="tp",
-        )
-    if state.main_pid in unreadable:
+    """Check the main process only: an engine assigns each worker its GPU by CUDA_VISIBLE_DEVICES itself."""
+    pid = (await host.tp.unit.state()).main_pid
+    if pid is None:
+        return None
+    variables = environment_of(pid)
+    if variables is None:
         return Finding(
             id="serving.environment_unread",
             component="serving",
@@ -185,4 +172,15 @@ async def _leftover_finding(host: Host) -> Finding | None:
             action="run gpu-oncall as root or as the tier's user",
             subject="tp",
         )
-    return None
+    names = leftovers_of(variables, host.tp.config)
+    if not names:
+        return None
+    return Finding(
+        id="serving.leftover_environment",
+        component="serving",
+        severity=Severity.WATCH,
+        summary=f"the tier runs with a leftover {', '.join(sorted(names))}",
+        evidence={"processes": {str(pid): list(names)}},
+        action="remove it from the unit's own configuration",
+        subject="tp",
+    )

@@ -20,9 +20,9 @@ from gpu_actions.restore.analysis import (
     weights_for,
 )
 from gpu_actions.restore.watch import Watcher
-from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.serving.interfaces import RouterError, UnitError
 from gpu_actions.tier import run_notes
-from gpu_actions.tier.condition import generates
+from gpu_actions.tier.condition import Condition, generates, read_condition
 from gpu_actions.tier.traffic import ready_router, route_to
 
 READ_EVERY_S = 0.5
@@ -81,14 +81,14 @@ async def move_back(context: StepContext) -> str:
     """Move all traffic to the fallback if it generates. Return a sentence that says what was done. Never raises."""
     host = context.host
     try:
-        if not (await host.fallback.unit.state()).active or not await generates(
-            host.fallback, timeout_s=PROBE_S
-        ):
+        state = await host.fallback.unit.state()
+        reading = await read_condition(host.fallback, state, stall_s=PROBE_S)
+        if reading.condition is not Condition.SERVING:
             return (
                 "The fallback does not generate, so the weights stay until the clean-up has probed both tiers"
             )
         await route_to(host, host.fallback, host.tp)
-    except RouterError as error:
+    except (RouterError, UnitError) as error:
         return f"The weights could not be set back: {error}"
     return "All traffic is back on the fallback"
 

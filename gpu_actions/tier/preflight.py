@@ -1,6 +1,6 @@
 """Read-only checks before a fallback or a restore. Each problem is a sentence that names the cause and the fix.
 
-`gather_facts` collects data (`Facts`) and `problems_of` judges it, so that the rules can be tested as a table.
+`gather_facts` collects data (`Facts`); the functions below it judge that data and read nothing more.
 """
 
 import asyncio
@@ -9,20 +9,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from gpu_actions.config.host import HostConfig
+from gpu_actions.config.host import HostConfig, TierName
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.urls import port_of
-from gpu_actions.tier.condition import (
-    Condition,
-    KnownHang,
-    TierReading,
-    TokenSample,
-    generates,
-    read_condition,
-)
+from gpu_actions.tier.condition import Condition, KnownHang, TokenSample, read_condition
 from gpu_actions.tier.gpu_memory import GpuMemories, read_gpus
 
 OWN_PREFIX = "gpu-oncall "
@@ -30,8 +23,6 @@ OWN_PREFIX = "gpu-oncall "
 
 OWN_FREEZE = f"{OWN_PREFIX}fallback"
 """Reason of a fallback's freeze; the run's id follows."""
-
-LIVE_PROBE_S = 5.0
 
 
 class TierFacts(Frozen):
@@ -114,13 +105,7 @@ async def _tier_facts(host: Host, tier: Tier, *, known: KnownHang | None = None)
         state, command = await tier.unit.state(), tier.unit.describe_start()
     except UnitError as error:
         return TierFacts(unit_error=str(error))
-    if not state.active:
-        reading = TierReading(condition=Condition.STOPPED)
-    elif tier.name == "tp":
-        reading = await read_condition(tier, state, stall_s=host.config.fallback.drain_stall_s, known=known)
-    else:
-        serves = await generates(tier, timeout_s=LIVE_PROBE_S)
-        reading = TierReading(condition=Condition.SERVING if serves else Condition.SILENT)
+    reading = await read_condition(tier, state, stall_s=host.config.fallback.drain_stall_s, known=known)
     return TierFacts(
         state=state,
         command=command,
@@ -155,23 +140,16 @@ def common_problems(config: HostConfig, facts: Facts) -> list[str]:
     return problems
 
 
-def problems_of(config: HostConfig, facts: Facts) -> list[str]:
-    """Return why a fallback cannot work now; empty when it can."""
-    problems = common_problems(config, facts)
-    if facts.fallback.port_owner is not None:
-        port = port_of(config.tiers["fallback"].engine.url)
+def start_problems(config: HostConfig, name: TierName, facts: TierFacts) -> list[str]:
+    """Return what prevents the start of a tier that does not run."""
+    problems = []
+    if facts.port_owner is not None:
+        port = port_of(config.tiers[name].engine.url)
         problems.append(
-            f"port {port} of the fallback tier is taken by {facts.fallback.port_owner}: end it, or change the port"
+            f"port {port} of the {name} tier is taken by {facts.port_owner}: end it, or change the port"
         )
-    if facts.fallback.program_missing:
+    if facts.program_missing:
         problems.append(
-            f"the fallback tier cannot be started: {facts.fallback.program_missing}; correct tiers.fallback.unit"
-        )
-    server = facts.fallback.server
-    serving = facts.fallback.condition is Condition.SERVING and not facts.tp.active
-    if serving and server is not None and server.weight > 0:
-        problems.append(
-            f"the fallback tier already serves (weight {server.weight}) and tp is stopped, so there is nothing to do; "
-            f"to return to tp: /restore plan {config.name}"
+            f"the {name} tier cannot be started: {facts.program_missing}; correct tiers.{name}.unit"
         )
     return problems

@@ -11,23 +11,11 @@ import pytest
 from gpu_actions.fallback.action import FallbackArguments, lay_out
 from gpu_actions.fallback.gpus import Candidate, Choice
 from gpu_actions.tier.preflight import gather_facts
-from gpu_actions.walk import RunStep, WalkReport
 from tests.chaos.conftest import MakeSite
 from tests.gpu_actions.restore.test_restore import on_fallback, restore_plan
-from tests.gpu_actions.site import data_of, statuses, summary_of
+from tests.gpu_actions.site import At, data_of, statuses, summary_of
 
 HOUR_S = 3600.0
-
-
-class At(WalkReport):
-    """Does something as soon as a step has begun."""
-
-    def __init__(self, step_id: str, action: Callable[[], object]) -> None:
-        def began(move: RunStep) -> None:
-            if move.step.id == step_id:
-                action()
-
-        super().__init__(began=began)
 
 
 @pytest.mark.chaos(
@@ -124,9 +112,7 @@ async def test_a_clock_that_is_set_changes_nothing_in_a_fallback(
     began = time.monotonic()
     async with site.traffic(tokens=4) as seen:
         plan = await site.plan(skip_validation=True)
-        end = await site.run(
-            plan, report=At(step, lambda: asyncio.get_running_loop().call_later(0.3, set_clock, jump_s))
-        )
+        end = await site.run(plan, report=At(step, lambda: set_clock(jump_s), after_s=0.3))
     assert end.ended.status == "succeeded", summary_of(end, end.ended.failed_step or "settle")
     assert (seen.lost, seen.refused) == ([], 0)
     assert data_of(end, "drain")["cut"] == 0
@@ -145,7 +131,7 @@ async def test_a_clock_that_is_set_neither_shortens_nor_stretches_a_stage(
     site_with: MakeSite, set_clock: Callable[[float], None], jump_s: float
 ) -> None:
     site = await on_fallback(site_with, restore={"stages_percent": [50, 100], "hold_s": 2})
-    report = At("shift-50", lambda: asyncio.get_running_loop().call_later(0.5, set_clock, jump_s))
+    report = At("shift-50", lambda: set_clock(jump_s), after_s=0.5)
     async with site.traffic() as seen:
         end = await site.run(await restore_plan(site), report=report)
     assert end.ended.status == "succeeded", statuses(end)
@@ -172,7 +158,7 @@ async def test_a_clock_that_is_set_does_not_hide_a_hang(
         set_clock(jump_s)
         tasks.append(asyncio.ensure_future(site.freeze_rank()))
 
-    report = At("shift-50", lambda: asyncio.get_running_loop().call_later(0.7, jump_and_freeze))
+    report = At("shift-50", jump_and_freeze, after_s=0.7)
     async with site.traffic(clients=4) as seen:
         end = await site.run(await restore_plan(site), report=report)
     assert end.ended.failed_step == "shift-50"

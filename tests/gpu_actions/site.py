@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,13 +50,15 @@ def summary_of(end: WalkEnd, step_id: str) -> str:
     return [step.outcome.summary for step in end.steps if step.outcome.step_id == step_id][-1]
 
 
-class StopAt(WalkReport):
-    """Stops the walk as soon as a step has begun."""
+class At(WalkReport):
+    """Calls a function once, when a step has begun or a moment later."""
 
-    def __init__(self, step_id: str, stop: asyncio.Event) -> None:
+    def __init__(self, step_id: str, action: Callable[[], object], *, after_s: float = 0) -> None:
         def began(move: RunStep) -> None:
-            if move.step.id == step_id:
-                stop.set()
+            if move.step.id == step_id and after_s:
+                asyncio.get_running_loop().call_later(after_s, action)
+            elif move.step.id == step_id:
+                action()
 
         super().__init__(began=began)
 

@@ -4,27 +4,15 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import pytest
 
 from gpu_actions.fallback.plan_steps import ORDERS, Order
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
-from gpu_actions.walk import RunStep, WalkReport
 from tests.gpu_actions.conftest import MakeSite
-from tests.gpu_actions.site import Site, data_of, summary_of
-
-
-class AtStep(WalkReport):
-    """Calls a function when a step has begun."""
-
-    def __init__(self, step_id: str, action: Callable[[], None]) -> None:
-        def began(move: RunStep) -> None:
-            if move.step.id == step_id:
-                action()
-
-        super().__init__(began=began)
+from tests.gpu_actions.site import At, Site, data_of, summary_of
 
 
 async def router_pid(site: Site) -> int:
@@ -75,7 +63,7 @@ async def test_a_router_killed_at_a_step_is_restarted_and_the_run_ends_in_one_st
     site = await site_with()
     pid = await router_pid(site)
     plan = await site.plan(skip_validation=True)
-    await ends_in_one_state(site, site.run(plan, report=AtStep(step, lambda: os.kill(pid, signal.SIGKILL))))
+    await ends_in_one_state(site, site.run(plan, report=At(step, lambda: os.kill(pid, signal.SIGKILL))))
     assert await router_pid(site) != pid
 
 
@@ -89,7 +77,7 @@ async def test_a_router_without_its_admin_socket_is_restarted(site_with: MakeSit
     site = await site_with()
     socket = site.host.state_dir / "router" / "admin.sock"
     plan = await site.plan(skip_validation=True)
-    assert await ends_in_one_state(site, site.run(plan, report=AtStep("route", socket.unlink))) == "fallback"
+    assert await ends_in_one_state(site, site.run(plan, report=At("route", socket.unlink))) == "fallback"
 
 
 @pytest.mark.chaos(
@@ -105,7 +93,7 @@ async def test_a_tier_that_dies_during_the_run_does_not_stop_the_fallback(site_w
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
 
-    assert await ends_in_one_state(site, site.run(plan, report=AtStep("warm", die))) == "fallback"
+    assert await ends_in_one_state(site, site.run(plan, report=At("warm", die))) == "fallback"
 
 
 @pytest.mark.chaos(
@@ -121,7 +109,7 @@ async def test_a_fallback_that_dies_after_its_warm_up_gets_no_traffic(site_with:
         state = json.loads((site.folder / "state" / "units" / "fallback" / "state.json").read_text())
         os.kill(state["main"][0], signal.SIGKILL)
 
-    end = await site.run(plan, report=AtStep("route", die))
+    end = await site.run(plan, report=At("route", die))
     assert end.ended.failed_step == "route"
     assert "does not generate, so it gets no traffic" in summary_of(end, "route")
     assert data_of(end, "settle")["state"] == "tp_serving"

@@ -19,7 +19,7 @@ from gpu_actions.tier.condition import KnownHang
 from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.conftest import MakeSite
-from tests.gpu_actions.site import Site, StopAt, data_of, statuses, summary_of
+from tests.gpu_actions.site import At, Site, data_of, statuses, summary_of
 
 
 async def test_a_planned_fallback_loses_no_request_and_refuses_none(site_with: MakeSite) -> None:
@@ -232,7 +232,7 @@ async def test_a_stop_before_the_drain_goes_back_to_the_serving_tier(site_with: 
     stop = asyncio.Event()
     async with site.traffic() as seen:
         plan = await site.plan(skip_validation=True)
-        end = await site.run(plan, stop=stop, report=StopAt("warm", stop))
+        end = await site.run(plan, stop=stop, report=At("warm", stop.set))
     assert end.ended.status == "cancelled"
     assert data_of(end, "settle")["state"] == "tp_serving"
     assert (seen.lost, seen.refused) == ([], 0)
@@ -243,7 +243,7 @@ async def test_a_stop_after_the_tier_was_stopped_stays_on_the_fallback(site_with
     site = await site_with()
     stop = asyncio.Event()
     async with site.traffic() as seen:
-        end = await site.run(await site.plan(), stop=stop, report=StopAt("validate", stop))
+        end = await site.run(await site.plan(), stop=stop, report=At("validate", stop.set))
     assert end.ended.status == "cancelled"
     assert data_of(end, "settle")["state"] == "fallback_serving"
     assert seen.lost == []

@@ -10,38 +10,41 @@ from gpu_actions.fallback.action import FallbackArguments, lay_out
 from gpu_actions.fallback.cleanup import Cleanup, ServingState
 from gpu_actions.fallback.gpus import Candidate, Choice
 from gpu_actions.fallback.settle import settle
-from gpu_actions.host import Tier
-from gpu_actions.serving.interfaces import UnitError, UnitState
+from gpu_actions.host import Host, Tier
+from gpu_actions.serving.interfaces import RouterError, UnitError
 from gpu_actions.tier.preflight import gather_facts
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import Site
 
 
-class BrokenUnit:
-    """A unit whose manager does not answer: it behaves like the real one, except for what is listed in `broken`."""
+class Broken:
+    """A driver whose `calls` fail and that behaves like the real one otherwise."""
 
-    def __init__(self, unit: Any, *broken: str) -> None:
-        self.unit, self.broken = unit, broken
+    def __init__(self, driver: Any, error: Exception, *calls: str) -> None:
+        self.driver, self.error, self.calls = driver, error, calls
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self.broken:
-            return getattr(self.unit, name)
+        if name not in self.calls:
+            return getattr(self.driver, name)
 
-        async def fail(*args: object, **options: object) -> UnitState:
-            raise UnitError(f"{name}: the service manager does not answer")
+        async def fail(*args: object, **options: object) -> None:
+            raise self.error
 
         return fail
 
 
 @contextmanager
-def broken(tier: Tier, *calls: str) -> Iterator[None]:
-    """Break some calls of a tier's unit within the block."""
-    unit = tier.unit
-    object.__setattr__(tier, "unit", BrokenUnit(unit, *calls))
+def broken(owner: Tier | Host, field: str, error: Exception, *calls: str) -> Iterator[None]:
+    """Break some calls of a tier's unit or a host's router within the block."""
+    driver = getattr(owner, field)
+    object.__setattr__(owner, field, Broken(driver, error, *calls))
     try:
         yield
     finally:
-        object.__setattr__(tier, "unit", unit)
+        object.__setattr__(owner, field, driver)
+
+
+NO_ANSWER = UnitError("the service manager does not answer")
 
 
 async def settling(site: Site, workdir: str = "fb-1") -> StepContext:
@@ -59,11 +62,11 @@ async def test_one_broken_unit_does_not_end_the_clean_up(site_with: MakeSite) ->
     context = await settling(site)
     await site.host.router.apply_back_pressure("fallback")
     await site.host.router.set_weight("fallback", 30)
-    with broken(site.host.fallback, "state", "stop"):
+    with broken(site.host.fallback, "unit", NO_ANSWER, "state", "stop"):
         result = await settle(context)
     assert result.data["state"] == "tp_serving"
     assert result.warning
-    assert "stop the fallback: stop: the service manager does not answer" in result.summary
+    assert "stop the fallback: the service manager does not answer" in result.summary
     assert await site.weights() == {"tp": (100, "ready"), "fallback": (0, "ready")}
     assert site.host.router.limited() == set()  # type: ignore[attr-defined]
 
@@ -71,7 +74,7 @@ async def test_one_broken_unit_does_not_end_the_clean_up(site_with: MakeSite) ->
 async def test_a_tier_whose_unit_cannot_be_read_is_judged_by_its_tokens(site_with: MakeSite) -> None:
     site = await site_with()
     context = await settling(site)
-    with broken(site.host.tp, "state"):
+    with broken(site.host.tp, "unit", NO_ANSWER, "state"):
         result = await settle(context)
     assert result.data["state"] == "tp_serving"
     assert "NOTHING IS SERVING" not in result.summary
@@ -94,3 +97,14 @@ async def test_a_saturated_router_does_not_mean_that_nothing_serves(site_with: M
     assert result.data["state"] == "fallback_serving"
     assert "NOTHING IS SERVING" not in result.summary
     assert "saturated" in result.summary
+
+
+async def test_a_tier_keeps_running_if_its_traffic_cannot_be_moved(site_with: MakeSite) -> None:
+    site = await site_with()
+    await site.host.fallback.unit.start()
+    await site.host.fallback.engine.wait_ready(timeout_s=30)
+    context = await settling(site)
+    with broken(site.host, "router", RouterError("permission denied"), "shift"):
+        result = await settle(context)
+    assert "route to tp: permission denied" in result.summary
+    assert (await site.host.fallback.unit.state()).active

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.gpu_actions.conftest import MakeSite
-from tests.gpu_actions.fallback.test_chaos import AtStep, ends_in_one_state, router_pid
+from tests.gpu_actions.fallback.test_chaos import ends_in_one_state, router_pid
 from tests.gpu_actions.restore.test_restore import on_fallback, restore_plan
-from tests.gpu_actions.site import Site, data_of, summary_of
+from tests.gpu_actions.site import At, Site, data_of, summary_of
 
 STEPS = ("check", "prepare", "start", "warm", "shift-50", "shift-100", "keep-warm", "drain", "stop", "finish")
 
@@ -31,7 +31,7 @@ async def test_a_router_killed_at_a_step_is_restarted_and_the_restore_ends_in_on
     plan = await restore_plan(site)
     assert step in {one.id for one in plan.steps}
     async with site.traffic(clients=2):
-        run = site.run(plan, report=AtStep(step, lambda: os.kill(pid, signal.SIGKILL)))
+        run = site.run(plan, report=At(step, lambda: os.kill(pid, signal.SIGKILL)))
         assert await ends_in_one_state(site, run) in ("tp", "fallback")
     assert await router_pid(site) != pid
 
@@ -46,7 +46,7 @@ async def test_a_router_that_loses_its_socket_at_a_stage_is_restarted(site_with:
     socket = site.host.state_dir / "router" / "admin.sock"
     plan = await restore_plan(site)
     async with site.traffic(clients=2):
-        run = site.run(plan, report=AtStep("shift-50", socket.unlink))
+        run = site.run(plan, report=At("shift-50", socket.unlink))
         assert await ends_in_one_state(site, run) in ("tp", "fallback")
 
 
@@ -68,7 +68,7 @@ def kill_unit(site: Site, name: str) -> Callable[[], None]:
 async def test_the_traffic_of_a_tier_that_dies_at_a_stage_moves_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, unit={"restart": False}, restore={"hold_s": 20})
     async with site.traffic(clients=2) as seen:
-        end = await site.run(await restore_plan(site), report=AtStep("shift-50", kill_unit(site, "tp")))
+        end = await site.run(await restore_plan(site), report=At("shift-50", kill_unit(site, "tp")))
         ok = seen.ok
         while seen.ok < ok + 5:
             await site.through.complete("more", max_tokens=1, timeout_s=5)
@@ -89,6 +89,6 @@ async def test_a_fallback_that_dies_when_it_is_no_longer_needed_does_not_stop_th
     site = await on_fallback(site_with, unit={"restart": False})
     plan = await restore_plan(site)
     async with site.traffic(clients=2):
-        end = await site.run(plan, report=AtStep("keep-warm", kill_unit(site, "fallback")))
+        end = await site.run(plan, report=At("keep-warm", kill_unit(site, "fallback")))
     assert end.ended.status == "succeeded", summary_of(end, end.ended.failed_step or "finish")
     await site.check_serving("tp")

@@ -12,9 +12,8 @@ from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.restore.plan_steps import Way, restore_steps, stepback_step
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier.preflight import gather_facts
-from gpu_actions.walk import RunStep, WalkReport
 from tests.gpu_actions.conftest import MakeSite
-from tests.gpu_actions.site import Site, StopAt, data_of, statuses, summary_of
+from tests.gpu_actions.site import At, Site, data_of, statuses, summary_of
 
 QUICK = {"stages_percent": [50, 100], "hold_s": 1, "keep_fallback_warm_s": 0}
 
@@ -52,21 +51,10 @@ async def test_a_restore_beside_the_fallback_loses_no_request(site_with: MakeSit
     await site.check_serving("tp")
 
 
-class When(WalkReport):
-    """Calls a function once, a moment after a step has begun."""
-
-    def __init__(self, step_id: str, action: Any, *, after_s: float = 0.5) -> None:
-        def began(move: RunStep) -> None:
-            if move.step.id == step_id:
-                asyncio.get_running_loop().call_later(after_s, action)
-
-        super().__init__(began=began)
-
-
 async def test_errors_at_a_stage_move_the_traffic_back_at_once(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"hold_s": 20})
     async with site.traffic(clients=4) as seen:
-        broken = When("shift-50", (site.folder / "error_tp").touch)
+        broken = At("shift-50", (site.folder / "error_tp").touch, after_s=0.5)
         end = await site.run(await restore_plan(site), report=broken)
         lost_then = len(seen.lost)
         ok_then = seen.ok
@@ -83,7 +71,7 @@ async def test_errors_at_a_stage_move_the_traffic_back_at_once(site_with: MakeSi
 @pytest.mark.heavy
 async def test_slow_first_tokens_at_a_stage_move_the_traffic_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"max_ttft_p99_ms": 200})
-    slow = When("shift-50", lambda: (site.folder / "slow_tp").write_text("0.3"), after_s=0)
+    slow = At("shift-50", lambda: (site.folder / "slow_tp").write_text("0.3"))
     async with site.traffic(clients=4, tokens=2) as seen:
         end = await site.run(await restore_plan(site), report=slow)
     assert end.ended.failed_step == "shift-50"
@@ -100,7 +88,7 @@ async def test_a_hang_at_a_stage_moves_the_traffic_back_and_loses_only_what_hung
 
     tasks: list[asyncio.Future[None]] = []
     async with site.traffic(clients=4) as seen:
-        end = await site.run(await restore_plan(site), report=When("shift-50", freeze))
+        end = await site.run(await restore_plan(site), report=At("shift-50", freeze, after_s=0.5))
     assert end.ended.failed_step == "shift-50"
     assert "token counter does not move" in summary_of(end, "shift-50")
     assert data_of(end, "stepback")["state"] == "fallback_serving"
@@ -120,7 +108,7 @@ async def test_a_new_xid_at_a_stage_moves_the_traffic_back(site_with: MakeSite) 
             log.write(line)
 
     async with site.traffic() as seen:
-        end = await site.run(await restore_plan(site), report=When("shift-100", fall_off_the_bus))
+        end = await site.run(await restore_plan(site), report=At("shift-100", fall_off_the_bus, after_s=0.5))
     assert end.ended.failed_step == "shift-100"
     assert "xid 79" in summary_of(end, "shift-100")
     assert seen.lost == []
@@ -163,7 +151,7 @@ async def test_a_stage_with_too_few_requests_waits_for_a_person(
     async def signals() -> Sequence[Signal]:
         return tuple(told)
 
-    report = When("shift-100", lambda: told.append(said), after_s=0.8)
+    report = At("shift-100", lambda: told.append(said), after_s=0.8)
     end = await site.run(await restore_plan(site), report=report, signals=signals)
     assert end.ended.status == status
     if said == "next":
@@ -178,7 +166,7 @@ async def test_a_stop_during_the_shift_moves_the_traffic_back(site_with: MakeSit
     site = await on_fallback(site_with)
     stop = asyncio.Event()
     async with site.traffic() as seen:
-        end = await site.run(await restore_plan(site), stop=stop, report=StopAt("shift-50", stop))
+        end = await site.run(await restore_plan(site), stop=stop, report=At("shift-50", stop.set))
     assert end.ended.status == "cancelled"
     assert data_of(end, "stepback")["state"] == "fallback_serving"
     assert seen.lost == []
@@ -220,7 +208,7 @@ async def test_an_xid_between_the_check_and_the_first_stage_is_judged(site_with:
             log.write(line)
 
     async with site.traffic() as seen:
-        end = await site.run(await restore_plan(site), report=When("start", fall_off_the_bus, after_s=0))
+        end = await site.run(await restore_plan(site), report=At("start", fall_off_the_bus))
     assert end.ended.failed_step == "shift-50"
     assert "xid 79" in summary_of(end, "shift-50")
     assert seen.lost == []
@@ -240,7 +228,7 @@ async def test_an_abort_lets_the_answers_of_a_healthy_tp_finish(site_with: MakeS
         asyncio.get_running_loop().call_later(2, asked.append, "abort")
 
     async with site.traffic(clients=8, tokens=20, timeout_s=60) as seen:
-        report = When("shift-50", slow_down_and_abort)
+        report = At("shift-50", slow_down_and_abort, after_s=0.5)
         end = await site.run(await restore_plan(site), report=report, signals=signals)
     assert end.ended.failed_step == "shift-50"
     assert data_of(end, "stepback")["state"] == "fallback_serving"
