@@ -73,7 +73,10 @@ def losses_of(order: Order, host: Host, facts: Facts) -> str:
             f"requests that do not finish within {host.config.fallback.drain_timeout_s:g} s of draining "
             f"({sessions} are running now); {refused}; tp's caches"
         )
-    return f"the requests that hang on tp ({sessions} now) are aborted; {refused}"
+    return (
+        f"the requests that hang on tp ({sessions} now): those without an answer yet are sent to the fallback, "
+        f"the others are aborted; {refused}"
+    )
 
 
 async def plan_fallback(request: PlanRequest) -> Plan:

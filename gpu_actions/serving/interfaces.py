@@ -162,6 +162,10 @@ class ServerState(Frozen):
     queued: int
     requests_total: int
     responses_5xx: int
+    resent: int = Field(
+        default=0, description="requests without a byte of answer that went to another server"
+    )
+    streams_broken: int = Field(default=0, description="answers that broke off in the middle")
 
 
 class RouterError(Exception):

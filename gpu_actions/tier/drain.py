@@ -27,9 +27,11 @@ generates: a starved event loop may answer no scrape while tokens flow."""
 
 
 class DrainEnd(Frozen):
-    """How a drain ended. `aborted` = requests that were ended at the router, `held` = requests still in the engine."""
+    """How a drain ended, in requests: `aborted` lost their answer at the router, `resent` had none yet and went to the other
+    tier, `held` were still in the engine."""
 
     aborted: int
+    resent: int = 0
     held: int | None
     reason: str
     stalled: bool = False
@@ -37,10 +39,13 @@ class DrainEnd(Frozen):
 
     def describe(self, tier: str) -> str:
         """Return a line for people."""
-        if not self.aborted:
+        if not self.aborted and not self.resent:
             return f"{tier} drained in {self.seconds:.1f} s, no request was aborted"
         held = f", the engine held {self.held}" if self.held else ""
-        return f"{self.aborted} request{'' if self.aborted == 1 else 's'} aborted: {self.reason}{held}"
+        resent = f", {self.resent} without an answer yet sent to the other tier" if self.resent else ""
+        return (
+            f"{self.aborted} request{'' if self.aborted == 1 else 's'} aborted{resent}: {self.reason}{held}"
+        )
 
 
 @step("fallback.hold")
@@ -89,6 +94,7 @@ async def drain(context: StepContext) -> StepResult:
         data={
             "tier": tier.name,
             "cut": ended.aborted,
+            "resent": ended.resent,
             "engine_held": ended.held,
             "reason": ended.reason,
             "stalled": ended.stalled,
@@ -114,10 +120,8 @@ async def drain_tier(
     await context.host.router.drain(tier.config.server, allow_zero_total=allow_zero_total)
     samples = [] if flat_since is None else [flat_since]
     ended = await _until_drained(context, tier, samples, timeout_s=timeout_s, stall_s=stall_s)
-    note = run_notes.recall(context.workdir, f"cut_{tier.name}") or {}
-    # Sessions that a killed execution was about to end are gone by now.
-    aborted = int(note.get("cut", 0)) + int(note.get("pending", 0))
-    return ended.model_copy(update={"aborted": aborted})
+    aborted, resent = await _aborted_and_resent(context, tier)
+    return ended.model_copy(update={"aborted": aborted, "resent": resent})
 
 
 async def _until_drained(
@@ -187,9 +191,10 @@ async def _abort(context: StepContext, tier: Tier, *, expected: int) -> None:
     name = f"cut_{tier.name}"
     note = run_notes.recall(context.workdir, name) or {}
     done = int(note.get("cut", 0)) + max(0, int(note.get("pending", 0)) - expected)
-    run_notes.keep(context.workdir, name, {"cut": done, "pending": expected})
+    resent_before = note.get("resent_before", (await context.host.router.server(tier.config.server)).resent)
+    run_notes.keep(context.workdir, name, {"cut": done, "pending": expected, "resent_before": resent_before})
     ended = await context.host.router.cut_sessions(tier.config.server)
-    run_notes.keep(context.workdir, name, {"cut": done + ended, "pending": 0})
+    run_notes.keep(context.workdir, name, {"cut": done + ended, "pending": 0, "resent_before": resent_before})
     deadline = time.monotonic() + SETTLE_AFTER_ABORT_S
     while (await context.host.router.server(tier.config.server)).sessions:
         if time.monotonic() >= deadline:
@@ -198,3 +203,16 @@ async def _abort(context: StepContext, tier: Tier, *, expected: int) -> None:
                 next_action=f"check {context.host.config.router.show_sessions}; the tier is drained but not stopped",
             )
         await asyncio.sleep(0.02)
+
+
+async def _aborted_and_resent(context: StepContext, tier: Tier) -> tuple[int, int]:
+    """Return how many requests lost their answer and how many the router sent to another tier instead.
+
+    The router counts those of which no byte was answered when their session was ended. Sessions that a killed execution was
+    about to end are gone by now, so they count too.
+    """
+    note = run_notes.recall(context.workdir, f"cut_{tier.name}") or {}
+    ended = int(note.get("cut", 0)) + int(note.get("pending", 0))
+    resent_now = (await context.host.router.server(tier.config.server)).resent
+    resent = min(ended, max(0, resent_now - int(note.get("resent_before", resent_now))))
+    return ended - resent, resent

@@ -36,6 +36,8 @@ class StatRow(Frozen):
     limit: int | None
     requests_total: int
     responses_5xx: int
+    resent: int
+    streams_broken: int
 
 
 class StateRow(Frozen):
@@ -131,6 +133,8 @@ def parse_stat(text: str) -> list[StatRow]:
             limit=int(row["slim"]) if row["slim"] else None,
             requests_total=int(row["stot"] or 0),
             responses_5xx=int(row["hrsp_5xx"] or 0),
+            resent=int(row["wredis"] or 0),
+            streams_broken=int(row["srv_abrt"] or 0),
         )
         for row in rows
         if row["svname"] != "FRONTEND"
@@ -183,6 +187,8 @@ def join_rows(stat: list[StatRow], states: list[StateRow]) -> tuple[ServerState,
                 queued=row.queued + max(0, waiting),
                 requests_total=row.requests_total,
                 responses_5xx=row.responses_5xx,
+                resent=row.resent,
+                streams_broken=row.streams_broken,
             )
         )
     return tuple(joined)

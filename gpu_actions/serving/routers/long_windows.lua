@@ -22,3 +22,9 @@ core.register_action("long_window", { "http-req" }, function(txn)
   waiting = waiting + 1
   core.msleep(next_ms - now_ms)
 end, 0)
+
+-- 1 while a server finishes its sessions and takes no new ones, else 0. `srv_weight` does not show that.
+core.register_fetches("draining", function(txn, backend, server)
+  local answer = core.backends[backend].servers[server]:is_draining()
+  return (answer == true or answer == 1) and 1 or 0
+end)

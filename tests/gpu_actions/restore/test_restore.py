@@ -80,7 +80,9 @@ async def test_slow_first_tokens_at_a_stage_move_the_traffic_back(site_with: Mak
     await site.check_serving("fallback")
 
 
-async def test_a_hang_at_a_stage_moves_the_traffic_back_and_loses_only_what_hung(site_with: MakeSite) -> None:
+async def test_a_hang_at_a_stage_moves_the_traffic_back_and_loses_only_what_hung(
+    site_with: MakeSite,
+) -> None:
     site = await on_fallback(site_with, restore={"hold_s": 20})
 
     def freeze() -> None:

@@ -1,0 +1,101 @@
+"""Shares of traffic between two tiers while the fallback is saturated: the situation of every restore."""
+
+import asyncio
+import math
+from collections import Counter
+
+import aiohttp
+import pytest
+
+from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
+from tests.gpu_actions.serving.conftest import MakeRouter, Site
+
+REQUESTS = 240
+RATE = 60.0
+SERVICE_S = 0.5
+"""The fallback answers 4 requests at once, so 8/s; at 5 % to tp it is offered 57/s, seven times that."""
+
+
+async def open_loop(site: Site, *, keep_alive: bool) -> Counter[tuple[int, str]]:
+    """Send REQUESTS at RATE whatever comes back, on new or on kept connections. Returns counts of (status, who answered)."""
+    answers: Counter[tuple[int, str]] = Counter()
+    connector = aiohttp.TCPConnector(limit=0, force_close=not keep_alive)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def ask() -> None:
+            async with session.post(site.url + "/v1/completions", data=b"x") as response:
+                text = await response.text()
+                answers[response.status, text if response.status == 200 else ""] += 1
+                if response.status in (429, 503):
+                    assert response.headers["Retry-After"] == "7"
+
+        began = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as group:
+            for number in range(REQUESTS):
+                await asyncio.sleep(max(0.0, began + number / RATE - asyncio.get_running_loop().time()))
+                group.create_task(ask())
+    return answers
+
+
+async def saturated(make_router: MakeRouter) -> tuple[Site, ManagedRouter]:
+    pressure = {
+        "retry_after_s": 7,
+        "max_concurrent": 5,
+        "long_share": 1,
+        "max_queue": 8,
+        "queue_timeout_s": 5,
+    }
+    site, router = await make_router(back_pressure=pressure)
+    site.fallback.service_s = SERVICE_S
+    await router.apply_back_pressure("single")
+    return site, router
+
+
+@pytest.mark.parametrize("keep_alive", [False, True], ids=["new connections", "kept connections"])
+@pytest.mark.parametrize("percent", [5, 25, 50, 100])
+async def test_each_stage_holds_its_share_while_the_fallback_is_saturated(
+    make_router: MakeRouter, percent: int, keep_alive: bool
+) -> None:
+    site, router = await saturated(make_router)
+    await router.shift({"tp": percent, "single": 100 - percent})
+    answers = await open_loop(site, keep_alive=keep_alive)
+    share = percent / 100
+    bound = 3.9 * math.sqrt(REQUESTS * share * (1 - share))  # two-sided 1e-4
+    assert abs(answers[200, "tp"] - REQUESTS * share) <= bound, answers
+    assert set(answers) <= {(200, "tp"), (200, "single"), (429, "")}, "refused at once, never after a wait"
+    if percent == 100:
+        assert answers == {(200, "tp"): REQUESTS}
+
+
+async def test_a_drained_server_and_one_in_maintenance_get_nothing_whatever_their_weight(
+    make_router: MakeRouter,
+) -> None:
+    site, router = await saturated(make_router)
+    site.fallback.service_s = 0
+    await router.shift({"tp": 100, "single": 100})
+    for state in ("drain", "maint"):
+        for backend in ("serve", "serve_long"):
+            await router.admin.set(f"set server {backend}/tp state {state}")
+        assert set(await open_loop(site, keep_alive=True)) == {(200, "single")}, state
+    assert site.tp.served == 0
+
+
+async def test_requests_without_a_byte_of_answer_go_to_the_other_tier_when_tp_is_cut(
+    make_router: MakeRouter,
+) -> None:
+    site, router = await make_router()
+    site.tp.service_s = 30
+    await router.shift({"tp": 100, "single": 0})
+    url = site.url + "/v1/completions"
+
+    async def ask() -> str:
+        async with site.session.post(url, data=b"x" * 500) as response:
+            return await response.text()
+
+    asked = [asyncio.create_task(ask()) for _ in range(20)]
+    while site.tp.inflight < 20:
+        await asyncio.sleep(0.01)
+    await router.shift({"single": 90, "tp": 0})
+    assert await router.cut_sessions("tp") == 20
+    assert await asyncio.gather(*asked) == ["single"] * 20
+    assert site.fallback.served == 20
