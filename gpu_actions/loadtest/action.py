@@ -16,7 +16,7 @@ from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_bas
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
 from gpu_actions.loadtest.report import HTML_NAME, JSON_NAME, PNG_NAME, TEXT_NAME, summary_lines, summary_text
-from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict, read_result
+from gpu_actions.loadtest.result import LoadTestResult, RunVerdict, read_result
 from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
 from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.models import Artifact, Frozen, JsonObject
@@ -176,12 +176,6 @@ def _step_result(result: LoadTestResult, folder: Path) -> StepResult:
     )
 
 
-def _progress_text(now: LoadProgress) -> str:
-    p99 = "" if now.ttft_p99_ms is None else f", TTFT p99 {now.ttft_p99_ms:.0f} ms"
-    done = f"{min(now.elapsed_s, now.duration_s):.0f} of {now.duration_s:g} s"
-    return f"{'warming up' if now.elapsed_s < 0 else done}: {now.done} ok, {now.errors} errors, {now.in_flight} in flight{p99}"
-
-
 @step("loadtest.run")
 async def run(context: StepContext) -> StepResult:
     """Effect: load on the service. Verified by the measured figures in load_test.json. A complete result of this run is
@@ -209,9 +203,6 @@ async def _measured(context: StepContext, folder: Path) -> LoadTestResult:
     spec = LoadSpec.model_validate({**context.args["spec"], "api_key": tier.config.engine.api_key})
     stop = asyncio.Event()
 
-    def show(now: LoadProgress) -> None:
-        context.report(_progress_text(now), min(1.0, max(0.0, now.elapsed_s / now.duration_s)))
-
     async def listen() -> None:
         while not stop.is_set():
             if {"stop", "abort"} & set(await context.signals()):
@@ -220,7 +211,7 @@ async def _measured(context: StepContext, folder: Path) -> LoadTestResult:
 
     listener = asyncio.create_task(listen())
     try:
-        return await run_in_child(spec, folder, show, stop=stop)
+        return await run_in_child(spec, folder, lambda now: context.report(now.text, now.fraction), stop=stop)
     except LoadTestRefused as error:
         raise StepFailed(
             f"the load test cannot run: {error}", next_action="correct the options or the host's settings"

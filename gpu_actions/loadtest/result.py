@@ -325,6 +325,21 @@ class LoadProgress(Frozen):
     ttft_p50_ms: float | None = None
     ttft_p99_ms: float | None = None
 
+    @property
+    def fraction(self) -> float:
+        """How much of the measured part is over, 0..1."""
+        return min(1.0, max(0.0, self.elapsed_s / self.duration_s))
+
+    @property
+    def text(self) -> str:
+        """The progress in one line."""
+        phase = f"{min(self.elapsed_s, self.duration_s):.0f} of {self.duration_s:g} s"
+        p99 = "" if self.ttft_p99_ms is None else f", TTFT p99 {self.ttft_p99_ms:.0f} ms"
+        return (
+            f"{'warming up' if self.elapsed_s < 0 else phase}: sent {self.sent}, ok {self.done}, "
+            f"errors {self.errors}, in flight {self.in_flight}{p99}"
+        )
+
 
 def read_result(path: Path) -> LoadTestResult:
     """Read a load_test.json. Raises ValueError naming the file when it is not one of this version."""

@@ -128,9 +128,4 @@ async def run_with_signals(
 
 def progress_lines(progress: LoadProgress) -> None:
     """Show progress as lines on standard error."""
-    p99 = "-" if progress.ttft_p99_ms is None else f"{progress.ttft_p99_ms:.1f} ms"
-    phase = "warm-up" if progress.elapsed_s < 0 else f"{progress.elapsed_s:.0f}/{progress.duration_s:g} s"
-    sys.stderr.write(
-        f"{phase}: sent {progress.sent}, ok {progress.done}, errors {progress.errors}, in flight {progress.in_flight}, "
-        f"TTFT p99 {p99}\n"
-    )
+    sys.stderr.write(f"{progress.text}\n")

@@ -7,7 +7,7 @@ from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Tier
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
 from gpu_actions.loadtest.report import summary_text
-from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
+from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.models import Artifact, Frozen, JsonObject
@@ -68,13 +68,8 @@ async def load_test(
         tensor_parallel=tier.config.ranks,
     )
     out_dir = context.workdir / folder
-
-    def progress(now: LoadProgress) -> None:
-        done = min(1.0, max(0.0, now.elapsed_s / now.duration_s)) if now.duration_s else None
-        context.report(f"{now.done} done, {now.errors} errors, TTFT p99 {_ms(now.ttft_p99_ms)}", done)
-
     try:
-        result = await run_in_child(spec, out_dir, progress)
+        result = await run_in_child(spec, out_dir, lambda now: context.report(now.text, now.fraction))
     except LoadTestRefused as error:
         raise StepFailed(
             f"the load test cannot run: {error}", next_action="check the tier's url and model in the settings"
