@@ -113,5 +113,5 @@ def _described(owner: psutil.Process) -> str:
             return f"{who}: end it with `kill {owner.pid}`"
         family = [process.pid for process in owner.parents() if is_supervisor(process)]
         kill = " ".join(map(str, [*family, owner.pid]))
-        return f"{who}, which another demonstration left behind: end it with `kill -9 {kill}`"
+        return f"{who} of another demonstration: stop that one, or end what it left with `kill -9 {kill}`"
     return f"process {owner.pid}: end it with `kill {owner.pid}`"

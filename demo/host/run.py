@@ -160,7 +160,6 @@ async def _prepare(
     left = await asyncio.to_thread(leftovers.processes_of, layout.state_dir)
     unknown = [process for process in left if process.pid not in own and not leftovers.is_supervisor(process)]
     if unknown:  # the units' own records of them are lost or damaged
-        await serving.remember()
         await _stop_everything(serving, layout.state_dir)
         own = set()
     busy = await asyncio.to_thread(leftovers.ports_of_strangers, busy_ports(layout), own)

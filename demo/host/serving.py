@@ -24,6 +24,7 @@ class ServingHost:
     def __init__(self, host: Host, state_dir: Path) -> None:
         self.host = host
         self._file = state_dir / "serving.json"
+        self._is_started = False
 
     async def start(self, *, fault: str | None, open_runs: Iterable[str]) -> str:
         """Start the router and the tiers that served last. Return what serves, in a few words.
@@ -88,10 +89,6 @@ class ServingHost:
     async def _has_weight(self, tier: Tier) -> bool:
         return (await self.host.router.server(tier.config.server)).weight > 0
 
-    async def is_frozen(self) -> bool:
-        """Return True if a fallback froze tp."""
-        return (await self.host.tp.unit.state()).frozen
-
     def _remembered(self) -> list[TierName] | None:
         """Return the tiers that served last; None when nothing ever did."""
         try:
@@ -103,7 +100,9 @@ class ServingHost:
         return [name for name in self.host.tiers if name in names] if isinstance(names, list) else []
 
     async def remember(self) -> None:
-        """Write down which tiers run."""
+        """Write down which tiers run. A start that failed leaves the last ones."""
+        if not self._is_started:
+            return
         names = [tier.name for tier in self.host.tiers.values() if (await tier.unit.state()).active]
         if names != self._remembered():
             write_atomically(self._file, json.dumps(names))

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -189,6 +190,30 @@ async def test_a_second_demonstration_on_the_folder_is_refused_and_the_first_kee
     second._out = demo.state_dir.parent / "second.out"
     said = await second.fails_to_start("--fresh")
     assert f"a demonstration already runs on {demo.state_dir}" in said
+    await demo.serves()
+
+
+async def test_ports_held_by_another_demonstration_are_named_with_all_processes_to_end(
+    demo: Demonstration, tmp_path: Path
+) -> None:
+    await up(demo)
+    other = Demonstration(tmp_path)
+    other.state_dir.mkdir()
+    layout = demo.layout.model_copy(update={"state_dir": other.state_dir})
+    layout.path.write_text(layout.model_dump_json())
+    said = await other.fails_to_start()
+    for program, port in (("haproxy", layout.ports.router), ("demo.engine", layout.ports.tp)):
+        owner = next(
+            process
+            for process in processes_of(demo.state_dir)
+            if any(each.laddr.port == port for each in process.net_connections("tcp") if not each.raddr)
+        )
+        assert program in " ".join(owner.cmdline())
+        line = next(line for line in said.splitlines() if f"port {port} " in line)
+        keeper = next(
+            process for process in owner.parents() if "supervisor.py" in " ".join(process.cmdline())
+        )
+        assert f"`kill -9 {keeper.pid} {owner.pid}`, or start with --free-ports" in line
     await demo.serves()
 
 
