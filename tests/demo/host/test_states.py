@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bot.store.records import RunRecord, StepStatus
-from demo.host.leftovers import processes_of
+from demo.host.leftovers import is_supervisor, processes_of
 from demo.workspace.client import WorkspaceError
 from tests.demo.host.running import Demonstration, os_kill
 
@@ -210,9 +210,7 @@ async def test_ports_held_by_another_demonstration_are_named_with_all_processes_
         )
         assert program in " ".join(owner.cmdline())
         line = next(line for line in said.splitlines() if f"port {port} " in line)
-        keeper = next(
-            process for process in owner.parents() if "supervisor.py" in " ".join(process.cmdline())
-        )
+        keeper = next(process for process in owner.parents() if is_supervisor(process))
         assert f"`kill -9 {keeper.pid} {owner.pid}`, or start with --free-ports" in line
     await demo.serves()
 
