@@ -4,8 +4,10 @@ A collector is one file in `collectors/`: its reading (a pydantic model), how it
 skipped. Its registry line is a field of `snapshot.model.Snapshot`.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpu_actions.config.thresholds import TriageThresholds
@@ -26,18 +28,26 @@ class Source:
     """Everything that a collector reads from: the target, the limits, the window, and the readings finished so far."""
 
     target: TriageTarget
-    limits: TriageThresholds
+    limits: TriageThresholds = field(default_factory=TriageThresholds)
     window_s: float
-    began: float
-    """`time.monotonic()` at the start of the snapshot."""
-    deep: bool
-    readings: Mapping[str, Any]
-    is_stuck: Callable[[], bool]
+    began: float = field(default_factory=time.monotonic)
+    deep: bool = False
+    readings: Mapping[str, Any] = field(default_factory=dict)
+    is_stuck: Callable[[], bool] = lambda: False
 
     @property
     def engine_url(self) -> str | None:
         """URL of the tier's engine, or None if the tier is stopped on purpose."""
         return self.target.engine_url if self.target.tier_expected else None
+
+    @property
+    def at_s(self) -> float:
+        """Seconds since the snapshot began."""
+        return time.monotonic() - self.began
+
+    async def sleep_until(self, at_s: float) -> None:
+        """Sleep until `at_s` seconds after the snapshot began."""
+        await asyncio.sleep(max(0.0, at_s - self.at_s))
 
 
 @dataclass(frozen=True, kw_only=True)

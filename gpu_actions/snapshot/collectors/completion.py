@@ -43,17 +43,14 @@ class CompletionReading(Frozen):
     model: str = ""
 
 
-async def collect_completion(
-    url: str | None,
-    *,
-    model: str | None,
-    api_key: str | None,
-    deadline_s: float,
-    tokens: int,
-) -> CompletionReading:
-    """Ask for `tokens` tokens. Raises CollectorSkipped without a URL. Never raises for what the engine answers."""
+async def collect_completion(source: Source) -> CompletionReading:
+    """Ask for a few tokens. Raises CollectorSkipped without a URL. Never raises for what the engine answers."""
+    url = source.engine_url if source.target.completion else None
     if url is None:
         raise CollectorSkipped("no engine is configured, or the completion is switched off")
+    model, secret = source.target.model, source.target.api_key
+    api_key = None if secret is None else secret.get_secret_value()
+    deadline_s, tokens = source.limits.completion_deadline_s, source.limits.completion_tokens
     base = url.rstrip("/")
     begun = time.monotonic()
     reader = CompletionReader(base, max_tokens=tokens, begun=begun)
@@ -120,15 +117,6 @@ async def first_model(base: str, *, api_key: str | None, timeout_s: float) -> st
     return str(models[0].get("id", ""))
 
 
-async def _collect(source: Source) -> CompletionReading:
-    target, limits = source.target, source.limits
-    return await collect_completion(
-        source.engine_url if target.completion else None,
-        model=target.model,
-        api_key=None if target.api_key is None else target.api_key.get_secret_value(),
-        deadline_s=limits.completion_deadline_s,
-        tokens=limits.completion_tokens,
-    )
-
-
-COMPLETION = Collector(collect=_collect, deadline_s=lambda source: source.limits.completion_deadline_s + 1)
+COMPLETION = Collector(
+    collect=collect_completion, deadline_s=lambda source: source.limits.completion_deadline_s + 1
+)

@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.child_lines import lines_of
-from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.nvml import NvmlReading
 from gpu_actions.system.processes import child_environment
 
@@ -109,15 +108,14 @@ def check_headroom(nvml: NvmlReading | None, *, free_gib: float) -> int:
     return len(nvml.gpus)
 
 
-async def collect_deep(
-    nvml: NvmlReading | None, *, asked: bool, expect_gpus: int | None, limits: TriageThresholds
-) -> DeepReading:
+async def collect_deep(source: Source) -> DeepReading:
     """Run the probe on all GPUs. Raises CollectorSkipped if it was not requested or there are no GPUs."""
-    if not asked:
+    limits = source.limits
+    if not source.deep:
         raise CollectorSkipped("the deep probe was not requested")
-    if expect_gpus == 0:
+    if source.target.expect_gpus == 0:
         raise CollectorSkipped("this host has no GPUs (hosts.gpus = 0)")
-    world_size = check_headroom(nvml, free_gib=limits.deep_free_gib)
+    world_size = check_headroom(source.readings.get("nvml"), free_gib=limits.deep_free_gib)
     return await run_probe(
         world_size,
         backend="nccl",
@@ -249,12 +247,5 @@ def _remove_leftovers() -> None:
 
 
 DEEP = Collector(
-    collect=lambda source: collect_deep(
-        source.readings.get("nvml"),
-        asked=source.deep,
-        expect_gpus=source.target.expect_gpus,
-        limits=source.limits,
-    ),
-    deadline_s=lambda source: source.limits.deep_deadline_s + 5,
-    runs_alone=True,
+    collect=collect_deep, deadline_s=lambda source: source.limits.deep_deadline_s + 5, runs_alone=True
 )

@@ -4,9 +4,7 @@ The page is read in the dialect of whichever known engine it shows. A refused co
 text are readings too: the checks decide what they mean.
 """
 
-import asyncio
 import math
-import time
 from typing import Literal
 
 from pydantic import Field
@@ -15,7 +13,7 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.metrics import histogram_count
 from gpu_actions.serving.http import HttpFailure, fetch
 from gpu_actions.serving.registry import engine_of_page
-from gpu_actions.snapshot.collector import Collector, CollectorSkipped
+from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
 
 FIGURES = ("running", "waiting", "generation_tokens", "progress", "prompt_tokens", "kv_cache_usage")
 NO_KNOWN_METRIC = "the page has none of the metrics of a known engine"
@@ -74,37 +72,30 @@ class EngineReading(Frozen):
         return (last.tokens - first.tokens) / seconds
 
 
-async def collect_engine(
-    url: str | None,
-    *,
-    model: str | None,
-    window_s: float,
-    timeout_s: float,
-    began: float,
-) -> EngineReading:
-    """Scrape `url`/metrics now and `window_s` seconds later. Raises CollectorSkipped without a URL."""
+async def collect_engine(source: Source) -> EngineReading:
+    """Scrape /metrics at both ends of the window. Raises CollectorSkipped without a URL."""
+    url = source.engine_url
     if url is None:
         raise CollectorSkipped("no engine is configured, or the tier is stopped on purpose")
-    first = await scrape(url, model=model, timeout_s=timeout_s, began=began)
-    await asyncio.sleep(max(0.0, first.at_s + window_s - (time.monotonic() - began)))
-    last = await scrape(url, model=model, timeout_s=timeout_s, began=began)
-    return EngineReading(url=url, samples=(first, last))
+    first = await scrape(url, source)
+    await source.sleep_until(first.at_s + source.window_s)
+    return EngineReading(url=url, samples=(first, await scrape(url, source)))
 
 
-async def scrape(url: str, *, model: str | None, timeout_s: float, began: float) -> EngineSample:
+async def scrape(url: str, source: Source) -> EngineSample:
     """Scrape /metrics once. Never raises for what the server does: the sample's outcome says it."""
-    at_s = time.monotonic() - began
+    at_s = source.at_s
     try:
-        page = await fetch(f"{url.rstrip('/')}/metrics", timeout_s=timeout_s)
+        page = await fetch(f"{url.rstrip('/')}/metrics", timeout_s=source.limits.metrics_timeout_s)
     except HttpFailure as failure:
         outcome: Literal["refused", "timeout", "not_metrics"] = "not_metrics"
         if failure.reason in ("refused", "timeout"):
             outcome = failure.reason
         return EngineSample(at_s=at_s, outcome=outcome, detail=_short(failure))
-    at_s = time.monotonic() - began
+    at_s = source.at_s
     if page.status != 200:
         return EngineSample(at_s=at_s, outcome="http_error", detail=f"{url}/metrics answered {page.status}")
-    return sample_of_page(page.text, model=model, at_s=at_s)
+    return sample_of_page(page.text, model=source.target.model, at_s=at_s)
 
 
 def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample:
@@ -141,12 +132,6 @@ def _short(error: BaseException) -> str:
 
 
 ENGINE = Collector(
-    collect=lambda source: collect_engine(
-        source.engine_url,
-        model=source.target.model,
-        window_s=source.window_s,
-        timeout_s=source.limits.metrics_timeout_s,
-        began=source.began,
-    ),
+    collect=collect_engine,
     deadline_s=lambda source: source.window_s + 2 * source.limits.metrics_timeout_s + 1,
 )

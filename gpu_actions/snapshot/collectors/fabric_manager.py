@@ -3,9 +3,10 @@
 from pydantic import Field
 
 from gpu_actions.models import Frozen
-from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.system.processes import run_process
 
+TIMEOUT_S = 3.0
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "Result")
 
 
@@ -33,15 +34,14 @@ def parse_show(text: str, *, unit: str) -> FabricManagerReading:
     )
 
 
-async def collect_fabric_manager(
-    unit: str, *, expect_gpus: int | None, timeout_s: float = 3.0
-) -> FabricManagerReading:
+async def collect_fabric_manager(source: Source) -> FabricManagerReading:
     """Read the state of the service. Raises CollectorSkipped on a CPU host, CollectorFailed if systemctl does not answer."""
-    if expect_gpus == 0:
+    unit = source.target.fabric_manager_unit
+    if source.target.expect_gpus == 0:
         raise CollectorSkipped("this host has no GPUs (hosts.gpus = 0)")
     argv = ["systemctl", "show", "--no-pager", "--property", ",".join(PROPERTIES), "--", unit]
     try:
-        result = await run_process(argv, timeout_s=timeout_s)
+        result = await run_process(argv, timeout_s=TIMEOUT_S)
     except FileNotFoundError:
         raise CollectorFailed("systemctl is not installed") from None
     if result.timed_out or result.exit_code != 0:
@@ -50,9 +50,4 @@ async def collect_fabric_manager(
     return parse_show(result.stdout, unit=unit)
 
 
-FABRIC_MANAGER = Collector(
-    collect=lambda source: collect_fabric_manager(
-        source.target.fabric_manager_unit, expect_gpus=source.target.expect_gpus
-    ),
-    deadline_s=lambda source: 6,
-)
+FABRIC_MANAGER = Collector(collect=collect_fabric_manager, deadline_s=lambda source: 2 * TIMEOUT_S)

@@ -4,7 +4,6 @@ Read from /proc (proc(5)): a stopped or dead rank is visible there within millis
 fires (300-600 s).
 """
 
-import asyncio
 import contextlib
 import time
 
@@ -91,16 +90,15 @@ def roots_of(target: TriageTarget) -> tuple[int, ...]:
     return (*target.pids, *numbers)
 
 
-async def collect_ranks(
-    roots: tuple[int, ...], *, unit_active: bool | None, window_s: float, began: float
-) -> RanksReading:
-    """Read the trees below `roots` now and `window_s` seconds later."""
+async def collect_ranks(source: Source) -> RanksReading:
+    """Read the process trees of the tier at both ends of the window. Raises as `roots_of`."""
+    roots = roots_of(source.target)
     table = process_table()
     uptime_ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_S
     read_at = time.monotonic()
     rows = tree_of(roots, table)
     details = {row.pid: _identify(row) for row in rows[:MAX_PROCESSES]}
-    await asyncio.sleep(max(0.0, window_s - (time.monotonic() - began)))
+    await source.sleep_until(source.window_s)
     processes = []
     for row in rows[:MAX_PROCESSES]:
         again = read_process(row.pid)
@@ -125,7 +123,7 @@ async def collect_ranks(
         missing_roots=tuple(pid for pid in roots if pid not in table),
         processes=tuple(processes),
         more_processes=max(0, len(rows) - MAX_PROCESSES),
-        unit_active=unit_active,
+        unit_active=source.target.unit_active,
     )
 
 
@@ -140,13 +138,4 @@ def _identify(row: ProcessRow) -> tuple[int | None, str | None]:
     return rank, wchan if wchan not in ("", "0") else None
 
 
-async def _collect(source: Source) -> RanksReading:
-    return await collect_ranks(
-        roots_of(source.target),
-        unit_active=source.target.unit_active,
-        window_s=source.window_s,
-        began=source.began,
-    )
-
-
-RANKS = Collector(collect=_collect, deadline_s=lambda source: source.window_s + 3)
+RANKS = Collector(collect=collect_ranks, deadline_s=lambda source: source.window_s + 3)

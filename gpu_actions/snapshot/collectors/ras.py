@@ -7,7 +7,6 @@ since NCCL 2.28.7; an older server answers with a text report that names only wh
 import asyncio
 import json
 import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from gpu_actions.models import Frozen
-from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 ASK_STATUS = b"VERBOSE STATUS\n"
@@ -86,17 +85,17 @@ class RasReading(Frozen):
         return any(poll.outcome == "ok" for poll in self.polls)
 
 
-async def collect_ras(address: str | None, *, window_s: float, timeout_s: float, began: float) -> RasReading:
+async def collect_ras(source: Source) -> RasReading:
     """Poll RAS now and at the end of the window. Raises CollectorSkipped without an address, CollectorFailed for a bad one."""
+    address = source.target.ras
     if address is None:
         raise CollectorSkipped("no RAS address is configured")
     host, _, port = address.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536 or not host:
         raise CollectorFailed(f"{address!r} is not HOST:PORT")
-    first = await poll_ras(address, timeout_s=timeout_s, began=began)
-    await asyncio.sleep(max(0.0, first.at_s + window_s - (time.monotonic() - began)))
-    last = await poll_ras(address, timeout_s=timeout_s, began=began)
-    return RasReading(address=address, polls=(first, last))
+    first = await poll_ras(address, source)
+    await source.sleep_until(first.at_s + source.window_s)
+    return RasReading(address=address, polls=(first, await poll_ras(address, source)))
 
 
 @asynccontextmanager
@@ -110,9 +109,9 @@ async def connect_ras(address: str) -> AsyncIterator[tuple[asyncio.StreamReader,
         writer.close()
 
 
-async def poll_ras(address: str, *, timeout_s: float, began: float) -> RasPoll:
+async def poll_ras(address: str, source: Source) -> RasPoll:
     """Poll once. A missing or broken answer is an outcome: refused, silent or garbage."""
-    at_s = time.monotonic() - began
+    at_s, timeout_s = source.at_s, source.limits.ras_timeout_s
 
     def no_report(outcome: Literal["refused", "silent", "garbage"], detail: str) -> RasPoll:
         return RasPoll(at_s=at_s, outcome=outcome, detail=detail)
@@ -277,8 +276,5 @@ def _text_line(line: str, into: dict[str, Any], operation: str) -> None:
 
 
 RAS = Collector(
-    collect=lambda source: collect_ras(
-        source.target.ras, window_s=source.window_s, timeout_s=source.limits.ras_timeout_s, began=source.began
-    ),
-    deadline_s=lambda source: source.window_s + 2 * source.limits.ras_timeout_s + 1,
+    collect=collect_ras, deadline_s=lambda source: source.window_s + 2 * source.limits.ras_timeout_s + 1
 )

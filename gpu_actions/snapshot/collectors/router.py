@@ -1,6 +1,5 @@
 """The router's view of the tiers: servers, weights, queue."""
 
-from pathlib import Path
 from typing import Literal
 
 from gpu_actions.models import Frozen
@@ -12,7 +11,7 @@ from gpu_actions.serving.interfaces import (
     ServerState,
 )
 from gpu_actions.serving.registry import router_reader
-from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 
 MAX_SERVERS = 64
 
@@ -39,20 +38,21 @@ class RouterReading(Frozen):
     servers: tuple[RouterServer, ...] = ()
 
 
-async def collect_router(
-    socket: Path | None, *, backend: str, timeout_s: float, kind: str = ""
-) -> RouterReading:
+async def collect_router(source: Source) -> RouterReading:
     """Read the servers of a backend. A router that does not answer is a reading: down.
 
     Raises CollectorSkipped without a socket, CollectorFailed if permission is denied or the answer cannot be parsed.
     """
+    target = source.target
+    socket, backend = target.router_socket, target.router_backend
     if socket is None:
         raise CollectorSkipped("no router socket is configured")
     outcome: Literal["ok", "down", "no_backend"] = "ok"
     detail = ""
     rows: tuple[ServerState, ...] = ()
     try:
-        rows = await router_reader(kind, str(socket), backend=backend).servers(timeout_s=timeout_s)
+        router = router_reader(target.router_kind, str(socket), backend=backend)
+        rows = await router.servers(timeout_s=source.limits.router_timeout_s)
     except (RouterDenied, RouterGarbled) as error:
         raise CollectorFailed(str(error)) from error
     except BackendUnknown as error:
@@ -72,12 +72,4 @@ async def collect_router(
     )
 
 
-ROUTER = Collector(
-    collect=lambda source: collect_router(
-        source.target.router_socket,
-        backend=source.target.router_backend,
-        timeout_s=source.limits.router_timeout_s,
-        kind=source.target.router_kind,
-    ),
-    deadline_s=lambda source: 2 * source.limits.router_timeout_s + 1,
-)
+ROUTER = Collector(collect=collect_router, deadline_s=lambda source: 2 * source.limits.router_timeout_s + 1)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from gpu_actions.models import Frozen
 from gpu_actions.serving.registry import PROCESS_WORDS
-from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.system.processes import run_process
 
@@ -102,9 +102,11 @@ def processes_to_dump(ranks: RanksReading) -> list[RankProcess]:
     return [process for process in alive if any(word in process.name.lower() for word in words)][:MAX_DUMPS]
 
 
-async def collect_stacks(ranks: RanksReading | None, *, stuck: bool, timeout_s: float) -> StacksReading:
+async def collect_stacks(source: Source) -> StacksReading:
     """Dump the ranks' stacks. Raises CollectorSkipped while tokens are generated, CollectorFailed if no dump succeeds."""
-    if not stuck:
+    ranks: RanksReading | None = source.readings.get("ranks")
+    timeout_s = source.limits.stacks_timeout_s
+    if not source.is_stuck():
         raise CollectorSkipped("tokens are generated, or no request runs")
     if ranks is None or not ranks.processes:
         raise CollectorSkipped("no process of the tier is known")
@@ -130,9 +132,7 @@ async def collect_stacks(ranks: RanksReading | None, *, stuck: bool, timeout_s: 
 
 
 STACKS = Collector(
-    collect=lambda source: collect_stacks(
-        source.readings.get("ranks"), stuck=source.is_stuck(), timeout_s=source.limits.stacks_timeout_s
-    ),
+    collect=collect_stacks,
     deadline_s=lambda source: source.limits.stacks_timeout_s + 2,
     after=("engine", "completion", "ranks"),
 )

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.deep import check_headroom, collect_deep, record_of, run_probe
+from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.proc import process_table
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import end
@@ -109,7 +109,8 @@ def test_a_gpu_that_cannot_be_probed_is_named(changes: dict[str, object], messag
 async def test_the_probe_is_skipped_unless_requested_and_on_a_cpu_host() -> None:
     for asked, gpus in ((False, 8), (True, 0)):
         with pytest.raises(CollectorSkipped):
-            await collect_deep(make.nvml(), asked=asked, expect_gpus=gpus, limits=TriageThresholds())
+            target = TriageTarget(expect_gpus=gpus)
+            await collect_deep(Source(target=target, window_s=0, deep=asked, readings={"nvml": make.nvml()}))
 
 
 def test_output_of_a_library_is_not_a_record() -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collect import collect
-from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.environment import collect_environment
-from gpu_actions.snapshot.collectors.ranks import collect_ranks, rank_of, roots_of
+from gpu_actions.snapshot.collectors.ranks import RanksReading, collect_ranks, rank_of, roots_of
 from gpu_actions.snapshot.collectors.stacks import collect_stacks, parse_dump
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.proc import parse_stat, process_table
@@ -54,6 +54,18 @@ def tier() -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     finally:
         main.stdout.close()
         end(main)
+
+
+def source_of(
+    *pids: int, window_s: float = 0, ranks: RanksReading | None = None, stuck: bool = False
+) -> Source:
+    return Source(
+        target=TriageTarget(pids=pids),
+        limits=TriageThresholds(stacks_timeout_s=10),
+        window_s=window_s,
+        readings={"ranks": ranks},
+        is_stuck=lambda: stuck,
+    )
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -115,7 +127,7 @@ async def test_cpu_time_and_states_are_taken_over_the_window(
     tier: tuple[subprocess.Popen[bytes], int],
 ) -> None:
     main, child = tier
-    reading = await collect_ranks((main.pid,), unit_active=True, window_s=0.1, began=time.monotonic())
+    reading = await collect_ranks(source_of(main.pid, window_s=0.1))
     rows = {row.pid: row for row in reading.processes}
     assert rows[main.pid].root and rows[child].parent == main.pid
     assert rows[child].state_last in ("S", "R") and 0 <= (rows[child].cpu_s or 0) < 0.5
@@ -141,9 +153,9 @@ async def test_stacks_are_taken_only_while_no_token_is_generated(
     tier: tuple[subprocess.Popen[bytes], int],
 ) -> None:
     main, _ = tier
-    ranks = await collect_ranks((main.pid,), unit_active=None, window_s=0, began=time.monotonic())
+    ranks = await collect_ranks(source_of(main.pid))
     with pytest.raises(CollectorSkipped):
-        await collect_stacks(ranks, stuck=False, timeout_s=1)
+        await collect_stacks(source_of(main.pid, ranks=ranks))
 
 
 async def test_a_rank_that_waits_in_an_all_reduce_is_found_by_its_stack(tmp_path: Path) -> None:
@@ -161,8 +173,8 @@ async def test_a_rank_that_waits_in_an_all_reduce_is_found_by_its_stack(tmp_path
             assert process.stdout is not None and process.stdout.readline()
         os.kill(ranks[1].pid, signal.SIGSTOP)  # py-spy reads a stopped process as well
         roots = tuple(process.pid for process in ranks)
-        reading = await collect_ranks(roots, unit_active=None, window_s=0, began=time.monotonic())
-        stacks = (await collect_stacks(reading, stuck=True, timeout_s=10)).stacks
+        reading = await collect_ranks(source_of(*roots))
+        stacks = (await collect_stacks(source_of(*roots, ranks=reading, stuck=True))).stacks
         assert [(row.rank, row.collective, row.outcome) for row in stacks] == [
             (0, "all_reduce", "ok"),
             (1, "all_reduce", "ok"),
@@ -178,12 +190,12 @@ async def test_a_rank_that_waits_in_an_all_reduce_is_found_by_its_stack(tmp_path
 async def test_a_process_that_is_not_python_fails_with_the_message_of_py_spy() -> None:
     sleeper = spawn("sleep", "300")
     try:
-        reading = await collect_ranks((sleeper.pid,), unit_active=None, window_s=0, began=time.monotonic())
+        reading = await collect_ranks(source_of(sleeper.pid))
         ranked = reading.model_copy(
             update={"processes": tuple(row.model_copy(update={"rank": 0}) for row in reading.processes)}
         )
         with pytest.raises(CollectorFailed, match="py-spy"):
-            await collect_stacks(ranked, stuck=True, timeout_s=5)
+            await collect_stacks(source_of(sleeper.pid, ranks=ranked, stuck=True))
     finally:
         end(sleeper)
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actions.snapshot.collector import CollectorFailed
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.collector import CollectorFailed, Source
 from gpu_actions.snapshot.collectors.ras import RasReading, collect_ras, parse_json_answer, parse_text_answer
+from gpu_actions.snapshot.target import TriageTarget
 from tests.gpu_actions.fakes import Talk, ras_server, ras_talk
 
 
@@ -97,9 +99,14 @@ Warnings
 """
 
 
+def source_of(address: str, *, timeout_s: float) -> Source:
+    limits = TriageThresholds(ras_timeout_s=timeout_s)
+    return Source(target=TriageTarget(ras=address), limits=limits, window_s=0.1)
+
+
 async def ask(talk: Talk, *, timeout_s: float = 0.4) -> RasReading:
     async with ras_server(talk) as address:
-        return await collect_ras(address, window_s=0.1, timeout_s=timeout_s, began=time.monotonic())
+        return await collect_ras(source_of(address, timeout_s=timeout_s))
 
 
 async def test_counts_that_differ_between_ranks_are_a_mismatch_in_both_polls() -> None:
@@ -191,10 +198,10 @@ async def test_anything_but_a_report_is_silent_or_garbage_within_the_deadline(
 async def test_a_closed_port_is_refused_and_a_bad_address_is_reported() -> None:
     async with ras_server(_hangs_up) as address:
         pass
-    reading = await collect_ras(address, window_s=0.05, timeout_s=0.3, began=time.monotonic())
+    reading = await collect_ras(source_of(address, timeout_s=0.3))
     assert {poll.outcome for poll in reading.polls} == {"refused"}
     with pytest.raises(CollectorFailed, match="HOST:PORT"):
-        await collect_ras("localhost", window_s=0.05, timeout_s=0.3, began=0)
+        await collect_ras(source_of("localhost", timeout_s=0.3))
 
 
 @given(st.text(max_size=400))

@@ -13,10 +13,10 @@ from gpu_actions.config.host import EngineConfig, HostConfig, TierConfig
 from gpu_actions.models import Severity
 from gpu_actions.serving.interfaces import UnitState
 from gpu_actions.serving.units.process import ProcessUnit
-from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.fabric_manager import parse_show
 from gpu_actions.snapshot.collectors.router import collect_router
-from gpu_actions.snapshot.target import serving_tier, target_of_config
+from gpu_actions.snapshot.target import TriageTarget, serving_tier, target_of_config
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.matrix import matrix_of
 from tests.gpu_actions.fakes import end
@@ -59,8 +59,12 @@ def haproxy(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     end(process)
 
 
+def source_of(socket: Path | None, *, backend: str = "serve") -> Source:
+    return Source(target=TriageTarget(router_socket=socket, router_backend=backend), window_s=0)
+
+
 async def test_servers_weights_and_states_are_read_from_haproxy(haproxy: Path) -> None:
-    reading = await collect_router(haproxy, backend="serve", timeout_s=2)
+    reading = await collect_router(source_of(haproxy))
     rows = {row.server: row for row in reading.servers}
     assert (rows["tp"].admin_state, rows["fb"].weight) == ("maint", 50)
     ids = {finding.id for finding in judge(make.healthy(router=reading)).findings}
@@ -69,24 +73,24 @@ async def test_servers_weights_and_states_are_read_from_haproxy(haproxy: Path) -
 
 @pytest.mark.parametrize("haproxy", [0], indirect=True)
 async def test_a_router_without_a_usable_server_is_router_down(haproxy: Path) -> None:
-    reading = await collect_router(haproxy, backend="serve", timeout_s=2)
+    reading = await collect_router(source_of(haproxy))
     verdict = judge(make.healthy(router=reading))
     assert (verdict.verdict, verdict.cause) == ("watch", "router_down")
 
 
 async def test_a_missing_backend_is_reported(haproxy: Path) -> None:
-    reading = await collect_router(haproxy, backend="nope", timeout_s=2)
+    reading = await collect_router(source_of(haproxy, backend="nope"))
     assert reading.outcome == "no_backend" and "nope" in reading.detail
 
 
 async def test_a_socket_without_an_answer_means_the_router_is_down(tmp_path: Path) -> None:
-    assert (await collect_router(tmp_path / "gone.sock", backend="serve", timeout_s=1)).outcome == "down"
+    assert (await collect_router(source_of(tmp_path / "gone.sock"))).outcome == "down"
     path = tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-    assert (await collect_router(path, backend="serve", timeout_s=1)).outcome == "down"
+    assert (await collect_router(source_of(path))).outcome == "down"
     with pytest.raises(CollectorSkipped):
-        await collect_router(None, backend="serve", timeout_s=1)
+        await collect_router(source_of(None))
 
 
 def test_service_states_are_parsed_and_missing_ones_are_a_failure() -> None:
