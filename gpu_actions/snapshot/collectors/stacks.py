@@ -107,7 +107,7 @@ async def collect_stacks(source: Source) -> StacksReading:
     ranks: RanksReading | None = source.readings.get("ranks")
     timeout_s = source.limits.stacks_timeout_s
     if not source.is_stuck():
-        raise CollectorSkipped("tokens are generated, or no request runs")
+        raise CollectorSkipped("requests are not stuck")
     if ranks is None or not ranks.processes:
         raise CollectorSkipped("no process of the tier is known")
     program = find_py_spy()
