@@ -69,7 +69,7 @@ COMMAND = action_command(
         "compare [RUN] [BASELINE or RUN]": "compare two results: a verdict per metric with its interval",
         "baseline list": "list the baselines and show which are in force",
         "baseline show NAME": "show one baseline",
-        "baseline record NAME [host]": "run three load tests on a good day and keep them as a baseline",
+        "baseline record NAME [host]": "run three load tests on a healthy host and keep them as a baseline",
         "baseline set NAME": "put another baseline in force for its workload",
     },
     free_text={"compare": compare, "baseline": baseline, "baselines": baseline},

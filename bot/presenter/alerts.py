@@ -1,7 +1,7 @@
 """The texts of alerts: what a monitor or Alertmanager reported, before and beside the verdict card."""
 
 from bot.presenter.message import Block, Message, actions, button, compose, footnote, header, section
-from bot.presenter.mrkdwn import code, duration, one_line
+from bot.presenter.mrkdwn import capitalized, code, duration, one_line
 from bot.presenter.render_context import RenderContext
 from bot.store.records import Alert
 from gpu_actions.models import VerdictKind
@@ -23,14 +23,14 @@ def opened(alert: Alert) -> Message:
 def joined(alert: Alert) -> Message:
     """Return the reply in an open incident's thread about one more cause."""
     reason = one_line(alert.reason, 300)
-    text = f":rotating_light: {_sentence(alert.source)} also reports *{one_line(alert.cause)}* ({reason})."
+    text = f":rotating_light: {capitalized(one_line(alert.source))} also reports *{one_line(alert.cause)}* ({reason})."
     return compose(text, [section(text), _acknowledge(alert)])
 
 
 def cleared(host: str, *, source: str, reason: str) -> Message:
     """Return the reply when a fault is gone. People close the incident."""
     return _line(
-        f":large_green_circle: {_sentence(source)} no longer reports a fault on {one_line(host)} ({one_line(reason, 200)})."
+        f":large_green_circle: {capitalized(one_line(source))} no longer reports a fault on {one_line(host)} ({one_line(reason, 200)})."
     )
 
 
@@ -41,13 +41,13 @@ def resolved(host: str, name: str) -> Message:
 
 def blind(host: str, *, source: str, reason: str) -> Message:
     return _line(
-        f":black_circle: {_sentence(source)} cannot read {one_line(host)}: {one_line(reason, 300)}. "
+        f":black_circle: {capitalized(one_line(source))} cannot read {one_line(host)}: {one_line(reason, 300)}. "
         "The host may be healthy or not."
     )
 
 
 def sighted(host: str, *, source: str) -> Message:
-    return _line(f":large_green_circle: {_sentence(source)} can read {one_line(host)} again.")
+    return _line(f":large_green_circle: {capitalized(one_line(source))} can read {one_line(host)} again.")
 
 
 def acknowledged(host: str, cause: str, *, quiet_s: float) -> Message:
@@ -79,12 +79,6 @@ def no_automatic_fallback(alert: Alert, why: str) -> Message:
 
 def _acknowledge(alert: Alert) -> Block:
     return actions(button("Acknowledge", ACKNOWLEDGE, f"{alert.host}:{alert.cause}"))
-
-
-def _sentence(source: str) -> str:
-    """Return a source as the beginning of a sentence: `The hang watch`."""
-    text = one_line(source)
-    return text[:1].upper() + text[1:]
 
 
 def _line(text: str) -> Message:

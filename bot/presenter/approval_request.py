@@ -6,7 +6,6 @@ It is built from the record at every edit, so an edit never loses a decision.
 from bot.presenter.message import Block, actions, button, section
 from bot.presenter.mrkdwn import clock, code, duration, one_line, user
 from bot.presenter.render_context import RenderContext
-from bot.presenter.vocabulary import count
 from bot.store.records import Decision, RunRecord, RunStatus
 
 APPROVE = "approve"
@@ -30,10 +29,7 @@ def approval_blocks(run: RunRecord, context: RenderContext) -> list[Block]:
     waiting = gate is not None and run.status is RunStatus.WAITING
     lines: list[str] = []
     if gate is not None and waiting:
-        lines.append(
-            f"*{count(run.short_of_approvals, 'approval')} needed* from {context.role(gate.approvers)}. "
-            f"{user(run.requester)} asked for this run and cannot approve it."
-        )
+        lines.append(f"{user(run.requester)} asked for this run, so another person must approve it.")
         lines.append(one_line(gate.reason, 400))
         until = ""
         if run.gate_expires_at is not None:

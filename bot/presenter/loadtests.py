@@ -55,7 +55,7 @@ def baselines_message(known: "Sequence[KnownBaseline]", context: RenderContext) 
     """Return all baselines, one line each; a star marks those in force."""
     in_force = sum(one.in_force for one in known)
     first = f"{count(in_force, 'baseline')} in force" if in_force else "No baseline is recorded yet"
-    how = f"To record one on a good day: {context.command('loadtest', 'baseline record NAME')} (three runs)."
+    how = f"To record one while the host is healthy: {context.command('loadtest', 'baseline record NAME')} (three runs)."
     return compose(first, [section(f"*{first}*\n{how}"), Lines(tuple(map(_line, known)), noun="baselines")])
 
 

@@ -32,6 +32,11 @@ def one_line(text: str, limit: int = 300) -> str:
     return _entities(clip(" ".join(redact(text).text.split()), limit))
 
 
+def capitalized(text: str) -> str:
+    """Return the text as the beginning of a sentence; unlike `str.capitalize` it changes only the first letter."""
+    return text[:1].upper() + text[1:]
+
+
 def first_line(text: str) -> str:
     """Return the first line that is not blank, or an empty string."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")

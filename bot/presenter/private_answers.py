@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from bot.presenter.message import Lines, Message, Part, compose, footnote, section
-from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user, words
+from bot.presenter.mrkdwn import capitalized, clock, code, duration, link, one_line, user, words
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
 from bot.presenter.verdict_card import verdict_of, verdict_title
@@ -31,14 +31,14 @@ def working(text: str) -> Message:
 def broken(error_id: str, what: str) -> Message:
     """Report an internal error; the log holds its cause under the same id."""
     return plain(
-        f":x: {one_line(what, 200)} failed because of an error in the bot ({code(error_id)} in its log). "
+        f":x: {capitalized(one_line(what, 200))} failed because of an error in the bot ({code(error_id)} in its log). "
         "It may have started: check `status` before you try again."
     )
 
 
 def too_late(seconds: float, what: str) -> Message:
     return plain(
-        f":hourglass: {one_line(what, 200)} reached me {duration(seconds)} late, so I started nothing. "
+        f":hourglass: {capitalized(one_line(what, 200))} reached me {duration(seconds)} late, so I started nothing. "
         "Send it again if you still want it."
     )
 
@@ -93,7 +93,7 @@ def approval_closed(run: RunRecord) -> str:
         RunStatus.PLANNING: "is still being planned: wait for its plan",
         RunStatus.EXPIRED: "has expired without a decision; ask for it again",
         RunStatus.DENIED: "was denied",
-    }.get(run.status, f"is {state_word(run)}")
+    }.get(run.status, f"is over: {state_word(run)}" if run.status.final else f"is {state_word(run)}")
     who = [f"{user(d.user)} ({d.decision} at {clock(d.at)})" for d in run.decisions]
     return f"{code(run.id)} {state}." + (f" It was decided by {words(who)}." if who else "")
 

@@ -16,7 +16,7 @@ from bot.presenter.message import (
     header,
     section,
 )
-from bot.presenter.mrkdwn import clock, code, duration, first_line, link, one_line, size, user
+from bot.presenter.mrkdwn import capitalized, clock, code, duration, first_line, link, one_line, size, user
 from bot.presenter.render_context import RenderContext
 from bot.presenter.steps import failed_step, plan_lines, position, running_step, step_lines
 from bot.presenter.verdict_card import verdict_card, verdict_of
@@ -124,7 +124,7 @@ def _failure(step: StepRecord, limit: int) -> str:
 def _ended(run: RunRecord, context: RenderContext) -> str:
     outcome = one_line(run.outcome, 700) or _outcome(run)
     if not outcome.startswith("tp "):  # the tier's name stays in lower case
-        outcome = outcome[:1].upper() + outcome[1:]
+        outcome = capitalized(outcome)
     next_action = one_line(run.next_action, 500)
     if not next_action and run.status in (RunStatus.EXPIRED, RunStatus.DENIED):
         next_action = f"To ask again: {context.start(run.action, run.host)}."

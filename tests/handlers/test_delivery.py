@@ -98,7 +98,7 @@ async def test_a_mention_that_slack_delivers_20_minutes_late_starts_nothing_and_
         event = {**payload["event"], "text": text, "ts": sent_at, "event_ts": sent_at}
         await again(at_desk, (kind, {**payload, "event_id": event_id, "event": event}, accepts))
         if event_id == "EvLate":
-            await at_desk.hears("your mention reached me 20 min late, so I started nothing")
+            await at_desk.hears("Your mention reached me 20 min late, so I started nothing")
             assert at_desk.bot.runs.list() == []
     await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
 
