@@ -29,9 +29,8 @@ def joined(alert: Alert) -> Message:
 
 def cleared(host: str, *, source: str, reason: str) -> Message:
     """Return the reply when a fault is gone. People close the incident."""
-    return _line(
-        f":large_green_circle: {capitalized(one_line(source))} no longer reports a fault on {one_line(host)} ({one_line(reason, 200)})."
-    )
+    who, why = capitalized(one_line(source)), one_line(reason, 200)
+    return _line(f":large_green_circle: {who} no longer reports a fault on {one_line(host)} ({why}).")
 
 
 def resolved(host: str, name: str) -> Message:
