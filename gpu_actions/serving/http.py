@@ -26,7 +26,7 @@ class HttpFailure(Exception):
 
 
 class Page(NamedTuple):
-    """A whole answer, cut at the cap. `truncated` says that there was more."""
+    """A whole answer, or its start up to the cap (`truncated`)."""
 
     status: int
     body: bytes

@@ -215,7 +215,7 @@ class Router(Protocol):
     async def undrain(self, server: str) -> None:
         """Let it receive requests again."""
 
-    async def cut_sessions(self, server: str) -> int:
+    async def abort_sessions(self, server: str) -> int:
         """End its open sessions and return how many there were."""
 
     async def apply_back_pressure(self, server: str) -> dict[str, float]:

@@ -111,12 +111,12 @@ async def run_process(
 
 async def _read_capped(stream: asyncio.StreamReader, cap: int) -> tuple[bytes, bool]:
     kept = bytearray()
-    cut = False
+    truncated = False
     while chunk := await stream.read(65536):
         room = cap - len(kept)
         kept += chunk[:room]
-        cut = cut or len(chunk) > room
-    return bytes(kept), cut
+        truncated = truncated or len(chunk) > room
+    return bytes(kept), truncated
 
 
 def group_is_alive(pgid: int) -> bool:

@@ -193,7 +193,7 @@ async def _abort(context: StepContext, tier: Tier, *, expected: int) -> None:
     done = int(note.get("cut", 0)) + max(0, int(note.get("pending", 0)) - expected)
     resent_before = note.get("resent_before", (await context.host.router.server(tier.config.server)).resent)
     run_notes.keep(context.workdir, name, {"cut": done, "pending": expected, "resent_before": resent_before})
-    ended = await context.host.router.cut_sessions(tier.config.server)
+    ended = await context.host.router.abort_sessions(tier.config.server)
     run_notes.keep(context.workdir, name, {"cut": done + ended, "pending": 0, "resent_before": resent_before})
     deadline = time.monotonic() + SETTLE_AFTER_ABORT_S
     while (await context.host.router.server(tier.config.server)).sessions:

@@ -118,7 +118,7 @@ class HaproxyRouter:
         async with self._changing():
             await self._set_admin_state(self._lines(await self.servers(), server), "ready")
 
-    async def cut_sessions(self, server: str) -> int:
+    async def abort_sessions(self, server: str) -> int:
         """End its open sessions and return how many there were. Their clients see a broken stream."""
         async with self._changing():
             lines = self._lines(await self.servers(), server)

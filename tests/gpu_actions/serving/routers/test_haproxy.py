@@ -166,7 +166,7 @@ async def test_aborting_sessions_ends_the_streams_and_returns_their_number(make_
     await router.drain("tp")
     on_tp = (await router.server("tp")).sessions
     assert on_tp >= 1
-    assert await router.cut_sessions("tp") == on_tp
+    assert await router.abort_sessions("tp") == on_tp
     assert (await router.server("tp")).sessions == 0
     broken = 0
     for line, stream in zip(first, streams, strict=True):
@@ -184,7 +184,7 @@ async def test_an_unknown_server_is_refused_with_the_known_ones(make_router: Mak
         router.set_weight("gpu7", 1),
         router.drain("gpu7"),
         router.undrain("gpu7"),
-        router.cut_sessions("gpu7"),
+        router.abort_sessions("gpu7"),
         router.shift({"gpu7": 1}),
         router.apply_back_pressure("gpu7"),
     ):

@@ -96,6 +96,6 @@ async def test_requests_without_a_byte_of_answer_go_to_the_other_tier_when_tp_is
     while site.tp.inflight < 20:
         await asyncio.sleep(0.01)
     await router.shift({"single": 90, "tp": 0})
-    assert await router.cut_sessions("tp") == 20
+    assert await router.abort_sessions("tp") == 20
     assert await asyncio.gather(*asked) == ["single"] * 20
     assert site.fallback.served == 20
