@@ -1,6 +1,6 @@
 """`/loadtest plan|start|status|stop|compare|baseline`: an open-loop load test, and what its figures are compared with."""
 
-from bot.incidents.load_results import LoadResults
+from bot.incidents.loadtest_results import LoadTestResults
 from bot.presenter import loadtests as texts
 from bot.store.records import UserError
 from gpu_actions.loadtest.action import SPEC
@@ -59,8 +59,8 @@ async def baseline(call: Call, text: str) -> None:
         await call.answer(texts.baseline_message(known_baseline, call.context, done=done))
 
 
-def _results(call: Call) -> LoadResults:
-    return LoadResults(call.services.runs, call.services.settings.state_dir / "baselines")
+def _results(call: Call) -> LoadTestResults:
+    return LoadTestResults(call.services.runs, call.services.settings.state_dir / "baselines")
 
 
 COMMAND = action_command(

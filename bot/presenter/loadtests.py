@@ -10,7 +10,7 @@ from bot.presenter.vocabulary import count
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 
 if TYPE_CHECKING:
-    from bot.incidents.load_results import KnownBaseline
+    from bot.incidents.loadtest_results import KnownBaseline
     from gpu_actions.loadtest.baseline import Baseline, Reference
 
 SIGNS = {

@@ -15,9 +15,10 @@ from dbos import DBOS
 
 from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
-from bot.runs.approval_wait import ApprovalWait, PlanPhase
-from bot.runs.dbos_engine import close_dbos, open_dbos, quieten_recovery
+from bot.runs.approval_wait import ApprovalWait
+from bot.runs.dbos_config import close_dbos, open_dbos, quieten_recovery
 from bot.runs.host_executor import HostExecutor
+from bot.runs.plan_phase import PlanPhase
 from bot.runs.planning import Planner
 from bot.runs.process_lock import ProcessLock
 from bot.runs.stranded_runs import StrandedRun, find_stranded_runs, resume_runs

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from dbos import DBOS
 
-from bot.runs.dbos_engine import ENGINE_VERSION
+from bot.runs.dbos_config import ENGINE_VERSION
 from bot.runs.workflow import StartWorkflow
 from bot.store.records import RunStatus
 from bot.store.store import Store

@@ -2,7 +2,7 @@
 
 It makes no decision: each of its steps reads the run's rows, does what they say and writes them. So a plan, a new step or
 a new version never changes the workflow's own sequence, and an old run can always be resumed. If you change the sequence
-here, raise `bot.runs.dbos_engine.ENGINE_VERSION`; runs in progress are then started again from their rows.
+here, raise `bot.runs.dbos_config.ENGINE_VERSION`; runs in progress are then started again from their rows.
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from dbos import DBOS, SetWorkflowID, StepOptions
 from sqlalchemy.exc import OperationalError
 
-from bot.runs.approval_wait import ApprovalWait, PlanPhase
+from bot.runs.approval_wait import ApprovalWait
 from bot.runs.host_executor import HostExecutor
+from bot.runs.plan_phase import PlanPhase
 
 RUN_WORKFLOW = "gpu_oncall.run"
 HOST_WORKFLOW = "gpu_oncall.host"

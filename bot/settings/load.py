@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from bot.settings.model import ENV_PREFIX, Settings
 from gpu_actions.config.host import HostConfig, TierConfig
 from gpu_actions.serving.kinds import OneOf
+from gpu_actions.system.redact import redact
 
 CONFIG_VARIABLE = "GPU_ONCALL_CONFIG"
 SEARCH_PATH = (Path("gpu-oncall.toml"), Path("/etc/gpu-oncall/gpu-oncall.toml"))
@@ -52,7 +53,7 @@ def load_settings(config: Path | None = None, *, env_file: Path | None = Path(".
     try:
         return Settings(_env_file=env_file, **from_file)
     except ValidationError as error:
-        problems = [_explain(details, path, from_file, env_file) for details in error.errors()]
+        problems = [_explain(details, path, from_file, env_file) for details in _causes(error.errors())]
         raise SettingsError(problems) from None
 
 
@@ -60,6 +61,12 @@ def _find_config() -> Path | None:
     if named := os.environ.get(CONFIG_VARIABLE):
         return Path(named)
     return next((path for path in SEARCH_PATH if path.is_file()), None)
+
+
+def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out that a list is too short if that is so only because its items are wrong."""
+    items = {error["loc"][:length] for error in errors for length in range(len(error["loc"]))}
+    return [error for error in errors if error["type"] != "too_short" or error["loc"] not in items]
 
 
 def _explain(
@@ -84,9 +91,12 @@ def _explain(
 
 
 def _short(value: object) -> str:
+    """Return a value for a message, without tables and whatever else looks like a secret."""
     if isinstance(value, dict):
         return "{...}"
-    text = repr(value)
+    if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+        return f"{len(value)} tables"
+    text = redact(repr(value)).text
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
 
-import bot.runs.dbos_engine
+import bot.runs.dbos_config
 from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
 from bot.runs.run_engine import ProcessRole
@@ -280,7 +280,7 @@ def build(
 
 def hurry() -> None:
     """Shorten the poll interval of DBOS, so that closing it does not take a second in every test."""
-    bot.runs.dbos_engine.NOTIFICATION_POLL_S = 0.02
+    bot.runs.dbos_config.NOTIFICATION_POLL_S = 0.02
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-import bot.runs.dbos_engine
+import bot.runs.dbos_config
 import bot.runs.run_engine
 import bot.runs.stranded_runs
 from bot.runs.process_lock import AlreadyRunning
@@ -75,7 +75,7 @@ async def main(given: argparse.Namespace) -> int:
     bot.runs.run_engine.WATCH_PERIOD_S = given.watch_s
     bot.runs.run_engine.RECOVERY_S = given.watch_s
     if given.engine_version:
-        bot.runs.dbos_engine.ENGINE_VERSION = bot.runs.stranded_runs.ENGINE_VERSION = given.engine_version
+        bot.runs.dbos_config.ENGINE_VERSION = bot.runs.stranded_runs.ENGINE_VERSION = given.engine_version
     _, store, runs = build(given.state_dir, role=given.role, expires_s=given.expires_s)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

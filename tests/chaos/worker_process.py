@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import bot.runs.dbos_engine
+import bot.runs.dbos_config
 from bot.app import serve_worker
 from bot.store.step_rows import StepRows
 from tests.chaos.real_host import settings_of
@@ -52,5 +52,5 @@ def arm(mode: str, kills: Path) -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     arm(sys.argv[2], folder / "kills")
-    bot.runs.dbos_engine.NOTIFICATION_POLL_S = 0.02
+    bot.runs.dbos_config.NOTIFICATION_POLL_S = 0.02
     sys.exit(asyncio.run(serve_worker(settings_of(folder))))

@@ -110,6 +110,17 @@ def test_no_secret_is_ever_printed(write: Writer, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("GPU_ONCALL_SLACK__BOT_TOKEN__X", "xoxb-very-secret")
     monkeypatch.delenv("GPU_ONCALL_SLACK__BOT_TOKEN")
     assert "very-secret" not in " ".join(problems(write()))
+    monkeypatch.delenv("GPU_ONCALL_SLACK__BOT_TOKEN__X")
+    monkeypatch.setenv("GPU_ONCALL_DATABASE_URL", "mysql://oncall:very-secret@db/x")
+    assert "very-secret" not in " ".join(problems(write()))
+    monkeypatch.delenv("GPU_ONCALL_DATABASE_URL")
+    monkeypatch.setenv("GPU_ONCALL_HOSTS", '[{"tiers": {"tp": {"engine": {"api_key": "very-secret"}}}}]')
+    assert "very-secret" not in " ".join(problems(write()))
+
+
+def test_a_host_that_is_wrong_is_not_also_reported_as_missing(write: Writer) -> None:
+    (problem,) = problems(write(("gpus = 8", "gpus = 400")))
+    assert problem.startswith("hosts.0.gpus = 400")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class KnownBaseline:
     problem: str = ""
 
 
-class LoadResults:
+class LoadTestResults:
     """Reads results and baselines, in a thread. Raises UserError."""
 
     def __init__(self, runs: RunsToRead, baselines_dir: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.incidents.load_results import LoadResults
+from bot.incidents.loadtest_results import LoadTestResults
 from bot.presenter.loadtests import baseline_message, baselines_message, comparison_message
 from bot.presenter.render_context import RenderContext
 from bot.store.records import Person, Place, RunRecord, RunStatus, StepRecord, StepStatus, UserError
@@ -47,8 +47,8 @@ def runs(tmp_path: Path) -> Finished:
 
 
 @pytest.fixture
-def results(runs: Finished, tmp_path: Path) -> LoadResults:
-    return LoadResults(runs, tmp_path / "baselines")
+def results(runs: Finished, tmp_path: Path) -> LoadTestResults:
+    return LoadTestResults(runs, tmp_path / "baselines")
 
 
 def record(tmp_path: Path, name: str) -> None:
@@ -56,7 +56,7 @@ def record(tmp_path: Path, name: str) -> None:
 
 
 async def test_the_newest_run_is_compared_with_the_current_baseline(
-    runs: Finished, results: LoadResults, tmp_path: Path
+    runs: Finished, results: LoadTestResults, tmp_path: Path
 ) -> None:
     record(tmp_path, "good-day")
     runs.add("lt-old1", seed=10)
@@ -69,7 +69,7 @@ async def test_the_newest_run_is_compared_with_the_current_baseline(
 
 
 async def test_comparing_two_runs_warns_that_one_run_shows_no_spread(
-    runs: Finished, results: LoadResults
+    runs: Finished, results: LoadTestResults
 ) -> None:
     runs.add("lt-aaaa", seed=4, n=1000)
     runs.add("lt-bbbb", seed=5, n=1000)
@@ -79,7 +79,7 @@ async def test_comparing_two_runs_warns_that_one_run_shows_no_spread(
 
 
 async def test_a_different_workload_is_refused_and_the_field_named(
-    runs: Finished, results: LoadResults
+    runs: Finished, results: LoadTestResults
 ) -> None:
     runs.add("lt-aaaa", seed=4)
     runs.add("lt-bbbb", seed=5, max_new_tokens=64)
@@ -99,7 +99,7 @@ async def test_a_different_workload_is_refused_and_the_field_named(
     ],
 )
 async def test_an_impossible_comparison_is_explained(
-    runs: Finished, results: LoadResults, names: tuple[str | None, str | None], says: str
+    runs: Finished, results: LoadTestResults, names: tuple[str | None, str | None], says: str
 ) -> None:
     runs.add("lt-gone")
     (runs.folder / "lt-gone" / "load_test.json").unlink()
@@ -108,7 +108,7 @@ async def test_an_impossible_comparison_is_explained(
         await results.compare(*names, host="demo")
 
 
-async def test_a_void_run_is_not_a_reference(runs: Finished, results: LoadResults) -> None:
+async def test_a_void_run_is_not_a_reference(runs: Finished, results: LoadTestResults) -> None:
     runs.add("lt-part", partial=True)
     runs.add("lt-aaaa")
     with pytest.raises(UserError, match="lt-part is partial"):
@@ -116,7 +116,7 @@ async def test_a_void_run_is_not_a_reference(runs: Finished, results: LoadResult
 
 
 async def test_baselines_are_listed_and_another_one_becomes_current(
-    results: LoadResults, tmp_path: Path
+    results: LoadTestResults, tmp_path: Path
 ) -> None:
     assert "No baseline is recorded yet" in baselines_message(await results.baselines(), CONTEXT).text
     record(tmp_path, "monday")
@@ -134,7 +134,7 @@ async def test_baselines_are_listed_and_another_one_becomes_current(
 
 
 async def test_a_damaged_baseline_is_listed_with_its_problem_beside_the_others(
-    results: LoadResults, tmp_path: Path
+    results: LoadTestResults, tmp_path: Path
 ) -> None:
     record(tmp_path, "monday")
     (tmp_path / "baselines" / "broken.json").write_text('{"baseline_version": 1}')
