@@ -44,6 +44,8 @@ class ServingHost:
         if not wanted and not open_runs:
             wanted = [self.host.fallback if states["tp"].frozen else self.host.tp]
         for tier in wanted:
+            if states[tier.name].frozen:  # it runs still, and the fallback that froze it stops it
+                continue
             await self._start_tier(tier, runs_already=states[tier.name].active, fault=fault)
         if not open_runs:
             await self._route(wanted, first_start=remembered is None)

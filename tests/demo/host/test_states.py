@@ -232,6 +232,19 @@ async def test_a_killed_workspace_comes_back_with_its_messages_and_the_bot_conne
             await asyncio.sleep(0.2)
 
 
+async def test_kill_9_between_the_freeze_and_the_stop_of_tp_leaves_the_frozen_tier_alone(
+    demo: Demonstration,
+) -> None:
+    await up(demo)
+    demo.kill_demonstration()
+    (unit,) = (demo.state_dir / "bot").glob("**/units/tp")
+    (unit / "frozen").write_text('{"reason": "a fallback that was cut"}')
+    said = await demo.start("--free-ports")
+    assert "tp is frozen (a fallback that was cut)" in said
+    (unit / "frozen").unlink()
+    await demo.serves()
+
+
 async def test_ctrl_c_in_the_middle_of_a_fallback_continues_the_run_at_the_next_start(
     demo: Demonstration,
 ) -> None:
