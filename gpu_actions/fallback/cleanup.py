@@ -48,6 +48,12 @@ class Found(Frozen):
     tp_served_before: bool = Field(description="it generated when the plan was made")
 
 
+def _described(state: UnitState | None) -> str:
+    if state is None:
+        return "is in an unknown state"
+    return ("runs" if state.active else "is stopped") + (" and frozen" if state.frozen else "")
+
+
 class Cleanup:
     """Does every action of a clean-up, whatever fails, and collects what a person must know of it."""
 
@@ -196,22 +202,15 @@ class Cleanup:
             state = await self._proved(host, state)
         tp, fallback = await self.state_of(host.tp), await self.state_of(host.fallback)
         summary = {
-            ServingState.TP: "the tp tier serves (tp_serving); the fallback is stopped",
-            ServingState.FALLBACK: "the fallback tier serves (fallback_serving); the tp tier is stopped and frozen",
+            ServingState.TP: f"the tp tier serves (tp_serving); the fallback {_described(fallback)}",
+            ServingState.FALLBACK: f"the fallback tier serves (fallback_serving); the tp tier {_described(tp)}",
             ServingState.NOTHING: "NOTHING IS SERVING (nothing_serving)",
         }[state]
         if state is ServingState.NOTHING:
-            found = "the state of the tp tier is unknown"
-            if tp is not None:
-                found = (
-                    "the tp tier runs but does not generate"
-                    if tp.active
-                    else f"the tp tier is stopped{' and frozen' if tp.frozen else ''}, "
-                    "clients get 503 with Retry-After"
-                )
+            effect = "but does not generate" if tp and tp.active else "and clients get 503 with Retry-After"
             summary += (
-                f": {found}. A human must act: read the bundle and the tiers' logs, repair the host, "
-                f"then /fallback start {host.name} or /restore start {host.name}; "
+                f": the tp tier {_described(tp)}, {effect}. A human must act: read the bundle and the tiers' logs, "
+                f"repair the host, then /fallback start {host.name} or /restore start {host.name}; "
                 "or send the traffic to another host"
             )
         summary = ". ".join([summary, *self.notes])

@@ -107,4 +107,5 @@ async def test_a_tier_keeps_running_if_its_traffic_cannot_be_moved(site_with: Ma
     with broken(site.host, "router", RouterError("permission denied"), "shift"):
         result = await settle(context)
     assert "route to tp: permission denied" in result.summary
+    assert "the fallback runs" in result.summary
     assert (await site.host.fallback.unit.state()).active
