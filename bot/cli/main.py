@@ -5,7 +5,6 @@ Each command imports what it needs when it runs, so that `--help` is fast and `t
 
 import asyncio
 import importlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpu_actions.registry import ACTION_NAMES
+from gpu_actions.registry import ACTION_NAMES, command_line
 
 app = typer.Typer(
     name="gpu-oncall",
@@ -106,12 +105,12 @@ def manifest(config: ConfigOption = None) -> None:
     typer.echo(render(_settings(config).slack, SLASH_COMMANDS), nl=False)
 
 
-def _pass_through(name: str, summary: str) -> None:
-    """Register an action whose own command line (`python -m gpu_actions.NAME`) takes the arguments."""
+def _pass_through(name: str, summary: str, module: str) -> None:
+    """Register an action whose own command line, the `main` of `module`, takes the arguments."""
 
     @app.command(name, context_settings=PASS_THROUGH, help=summary, add_help_option=False)
     def command(context: typer.Context) -> None:
-        raise typer.Exit(importlib.import_module(f"gpu_actions.{name}.cli").main(list(context.args)))
+        raise typer.Exit(importlib.import_module(module).main(list(context.args)))
 
 
 def _local_action(name: str, summary: str) -> None:
@@ -151,11 +150,13 @@ def _local_action(name: str, summary: str) -> None:
 
 
 def _register_actions() -> None:
-    """Register every action; its package's docstring is its help, and it is not imported further before it runs."""
+    """Register every action; the docstring of its folder or file is its help, and it is not imported further before it runs."""
     for name in ACTION_NAMES:
         summary = importlib.import_module(f"gpu_actions.{name}").__doc__ or ""
-        has_command_line = importlib.util.find_spec(f"gpu_actions.{name}.cli") is not None
-        (_pass_through if has_command_line else _local_action)(name, summary)
+        if module := command_line(name):
+            _pass_through(name, summary, module)
+        else:
+            _local_action(name, summary)
 
 
 _register_actions()

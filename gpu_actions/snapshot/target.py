@@ -58,7 +58,9 @@ class TriageTarget(Frozen):
     )
     ranks: int | None = Field(default=None, ge=1, le=64, description="processes in the tier's collectives")
     unit_active: bool | None = Field(default=None, description="from the unit's driver, None = not known")
-    router_socket: Path | None = Field(default=None, description="where the router is controlled")
+    router_address: str | None = Field(
+        default=None, description="where the router is controlled: a socket or a URL"
+    )
     router_kind: str = Field(default="", description="kind of router, empty = the default one")
     router_backend: str = "serve"
     router_server: str | None = Field(default=None, description="the tier's server line in that backend")
@@ -106,7 +108,7 @@ async def target_of_host(
         host.config,
         tier=chosen,
         state=states.get(chosen),
-        router_socket=Path(host.router.address),
+        router_address=host.router.address,
         since=since,
     )
     return target.model_copy(
@@ -126,7 +128,7 @@ def target_of_config(
     *,
     tier: TierName,
     state: UnitState | None,
-    router_socket: Path | None,
+    router_address: str | None,
     since: datetime | None = None,
 ) -> TriageTarget:
     """Build the target of one tier whose unit is in `state` (None: its driver failed)."""
@@ -144,7 +146,7 @@ def target_of_config(
         pids=() if state is None or state.main_pid is None else (state.main_pid,),
         ranks=chosen.ranks,
         unit_active=None if state is None else state.active,
-        router_socket=router_socket,
+        router_address=router_address,
         router_kind=config.router.kind,
         router_backend=config.router.backend,
         router_server=chosen.server,

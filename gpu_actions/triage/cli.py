@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="model of the synthetic completion (default: the first the engine lists)",
     )
     add("--no-completion", action="store_true", help="send no synthetic completion")
-    add("--router-socket", type=Path, metavar="PATH", help="admin socket of the router")
+    add("--router-socket", metavar="PATH", help="admin socket of the router")
     add("--router-backend", default="serve", metavar="NAME")
     add("--ras", metavar="HOST:PORT", help="NCCL RAS, usually 127.0.0.1:28028")
     add(
@@ -172,7 +172,7 @@ def _target(options: argparse.Namespace, now: datetime) -> TriageTarget:
             pids=tuple(options.pid),
             pid_file=options.pid_file,
             ranks=options.ranks,
-            router_socket=options.router_socket,
+            router_address=options.router_socket,
             router_backend=options.router_backend,
             ras=options.ras,
             kernel_log=options.kernel_log,

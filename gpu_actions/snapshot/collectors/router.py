@@ -41,17 +41,17 @@ class RouterReading(Frozen):
 async def collect_router(source: Source) -> RouterReading:
     """Read the servers of a backend. A router that does not answer is a reading: down.
 
-    Raises CollectorSkipped without a socket, CollectorFailed if permission is denied or the answer cannot be parsed.
+    Raises CollectorSkipped without an address, CollectorFailed if permission is denied or the answer cannot be parsed.
     """
     target = source.target
-    socket, backend = target.router_socket, target.router_backend
-    if socket is None:
-        raise CollectorSkipped("no router socket is configured")
+    address, backend = target.router_address, target.router_backend
+    if address is None:
+        raise CollectorSkipped("no router is configured")
     outcome: Literal["ok", "down", "no_backend"] = "ok"
     detail = ""
     rows: tuple[ServerState, ...] = ()
     try:
-        router = router_reader(target.router_kind, str(socket), backend=backend)
+        router = router_reader(target.router_kind, address, backend=backend)
         rows = await router.servers(timeout_s=source.limits.router_timeout_s)
     except (RouterDenied, RouterGarbled) as error:
         raise CollectorFailed(str(error)) from error
@@ -60,7 +60,7 @@ async def collect_router(source: Source) -> RouterReading:
     except RouterError as error:
         outcome, detail = "down", str(error)[:300]
     return RouterReading(
-        socket=str(socket),
+        socket=address,
         backend=backend,
         outcome=outcome,
         detail=detail,

@@ -60,7 +60,10 @@ def haproxy(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def source_of(socket: Path | None, *, backend: str = "serve") -> Source:
-    return Source(target=TriageTarget(router_socket=socket, router_backend=backend), window_s=0)
+    return Source(
+        target=TriageTarget(router_address=None if socket is None else str(socket), router_backend=backend),
+        window_s=0,
+    )
 
 
 async def test_servers_weights_and_states_are_read_from_haproxy(haproxy: Path) -> None:
@@ -125,15 +128,16 @@ STOPPED = UnitState(active=False, frozen=True)
 DIED = UnitState(active=False, frozen=False)
 
 
-def test_the_target_of_a_running_tier_carries_its_process_ranks_and_the_fallbacks_memory() -> None:
-    target = target_of_config(HOST, tier="tp", state=RUNS, router_socket=Path("/run/h.sock"))
+def test_the_target_of_a_running_tier_carries_its_process_ranks_router_and_the_fallbacks_memory() -> None:
+    target = target_of_config(HOST, tier="tp", state=RUNS, router_address="http://127.0.0.1:9000")
+    assert target.router_address == "http://127.0.0.1:9000", "an address may be a URL"
     assert (target.pids, target.ranks, target.engine_url) == ((77,), 8, "http://127.0.0.1:8101")
     assert (target.fallback_memory_gib, target.router_server, target.tier_expected) == (42, "tp", True)
 
 
 def test_a_tier_that_was_stopped_and_frozen_is_not_expected_and_one_that_died_is() -> None:
-    assert not target_of_config(HOST, tier="tp", state=STOPPED, router_socket=None).tier_expected
-    died = target_of_config(HOST, tier="tp", state=DIED, router_socket=None)
+    assert not target_of_config(HOST, tier="tp", state=STOPPED, router_address=None).tier_expected
+    died = target_of_config(HOST, tier="tp", state=DIED, router_address=None)
     assert died.tier_expected and died.unit_active is False
 
 
