@@ -1,5 +1,7 @@
 """Nothing names a kind of engine, router or unit outside the kind's own files and the registry.
 
+The files of a kind begin with its name: `haproxy.py`, `haproxy_socket.py`.
+
 Names, strings and f-strings count; comments, docstrings, settings examples, docs, the demo and tests do not.
 """
 
@@ -10,8 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from gpu_actions.serving.registry import ENGINES, ROUTERS, UNITS
+
 ROOT = Path(__file__).parents[1]
-KINDS = re.compile("vllm|sglang|haproxy|systemd", re.IGNORECASE)
+PLAIN_WORDS = {"reference", "openai", "process", "commands"}
+"""Kinds whose names also mean something else."""
+
+UNIT_NAMES = {unit.model_fields["driver"].default for unit in UNITS}
+ROUTER_NAMES = {router.model_fields["kind"].default for router in ROUTERS}
+NAMES = sorted({*ENGINES, *UNIT_NAMES, *ROUTER_NAMES} - PLAIN_WORDS)
+KINDS = re.compile("|".join(map(re.escape, NAMES)), re.IGNORECASE)
 REGISTRY = "gpu_actions/serving/registry.py"
 BUILT_ON = {"gpu_actions/serving/engines/reference.py": {"vllm"}}
 """The reference engine exports vLLM's metric names."""
@@ -54,6 +64,10 @@ def violations(path: str, source: str) -> list[str]:
         for line, kind, text in named_kinds(source)
         if not is_own_file(path, kind)
     ]
+
+
+def test_the_kinds_are_those_of_the_registry() -> None:
+    assert {"vllm", "sglang", "haproxy", "systemd"} <= set(NAMES)
 
 
 def test_no_kind_is_named_outside_its_own_file_and_the_registry() -> None:

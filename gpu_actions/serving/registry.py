@@ -31,11 +31,19 @@ from gpu_actions.serving.units.commands import CommandsUnit
 from gpu_actions.serving.units.process import ProcessUnit
 from gpu_actions.serving.units.systemd import SystemdUnit
 
-ENGINES: dict[str, type[HttpEngine]] = {
-    engine.kind: engine for engine in (ReferenceEngine, VllmEngine, SglangEngine, OpenAiEngine)
-}
+ENGINE_CLASSES: tuple[type[HttpEngine], ...] = (
+    ReferenceEngine,
+    VllmEngine,
+    SglangEngine,
+    OpenAiEngine,
+)
+ENGINES = {engine.kind: engine for engine in ENGINE_CLASSES}
 
-UNITS: tuple[type[UnitConfig], ...] = (ProcessUnit, SystemdUnit, CommandsUnit)
+UNITS: tuple[type[UnitConfig], ...] = (
+    ProcessUnit,
+    SystemdUnit,
+    CommandsUnit,
+)
 
 ROUTERS: tuple[type[RouterConfig], ...] = (HaproxyConfig,)
 
