@@ -7,6 +7,7 @@ that goes out late stays due when it was due.
 import csv
 import hashlib
 import json
+import math
 import random
 from array import array
 from collections.abc import Iterator
@@ -41,18 +42,17 @@ def make_schedule(spec: LoadSpec) -> Schedule:
     """
     if spec.trace_file is not None:
         return _replay(spec, spec.trace_file)
-    generator = random.Random(spec.seed)  # expovariate and random are stable between Python versions
+    generator = random.Random(spec.seed)  # random() is stable between Python versions
     due = array("d")
     if spec.warmup_s:
         # The warm-up is a constant or Poisson flow at the rate with which the measured part starts.
         rate = max(spec.ramp_from_qps, spec.target_qps / 10) if spec.arrival == "ramp" else spec.target_qps
+        count = _whole(rate * spec.warmup_s)
         is_poisson = spec.arrival == "poisson"
-        flow = _poisson(generator, rate, spec.warmup_s) if is_poisson else _constant(rate, spec.warmup_s)
+        flow = _poisson(generator, count, spec.warmup_s) if is_poisson else _constant(rate, count)
         due.extend(at - spec.warmup_s for at in flow)
     warmup = len(due)
     due.extend(_arrivals(spec, generator))
-    if len(due) == warmup:  # a Poisson draw may be empty when rate times duration is near 1
-        due.append(generator.random() * spec.duration_s)
     span = spec.prompt_len_max - spec.prompt_len_min + 1
     lengths = array("i", (spec.prompt_len_min + int(generator.random() * span) for _ in range(len(due))))
     return Schedule(
@@ -60,55 +60,60 @@ def make_schedule(spec: LoadSpec) -> Schedule:
     )
 
 
+def _whole(expected: float) -> int:
+    """Round an expected number of requests to the number that is sent."""
+    return math.floor(expected + 0.5)
+
+
 def _arrivals(spec: LoadSpec, generator: random.Random) -> Iterator[float]:
+    """Return the due times of the measured part. Their number is the mean rate times the duration, never a draw."""
+    rate, seconds = spec.target_qps, spec.duration_s
+    count = max(1, _whole(rate * seconds))
     match spec.arrival:
         case "constant":
-            return _constant(spec.target_qps, spec.duration_s)
+            return _constant(rate, count)
         case "burst":
-            return _bursts(spec.target_qps, spec.duration_s, spec.burst_size)
+            return _bursts(rate, count, spec.burst_size)
         case "ramp":
-            return _ramp(spec.ramp_from_qps, spec.target_qps, spec.duration_s)
+            return _ramp(spec.ramp_from_qps, rate, seconds)
         case _:
-            return _poisson(generator, spec.target_qps, spec.duration_s)
+            return _poisson(generator, count, seconds)
 
 
-def _constant(rate: float, seconds: float) -> Iterator[float]:
-    number = 0
-    while (at := number / rate) < seconds:
-        yield at
-        number += 1
+def _constant(rate: float, count: int) -> Iterator[float]:
+    return (number / rate for number in range(count))
 
 
-def _poisson(generator: random.Random, rate: float, seconds: float) -> Iterator[float]:
-    at = generator.expovariate(rate)
-    while at < seconds:
-        yield at
-        at += generator.expovariate(rate)
+def _poisson(generator: random.Random, count: int, seconds: float) -> Iterator[float]:
+    """Yield the arrivals of a Poisson process, given that there are `count` of them in `seconds`.
+
+    These are the order statistics of `count` independent uniform times (Ross, Stochastic Processes, theorem 2.3.1), drawn in
+    order: the smallest of k uniform times leaves a share of the interval that is distributed as U^(1/k).
+    """
+    left = 1.0
+    for remaining in range(count, 0, -1):
+        left *= (1.0 - generator.random()) ** (1.0 / remaining)
+        yield min(seconds * (1.0 - left), math.nextafter(seconds, 0))
 
 
-def _bursts(rate: float, seconds: float, size: int) -> Iterator[float]:
-    """Yield `size` requests together every `size / rate` seconds, so that the mean rate is the target."""
-    for at in _constant(rate / size, seconds):
-        for _ in range(size):
-            yield at
+def _bursts(rate: float, count: int, size: int) -> Iterator[float]:
+    """Yield `size` requests together every `size / rate` seconds, so that the mean rate is the target.
+
+    The last burst is smaller where the count is not a multiple of the size.
+    """
+    return (number // size * size / rate for number in range(count))
 
 
 def _ramp(start: float, end: float, seconds: float) -> Iterator[float]:
-    """Yield the times at which the integral of a linearly changing rate passes whole numbers."""
+    """Yield the times at which the integral of a linearly changing rate passes 0.5, 1.5, 2.5 and so on."""
     slope = (end - start) / seconds
-    number = 1
-    while True:
+    for number in range(max(1, _whole((start + end) / 2 * seconds))):
+        passed = number + 0.5
         if abs(slope) < 1e-12:
-            at = number / end
+            yield passed / end
         else:
-            root = start * start + 2 * slope * number
-            if root < 0:
-                return
-            at = (root**0.5 - start) / slope
-        if at >= seconds:
-            return
-        yield at
-        number += 1
+            root = max(0.0, start * start + 2 * slope * passed)
+            yield min((root**0.5 - start) / slope, math.nextafter(seconds, 0))
 
 
 def _replay(spec: LoadSpec, path: Path) -> Schedule:
