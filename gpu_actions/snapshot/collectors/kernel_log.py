@@ -10,8 +10,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +24,8 @@ from gpu_actions.snapshot.collector import Collector, CollectorFailed, Collector
 from gpu_actions.system.processes import run_process
 
 MAX_EVENTS = 200
+"""Kept of a log. Beyond it, the oldest events of the most frequent kind are folded into later ones: a storm hides nothing."""
+
 MAX_LINE = 4096
 KMSG = Path("/dev/kmsg")
 
@@ -32,8 +36,17 @@ _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]{0,64}\)[^:]{0,64}:
 _SXID = re.compile(r"nvidia-nvswitch\d+: SXid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d{1,6})\b,?\s*(.*)")
 _OFF_BUS = re.compile(r"fallen off the bus", re.IGNORECASE)
 _BUS_ID = re.compile(r"\b([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})")
+_UUID = re.compile(r"\bGPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE)
+_BOOT = re.compile(r"\bLinux version \d")
+_DRIVER_LOAD = re.compile(r"NVRM: loading NVIDIA\b")
+_GPU_RESET = re.compile(
+    r"\bwas successfully reset\b|\bGPU reset executed\b|: reset (?:done|complete|completed|succeeded)\b"
+    r"|recovery action changed\b.{0,80}\bto (?:0x)?0\b",
+    re.IGNORECASE,
+)
+"""Of nvidia-smi and NVSentinel (sent to syslog), of the PCI core, and the driver's Xid 154 after a reset."""
 _SINCE_BOOT = re.compile(r"^(?:<\d+>)?\[\s*(\d{1,10}\.\d{1,9})\]")
-_KMSG = re.compile(r"^\d+,\d+,(\d{1,16}),[^;]*;")
+_KMSG = re.compile(r"^\d+,(\d{1,18}),(\d{1,16}),[^;]*;")
 _ISO = re.compile(r"^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,]\d+)?\s?(Z|[+-]\d\d:?\d\d)?")
 _CTIME = re.compile(r"^\[\w{3} (\w{3} +\d{1,2} \d\d:\d\d:\d\d \d{4})\]")
 _SYSLOG = re.compile(r"^(\w{3} +\d{1,2} \d\d:\d\d:\d\d) ")
@@ -47,11 +60,25 @@ class XidEvent(Frozen):
     pci: str = Field(default="", description="bus id as logged, in the form of `normal_pci`")
     at: AwareDatetime | None = None
     text: str = ""
+    line: int = Field(default=0, description="its position in the log")
+    times: int = Field(
+        default=1, description="how many events it stands for: older ones of its kind are folded into it"
+    )
 
     @property
     def is_application_fault(self) -> bool:
         """True for an Xid that an application causes, which is never a reason to fall back."""
         return self.kind == "xid" and self.code in APPLICATION_XIDS
+
+
+class LogMarker(Frozen):
+    """A line of the log that makes older errors history: a boot, a load of the driver, or a reset of one GPU."""
+
+    kind: Literal["boot", "driver_load", "gpu_reset"]
+    line: int
+    at: AwareDatetime | None = None
+    pci: str = ""
+    uuid: str = ""
 
 
 class KernelLogReading(Frozen):
@@ -62,7 +89,9 @@ class KernelLogReading(Frozen):
     lines_read: int = 0
     truncated: bool = Field(default=False, description="only the end of the log was read")
     events: tuple[XidEvent, ...] = ()
-    dropped_events: int = 0
+    dropped_events: int = Field(default=0, description="folded into later events of their kind")
+    markers: tuple[LogMarker, ...] = Field(default=(), description="the last of each kind and GPU")
+    lost: str = Field(default="", description="why messages since then may be missing")
 
 
 def boot_time() -> datetime:
@@ -82,7 +111,7 @@ def time_of(line: str, *, booted: datetime, now: datetime) -> datetime | None:
     """Parse the time at the start of a line, in any common form. Return None if there is none."""
     try:
         if found := _KMSG.match(line):
-            return booted + timedelta(microseconds=int(found.group(1)))
+            return booted + timedelta(microseconds=int(found.group(2)))
         if found := _SINCE_BOOT.match(line):
             return booted + timedelta(seconds=float(found.group(1)))
         if found := _ISO.match(line):
@@ -115,6 +144,51 @@ def event_of(line: str) -> XidEvent | None:
     return None
 
 
+def marker_of(line: str, *, number: int) -> LogMarker | None:
+    """Find what makes older errors history in a line. Return None if there is nothing; the time is left out."""
+    text = line[:MAX_LINE]
+    if _BOOT.search(text):
+        return LogMarker(kind="boot", line=number)
+    if _DRIVER_LOAD.search(text):
+        return LogMarker(kind="driver_load", line=number)
+    if "reset" not in text.lower() or not _GPU_RESET.search(text):
+        return None
+    bus, uuid = _BUS_ID.search(text), _UUID.search(text)
+    if bus is None and uuid is None:
+        return None
+    return LogMarker(
+        kind="gpu_reset",
+        line=number,
+        pci=normal_pci(bus.group(1)) if bus else "",
+        uuid=uuid.group(0) if uuid else "",
+    )
+
+
+class _Events:
+    """The events of a log, at most `MAX_EVENTS`. A frequent kind gives way to all others."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, int | None, str, bool], deque[XidEvent]] = {}
+        self._kept = 0
+        self.dropped = 0
+
+    def add(self, event: XidEvent) -> None:
+        key = (event.kind, event.code, event.pci, "fatal" in event.text.lower())
+        self._kinds.setdefault(key, deque()).append(event)
+        self._kept += 1
+        if self._kept > MAX_EVENTS:
+            longest = max(self._kinds.values(), key=len)
+            if len(longest) > 1:
+                oldest, after = longest.popleft(), longest.popleft()
+                longest.appendleft(after.model_copy(update={"times": after.times + oldest.times}))
+                self._kept -= 1
+                self.dropped += 1
+
+    def kept(self) -> tuple[XidEvent, ...]:
+        """Return the events in the order of the log."""
+        return tuple(sorted((e for kind in self._kinds.values() for e in kind), key=lambda e: e.line))
+
+
 def read_lines(
     lines: Iterable[str],
     *,
@@ -123,29 +197,38 @@ def read_lines(
     now: datetime,
     booted: datetime,
     truncated: bool = False,
+    lost: str = "",
 ) -> KernelLogReading:
     """Find the events of a log. A line without a time counts as recent, so that missing evidence never looks healthy."""
-    events: list[XidEvent] = []
-    read = dropped = 0
+    events = _Events()
+    markers: dict[tuple[str, str, str], LogMarker] = {}
+    read = 0
+    first_at: datetime | None = None
     for line in lines:
         read += 1
-        event = event_of(line)
-        if event is None:
+        if first_at is None:
+            first_at = time_of(line, booted=booted, now=now)
+        marker, event = marker_of(line, number=read), event_of(line)
+        if marker is None and event is None:
             continue
         at = time_of(line, booted=booted, now=now)
         if at is not None and since is not None and at < since:
             continue
-        if len(events) < MAX_EVENTS:
-            events.append(event.model_copy(update={"at": at}))
-        else:
-            dropped += 1
+        if marker is not None:
+            markers[marker.kind, marker.pci, marker.uuid] = marker.model_copy(update={"at": at})
+        if event is not None:
+            events.add(event.model_copy(update={"at": at, "line": read}))
+    if not lost and truncated and since is not None and (first_at is None or first_at > since):
+        lost = f"the log is longer than the limit, and its part before {first_at or 'the end'} was not read"
     return KernelLogReading(
         source=source,
         since=since,
         lines_read=read,
         truncated=truncated,
-        events=tuple(events),
-        dropped_events=dropped,
+        events=events.kept(),
+        dropped_events=events.dropped,
+        markers=tuple(markers.values()),
+        lost=lost,
     )
 
 
@@ -169,7 +252,15 @@ async def collect_kernel_log(
         records = await asyncio.to_thread(read_kmsg)
     except OSError as error:
         return await _journal(since, now=now, max_bytes=max_bytes, why=f"{KMSG}: {error.strerror}")
-    return read_lines(records, source=str(KMSG), since=since, now=now, booted=boot_time())
+    booted = boot_time()
+    return read_lines(
+        records,
+        source=str(KMSG),
+        since=since,
+        now=now,
+        booted=booted,
+        lost=lost_records(records, since=since, booted=booted),
+    )
 
 
 def tail_of(path: Path, max_bytes: int) -> tuple[list[str], bool]:
@@ -206,8 +297,37 @@ def read_kmsg(path: Path = KMSG) -> list[str]:
     return records
 
 
+def lost_records(records: Sequence[str], *, since: datetime, booted: datetime) -> str:
+    """Return why records since a time are missing: a gap in the sequence, or a ring that starts later. Empty if none is.
+
+    The kernel numbers its records from 0 (Documentation/ABI/testing/dev-kmsg), and overwrites the oldest ones.
+    """
+    found = [match for record in records if (match := _KMSG.match(record))]
+    if not found:
+        return ""
+    for before, after in pairwise(found):
+        missing = int(after.group(1)) - int(before.group(1)) - 1
+        if missing > 0 and booted + timedelta(microseconds=int(after.group(2))) >= since:
+            return f"{missing} kernel messages were overwritten before they could be read"
+    began = booted + timedelta(microseconds=int(found[0].group(2)))
+    if int(found[0].group(1)) > 0 and began > since:
+        return f"the kernel's buffer only reaches back to {began:%H:%M:%SZ}: older messages were overwritten"
+    return ""
+
+
 async def _journal(since: datetime, *, now: datetime, max_bytes: int, why: str) -> KernelLogReading:
-    argv = ["journalctl", "-k", "-o", "json", "--no-pager", "-q", "--since", f"@{since.timestamp():.0f}"]
+    # Newest first, so that the limit drops the oldest.
+    argv = [
+        "journalctl",
+        "-k",
+        "-r",
+        "-o",
+        "json",
+        "--no-pager",
+        "-q",
+        "--since",
+        f"@{since.timestamp():.0f}",
+    ]
     try:
         result = await run_process(argv, timeout_s=5, max_output_bytes=max_bytes)
     except FileNotFoundError:
@@ -215,7 +335,7 @@ async def _journal(since: datetime, *, now: datetime, max_bytes: int, why: str) 
     if result.exit_code != 0 or result.timed_out or "not seeing messages" in result.stderr:
         raise CollectorFailed(f"{why}; journalctl: {(result.stderr.strip() or 'failed')[:160]}")
     return read_lines(
-        journal_lines(result.stdout),
+        journal_lines(result.stdout)[::-1],
         source="journalctl -k",
         since=since,
         now=now,

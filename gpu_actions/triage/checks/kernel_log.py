@@ -6,9 +6,10 @@ lead to a fallback.
 
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 from gpu_actions.models import Finding, VerdictKind
-from gpu_actions.snapshot.collectors.kernel_log import XidEvent, normal_pci
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent, normal_pci
 from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import utc_text
 from gpu_actions.triage.check import Check, CheckContext
@@ -21,6 +22,16 @@ RULES = Rules(
     rule(
         "kernel_log.unread", UNKNOWN, "the kernel log could not be read",
         "Run triage as root or in the group adm or systemd-journal, or pass --kernel-log FILE.", source="kernel log",
+    ),
+    rule(
+        "kernel_log.lost", UNKNOWN, "kernel messages of the time judged were lost or overwritten before they were read",
+        "Read the whole log (journalctl -k, or a file with --kernel-log FILE); a larger log_buf_len keeps more.",
+        source="/dev/kmsg sequence numbers", threshold="kernel_log_max_bytes",
+    ),
+    rule(
+        "kernel_log.history", INFO,
+        "an error from before the GPU was reset, the driver loaded, the host booted or the tier started",
+        source="kernel log; process age",
     ),
     rule(
         "kernel_log.off_bus", CRITICAL, "a GPU has fallen off the bus (Xid 79, or in words)",
@@ -103,6 +114,11 @@ XIDS: dict[int, tuple[str, str]] = {
 """The rule and the meaning of each Xid."""
 
 _FATAL = re.compile(r"(?<!non-)(?<!non )\bfatal\b", re.IGNORECASE)
+MARKERS = {
+    "boot": "the host booted",
+    "driver_load": "the driver was loaded",
+    "gpu_reset": "the GPU was reset",
+}
 _TO_ACTION = re.compile(r"\bto (?:0x)?([0-9a-f]{1,4})\b", re.IGNORECASE)
 
 
@@ -117,20 +133,58 @@ def check_kernel_log(context: CheckContext) -> Iterator[Finding]:
     if not context.has_gpus and not log.events:
         return
     gpus = {normal_pci(gpu.pci): gpu for gpu in (snapshot.nvml.gpus if snapshot.nvml else ()) if gpu.pci}
-    groups: dict[tuple[str, int | None, str], list[XidEvent]] = {}
+    groups: dict[tuple[str, int | None, str, str], list[XidEvent]] = {}
     for event in log.events:
         gpu = gpus.get(normal_pci(event.pci))
-        groups.setdefault((rule_of(event, gpu), event.code, event.pci), []).append(event)
-    for (rule_id, _, pci), events in groups.items():
-        yield _finding(rule_id, events, gpus.get(normal_pci(pci)))
-    if log.truncated or log.dropped_events:
-        more = f", {log.dropped_events} more events were dropped" if log.dropped_events else ""
-        yield RULES.finding("kernel_log.cut", f"{log.source}: only the end was read{more}")
-    if not groups:
+        over = why_over(context, log, event, gpu)
+        rule_id = "kernel_log.history" if over else rule_of(event, gpu)
+        groups.setdefault((rule_id, event.code, event.pci, over), []).append(event)
+    for (rule_id, _, pci, over), events in groups.items():
+        yield _finding(rule_id, events, gpus.get(normal_pci(pci)), over=over)
+    if log.lost:
+        yield RULES.finding("kernel_log.lost", f"{log.source}: {log.lost}")
+    elif log.truncated:
+        yield RULES.finding("kernel_log.cut", f"{log.source}: only the end was read")
+    if not log.lost and all(rule_id == "kernel_log.history" for rule_id, *_ in groups):
         since = f" since {utc_text(log.since)}" if log.since is not None else ""
+        new = "new " if groups else ""
         yield RULES.finding(
-            "kernel_log.ok", f"no NVIDIA error in {log.source}{since} ({log.lines_read} lines)"
+            "kernel_log.ok", f"no {new}NVIDIA error in {log.source}{since} ({log.lines_read} lines)"
         )
+
+
+def why_over(context: CheckContext, log: KernelLogReading, event: XidEvent, gpu: GpuReading | None) -> str:
+    """Return what made an event history, or an empty string if it still counts.
+
+    A restart of the tier alone clears an error of the hardware only if the GPU was read since, asks for nothing, and the tier
+    works: the error may be what ended the tier before.
+    """
+    for marker in log.markers:
+        own = gpu is not None and bool(marker.uuid) and marker.uuid.lower() == gpu.uuid.lower()
+        concerns = marker.kind != "gpu_reset" or own or (bool(event.pci) and marker.pci == event.pci)
+        if concerns and event.line <= marker.line:
+            at = f" ({utc_text(marker.at)})" if marker.at is not None else ""
+            return f"before {MARKERS[marker.kind]}{at}"
+    started = tier_start(context)
+    if started is None or event.at is None or event.at >= started or context.progress.broken:
+        return ""
+    gpu_is_well = gpu is not None and gpu.error is None and not gpu.recovery_action
+    return (
+        f"before the tier started ({utc_text(started)})" if event.is_application_fault or gpu_is_well else ""
+    )
+
+
+def tier_start(context: CheckContext) -> datetime | None:
+    """Return when the tier's oldest living main process started, or None if it is not known."""
+    ranks = context.snapshot.ranks
+    roots = [row for row in (ranks.processes if ranks else ()) if row.root and row.is_alive]
+    ages = [row.age_s for row in roots if row.age_s is not None]
+    if not ages or len(ages) < len(roots):
+        return None
+    try:
+        return context.snapshot.taken_at - timedelta(seconds=max(ages))
+    except OverflowError:
+        return None
 
 
 def rule_of(event: XidEvent, gpu: GpuReading | None) -> str:
@@ -151,19 +205,20 @@ def rule_of(event: XidEvent, gpu: GpuReading | None) -> str:
     return f"kernel_log.{kind}"
 
 
-def _finding(rule_id: str, events: list[XidEvent], gpu: GpuReading | None) -> Finding:
+def _finding(rule_id: str, events: list[XidEvent], gpu: GpuReading | None, *, over: str) -> Finding:
     code, kind, pci = events[0].code, events[0].kind, events[0].pci
     what = "off the bus" if code is None else f"{'SXid' if kind == 'sxid' else 'Xid'} {code}"
     if kind == "xid" and code in XIDS:
         what += f", {XIDS[code][1]}"
     where = gpu.label if gpu is not None else pci or "an unnamed GPU"
     times = [event.at for event in events if event.at is not None]
+    number = sum(event.times for event in events)
     return RULES.finding(
         rule_id,
-        f"{where}: {what}" + (f" ({len(events)} times)" if len(events) > 1 else ""),
+        f"{where}: {what}" + (f" ({number} times)" if number > 1 else "") + (f", {over}" if over else ""),
         code=code,
         pci=pci,
-        times=len(events),
+        times=number,
         first=utc_text(min(times)) if times else None,
         last=utc_text(max(times)) if times else None,
         text=events[-1].text[:200],
@@ -172,5 +227,8 @@ def _finding(rule_id: str, events: list[XidEvent], gpu: GpuReading | None) -> Fi
 
 
 KERNEL_LOG = Check(
-    title="Kernel log", rules=RULES, reads=frozenset({"kernel_log", "nvml"}), judge=check_kernel_log
+    title="Kernel log",
+    rules=RULES,
+    reads=frozenset({"kernel_log", "nvml", "ranks", "engine", "completion"}),
+    judge=check_kernel_log,
 )

@@ -16,6 +16,7 @@ from gpu_actions.snapshot.collectors.kernel_log import (
     collect_kernel_log,
     event_of,
     journal_lines,
+    lost_records,
     normal_pci,
     read_lines,
     time_of,
@@ -83,6 +84,76 @@ async def test_a_flood_of_events_is_capped_and_counted(tmp_path: Path) -> None:
     path.write_text("NVRM: Xid (PCI:0000:3b:00): 31, y\n" * 1000)
     log = await read(path)
     assert (len(log.events), log.dropped_events) == (200, 800)
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+async def test_a_storm_of_harmless_errors_hides_no_other(tmp_path: Path, position: str) -> None:
+    path = tmp_path / "k.log"
+    storm = "NVRM: Xid (PCI:0000:3b:00): 13, Graphics Exception\n" * 5000
+    bad = "NVRM: Xid (PCI:0000:3b:00): 95, Uncontained ECC error\n"
+    path.write_text(bad + storm if position == "first" else storm + bad)
+    log = await read(path)
+    verdict = judge(make.healthy(kernel_log=log))
+    assert (verdict.verdict, verdict.cause) == ("fall_back", "gpu_reset_required")
+    storms = next(row for row in verdict.findings if row.id == "kernel_log.application")
+    assert storms.evidence["times"] == 5000 and "5000 times" in storms.summary
+
+
+XID_95 = "NVRM: Xid (PCI:0000:29:00): 95, Uncontained ECC error"
+
+
+@pytest.mark.parametrize(
+    ("marker", "is_over"),
+    [
+        ("Linux version 6.8.0-45-generic (buildd@lcy02)", True),
+        ("NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  580.65.06", True),
+        ("nvidia-smi: GPU 00000000:29:00.0 was successfully reset.", True),
+        ("nvidia 0000:29:00.0: reset done", True),
+        ("NVRM: Xid (PCI:0000:29:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)", True),
+        ("nvidia 0000:39:00.0: reset done", False),
+        ("nvidia 0000:29:00.0: resetting", False),
+    ],
+)  # fmt: skip
+async def test_an_error_before_a_reset_of_its_gpu_a_driver_load_or_a_boot_is_history(
+    tmp_path: Path, marker: str, is_over: bool
+) -> None:
+    path = tmp_path / "k.log"
+    path.write_text(f"{XID_95}\n{marker}\n")
+    verdict = judge(make.healthy(kernel_log=await read(path)))
+    assert verdict.verdict == ("healthy" if is_over else "fall_back")
+    assert any(finding.id == "kernel_log.history" for finding in verdict.findings) is is_over
+    path.write_text(f"{marker}\n{XID_95}\n")
+    assert judge(make.healthy(kernel_log=await read(path))).verdict == "fall_back"
+
+
+def test_messages_lost_from_the_kernels_ring_are_unknown() -> None:
+    booted = NOW - timedelta(hours=1)
+    since = NOW - timedelta(minutes=15)
+
+    def record(number: int, at: datetime) -> str:
+        return f"6,{number},{(at - booted) // timedelta(microseconds=1)},-;noise"
+
+    early, late = since - timedelta(minutes=1), since + timedelta(minutes=1)
+    assert lost_records([record(7, early), record(8, late)], since=since, booted=booted) == ""
+    assert "3 kernel messages" in lost_records(
+        [record(7, early), record(11, late)], since=since, booted=booted
+    )
+    assert lost_records([record(7, early), record(11, early)], since=since, booted=booted) == ""
+    assert "only reaches back" in lost_records([record(7, late)], since=since, booted=booted)
+    assert lost_records([record(0, late)], since=since, booted=booted) == ""
+    log = read_lines(
+        [record(7, late)], source="k", since=since, now=NOW, booted=booted, lost="3 were overwritten"
+    )
+    verdict = judge(make.healthy(kernel_log=log))
+    assert verdict.verdict == "unknown" and not [row for row in verdict.findings if row.id == "kernel_log.ok"]
+
+
+async def test_a_long_log_whose_end_does_not_reach_back_far_enough_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "k.log"
+    path.write_text("2026-11-23T09:59:01+00:00 h kernel: noise\n" * 500)
+    log = await read(path, since=NOW - timedelta(minutes=15), max_bytes=4096)
+    assert judge(make.healthy(kernel_log=log)).verdict == "unknown"
+    assert judge(make.healthy(kernel_log=await read(path, since=NOW, max_bytes=4096))).verdict == "healthy"
 
 
 async def test_a_missing_file_fails_with_its_name(tmp_path: Path) -> None:

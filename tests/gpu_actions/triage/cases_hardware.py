@@ -1,6 +1,7 @@
 """Hosts with faults of their hardware, and the verdict and cause that must follow."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from gpu_actions.snapshot.collectors.deep import DeepGpu, DeepPair, DeepReading
 from gpu_actions.snapshot.collectors.environment import EnvironmentReading
@@ -28,6 +29,17 @@ def log(*events: tuple[int | None, str]) -> KernelLogReading:
         for code, text in events
     )
     return KernelLogReading(source="/dev/kmsg", lines_read=100, events=rows)
+
+
+def log_at(*events: tuple[int, float]) -> KernelLogReading:
+    """Return a log of Xids, each some seconds before the snapshot; the tier of the builders is 9000 s old."""
+    rows = tuple(
+        XidEvent(
+            kind="xid", code=code, pci="0000:29:00", at=make.TAKEN - timedelta(seconds=ago_s), line=number
+        )
+        for number, (code, ago_s) in enumerate(events, 1)
+    )
+    return KernelLogReading(source="/var/log/kern.log", lines_read=100, events=rows)
 
 
 def sxid(text: str) -> KernelLogReading:
@@ -62,6 +74,27 @@ CASES: dict[str, tuple[Make, str, str]] = {
         lambda: make.healthy(kernel_log=log((999, ""))),
         "watch",
         "kernel_error",
+    ),
+    # old news
+    "an Xid from before the tier started": (
+        lambda: make.healthy(kernel_log=log_at((95, 9100))),
+        "healthy",
+        "none",
+    ),
+    "an Xid from before the tier started, and one after": (
+        lambda: make.healthy(kernel_log=log_at((13, 9100), (95, 8900))),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "an Xid from before the tier started, which does not serve": (
+        lambda: make.healthy(kernel_log=log_at((95, 9100)), engine=FLAT, completion=HUNG),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "an Xid from before the tier started, on a GPU that still asks for a reset": (
+        lambda: make.healthy(kernel_log=log_at((95, 9100)), nvml=make.with_gpu(1, recovery_action=1)),
+        "fall_back",
+        "gpu_reset_required",
     ),
     # hardware and serving together
     "a fabric manager that is down under a tier that serves": (
