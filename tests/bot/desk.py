@@ -25,20 +25,11 @@ from gpu_actions.registry import actions
 from tests.bot.toys import ToyArguments, effects_dir, hurry, plan, toy_settings
 from tests.ports import free_port
 
-PREFIXES = {
-    "triage": ("tri", False),
-    "fallback": ("fb", True),
-    "loadtest": ("lt", False),
-    "trace": ("tc", False),
-    "forensics": ("fo", False),
-    "restore": ("rs", True),
-}
-
 
 def toy_product(scripts: Mapping[str, str] | None = None) -> dict[str, ActionSpec]:
     """Return a toy for each action of the product; `scripts` has the default script of an action."""
 
-    def spec(name: str, prefix: str, changes: bool) -> ActionSpec:
+    def toy(name: str, spec: ActionSpec) -> ActionSpec:
         default = (scripts or {}).get(name, "count:a")
 
         class Arguments(ToyArguments):
@@ -51,16 +42,9 @@ def toy_product(scripts: Mapping[str, str] | None = None) -> dict[str, ActionSpe
         async def planned(request: PlanRequest) -> Plan:
             return (await plan(request)).model_copy(update={"action": name, "title": f"toy {name}"})
 
-        return dataclasses.replace(
-            actions()[name],
-            prefix=prefix,
-            summary=f"a toy {name}",
-            arguments=Arguments,
-            plan=planned,
-            changes_host=changes,
-        )
+        return dataclasses.replace(spec, summary=f"a toy {name}", arguments=Arguments, plan=planned)
 
-    return {name: spec(name, *shape) for name, shape in PREFIXES.items()}
+    return {name: toy(name, spec) for name, spec in actions().items()}
 
 
 @dataclass
