@@ -41,7 +41,12 @@ class LoadTestArguments(Frozen):
     arrival: Literal["poisson", "constant", "burst", "ramp"] = Field(
         default="poisson", description="how requests arrive"
     )
-    seed: int = Field(default=0, ge=0, description="same seed, same load")
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**63 - 1,
+        description="same seed, same load and same prompts; else new prompts each run",
+    )
     target: Literal["router", "tp", "fallback"] = Field(
         default="router", description="router: as clients see it; a tier: past the router"
     )
@@ -145,7 +150,8 @@ def _spec_of(host: Host, name: TierName, url: str, arguments: LoadTestArguments)
             model=tier.engine.model,
             name=f"load test of {host.name}",
             arrival=arguments.arrival,
-            seed=arguments.seed,
+            seed=arguments.seed or 0,
+            nonce=None if arguments.seed is None else 0,
             metrics_url=f"{tier.engine.url}/metrics",
             gpus=tier.config.gpus,
             tensor_parallel=tier.config.ranks,

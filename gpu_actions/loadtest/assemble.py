@@ -165,6 +165,7 @@ def assemble(
             cpu_us_per_request=round(session.cpu_s / counters.sent * 1e6, 1) if counters.sent else None,
             max_rss_mib=round(session.max_rss_mib, 1),
             seed=spec.seed,
+            nonce=spec.nonce,
         ),
         series=figures.series([(at - start, watts) for at, watts in meter.samples]),
         samples=figures.samples(),

@@ -111,8 +111,9 @@ async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
     tokens = min(PROBE_TOKENS, spec.max_new_tokens)
     schedule = Schedule(array("d", [0.0]), array("i", [PROBE_BYTES]), array("i", [tokens]), warmup=0)
     timeout_s = min(PROBE_TIMEOUT_S, spec.timeout_s)
-    probe_spec = spec.model_copy(update={"timeout_s": timeout_s})
-    generator = Generator(probe_spec, schedule, range(1), target, PromptMaker(spec, "bytes", seed=0))
+    # The probe's prompt is another one than row 0 of the load, which would find it in a prefix cache.
+    probe_spec = spec.model_copy(update={"timeout_s": timeout_s, "seed": spec.seed ^ 1})
+    generator = Generator(probe_spec, schedule, range(1), target, PromptMaker(probe_spec, "bytes"))
     await generator.run(monotonic(), asyncio.Event(), drain_s=timeout_s + 1)
     outcome = Outcome(generator.records.outcome[0])
     if outcome is Outcome.OK:

@@ -1,4 +1,4 @@
-"""Prompts of a known length, the same for the same seed and row, and cheap enough to build when they are sent.
+"""Prompts of a known length, the same for the same seed, nonce and row, and cheap enough to build when they are sent.
 
 Two units: `bytes` are exact for byte tokenizers (1 ASCII byte = 1 token). `words` are short common words, about one token each
 in the usual BPE vocabularies, so the length is approximate and the engine's own count is reported.
@@ -34,10 +34,13 @@ def _mix(value: int) -> int:
 
 
 class PromptMaker:
-    """Builds request bodies. Every prompt starts with its own mark, so no two share a prefix that a cache could keep."""
+    """Builds request bodies. Every prompt starts with its own mark, so no two share a prefix that a cache could keep.
 
-    def __init__(self, spec: LoadSpec, unit: Literal["bytes", "words"], *, seed: int | None = None) -> None:
-        self._seed = spec.seed if seed is None else seed
+    The nonce of the run is part of every mark: a prefix cache that kept the prompts of an earlier run does not help this one.
+    """
+
+    def __init__(self, spec: LoadSpec, unit: Literal["bytes", "words"]) -> None:
+        self._seed = spec.seed ^ _mix(spec.nonce) if spec.nonce else spec.seed
         self._unit = unit
         generator = random.Random(self._seed)
         words = [_WORDS[int(generator.random() * len(_WORDS))] for _ in range(CORPUS_WORDS)]

@@ -263,6 +263,9 @@ class ClientFacts(Frozen):
     cpu_us_per_request: float | None
     max_rss_mib: float
     seed: int
+    nonce: int | None = Field(
+        default=None, description="with the seed, the prompts of this run; null in results of older versions"
+    )
 
 
 class Samples(Frozen):

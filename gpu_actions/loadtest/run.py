@@ -53,6 +53,7 @@ async def measure(
 ) -> LoadTestResult:
     """Run a load test like `run_load_test`, without writing files."""
     stop = stop or asyncio.Event()
+    spec = spec.with_nonce()
     schedule = make_schedule(spec)
     target = await resolve_target(spec)
     meter = EnergyMeter(spec.gpu_uuids)

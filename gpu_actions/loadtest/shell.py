@@ -70,6 +70,8 @@ def spec_from(options: argparse.Namespace) -> LoadSpec:
         for name, value in vars(options).items()
         if name in LoadSpec.model_fields and value is not None
     }
+    if "seed" in fields:
+        fields.setdefault("nonce", 0)  # who names a seed wants the same prompts again
     if key := os.environ.get(API_KEY_VARIABLE):
         fields["api_key"] = key
     return LoadSpec.model_validate(fields)

@@ -5,6 +5,7 @@ upper limits are those of one host with two dozen generator processes; an order 
 """
 
 import math
+import secrets
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ MAX_TOKENS_A_SECOND_PER_PROCESS = 16_000
 MAX_REQUESTS_A_SECOND_PER_PROCESS = 800
 """The load of one generator process, with a margin below what `benchmarks/loadtest_clients.py` measured
 (about 1,100 requests/s of 16 chunks on one core at p99 lateness under 5 ms, on a shared machine)."""
+MAX_NONCE = 2**48 - 1
 SWEEP_MARGIN_S = 1.0
 """Deadlines are checked every 0.1-0.5 s. A drain waits a little longer, so that a timeout is classed as one."""
 
@@ -53,7 +55,18 @@ class LoadSpec(Frozen):
     trace_file: Path | None = Field(
         default=None, description="recorded arrivals to replay: JSON lines or CSV (replay)"
     )
-    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="same seed, same schedule and same prompts")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=2**63 - 1,
+        description="same seed, same schedule; a seed that is named sets nonce 0",
+    )
+    nonce: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_NONCE,
+        description="same seed and nonce, same prompts; default: new in each run, so that no prefix cache helps",
+    )
     warmup_s: float = Field(
         default=2, ge=0, le=3600, description="same load before the measured part, reported separately"
     )
@@ -164,6 +177,14 @@ class LoadSpec(Frozen):
     def drain_limit_s(self) -> float:
         """Seconds to wait at the end for what is in flight."""
         return self.timeout_s + SWEEP_MARGIN_S if self.drain_s is None else self.drain_s
+
+    def with_nonce(self) -> "LoadSpec":
+        """Return the spec with a nonce: its own, or a new one. Raw prompts of two runs then have nothing in common."""
+        return (
+            self
+            if self.nonce is not None
+            else self.model_copy(update={"nonce": secrets.randbelow(MAX_NONCE) + 1})
+        )
 
     def dump_with_key(self) -> dict[str, Any]:
         """Return the spec as JSON data with its API key in clear text, for the standard input of a child."""
