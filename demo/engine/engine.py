@@ -225,7 +225,7 @@ class Engine:
         plan, outputs = step
         logits = self._execute(plan)
         if logits is not None:
-            events = self._events(outputs, logits)
+            events = self._events(outputs, self._score_prompts(plan, logits))
             with self._wake:
                 for request, event in zip(outputs, events, strict=True):
                     if event.finish_reason is not None:
@@ -243,6 +243,31 @@ class Engine:
             if not request.internal:
                 self._metrics.queue_s.observe(now_s - request.arrived_s)
         return self._scheduler.step()
+
+    def _score_prompts(self, plan: StepPlan, logits: "Tensor") -> "Tensor":
+        """Note the log-probabilities of prompt tokens in their requests. Return the rows that generate a token."""
+        if not any(chunk.all_logits for chunk in plan.prefill):
+            return logits
+        from demo.engine.model import logprobs
+
+        by_slot = {request.slot: request for request in self._scheduler.running}
+        generating = list(range(len(plan.decode)))
+        row = len(plan.decode)
+        for chunk in plan.prefill:
+            count = len(chunk.tokens) if chunk.all_logits else int(chunk.last)
+            if chunk.all_logits:
+                request = by_slot[chunk.slot]
+                if not chunk.start:
+                    first = request.prompt[0]  # nothing precedes it, so it has no probability
+                    request.echoed.append(TokenEvent(first, token_text(first)))
+                following = request.prompt[chunk.start + 1 : chunk.start + 1 + count]
+                for offset, token in enumerate(following):
+                    alternatives = logprobs(logits[row + offset], token, request.logprobs or 0)
+                    request.echoed.append(TokenEvent(token, token_text(token), None, *alternatives))
+            row += count
+            if chunk.last:
+                generating.append(row - 1)
+        return logits[generating]
 
     def _events(self, requests: list[Request], logits: "Tensor") -> list[TokenEvent]:
         """Pick the next token of each request from its row of logits. Return what the clients get."""

@@ -15,6 +15,9 @@ from demo.engine.request import ApiError, Request, TokenEvent
 
 log = logging.getLogger(__name__)
 
+VERSION = "1"
+"""Changes when the same seed no longer draws the same model."""
+
 MAX_BODY_BYTES = 16 * 1024 * 1024
 STOP_PROFILE_TIMEOUT_S = 120
 """A frozen rank never writes its trace; the caller gets an error after this time."""
@@ -47,6 +50,7 @@ class HttpApi:
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/version", self._version)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/chat/completions", self._chat)
         if self._options.profiler_dir is not None:
@@ -88,6 +92,10 @@ class HttpApi:
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(text=self._engine.scrape(), headers=headers)
 
+    async def _version(self, _request: web.Request) -> web.Response:
+        """Return the version at the path that vLLM uses."""
+        return _json({"version": VERSION})
+
     async def _models(self, _request: web.Request) -> web.Response:
         model = {
             "id": self._options.model_name,
@@ -106,13 +114,14 @@ class HttpApi:
         return await self._generate(http, read_request(await _body(http), self._options, chat=True))
 
     async def _generate(self, http: web.Request, asked: GenerateRequest) -> web.StreamResponse:
-        request = Request(asked.prompt, asked.max_tokens, asked.ignore_eos, asked.logprobs)
+        request = Request(asked.prompt, asked.max_tokens, asked.ignore_eos, asked.logprobs, asked.echo)
         self._engine.submit(request)
         answer = Answer(asked, self._options.model_name)
         try:
             if asked.stream:
-                return await self._stream(http, asked, self._events(request), answer)
-            return _json(answer.whole([event async for event in self._events(request)]))
+                return await self._stream(http, asked, request, answer)
+            events = [event async for event in self._events(request)]
+            return _json(answer.whole(events, request.echoed))
         finally:
             self._engine.abandon(request)  # no effect on an ended request; any other has lost its client
 
@@ -127,9 +136,10 @@ class HttpApi:
                 return
 
     async def _stream(
-        self, http: web.Request, asked: GenerateRequest, events: AsyncIterator[TokenEvent], answer: Answer
+        self, http: web.Request, asked: GenerateRequest, request: Request, answer: Answer
     ) -> web.StreamResponse:
         """Send server-sent events. The status goes out with the first token, so a time-out in the queue is still a 503."""
+        events = self._events(request)
         event = await anext(events)
         response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         response.content_type = "text/event-stream"
@@ -141,7 +151,7 @@ class HttpApi:
         try:
             if asked.chat:
                 await send(answer.role_chunk())
-            await send(answer.token_chunk([event]))
+            await send(answer.token_chunk([event], request.echoed, first=True))
             count = 1
             async for event in events:
                 count += 1

@@ -93,12 +93,15 @@ class Transformer:
         return full.to(self._dtype).contiguous()
 
     def forward(self, plan: StepPlan) -> Tensor | None:
-        """Compute one step. Return float32 logits [rows, vocabulary] on rank 0: the decode rows in order, then the last token
-        of each complete prompt; None when there are none, and on other ranks."""
+        """Compute one step. Return float32 logits [rows, vocabulary] on rank 0: the decode rows in order, then for each
+        chunk all its tokens (`all_logits`) or the last token of a complete prompt; None when there are none, and on other
+        ranks."""
         rows = [self._decode(plan.decode)] if plan.decode else []
         for chunk in plan.prefill:
             hidden = self._prefill(chunk)
-            if chunk.last:
+            if chunk.all_logits:
+                rows.append(hidden)
+            elif chunk.last:
                 rows.append(hidden[-1:])
         if not rows or self._communicator.rank:
             return None

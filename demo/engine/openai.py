@@ -12,7 +12,7 @@ from typing import Any
 
 from demo.engine.options import Options
 from demo.engine.request import ApiError, TokenEvent
-from demo.engine.tokenizer import VOCABULARY, encode, token_name
+from demo.engine.tokenizer import VOCABULARY, decode, encode, token_name
 
 JsonObject = dict[str, Any]
 
@@ -20,7 +20,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens for completions; a chat may fill the context."""
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "tools": ([],), "stop": ([],), "min_tokens": (0,),
+    "n": (1,), "best_of": (1,), "suffix": ("",), "tools": ([],), "stop": ([],), "min_tokens": (0,),
     "temperature": (0,), "top_p": (1,), "top_k": (0, -1), "logit_bias": ({},),
 }  # fmt: skip
 """Features that the engine lacks, with the values that do not ask for them."""
@@ -32,7 +32,8 @@ def _wrong(param: str, message: str, *, code: str = "invalid_value", status: int
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """A checked request. `logprobs` is the number of alternatives to report for each token; None reports nothing."""
+    """A checked request. `logprobs` is the number of alternatives to report for each token; None reports nothing. `echo`
+    puts the prompt in front of the answer, `return_token_ids` adds the ids of both (as in vLLM and SGLang)."""
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -41,6 +42,8 @@ class GenerateRequest:
     stream: bool
     include_usage: bool
     chat: bool
+    echo: bool = False
+    return_token_ids: bool = False
 
 
 def read_request(body: Any, options: Options, *, chat: bool) -> GenerateRequest:
@@ -51,7 +54,7 @@ def read_request(body: Any, options: Options, *, chat: bool) -> GenerateRequest:
     if model is not None and model != options.model_name:
         message = f"the model {model!r} does not exist: this engine serves {options.model_name!r}"
         raise _wrong("model", message, code="model_not_found", status=404)
-    unsupported = {**UNSUPPORTED, "logprobs": (False,)} if chat else UNSUPPORTED
+    unsupported = {**UNSUPPORTED, "logprobs": (False,), "echo": (False,)} if chat else UNSUPPORTED
     for name, harmless in unsupported.items():
         if body.get(name) is not None and body[name] not in harmless:
             message = f"this engine does not support {name}={body[name]!r}"
@@ -81,6 +84,8 @@ def read_request(body: Any, options: Options, *, chat: bool) -> GenerateRequest:
         stream=stream,
         include_usage=_flag(stream_options or {}, "include_usage"),
         chat=chat,
+        echo=not chat and _flag(body, "echo"),
+        return_token_ids=not chat and _flag(body, "return_token_ids"),
     )
 
 
@@ -139,10 +144,10 @@ class Answer:
         prefix = "chatcmpl" if request.chat else "cmpl"
         self._base = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, events: Sequence[TokenEvent]) -> JsonObject:
-        """Return the answer to a request that is not streamed."""
+    def whole(self, events: Sequence[TokenEvent], echoed: Sequence[TokenEvent] = ()) -> JsonObject:
+        """Return the answer to a request that is not streamed. `echoed` are the scored tokens of its prompt."""
         kind = "chat.completion" if self._request.chat else "text_completion"
-        choice = self._choice(events, "message", {"role": "assistant"})
+        choice = self._choice(events, "message", {"role": "assistant"}, echoed, first=True)
         return {**self._base, "object": kind, "choices": [choice], "usage": self._usage(len(events))}
 
     def role_chunk(self) -> JsonObject:
@@ -150,20 +155,35 @@ class Answer:
         delta = {"role": "assistant", "content": ""}
         return self._chunk([{"index": 0, "delta": delta, "finish_reason": None}])
 
-    def token_chunk(self, events: Sequence[TokenEvent]) -> JsonObject:
-        """Return the chunk of the tokens since the last one; the last chunk carries the finish reason."""
-        return self._chunk([self._choice(events, "delta", {})])
+    def token_chunk(
+        self, events: Sequence[TokenEvent], echoed: Sequence[TokenEvent] = (), *, first: bool = False
+    ) -> JsonObject:
+        """Return the chunk of the tokens since the last one. The first one carries the echo, the last the finish reason."""
+        return self._chunk([self._choice(events, "delta", {}, echoed, first=first)])
 
     def usage_chunk(self, completion_tokens: int) -> JsonObject:
         """Return the chunk for `stream_options.include_usage`, the last before [DONE]."""
         return self._chunk([]) | {"usage": self._usage(completion_tokens)}
 
-    def _choice(self, events: Sequence[TokenEvent], name: str, role: JsonObject) -> JsonObject:
+    def _choice(
+        self,
+        events: Sequence[TokenEvent],
+        name: str,
+        role: JsonObject,
+        echoed: Sequence[TokenEvent],
+        *,
+        first: bool,
+    ) -> JsonObject:
         text = "".join(event.text for event in events)
         choice: JsonObject = {"index": 0, "finish_reason": events[-1].finish_reason}
         if self._request.chat:
             return choice | {name: {**role, "content": text}, "logprobs": None}
-        return choice | {"text": text, "logprobs": self._logprobs(events)}
+        if self._request.return_token_ids:
+            choice["token_ids"] = [event.token for event in events]
+            choice["prompt_token_ids"] = list(self._request.prompt) if first else None
+        if first and self._request.echo:
+            text = decode(self._request.prompt) + text
+        return choice | {"text": text, "logprobs": self._logprobs([*echoed, *events])}
 
     def _chunk(self, choices: list[JsonObject]) -> JsonObject:
         kind = "chat.completion.chunk" if self._request.chat else "text_completion"

@@ -40,13 +40,15 @@ class State(Enum):
 class Request:
     """A request. The scheduler owns its state; its HTTP handler reads `events`. Times are monotonic seconds.
 
-    `logprobs` is the number of alternatives to report for each token; None reports nothing.
+    `logprobs` is the number of alternatives to report for each token; None reports nothing. With `echo` the prompt's tokens
+    are reported too, in `echoed`.
     """
 
     prompt: tuple[int, ...]
     max_tokens: int
     ignore_eos: bool = False
     logprobs: int | None = None
+    echo: bool = False
     internal: bool = False
     arrived_s: float = field(default_factory=time.monotonic)
     events: "asyncio.Queue[TokenEvent | ApiError]" = field(default_factory=asyncio.Queue)
@@ -55,6 +57,7 @@ class Request:
     slot: int = -1
     prefilled: int = 0
     generated: list[int] = field(default_factory=list)
+    echoed: list[TokenEvent] = field(default_factory=list)
     last_token_s: float = 0.0
 
     @property
@@ -74,12 +77,14 @@ class DecodeRow:
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """A piece of a prompt, which goes to `start` of its cache slot. The last piece yields logits."""
+    """A piece of a prompt, which goes to `start` of its cache slot. The last piece yields logits for its last token; with
+    `all_logits` every piece yields them for each of its tokens."""
 
     slot: int
     start: int
     tokens: tuple[int, ...]
     last: bool
+    all_logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

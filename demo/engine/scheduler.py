@@ -85,7 +85,8 @@ class Scheduler:
             budget -= len(tokens)
             request.prefilled += len(tokens)
             last = request.prefilled == len(request.prompt)
-            prefill.append(PrefillChunk(request.slot, start, tokens, last))
+            scores_prompt = request.echo and request.logprobs is not None
+            prefill.append(PrefillChunk(request.slot, start, tokens, last, scores_prompt))
             if last:
                 finishing.append(request)
         if not decode and not prefill:

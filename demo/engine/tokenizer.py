@@ -3,6 +3,8 @@
 There is no beginning-of-text token, so that lengths are exact for load tests. Token 256 ends a text.
 """
 
+from collections.abc import Iterable
+
 END_OF_TEXT = 256
 VOCABULARY = 257
 PRINTABLE = (*range(32, 127), END_OF_TEXT)
@@ -12,6 +14,11 @@ PRINTABLE = (*range(32, 127), END_OF_TEXT)
 def encode(text: str) -> list[int]:
     """Return the tokens of a text. Lone surrogates, which JSON can carry, become question marks."""
     return list(text.encode("utf-8", errors="replace"))
+
+
+def decode(tokens: Iterable[int]) -> str:
+    """Return the text of a prompt's tokens. Bytes that are not UTF-8 become replacement characters."""
+    return bytes(token for token in tokens if token != END_OF_TEXT).decode(errors="replace")
 
 
 def token_text(token: int) -> str:

@@ -77,6 +77,37 @@ def test_log_probabilities_are_of_the_whole_vocabulary_and_sum_to_one(single: Ru
     assert logprobs["top_logprobs"][0][logprobs["tokens"][0]] == logprobs["token_logprobs"][0]
 
 
+def test_echo_scores_the_prompt_as_the_generation_scored_its_tokens(single: RunningEngine) -> None:
+    asked = {"logprobs": 1, "return_token_ids": True}
+    whole = single.complete("The quick", 8, **asked)["choices"][0]
+    ids = [*whole["prompt_token_ids"], *whole["token_ids"]]
+    assert whole["prompt_token_ids"] == list(b"The quick")
+    forced = single.complete(ids, 1, echo=True, **asked)["choices"][0]
+    assert forced["text"].startswith("The quick" + whole["text"])
+    assert forced["logprobs"]["token_logprobs"][0] is None
+    assert len(forced["logprobs"]["tokens"]) == len(ids) + 1
+    scored = forced["logprobs"]["token_logprobs"][9:-1]
+    assert scored == pytest.approx(whole["logprobs"]["token_logprobs"], abs=1e-4)
+
+
+def test_echo_of_a_prompt_in_several_chunks_scores_each_token_once(single: RunningEngine) -> None:
+    prompt = "a long prompt, " * 20
+    long = single.complete(prompt, 1, logprobs=0, echo=True)["choices"][0]["logprobs"]
+    assert len(long["token_logprobs"]) == len(prompt) + 1
+    assert "".join(long["tokens"][:-1]) == prompt
+    short = single.complete(prompt[:100], 1, logprobs=0, echo=True)["choices"][0]["logprobs"]
+    assert long["token_logprobs"][1:100] == pytest.approx(short["token_logprobs"][1:100], abs=1e-4)
+
+
+async def test_a_stream_carries_the_echo_in_its_first_chunk(single: RunningEngine) -> None:
+    async with stream(single, prompt="abc", max_tokens=2, logprobs=0, echo=True) as response:
+        first, last, done = await events(response)
+    assert done == "[DONE]"
+    assert first["choices"][0]["text"][:3] == "abc"
+    assert first["choices"][0]["logprobs"]["tokens"][:3] == ["a", "b", "c"]
+    assert len(last["choices"][0]["logprobs"]["tokens"]) == 1
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "param"),
     [
@@ -96,7 +127,7 @@ def test_log_probabilities_are_of_the_whole_vocabulary_and_sum_to_one(single: Ru
         ("/v1/completions", {"prompt": "a", "temperature": -1}, 400, "temperature"),
         ("/v1/completions", b'{"prompt": "a", "temperature": NaN}', 400, "temperature"),
         ("/v1/completions", {"prompt": "a", "n": 2}, 400, "n"),
-        ("/v1/completions", {"prompt": "a", "echo": True}, 400, "echo"),
+        ("/v1/completions", {"prompt": "a", "echo": 1}, 400, "echo"),
         ("/v1/completions", {"prompt": "a", "stream": "yes"}, 400, "stream"),
         ("/v1/completions", {"prompt": "a", "stream_options": {}}, 400, "stream_options"),
         ("/v1/completions", {"prompt": "a", "stop": [""]}, 400, "stop"),
