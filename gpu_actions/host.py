@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpu_actions.config.host import HostConfig, TierConfig, TierName
 from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.serving.golden.record import golden_path
 from gpu_actions.serving.interfaces import Engine, Router, Unit
 from gpu_actions.serving.registry import build_engine
 
@@ -26,7 +27,7 @@ class Tier:
 class Host:
     """A host with its tiers and its router. `state_dir` is its own folder for units, sockets and run folders.
 
-    Every triage of this host uses `thresholds` and the file `triage_baseline`.
+    Every triage of this host uses `thresholds` and the file `triage_baseline`. `baselines_dir` is None where nothing is kept.
     """
 
     config: HostConfig
@@ -35,6 +36,13 @@ class Host:
     router: Router
     thresholds: TriageThresholds = field(default_factory=TriageThresholds)
     triage_baseline: Path | None = None
+    baselines_dir: Path | None = None
+
+    def golden_path(self, tier: TierName) -> Path | None:
+        """Return where the golden prompts of a tier are kept, or None."""
+        if self.baselines_dir is None:
+            return None
+        return golden_path(self.baselines_dir, host=self.name, tier=tier)
 
     @property
     def name(self) -> str:
@@ -74,4 +82,5 @@ def build_host(
         router=config.router.build(config, state_dir=state_dir),
         thresholds=thresholds or TriageThresholds(),
         triage_baseline=None if baselines_dir is None else baselines_dir / f"triage-{config.name}.json",
+        baselines_dir=baselines_dir,
     )

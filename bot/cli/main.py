@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,11 @@ demo_app = typer.Typer(
 workspace_app = typer.Typer(
     help="Drive the local workspace from a terminal, as a chosen user.", no_args_is_help=True
 )
+golden_app = typer.Typer(
+    help="Golden prompts: record a tier's answers on a good day, and check it against them.",
+    no_args_is_help=True,
+)
+app.add_typer(golden_app, name="golden")
 app.add_typer(demo_app, name="demo")
 app.add_typer(workspace_app, name="workspace")
 
@@ -103,6 +108,39 @@ def manifest(config: ConfigOption = None) -> None:
     from handlers import SLASH_COMMANDS
 
     typer.echo(render(_settings(config).slack, SLASH_COMMANDS), nl=False)
+
+
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="host name; default: the first one in the settings")
+]
+TierOption = Annotated[Literal["tp", "fallback"], typer.Option("--tier", help="which tier")]
+
+
+@golden_app.command("record")
+def golden_record(
+    config: ConfigOption = None,
+    host: HostOption = None,
+    tier: TierOption = "tp",
+    repeats: Annotated[int, typer.Option(min=1, max=50, help="answers to each prompt at batch 1")] = 3,
+    concurrency: Annotated[
+        int, typer.Option(min=0, max=256, help="completions beside which the prompts are scored again")
+    ] = 8,
+) -> None:
+    """Record a tier's answers while it is healthy, best while it is idle. Restore and triage compare with them."""
+    from bot.cli.golden import record
+
+    settings = _settings(config)
+    raise typer.Exit(
+        asyncio.run(record(settings, host=host, tier=tier, repeats=repeats, concurrency=concurrency))
+    )
+
+
+@golden_app.command("check")
+def golden_check(config: ConfigOption = None, host: HostOption = None, tier: TierOption = "tp") -> None:
+    """Compare a tier with its golden prompts. Exit 0 matches, 1 differs, 4 unknown."""
+    from bot.cli.golden import check
+
+    raise typer.Exit(asyncio.run(check(_settings(config), host=host, tier=tier)))
 
 
 def _pass_through(name: str, summary: str, module: str) -> None:

@@ -109,6 +109,15 @@ class Completion(Frozen):
     e2e_ms: float
 
 
+class ScoredTokens(Frozen):
+    """Generated tokens with their log-probabilities (natural logarithm, nats). Ids are empty if the engine returns none."""
+
+    texts: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    token_ids: tuple[int, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
+
+
 class EngineError(Exception):
     """Raised if an engine does not answer as it should. The message has the URL and the answer."""
 
@@ -129,6 +138,16 @@ class Engine(Protocol):
 
     async def complete(self, prompt: str, *, max_tokens: int, timeout_s: float) -> Completion:
         """Generate a streamed completion. Raises EngineError for anything but a full, well-formed answer."""
+
+    async def complete_scored(self, prompt: str, *, max_tokens: int, timeout_s: float) -> ScoredTokens:
+        """Generate greedily and return the tokens with their log-probabilities. Raises EngineError, or its subclass
+        LogprobsUnavailable if the engine does not report them."""
+
+    async def score_forced(self, prompt: str, forced: ScoredTokens, *, timeout_s: float) -> tuple[float, ...]:
+        """Return the log-probability of each of these tokens after the prompt. Raises as `complete_scored`."""
+
+    async def version(self, *, timeout_s: float = 2.0) -> str:
+        """Return the engine's version, or an empty string if it does not report one."""
 
     async def wait_ready(
         self, *, timeout_s: float, still_starting: "StillStarting | None" = None

@@ -7,6 +7,7 @@ one round trip through each rank, a child process: a stopped rank truly hangs th
 import argparse
 import asyncio
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -105,10 +106,14 @@ class Engine:
                 for _ in range(count - 1):
                     await self.token()
                 self._end(began, body, count)
+                choice = {"text": self.word() * count, "finish_reason": "length"}
                 return web.json_response(
                     {
-                        "choices": [{"text": " tok" * count, "finish_reason": "length"}],
-                        "usage": {"completion_tokens": count, "prompt_tokens": len(body["prompt"])},
+                        "choices": [choice | {"logprobs": self.logprobs(body, count)}],
+                        "usage": {
+                            "completion_tokens": count,
+                            "prompt_tokens": len(re.findall(r"\s*\S+", str(body["prompt"]))),
+                        },
                     }
                 )
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -118,7 +123,8 @@ class Engine:
                     await self.token()
                 last = number == count - 1
                 await self._send(
-                    response, {"choices": [{"text": " tok", "finish_reason": "length" if last else None}]}
+                    response,
+                    {"choices": [{"text": self.word(), "finish_reason": "length" if last else None}]},
                 )
             self._end(began, body, count)
             usage = {"completion_tokens": count, "prompt_tokens": len(str(body["prompt"]))}
@@ -128,6 +134,22 @@ class Engine:
             return response
         finally:
             self.running -= 1
+
+    def word(self) -> str:
+        """Return the text of every generated token. Writing `--wrong-file` makes a running engine answer wrongly."""
+        wrong = self.options.wrong_file
+        return " lie" if wrong and Path(wrong).exists() else " tok"
+
+    def logprobs(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
+        """Score the answer, and with `echo` the prompt too. A token of a prompt is a word with the space before it."""
+        if body.get("logprobs") is None:
+            return None
+        before = re.findall(r"\s*\S+", str(body["prompt"])) if body.get("echo") else []
+        tokens = [*before, *[self.word()] * count]
+        values: list[float | None] = [-0.1 if token == self.word() else -6.0 for token in tokens]
+        if before:
+            values[0] = None
+        return {"tokens": tokens, "token_logprobs": values}
 
     def _end(self, began: float, body: dict[str, Any], count: int) -> None:
         self.e2e.add(time.monotonic() - began)
@@ -173,6 +195,7 @@ async def main() -> None:
     parser.add_argument("--slow-file", default="")
     parser.add_argument("--error-file", default="")
     parser.add_argument("--mute-file", default="")
+    parser.add_argument("--wrong-file", default="")
     options = parser.parse_args()
     if options.fail_starts and (left := int(Path(options.fail_starts).read_text())):
         Path(options.fail_starts).write_text(str(left - 1))

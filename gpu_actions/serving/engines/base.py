@@ -16,6 +16,13 @@ from pydantic import Field, SecretStr, field_validator
 
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.completion import CompletionReader, completion_request
+from gpu_actions.serving.engines.logprobs import (
+    LogprobsUnavailable,
+    forced_request,
+    read_forced,
+    read_scored,
+    scored_request,
+)
 from gpu_actions.serving.engines.metrics import Names, read_engine_metrics
 from gpu_actions.serving.engines.profile import folder_of_listener, traces_since
 from gpu_actions.serving.http import HttpFailure, request
@@ -23,6 +30,7 @@ from gpu_actions.serving.interfaces import (
     Completion,
     EngineError,
     EngineMetrics,
+    ScoredTokens,
     StillStarting,
 )
 from gpu_actions.system.clock import boot_clock_s
@@ -118,6 +126,9 @@ class HttpEngine:
 
     default_trace_folder: ClassVar[str | None] = None
 
+    version_paths: ClassVar[tuple[str, ...]] = ("/version",)
+    """The pages that may report its version, as `version` of a JSON object; the first one that does counts."""
+
     def __init__(self, config: EngineSettings, *, dialects: Sequence[type["HttpEngine"]] = ()) -> None:
         self.config = config
         self.url = config.url
@@ -171,6 +182,34 @@ class HttpEngine:
             async for line in response.content:
                 reader.feed(line)
         return reader.result()
+
+    async def complete_scored(self, prompt: str, *, max_tokens: int, timeout_s: float) -> ScoredTokens:
+        body = scored_request(self.model, prompt, max_tokens=max_tokens)
+        return read_scored(self.url, await self._score(body, timeout_s=timeout_s))
+
+    async def score_forced(self, prompt: str, forced: ScoredTokens, *, timeout_s: float) -> tuple[float, ...]:
+        body = forced_request(self.model, prompt, forced)
+        return read_forced(self.url, await self._score(body, timeout_s=timeout_s), forced)
+
+    async def _score(self, body: dict[str, Any], *, timeout_s: float) -> Any:
+        try:
+            async with self._request("POST", "/v1/completions", timeout_s=timeout_s, body=body) as response:
+                return await response.json(content_type=None)
+        except RefusedError as error:
+            if error.status in {400, 422}:
+                raise LogprobsUnavailable(f"it refuses to report log-probabilities: {error}") from error
+            raise
+
+    async def version(self, *, timeout_s: float = 2.0) -> str:
+        for path in self.version_paths:
+            try:
+                async with self._request("GET", path, timeout_s=timeout_s) as response:
+                    page = await response.json(content_type=None)
+            except EngineError:
+                continue
+            if isinstance(page, dict) and isinstance(page.get("version"), str):
+                return str(page["version"])
+        return ""
 
     async def wait_ready(
         self, *, timeout_s: float, still_starting: StillStarting | None = None

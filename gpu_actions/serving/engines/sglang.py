@@ -38,6 +38,7 @@ class SglangEngine(HttpEngine):
     batch_flag = "--max-running-requests"
     profiler_hint = "this SGLang has no /start_profile: is the URL the engine's own and not a gateway's?"
     profiler_variable = "SGLANG_TORCH_PROFILER_DIR"
+    version_paths = ("/server_info", "/get_server_info")
     default_trace_folder = "/tmp"  # noqa: S108  (SGLang's own default)
 
     def _profile_body(self, max_iterations: int) -> dict[str, Any]:
