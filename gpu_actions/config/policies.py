@@ -48,11 +48,21 @@ class RestorePolicy(Frozen):
     stages_percent: tuple[int, ...] = (5, 25, 50, 100)
     hold_s: float = Field(default=60, gt=0, le=86_400)
     inconclusive_wait_s: float = Field(default=1800, gt=0)
-    max_error_percent: float = Field(default=1.0, ge=0, le=100)
+    max_error_percent: float = Field(default=0.5, ge=0, le=100)
     max_ttft_p99_ms: float = Field(default=5000, gt=0)
     max_e2e_p99_ms: float = Field(default=30_000, gt=0)
     max_queue: int = Field(default=32, ge=0)
-    min_requests_per_stage: int = Field(default=10, ge=0, description="fewer than this is inconclusive")
+    min_requests_per_stage: int = Field(
+        default=200,
+        ge=0,
+        description="fewer is inconclusive; a tier with 5 % errors is recognised by its 200th request",
+    )
+    max_probes_per_s: float = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="the bot's own requests to tp where a stage has too few; 0 = none",
+    )
     keep_fallback_warm_s: float = Field(default=600, ge=0)
     drain_timeout_s: float = Field(default=60, gt=0)
     deep_triage: bool = True

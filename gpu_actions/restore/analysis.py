@@ -2,6 +2,11 @@
 
 As in Argo Rollouts and Flagger, a failed stage moves the traffic back and an inconclusive one waits for a person. What could
 not be measured is named and never read as good.
+
+Rates are judged by the sequential tests of `sequential`, so reading a stage every half second convicts no healthy tier: over
+all stages and tests together the probability of stepping back from a tier within its limits is at most 1 %. `ERROR_ALPHA` and
+`LATENCY_ALPHA` are that budget; three quarters of each belong to the first stage, where a fault harms the fewest requests.
+docs/restore.md shows the operating characteristic.
 """
 
 from collections.abc import Sequence
@@ -11,6 +16,21 @@ from pydantic import Field
 
 from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.models import Frozen
+from gpu_actions.restore.sequential import Counts, boundary, exceeds, upper_bound
+
+ERROR_ALPHA = 0.0067
+LATENCY_ALPHA = 0.0011
+"""Of each of three tests: refused requests (4xx), time to the first token, end-to-end time."""
+
+FIRST_STAGE_SHARE = 0.75
+SUSPICION_ALPHA = 0.05
+"""A stage whose counts speak against it at this error does not pass, although it is not convicted: it waits for more."""
+
+SLOW_SHARE = 0.01
+"""A limit on the 99th percentile allows this share of requests above it."""
+
+CONTROL_MARGIN = 1.5
+"""The returning tier may refuse this many times the share that the fallback refuses: bad requests fail on both."""
 
 
 class Window(Frozen):
@@ -19,7 +39,12 @@ class Window(Frozen):
     percent: int
     seconds: float = Field(ge=0)
     requests: int = Field(ge=0, description="sessions that the router sent to the tier")
-    errors: int = Field(default=0, ge=0, description="5xx answers that the router saw from it")
+    errors: int = Field(default=0, ge=0, description="5xx answers, broken streams and failed probes")
+    refused: int = Field(default=0, ge=0, description="4xx answers")
+    control: Counts = Field(default=Counts(), description="4xx answers among the fallback's requests")
+    slow_ttft: Counts | None = Field(default=None, description="first tokens later than the limit")
+    slow_e2e: Counts | None = Field(default=None, description="requests longer than the limit")
+    probes: int = Field(default=0, ge=0, description="of the requests, those that the bot sent itself")
     ttft_p99_ms: float | None = None
     ttft_samples: int = 0
     e2e_p99_ms: float | None = None
@@ -31,10 +56,6 @@ class Window(Frozen):
         default=(), description="caused by a program; no reason to step back"
     )
     missing: tuple[str, ...] = ()
-
-    @property
-    def error_percent(self) -> float:
-        return 100 * self.errors / self.requests if self.requests else 0.0
 
 
 class StageVerdict(StrEnum):
@@ -53,9 +74,10 @@ class Judged(Frozen):
 
 
 def judge_stage(window: Window, policy: RestorePolicy, *, min_requests: int | None = None) -> Judged:
-    """Judge a stage. Faults of the host fail it at once; error rates and percentiles count once there are enough requests.
+    """Judge a stage. Faults of the host fail it at once, rates as soon as a sequential test convicts them.
 
-    `min_requests` replaces the policy's (0 where only faults matter).
+    It passes with enough requests, everything measured, and nothing suspicious. `min_requests` replaces the policy's (0 where
+    only faults matter).
     """
     enough = policy.min_requests_per_stage if min_requests is None else min_requests
     reasons = []
@@ -67,34 +89,84 @@ def judge_stage(window: Window, policy: RestorePolicy, *, min_requests: int | No
         reasons.append(f"new in the kernel log: {', '.join(window.xids[:3])}")
     if window.queue_peak > policy.max_queue:
         reasons.append(f"its queue reached {window.queue_peak}, the limit is {policy.max_queue}")
-    few = window.requests < enough
-    # So many errors that even a small stage cannot reach a passing rate any more.
-    hopeless = window.errors > max(2.0, enough * policy.max_error_percent / 100)
-    if window.error_percent > policy.max_error_percent and (not few or hopeless):
-        reasons.append(
-            f"{window.errors} of {window.requests} requests failed ({window.error_percent:.1f} %), "
-            f"the limit is {policy.max_error_percent:g} %"
-        )
-    if not few:
-        for name, value, limit in (
-            ("TTFT p99", window.ttft_p99_ms, policy.max_ttft_p99_ms),
-            ("E2E p99", window.e2e_p99_ms, policy.max_e2e_p99_ms),
-        ):
-            if value is not None and value > limit:
-                reasons.append(f"{name} is {value:.0f} ms, the limit is {limit:g} ms")
+    rates = _rates(window, policy)
+    reasons += [rate.reason for rate in rates if exceeds(rate.counts, rate.limit, rate.alpha)]
     if reasons:
         return Judged(verdict=StageVerdict.FAILED, reasons=tuple(reasons))
-    if few:
-        reason = f"{window.requests} requests are too few to judge, {enough} are needed"
-        return Judged(verdict=StageVerdict.INCONCLUSIVE, reasons=(reason,))
-    if window.requests == 0 and enough == 0:
-        return Judged(verdict=StageVerdict.PASSED, reasons=("no request came, no fault was seen",))
+    if enough == 0:
+        nothing = ("no request came, no fault was seen",) if window.requests == 0 else ()
+        return Judged(verdict=StageVerdict.PASSED, reasons=nothing)
+    doubts = [rate.reason for rate in rates if _is_suspicious(rate)]
+    if window.requests < enough:
+        doubts.append(f"{window.requests} requests are too few to judge, {enough} are needed")
+    if window.missing:
+        doubts.append(f"not measured: {', '.join(window.missing)}")
+    if doubts:
+        return Judged(verdict=StageVerdict.INCONCLUSIVE, reasons=tuple(doubts))
     return Judged(verdict=StageVerdict.PASSED)
+
+
+class _Rate(Frozen):
+    """One tested proportion: what was counted, the share that is allowed, the error of this stage's test, and its words."""
+
+    counts: Counts
+    limit: float
+    alpha: float
+    reason: str
+
+
+def _is_suspicious(rate: _Rate) -> bool:
+    counts = rate.counts
+    return counts.total > 0 and counts.bad >= boundary(counts.total, rate.limit, SUSPICION_ALPHA)
+
+
+def _rates(window: Window, policy: RestorePolicy) -> list[_Rate]:
+    share = _stage_share(window.percent, policy)
+    failed = Counts(bad=window.errors, total=window.requests)
+    refused = Counts(bad=window.refused, total=window.requests)
+    allowed = policy.max_error_percent / 100
+    usual = CONTROL_MARGIN * upper_bound(window.control, LATENCY_ALPHA * share)
+    rates = [
+        _Rate(
+            counts=failed,
+            limit=allowed,
+            alpha=ERROR_ALPHA * share,
+            reason=f"{_of(failed, 'requests failed')}, the limit is {policy.max_error_percent:g} %",
+        ),
+        _Rate(
+            counts=refused,
+            limit=min(1.0, max(allowed, usual)),
+            alpha=LATENCY_ALPHA * share,
+            reason=f"{_of(refused, 'requests got 4xx')}, on the fallback {_of(window.control, 'requests')}",
+        ),
+    ]
+    for name, slow, limit_ms, p99_ms in (
+        ("TTFT", window.slow_ttft, policy.max_ttft_p99_ms, window.ttft_p99_ms),
+        ("E2E", window.slow_e2e, policy.max_e2e_p99_ms, window.e2e_p99_ms),
+    ):
+        if slow is not None:
+            p99 = "" if p99_ms is None else f"{name} p99 is {p99_ms:.0f} ms, "
+            reason = f"{p99}{_of(slow, f'requests were over {limit_ms:g} ms')}, the limit is 1 %"
+            rates.append(_Rate(counts=slow, limit=SLOW_SHARE, alpha=LATENCY_ALPHA * share, reason=reason))
+    return rates
+
+
+def _stage_share(percent: int, policy: RestorePolicy) -> float:
+    """Return this stage's share of each error budget. The period that keeps the fallback warm counts as a stage."""
+    if percent == policy.stages_percent[0]:
+        return FIRST_STAGE_SHARE
+    return (1 - FIRST_STAGE_SHARE) / len(policy.stages_percent)
+
+
+def _of(counts: Counts, noun: str) -> str:
+    percent = f" ({100 * counts.bad / counts.total:.1f} %)" if counts.total else ""
+    return f"{counts.bad} of {counts.total} {noun}{percent}"
 
 
 def describe(window: Window) -> str:
     """Describe the window in one line for people."""
-    parts = [f"{window.requests} requests", f"{window.errors} errors"]
+    own = f" ({window.probes} of them probes)" if window.probes else ""
+    parts = [f"{window.requests} requests{own}", f"{window.errors} errors"]
     if window.ttft_p99_ms is not None:
         parts.append(f"TTFT p99 {window.ttft_p99_ms:.0f} ms")
     if window.e2e_p99_ms is not None:

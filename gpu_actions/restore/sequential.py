@@ -1,9 +1,10 @@
 """Exact sequential tests of a proportion: decide at any moment whether a rate is above its limit. Pure.
 
 A stage of a restore is read every half second. A fixed test repeated at each reading convicts a healthy tier sooner or later
-(49 to 92 % of restores were measured), so the boundary here is group-sequential with error spending (Lan and DeMets, Biometrika
-1983; Jennison and Turnbull, "Group Sequential Methods", 2000, chapter 12): the error `alpha` is divided among checkpoints of
-25, 50, 100, 200, 400 ... requests, and each checkpoint gets the smallest count whose exact binomial tail stays within its share.
+(49 to 92 % of restores were measured), so the boundary here is group-sequential with error spending (Lan and DeMets,
+Biometrika 1983; Jennison and Turnbull, "Group Sequential Methods", 2000, chapter 12): the error `alpha` is divided among
+checkpoints of 25, 50, 100, 200, 400 ... requests, and each checkpoint gets the smallest count whose exact binomial tail stays
+within its share.
 
 Reading between two checkpoints costs nothing: a count never falls, so a count that has reached the next checkpoint's boundary
 early would also be beyond it at the checkpoint. By the union bound the probability that a tier at its limit is ever convicted
@@ -79,3 +80,13 @@ def exceeds(counts: Counts, limit: float, alpha: float) -> bool:
         if requests >= counts.total:
             return counts.total > 0 and counts.bad >= boundary(requests, limit, alpha * share)
     raise AssertionError("the checkpoints never end")
+
+
+def upper_bound(counts: Counts, alpha: float) -> float:
+    """Return a rate that the true rate is below at error `alpha`, over all readings together; 1 without observations."""
+    good = Counts(bad=counts.total - counts.bad, total=counts.total)
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (low, middle) if exceeds(good, 1 - middle, alpha) else (middle, high)
+    return high

@@ -5,6 +5,8 @@
 
 import asyncio
 import contextlib
+import secrets
+import time
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config.policies import RestorePolicy
@@ -20,7 +22,7 @@ from gpu_actions.restore.analysis import (
     weights_for,
 )
 from gpu_actions.restore.watch import Watcher
-from gpu_actions.serving.interfaces import RouterError, UnitError
+from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import Condition, generates, read_condition
 from gpu_actions.tier.traffic import ready_router, route_to
@@ -28,6 +30,8 @@ from gpu_actions.tier.traffic import ready_router, route_to
 READ_EVERY_S = 0.5
 ORDERS_NOTE = "orders"
 PROBE_S = 10.0
+PROBE_PROMPT = "The service is coming back. In one sentence, say why that is good:"
+PROBE_TOKENS = 4
 ROUTER_AWAY_READINGS = 6
 """A router that is being restarted does not answer for a moment; this many readings without it end the stage."""
 
@@ -46,10 +50,15 @@ async def shift(context: StepContext) -> StepResult:
             next_action=f"/triage {host.name}; the fallback has the traffic",
         )
     await ready_router(host.router)
-    watcher = Watcher(host, percent, stall_s=float(args["stall_s"]))
+    watcher = Watcher(host, percent, policy, stall_s=float(args["stall_s"]))
     await watcher.begin(context)
     await set_stage(context, percent)
-    then, reason, window = await _observe(context, watcher, policy)
+    probing = asyncio.create_task(_top_up(context, watcher, policy))
+    try:
+        then, reason, window = await _observe(context, watcher, policy)
+    finally:
+        probing.cancel()
+        await asyncio.wait({probing})
     data = {"percent": percent, "window": window.model_dump(mode="json"), "reason": reason}
     if then is Then.STEP_BACK:
         back = await move_back(context)
@@ -126,6 +135,35 @@ async def _observe(context: StepContext, watcher: Watcher, policy: RestorePolicy
             return then, reason, window
         context.report(f"{reason}; {describe(window)}", min(1.0, window.seconds / hold_s) if hold_s else None)
         await asyncio.sleep(READ_EVERY_S)
+
+
+async def _top_up(context: StepContext, watcher: Watcher, policy: RestorePolicy) -> None:
+    """Send requests of our own to tp alone while the stage has too few, so that it is not judged on two requests.
+
+    They are spread over the observation period and limited to `max_probes_per_s`. Each prompt is new, so that a prefix cache
+    does not answer it.
+    """
+    wanted = context.args.get("min_requests")
+    wanted = policy.min_requests_per_stage if wanted is None else int(wanted)
+    if not policy.max_probes_per_s or not wanted:
+        return
+    hold_s, started = float(context.args["hold_s"]), time.monotonic()
+    tp = context.host.tp
+
+    async def probe() -> None:
+        prompt = f"{secrets.token_hex(4)} {PROBE_PROMPT}"
+        try:
+            await tp.engine.complete(prompt, max_tokens=PROBE_TOKENS, timeout_s=PROBE_S)
+        except EngineError:
+            watcher.failed_probes += 1
+        watcher.probes += 1
+
+    async with asyncio.TaskGroup() as group:
+        while watcher.requests < wanted:
+            left_s = max(1.0, hold_s - (time.monotonic() - started))
+            pace = min(policy.max_probes_per_s, (wanted - watcher.requests) / left_s)
+            group.create_task(probe())
+            await asyncio.sleep(1 / pace)
 
 
 async def read_orders(context: StepContext) -> Orders:

@@ -6,11 +6,18 @@ This only reads; `analysis.judge_stage` judges the `Window` that results. What c
 from collections import Counter
 
 from gpu_actions.action import StepContext
+from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.restore.analysis import Window
-from gpu_actions.serving.engines.metrics import histogram_count, histogram_delta, histogram_percentile
-from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, UnitState
+from gpu_actions.restore.sequential import Counts
+from gpu_actions.serving.engines.metrics import (
+    histogram_above,
+    histogram_count,
+    histogram_delta,
+    histogram_percentile,
+)
+from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, ServerState, UnitState
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.kernel_log import XidEvent, collect_kernel_log
 from gpu_actions.system.clock import Moment
@@ -28,6 +35,9 @@ class Beginning(Frozen):
     at: Moment
     requests: int
     errors: int
+    refused: int = 0
+    fallback_requests: int = 0
+    fallback_refused: int = 0
     ttft: Histogram | None = None
     e2e: Histogram | None = None
     main_pid: int | None = None
@@ -72,10 +82,22 @@ async def keep_known_xids(context: StepContext) -> None:
 
 
 class Watcher:
-    """Collects one stage's window: call `begin` once, then `read` every second or so."""
+    """Collects one stage's window: call `begin` once, then `read` every second or so.
 
-    def __init__(self, host: Host, percent: int, *, stall_s: float) -> None:
-        self.host, self.tier, self.percent, self.stall_s = host, host.tp, percent, stall_s
+    `probes` and `failed_probes` count the bot's own requests to the tier, which the router does not see; `requests` all of the
+    newest reading.
+    """
+
+    def __init__(self, host: Host, percent: int, policy: RestorePolicy, *, stall_s: float) -> None:
+        self.host, self.tier, self.percent, self.policy, self.stall_s = (
+            host,
+            host.tp,
+            percent,
+            policy,
+            stall_s,
+        )
+        self.probes = self.failed_probes = 0
+        self.requests = 0
         self.beginning: Beginning | None = None
         self.samples: list[TokenSample] = []
         self.queue_peak = 0
@@ -89,6 +111,7 @@ class Watcher:
             self.beginning = Beginning.model_validate(kept)
             return
         server = await self.host.router.server(self.tier.config.server)
+        control = await self.host.router.server(self.host.fallback.config.server)
         metrics = await self._metrics()
         state = await self.tier.unit.state()
         events, unread = await read_xids(self.host)
@@ -96,7 +119,10 @@ class Watcher:
         self.beginning = Beginning(
             at=Moment.now(),
             requests=server.requests_total,
-            errors=server.responses_5xx,
+            errors=_errors(server),
+            refused=server.responses_4xx,
+            fallback_requests=control.requests_total,
+            fallback_refused=control.responses_4xx,
             ttft=metrics.ttft if metrics else None,
             e2e=metrics.e2e if metrics else None,
             main_pid=state.main_pid,
@@ -111,6 +137,7 @@ class Watcher:
         assert self.beginning is not None, "begin comes first"  # noqa: S101
         began = self.beginning
         server = await self.host.router.server(self.tier.config.server)
+        control = await self.host.router.server(self.host.fallback.config.server)
         metrics = await self._metrics()
         state = await self.tier.unit.state()
         events, unread = await read_xids(self.host)
@@ -125,18 +152,37 @@ class Watcher:
             queue += int(metrics.waiting or 0)
             missing += [name for name in ("ttft", "e2e", "generation_tokens") if name in metrics.missing]
         self.queue_peak = max(self.queue_peak, queue)
-        ttft, ttft_count = _p99_ms(began.ttft, metrics.ttft if metrics else None)
-        e2e, _ = _p99_ms(began.e2e, metrics.e2e if metrics else None)
+        ttft = _between(began.ttft, metrics.ttft if metrics else None)
+        e2e = _between(began.e2e, metrics.e2e if metrics else None)
+        slow_ttft = _slow(ttft, self.policy.max_ttft_p99_ms)
+        slow_e2e = _slow(e2e, self.policy.max_e2e_p99_ms)
+        missing += [
+            f"{name} over {limit_ms:g} ms: the engine's buckets end before it"
+            for name, between, slow, limit_ms in (
+                ("TTFT", ttft, slow_ttft, self.policy.max_ttft_p99_ms),
+                ("E2E", e2e, slow_e2e, self.policy.max_e2e_p99_ms),
+            )
+            if between is not None and slow is None
+        ]
         fresh = _new(events, began.xids)
+        # A restarted router counts from 0.
+        self.requests = _delta(began.requests, server.requests_total) + self.probes
         return Window(
             percent=self.percent,
             seconds=began.at.seconds_ago(),
-            # A restarted router counts from 0.
-            requests=_delta(began.requests, server.requests_total),
-            errors=_delta(began.errors, server.responses_5xx),
-            ttft_p99_ms=ttft,
-            ttft_samples=ttft_count,
-            e2e_p99_ms=e2e,
+            requests=self.requests,
+            errors=_delta(began.errors, _errors(server)) + self.failed_probes,
+            refused=_delta(began.refused, server.responses_4xx),
+            control=Counts(
+                bad=_delta(began.fallback_refused, control.responses_4xx),
+                total=_delta(began.fallback_requests, control.requests_total),
+            ),
+            ttft_p99_ms=_p99_ms(ttft),
+            ttft_samples=0 if ttft is None else int(histogram_count(ttft)),
+            slow_ttft=slow_ttft,
+            e2e_p99_ms=_p99_ms(e2e),
+            slow_e2e=slow_e2e,
+            probes=self.probes,
             queue_peak=self.queue_peak,
             hung=judge_progress(self.samples, stall_s=self.stall_s) is Progress.FLAT,
             died=self._died(began, state),
@@ -164,16 +210,32 @@ def _delta(before: int, after: int) -> int:
     return after - before if after >= before else after
 
 
-def _p99_ms(before: Histogram | None, after: Histogram | None) -> tuple[float | None, int]:
-    """Return the 99th percentile between two moments, in ms, and the number of observations."""
+def _errors(server: ServerState) -> int:
+    """Return what a client would call an error: 5xx answers and streams that end without their end."""
+    return server.responses_5xx + server.streams_broken
+
+
+def _between(before: Histogram | None, after: Histogram | None) -> Histogram | None:
+    """Return the observations between two moments, or None if there is no such histogram."""
     if before is None or after is None:
-        return None, 0
+        return None
     try:
-        between = histogram_delta(before, after)
+        return histogram_delta(before, after)
     except ValueError:
-        return None, 0  # other buckets: another engine answers, which `died` reports
-    p99 = histogram_percentile(between, 0.99)
-    return (None if p99 is None else p99 * 1000), int(histogram_count(between))
+        return None  # other buckets: another engine answers, which `died` reports
+
+
+def _p99_ms(between: Histogram | None) -> float | None:
+    p99 = None if between is None else histogram_percentile(between, 0.99)
+    return None if p99 is None else p99 * 1000
+
+
+def _slow(between: Histogram | None, limit_ms: float) -> Counts | None:
+    """Return how many observations are above a limit, or None if that cannot be read."""
+    above = None if between is None else histogram_above(between, limit_ms / 1000)
+    if between is None or above is None:
+        return None
+    return Counts(bad=above, total=int(histogram_count(between)))
 
 
 def _new(events: tuple[XidEvent, ...], known: tuple[str, ...]) -> list[XidEvent]:

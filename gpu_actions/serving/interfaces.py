@@ -181,6 +181,7 @@ class ServerState(Frozen):
     queued: int
     requests_total: int
     responses_5xx: int
+    responses_4xx: int = 0
     resent: int = Field(
         default=0, description="requests without a byte of answer that went to another server"
     )

@@ -165,12 +165,14 @@ def test_a_kill_during_the_wait_for_approval_keeps_the_deadline(bots: Bots) -> N
     waiting = bots.run_until(lambda run: run.status is RunStatus.WAITING)
     kill(first)
     bots.launch("--expires-s", "600")
+    back_at = time.time()
     run = bots.ended()
     assert run.status is RunStatus.EXPIRED
     assert run.gate_expires_at == waiting.gate_expires_at
     assert run.ended_at is not None
     assert waiting.gate_expires_at is not None
-    assert 0 <= run.ended_at - waiting.gate_expires_at < 3
+    # On a busy machine the second bot may only start after the deadline.
+    assert waiting.gate_expires_at <= run.ended_at < max(waiting.gate_expires_at, back_at) + 3
     assert effects(bots.state_dir, "a") == []
 
 

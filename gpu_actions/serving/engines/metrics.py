@@ -149,6 +149,21 @@ def histogram_delta(before: Histogram, after: Histogram) -> Histogram:
     )
 
 
+def histogram_above(histogram: Histogram, limit_s: float) -> int | None:
+    """Return how many observations are above a limit, or None if that is not known: some are beyond the last finite bucket,
+    which ends before the limit.
+
+    Between two buckets the upper one counts, so no observation within the limit is counted as above it.
+    """
+    total, beyond = histogram_count(histogram), 0.0
+    for bound, count in zip(histogram.bounds_s, histogram.counts, strict=True):
+        if math.isfinite(bound):
+            beyond = total - count
+            if bound >= limit_s:
+                return round(beyond)
+    return None if beyond else 0
+
+
 def histogram_percentile(histogram: Histogram, q: float) -> float | None:
     """Return the q-quantile in seconds (0 <= q <= 1), interpolated within its bucket like Prometheus' histogram_quantile.
 

@@ -82,6 +82,7 @@ class HaproxyRouter:
             queued=sum(line.queued for line in lines),
             requests_total=sum(line.requests_total for line in lines),
             responses_5xx=sum(line.responses_5xx for line in lines),
+            responses_4xx=sum(line.responses_4xx for line in lines),
             resent=sum(line.resent for line in lines),
             streams_broken=sum(line.streams_broken for line in lines),
         )

@@ -36,6 +36,7 @@ class StatRow(Frozen):
     limit: int | None
     requests_total: int
     responses_5xx: int
+    responses_4xx: int
     resent: int
     streams_broken: int
 
@@ -133,6 +134,7 @@ def parse_stat(text: str) -> list[StatRow]:
             limit=int(row["slim"]) if row["slim"] else None,
             requests_total=int(row["stot"] or 0),
             responses_5xx=int(row["hrsp_5xx"] or 0),
+            responses_4xx=int(row["hrsp_4xx"] or 0),
             resent=int(row["wredis"] or 0),
             streams_broken=int(row["srv_abrt"] or 0),
         )
@@ -187,6 +189,7 @@ def join_rows(stat: list[StatRow], states: list[StateRow]) -> tuple[ServerState,
                 queued=row.queued + max(0, waiting),
                 requests_total=row.requests_total,
                 responses_5xx=row.responses_5xx,
+                responses_4xx=row.responses_4xx,
                 resent=row.resent,
                 streams_broken=row.streams_broken,
             )

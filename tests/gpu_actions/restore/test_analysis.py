@@ -26,6 +26,7 @@ from gpu_actions.restore.analysis import (
 )
 from gpu_actions.restore.check import blocks, deep_unread, leftovers_of, too_few_devices, without_deep
 from gpu_actions.restore.plan_steps import Way, fits_beside, order_of
+from gpu_actions.restore.sequential import Counts
 from gpu_actions.restore.stepback import decide_back
 from gpu_actions.restore.watch import _new, name_of
 from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
@@ -39,6 +40,10 @@ POLICY = RestorePolicy(
 )
 
 
+def slow(bad: int) -> Counts:
+    return Counts(bad=bad, total=100)
+
+
 def window(**changes: Any) -> Window:
     return Window(
         **{"percent": 25, "seconds": 60, "requests": 100, "ttft_p99_ms": 100, "e2e_p99_ms": 900, **changes}
@@ -50,19 +55,31 @@ def window(**changes: Any) -> Window:
     [
         ({}, StageVerdict.PASSED, ""),
         ({"errors": 1}, StageVerdict.PASSED, ""),
-        ({"errors": 2}, StageVerdict.FAILED, "2 of 100 requests failed (2.0 %), the limit is 1 %"),
-        ({"ttft_p99_ms": 501}, StageVerdict.FAILED, "TTFT p99 is 501 ms"),
-        ({"e2e_p99_ms": 2001}, StageVerdict.FAILED, "E2E p99 is 2001 ms"),
+        ({"errors": 2}, StageVerdict.PASSED, ""),
+        ({"errors": 4}, StageVerdict.INCONCLUSIVE, "4 of 100 requests failed (4.0 %), the limit is 1 %"),
+        ({"errors": 12}, StageVerdict.FAILED, "12 of 100 requests failed (12.0 %), the limit is 1 %"),
+        ({"ttft_p99_ms": 501, "slow_ttft": slow(2)}, StageVerdict.PASSED, ""),
+        ({"ttft_p99_ms": 501, "slow_ttft": slow(4)}, StageVerdict.INCONCLUSIVE, "TTFT p99 is 501 ms"),
+        ({"ttft_p99_ms": 501, "slow_ttft": slow(15)}, StageVerdict.FAILED, "TTFT p99 is 501 ms"),
+        ({"e2e_p99_ms": 2001, "slow_e2e": slow(15)}, StageVerdict.FAILED, "E2E p99 is 2001 ms"),
+        (
+            {"refused": 30, "control": slow(0)},
+            StageVerdict.INCONCLUSIVE,
+            "30 of 100 requests got 4xx (30.0 %)",
+        ),
+        ({"refused": 60, "control": slow(0)}, StageVerdict.FAILED, "60 of 100 requests got 4xx (60.0 %)"),
+        ({"refused": 30, "control": slow(25)}, StageVerdict.PASSED, ""),
+        ({"refused": 30, "control": Counts()}, StageVerdict.PASSED, ""),
         ({"queue_peak": 9}, StageVerdict.FAILED, "its queue reached 9"),
         ({"hung": True}, StageVerdict.FAILED, "token counter does not move"),
         ({"died": "is gone"}, StageVerdict.FAILED, "its process is gone"),
         ({"xids": ("xid 79",)}, StageVerdict.FAILED, "new in the kernel log: xid 79"),
         ({"application_xids": ("xid 31",)}, StageVerdict.PASSED, ""),
-        ({"ttft_p99_ms": None, "missing": ("ttft",)}, StageVerdict.PASSED, ""),
+        ({"ttft_p99_ms": None, "missing": ("ttft",)}, StageVerdict.INCONCLUSIVE, "not measured: ttft"),
         ({"requests": 19}, StageVerdict.INCONCLUSIVE, "19 requests are too few to judge, 20 are needed"),
         ({"requests": 19, "ttft_p99_ms": 9000}, StageVerdict.INCONCLUSIVE, "too few"),
         ({"requests": 2, "errors": 1}, StageVerdict.INCONCLUSIVE, "too few"),
-        ({"requests": 5, "errors": 4}, StageVerdict.FAILED, "4 of 5 requests failed"),
+        ({"requests": 5, "errors": 5}, StageVerdict.FAILED, "5 of 5 requests failed (100.0 %)"),
         ({"requests": 0, "hung": True}, StageVerdict.FAILED, "token counter does not move"),
     ],
 )

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpu_actions.serving.engines.metrics import (
     FIGURES,
+    histogram_above,
     histogram_count,
     histogram_delta,
     histogram_percentile,
@@ -215,3 +216,22 @@ def test_histograms_with_different_buckets_are_not_subtracted() -> None:
     before = Histogram(bounds_s=(1.0, math.inf), counts=(1, 1), total_s=1)
     with pytest.raises(ValueError, match="different buckets"):
         histogram_delta(before, Histogram(bounds_s=BOUNDS, counts=(1, 1, 1, 1), total_s=1))
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit_s", "above"),
+    [
+        ((2, 5, 9, 9), 0.5, 4),
+        ((2, 5, 9, 9), 0.3, 4),  # within a bucket its upper bound counts
+        ((2, 5, 9, 9), 1.0, 0),
+        ((2, 5, 9, 9), 30.0, 0),
+        ((2, 5, 9, 10), 30.0, None),
+        ((2, 5, 9, 10), 1.0, 1),
+        ((0, 0, 0, 0), 30.0, 0),
+    ],
+)
+def test_observations_above_a_limit_are_counted_or_not_known(
+    counts: tuple[float, ...], limit_s: float, above: int | None
+) -> None:
+    histogram = Histogram(bounds_s=(0.1, 0.5, 1.0, math.inf), counts=counts, total_s=1.0)
+    assert histogram_above(histogram, limit_s) == above

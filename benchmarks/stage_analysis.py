@@ -1,0 +1,139 @@
+"""The operating characteristic of a restore's stages: how often which tier is stepped back, and after how many requests.
+
+    python -m benchmarks.stage_analysis [--restores 10000] [--chart docs/images/stage-analysis.png]
+
+Every simulated restore goes through all stages and is read after each of its requests, the worst case for a test that is
+repeated. The rule it is compared with is the one before: a point estimate from ten requests on.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gpu_actions.config.policies import RestorePolicy
+from gpu_actions.restore.analysis import ERROR_ALPHA, FIRST_STAGE_SHARE, LATENCY_ALPHA, SLOW_SHARE
+from gpu_actions.restore.sequential import boundary, checkpoints
+
+POLICY = RestorePolicy()
+STAGE_REQUESTS = (200, 400, 800, 1600)
+LIMIT = POLICY.max_error_percent / 100
+OLD_FIRST, OLD_LIMIT = 10, 0.01
+NEVER = 10**9
+BATCH = 2_000
+
+Rates = tuple[float, float]
+CASES: dict[str, Rates] = {
+    "healthy: 0.1 % errors, p99 at half its limit": (0.001, 0.001),
+    "at both limits: 0.5 % errors, p99 at its limit": (LIMIT, SLOW_SHARE),
+    "2 % errors": (0.02, 0.001),
+    "5 % errors": (0.05, 0.001),
+    "20 % errors": (0.2, 0.001),
+    "5 % of the first tokens over the limit": (0.001, 0.05),
+    "every second first token over the limit": (0.001, 0.5),
+}
+
+
+def convicted_at(bad: np.ndarray, limit: float, alpha: float) -> np.ndarray:
+    """Return the request (from 1) after which each row is convicted, NEVER if it is not."""
+    limits = np.empty(bad.shape[1], dtype=int)
+    begin = 0
+    for end, share in checkpoints():
+        limits[begin:end] = boundary(end, limit, alpha * share)
+        begin = end
+        if end >= len(limits):
+            break
+    return first_of(np.cumsum(bad, axis=1) >= limits)
+
+
+def convicted_before(bad: np.ndarray) -> np.ndarray:
+    """The rule before: more than 1 % of at least ten requests."""
+    counts = np.cumsum(bad, axis=1)
+    requests = np.arange(1, bad.shape[1] + 1)
+    return first_of((requests >= OLD_FIRST) & (counts > requests * OLD_LIMIT))
+
+
+def first_of(found: np.ndarray) -> np.ndarray:
+    return np.where(found.any(axis=1), found.argmax(axis=1) + 1, NEVER)
+
+
+def restores(rng: np.random.Generator, count: int, rates: Rates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return per restore the request of the first stage that convicts it, and whether any stage does; then the same before."""
+    first, ever, before = [], [], []
+    for begin in range(0, count, BATCH):
+        rows = min(BATCH, count - begin)
+        at_any, old_any = np.full(rows, NEVER), np.full(rows, NEVER)
+        for number, requests in enumerate(STAGE_REQUESTS):
+            share = FIRST_STAGE_SHARE if number == 0 else (1 - FIRST_STAGE_SHARE) / len(STAGE_REQUESTS)
+            failed = rng.random((rows, requests)) < rates[0]
+            slow = rng.random((rows, requests)) < rates[1]
+            at = np.minimum(
+                convicted_at(failed, LIMIT, ERROR_ALPHA * share),
+                convicted_at(slow, SLOW_SHARE, LATENCY_ALPHA * share),
+            )
+            if number == 0:
+                first.append(at)
+            at_any = np.minimum(at_any, at)
+            old_any = np.minimum(old_any, np.minimum(convicted_before(failed), convicted_before(slow)))
+        ever.append(at_any < NEVER)
+        before.append(old_any < NEVER)
+    return np.concatenate(first), np.concatenate(ever), np.concatenate(before)
+
+
+def draw(curves: dict[str, np.ndarray], path: Path) -> None:
+    """Draw the share of restores that the first stage has stepped back, by its number of requests."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=110)
+    requests = np.arange(1, STAGE_REQUESTS[0] + 1)
+    for name, at in curves.items():
+        share = np.searchsorted(np.sort(at), requests, side="right") / len(at)
+        axes.plot(requests, 100 * share, label=name)
+    axes.axhline(95, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="requests on the returning tier in the first stage", ylabel="restores stepped back, %")
+    axes.set(
+        title="Stage analysis: 10,000 restores a line, read after every request",
+        xlim=(0, 200),
+        ylim=(-2, 102),
+    )
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--restores", type=int, default=10_000)
+    parser.add_argument("--chart", type=Path)
+    given = parser.parse_args()
+    rng = np.random.default_rng(2026)
+    curves: dict[str, np.ndarray] = {}
+    percent: Callable[[np.ndarray], str] = lambda found: f"{100 * found.mean():.2f} %"  # noqa: E731
+    print(
+        "| tier | stepped back by the 200th request of stage 1 | in the whole restore | by the rule before | median request |"
+    )
+
+    print("|---|---|---|---|---|")
+    for name, rates in CASES.items():
+        first, ever, before = restores(rng, given.restores, rates)
+        caught = first[first < NEVER]
+        median = f"{np.median(caught):.0f}" if len(caught) > len(first) / 2 else "-"
+        print(
+            f"| {name} | {percent(first < NEVER)} | {percent(ever)} | {percent(before)} | {median} |",
+            flush=True,
+        )
+        curves[name] = first
+        if name.startswith(("healthy", "at both")):
+            assert ever.mean() <= 0.01 + 3 * math.sqrt(0.01 / given.restores), name
+    if given.chart:
+        draw(curves, given.chart)
+
+
+if __name__ == "__main__":
+    main()
