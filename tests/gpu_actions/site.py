@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from demo.traffic.account import Account
+from demo.traffic.clients import Clients
+from demo.traffic.schedule import Profile
 from gpu_actions.action import ActionSpec, PlanRequest
 from gpu_actions.config.host import HostConfig, TierName
 from gpu_actions.fallback.action import SPEC as FALLBACK
@@ -170,6 +173,12 @@ class Site:
             going = False
             await asyncio.gather(*tasks)
 
+    @asynccontextmanager
+    async def real_traffic(self, profile: Profile) -> AsyncIterator[Account]:
+        """Run open-loop clients through the router until the block ends; the last ones finish."""
+        async with Clients(self.host.router.url, profile, model="m").running() as account:
+            yield account
+
 
 def host_config(folder: Path, **changes: Any) -> HostConfig:
     """Return a host on free ports: tp with two ranks of the tiny engine, fallback with one. `tp=` and `fb=` are more flags;
@@ -177,7 +186,7 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
     tp_port, fallback_port, router_port = free_ports(3)
 
     def tier(name: str, port: int, ranks: int, flags: list[str]) -> dict[str, Any]:
-        argv = [sys.executable, str(TINY), "--port", str(port), "--ranks", str(ranks)]
+        argv = [sys.executable, str(TINY), "--port", str(port), "--ranks", str(ranks), "--name", name]
         for kind in ("slow", "error", "mute", "wrong"):
             argv += [f"--{kind}-file", str(folder / f"{kind}_{name}")]
         other = changes.get(f"{name}_engine")

@@ -1,7 +1,8 @@
 """A small real server for tests of the runbook's steps: OpenAI completions, vLLM's metrics, ranks that every token needs.
 
 It starts in half a second, so that many scenarios fit into the suite; the reference engine plays the main ones. A token takes
-one round trip through each rank, a child process: a stopped rank truly hangs the engine while its pages go on answering.
+one round trip through each rank, a child process: a stopped rank truly hangs the engine while its pages go on answering. With
+`--slots` only so many requests generate at once and the others wait, as in an engine with a limited batch.
 """
 
 import argparse
@@ -43,7 +44,9 @@ class Engine:
         self.options = options
         self.ranks: list[asyncio.subprocess.Process] = []
         self.step = asyncio.Lock()
-        self.running = self.finished = self.tokens = self.prompt_tokens = 0
+        self.next_trip: asyncio.Task[None] | None = None
+        self.slots = asyncio.Semaphore(options.slots or 1_000_000)
+        self.waiting = self.running = self.finished = self.tokens = self.prompt_tokens = 0
         self.ttft = Histogram("vllm:time_to_first_token_seconds")
         self.e2e = Histogram("vllm:e2e_request_latency_seconds")
         self.queue = Histogram("vllm:request_queue_time_seconds")
@@ -63,7 +66,16 @@ class Engine:
             )
 
     async def token(self) -> None:
+        if self.next_trip is None:
+            self.next_trip = asyncio.create_task(self.round_trip())
+        await asyncio.shield(self.next_trip)
+        await asyncio.sleep(self.slow_s())
+        self.tokens += 1
+
+    async def round_trip(self) -> None:
+        """Go through each rank once. All requests that ask while another round trip is under way share this one."""
         async with self.step:
+            self.next_trip = None
             for rank in self.ranks:
                 assert rank.stdin is not None
                 assert rank.stdout is not None
@@ -71,8 +83,6 @@ class Engine:
                 await rank.stdin.drain()
                 if not await rank.stdout.readline():
                     raise RuntimeError("a rank is gone")
-        await asyncio.sleep(self.slow_s())
-        self.tokens += 1
 
     def slow_s(self) -> float:
         """Return the seconds per token. Writing `--slow-file` slows a running engine down."""
@@ -89,11 +99,16 @@ class Engine:
         if broken and Path(broken).exists():
             return web.json_response({"error": {"message": "internal"}}, status=500)
         began = time.monotonic()
+        self.waiting += 1
+        try:
+            await self.slots.acquire()
+        finally:
+            self.waiting -= 1
+        self.queue.add(time.monotonic() - began)
         self.running += 1
         try:
             await self.token()
             self.ttft.add(time.monotonic() - began)
-            self.queue.add(0.0)
             self.answers += 1
             if self.options.die_after and self.answers >= self.options.die_after:
                 sys.stderr.write("out of memory, says the tiny engine\n")
@@ -110,6 +125,7 @@ class Engine:
                 return web.json_response(
                     {
                         "choices": [choice | {"logprobs": self.logprobs(body, count)}],
+                        "system_fingerprint": self.options.name,
                         "usage": {
                             "completion_tokens": count,
                             "prompt_tokens": len(re.findall(r"\s*\S+", str(body["prompt"]))),
@@ -124,7 +140,10 @@ class Engine:
                 last = number == count - 1
                 await self._send(
                     response,
-                    {"choices": [{"text": self.word(), "finish_reason": "length" if last else None}]},
+                    {
+                        "choices": [{"text": self.word(), "finish_reason": "length" if last else None}],
+                        "system_fingerprint": self.options.name,
+                    },
                 )
             self._end(began, body, count)
             usage = {"completion_tokens": count, "prompt_tokens": len(str(body["prompt"]))}
@@ -134,6 +153,7 @@ class Engine:
             return response
         finally:
             self.running -= 1
+            self.slots.release()
 
     def word(self) -> str:
         """Return the text of every generated token. Writing `--wrong-file` makes a running engine answer wrongly."""
@@ -173,7 +193,7 @@ class Engine:
         await self.mute()
         lines = [
             f"vllm:num_requests_running {self.running}",
-            "vllm:num_requests_waiting 0",
+            f"vllm:num_requests_waiting {self.waiting}",
             f"vllm:generation_tokens_total {self.tokens}",
             f"vllm:prompt_tokens_total {self.prompt_tokens}",
             f'vllm:request_success_total{{finished_reason="length"}} {self.finished}',
@@ -187,6 +207,10 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", default="m")
+    parser.add_argument(
+        "--name", default="tiny", help="sent as system_fingerprint, so that clients know who answered"
+    )
+    parser.add_argument("--slots", type=int, default=0, help="requests that generate at once; 0: all")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--token-s", type=float, default=0.005)
     parser.add_argument("--startup-s", type=float, default=0.0)

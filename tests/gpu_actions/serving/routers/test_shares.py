@@ -99,3 +99,35 @@ async def test_requests_without_a_byte_of_answer_go_to_the_other_tier_when_tp_is
     assert await router.abort_sessions("tp") == 20
     assert await asyncio.gather(*asked) == ["single"] * 20
     assert site.fallback.served == 20
+
+
+@pytest.mark.parametrize("keep_alive", [False, True], ids=["new connections", "kept connections"])
+async def test_a_request_that_its_server_dropped_waits_for_the_other_server_even_if_that_is_full(
+    make_router: MakeRouter, keep_alive: bool
+) -> None:
+    site, router = await saturated(make_router)
+    site.tp.service_s = 30
+    connector = aiohttp.TCPConnector(limit=0, force_close=not keep_alive)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def ask() -> tuple[int, str]:
+            async with session.post(site.url + "/v1/completions", data=b"x") as response:
+                text = await response.text()
+                return response.status, text if response.status == 200 else ""
+
+        if keep_alive:
+            site.tp.service_s = 0
+            await router.shift({"tp": 100, "single": 0})
+            await asyncio.gather(*(ask() for _ in range(14)))
+            site.tp.service_s = 30
+        await router.shift({"tp": 100, "single": 0})
+        asked = [asyncio.create_task(ask()) for _ in range(4)]
+        while site.tp.inflight < 4:
+            await asyncio.sleep(0.01)
+        await router.shift({"single": 100, "tp": 0})
+        full = [asyncio.create_task(ask()) for _ in range(10)]
+        while (await router.server("single")).queued < 6:
+            await asyncio.sleep(0.01)
+        await router.shift({"single": 75, "tp": 25})  # tp is not drained, as when it dies at a stage
+        await router.abort_sessions("tp")
+        assert await asyncio.gather(*asked, *full) == [(200, "single")] * 14

@@ -1,0 +1,110 @@
+"""A host under real traffic: 60 streams, of which the fallback can take a third, and figures from the clients' own account.
+
+Answers take 1 to 2 s instead of 8 to 16, so that a stage is over in seconds; concurrency and saturation are those of a bad
+night.
+"""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from demo.traffic.account import Account, Answer
+from demo.traffic.schedule import Profile
+from gpu_actions.serving.interfaces import RouterError
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.site import Site
+
+TOKEN_S = 0.05
+PLACES, LONG_PLACES = 24, 2
+QUEUE_TIMEOUT_S = 1.0
+SLACK_S = 0.8
+"""What a busy machine with two cores adds to a wait."""
+
+PROFILE = Profile(requests_per_s=40, answer_tokens=(20, 40))
+"""60 answers at once. The fallback finishes 16 requests/s, so 40/s is 2.5 times what it can take."""
+
+PRESSURE = {
+    "max_concurrent": PLACES + LONG_PLACES,
+    "long_share": LONG_PLACES,
+    "max_queue": 12,
+    "queue_timeout_s": QUEUE_TIMEOUT_S,
+    "retry_after_s": 2,
+}
+
+
+async def busy_site(make: MakeSite, **changes: Any) -> Site:
+    """Return a host whose tp can serve all of `PROFILE`, and whose fallback cannot."""
+    token = ["--token-s", str(TOKEN_S)]
+    return await make(
+        **{
+            "tp": token,
+            "fb": [*token, "--slots", str(PLACES + LONG_PLACES)],
+            "router": {"back_pressure": PRESSURE},
+            **changes,
+        }
+    )
+
+
+@dataclass
+class Weights:
+    """When the router had which weights (tp, fallback), read from it all the time. Times are monotonic seconds."""
+
+    seen: list[tuple[float, tuple[int, int]]] = field(default_factory=list)
+
+    def span(self, weights: tuple[int, int]) -> tuple[float, float]:
+        """Return the first and the last moment at which these weights were seen."""
+        times = [at for at, found in self.seen if found == weights]
+        assert times, (
+            f"the router never had the weights {weights}: {sorted({found for _, found in self.seen})}"
+        )
+        return times[0], times[-1]
+
+
+@asynccontextmanager
+async def watched_weights(site: Site) -> AsyncIterator[Weights]:
+    """Read the router's weights every 50 ms until the block ends."""
+    weights = Weights()
+
+    async def watch() -> None:
+        while True:
+            try:
+                found = await site.weights()
+                weights.seen.append((time.monotonic(), (found["tp"][0], found["fallback"][0])))
+            except RouterError:
+                pass  # it is being restarted
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield weights
+    finally:
+        task.cancel()
+
+
+def is_binomial(hits: int, tries: int, share: float, *, tail: float = 1e-4) -> bool:
+    """Return False if so few or so many hits come with less than `tail` probability."""
+    terms = [math.comb(tries, n) * share**n * (1 - share) ** (tries - n) for n in range(tries + 1)]
+    return sum(terms[: hits + 1]) >= tail and sum(terms[hits:]) >= tail
+
+
+def servers_of(answers: list[Answer]) -> Counter[str]:
+    """Return who answered, with `refused` for 429 and 503 and the ending of what was answered by nobody."""
+    return Counter(answer.served_by or str(answer.ending) for answer in answers)
+
+
+def check_refusals(account: Account) -> None:
+    """Check that each refusal was fast and named the time of the next attempt."""
+    for answer in account.refused:
+        assert answer.retry_after_s == PRESSURE["retry_after_s"], answer
+        assert answer.wait_s is not None
+        limit_s = SLACK_S if answer.status == 429 else QUEUE_TIMEOUT_S + SLACK_S
+        assert answer.wait_s <= limit_s, f"{answer}: refused after {answer.wait_s:.2f} s"
+
+
+def lost_text(account: Account) -> str:
+    return "\n".join([account.describe(), *map(str, account.lost[:20])])

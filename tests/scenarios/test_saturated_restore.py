@@ -1,0 +1,164 @@
+"""Restores under 60 streams while the fallback is offered 2.5 times what it can take, counted by the clients."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from demo.traffic.account import Account, Ending
+from gpu_actions.action import Signal
+from gpu_actions.restore.analysis import weights_for
+from gpu_actions.walk import WalkEnd
+from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.restore.test_chaos import kill_unit
+from tests.gpu_actions.restore.test_restore import restore_plan
+from tests.gpu_actions.site import At, Site, data_of, summary_of
+from tests.scenarios.saturated import (
+    PROFILE,
+    SLACK_S,
+    Weights,
+    busy_site,
+    check_refusals,
+    is_binomial,
+    lost_text,
+    servers_of,
+    watched_weights,
+)
+
+STAGES = (5, 25, 50, 100)
+
+
+async def saturated_fallback(make: MakeSite, **restore: object) -> Site:
+    """Return a host after a fallback that serves under its limits."""
+    policy = {"stages_percent": list(STAGES), "hold_s": 2.5, "keep_fallback_warm_s": 0, **restore}
+    site = await busy_site(make, restore=policy, unit={"restart": False})
+    plan = await site.plan(skip_validation=True)
+    quick = [step for step in plan.steps if step.id not in ("capture", "drain")]
+    end = await site.run(plan.model_copy(update={"steps": tuple(quick)}))
+    assert end.ended.status == "succeeded"
+    return site
+
+
+@asynccontextmanager
+async def saturating(site: Site) -> AsyncIterator[tuple[Account, Weights]]:
+    """Put the traffic on the router, and wait until the fallback is full."""
+    async with watched_weights(site) as weights, site.real_traffic(PROFILE) as account:
+        while len(account.refused) < 20:
+            await asyncio.sleep(0.1)
+        yield account, weights
+
+
+def check_shares(account: Account, weights: Weights, stages: Sequence[int]) -> None:
+    """Check the share of each stage, and that whoever was sent to tp waited for nobody else."""
+    for percent in stages:
+        start, end = weights.span(weights_for(percent, tp_weight=100, fallback_weight=100))
+        asked = account.sent_between(start + 0.1, end - 0.1)
+        served = servers_of(asked)
+        assert len(asked) >= 50, f"{percent} %: only {len(asked)} requests in {end - start:.1f} s"
+        assert is_binomial(served["tp"], len(asked), percent / 100), f"{percent} % sent {served}"
+        waits = sorted(a.wait_s or 0 for a in asked if a.served_by == "tp" and a.request.streamed)
+        assert not waits or waits[-1] <= SLACK_S, f"{percent} %: waited {waits[-1]:.2f} s for tp"
+
+
+def summaries(end: WalkEnd) -> str:
+    return "\n".join(f"{step.outcome.step_id}: {step.outcome.summary}" for step in end.steps)
+
+
+async def test_each_stage_has_its_share_and_costs_no_request_while_the_fallback_is_saturated(
+    site_with: MakeSite,
+) -> None:
+    site = await saturated_fallback(site_with)
+    async with saturating(site) as (account, weights):
+        end = await site.run(await restore_plan(site))
+        await asyncio.sleep(0.5)
+    print(account.describe(), summaries(end), sep="\n")
+    assert end.ended.status == "succeeded", summaries(end)
+    assert "NOTHING IS SERVING" not in summaries(end)
+    assert account.lost == [], lost_text(account)
+    check_refusals(account)
+    check_shares(account, weights, STAGES)
+    _, full = weights.span((50, 50))
+    after = account.sent_between(full + 0.1, float("inf"))
+    assert set(servers_of(after)) == {"tp"}, "nothing is refused once tp has all"
+    assert account.longest_silence_s(end=account.last_token_at) < 1
+    assert account.lateness_s() < 0.5, "the client was the bottleneck"
+    await site.check_serving("tp")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("percent", STAGES)
+async def test_an_abort_at_a_stage_costs_no_request(site_with: MakeSite, percent: int) -> None:
+    site = await saturated_fallback(site_with)
+    asked: list[Signal] = []
+
+    async def signals() -> Sequence[Signal]:
+        return tuple(asked)
+
+    async with saturating(site) as (account, _):
+        report = At(f"shift-{percent}", lambda: asked.append("abort"), after_s=1.5)
+        end = await site.run(await restore_plan(site), report=report, signals=signals)
+        await asyncio.sleep(0.5)
+    print(account.describe(), summaries(end), sep="\n")
+    assert end.ended.failed_step == f"shift-{percent}"
+    assert "a person pressed abort" in summary_of(end, f"shift-{percent}")
+    assert data_of(end, "stepback")["state"] == "fallback_serving", summaries(end)
+    assert account.lost == [], lost_text(account)
+    check_refusals(account)
+    await site.check_serving("fallback")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("percent", STAGES)
+async def test_a_fallback_that_dies_at_a_stage_costs_only_the_streams_it_had_begun(
+    site_with: MakeSite, percent: int
+) -> None:
+    site = await saturated_fallback(site_with)
+    died: list[float] = []
+
+    def kill() -> None:
+        died.append(time.monotonic())
+        kill_unit(site, "fallback")()
+
+    async with saturating(site) as (account, _):
+        end = await site.run(await restore_plan(site), report=At(f"shift-{percent}", kill, after_s=1))
+        await asyncio.sleep(0.5)
+    print(account.describe(), summaries(end), sep="\n")
+    assert "NOTHING IS SERVING" not in summaries(end)
+    for answer in account.lost:
+        assert answer.served_by in ("fallback", ""), answer
+        assert answer.ending is Ending.ABORTED, answer
+        assert answer.sent_at < died[0], answer
+    assert account.longest_silence_s(died[0], account.last_token_at) < 3
+    after = account.sent_between(died[0] + 1, float("inf"))
+    assert set(servers_of(after)) == {"tp"}, servers_of(after)
+    assert end.ended.status == "succeeded", summaries(end)
+    await site.check_serving("tp")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("percent", STAGES)
+async def test_a_tp_that_dies_at_a_stage_costs_only_the_streams_it_had_begun(
+    site_with: MakeSite, percent: int
+) -> None:
+    site = await saturated_fallback(site_with)
+    died: list[float] = []
+
+    def kill() -> None:
+        died.append(time.monotonic())
+        kill_unit(site, "tp")()
+
+    async with saturating(site) as (account, _):
+        end = await site.run(await restore_plan(site), report=At(f"shift-{percent}", kill, after_s=1.5))
+        await asyncio.sleep(0.5)
+    print(account.describe(), summaries(end), sep="\n")
+    assert end.ended.failed_step == f"shift-{percent}"
+    assert data_of(end, "stepback")["state"] == "fallback_serving", summaries(end)
+    for answer in account.lost:
+        assert answer.served_by in ("tp", ""), answer
+        assert answer.ending is Ending.ABORTED, answer
+        assert answer.sent_at < died[0], answer
+    check_refusals(account)
+    assert account.longest_silence_s(died[0], account.last_token_at) < 3
+    await site.check_serving("fallback")
