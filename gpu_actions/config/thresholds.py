@@ -44,6 +44,9 @@ class TriageThresholds(Frozen):
     completion_tokens: int = Field(
         default=2, ge=1, le=64, description="tokens that the synthetic completion asks for"
     )
+    golden_budget_s: float = Field(
+        default=1.5, gt=0, le=60, description="seconds for the golden prompts, as many as fit in"
+    )
     ras_timeout_s: float = Field(
         default=2.5,
         gt=0,

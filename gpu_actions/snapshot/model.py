@@ -18,6 +18,7 @@ from gpu_actions.snapshot.collectors.deep import DEEP, DeepReading
 from gpu_actions.snapshot.collectors.engine import ENGINE, EngineReading
 from gpu_actions.snapshot.collectors.environment import ENVIRONMENT, EnvironmentReading
 from gpu_actions.snapshot.collectors.fabric_manager import FABRIC_MANAGER, FabricManagerReading
+from gpu_actions.snapshot.collectors.golden import GOLDEN, GoldenCheckReading
 from gpu_actions.snapshot.collectors.kernel_log import KERNEL_LOG, KernelLogReading
 from gpu_actions.snapshot.collectors.nvml import NVML, NvmlReading
 from gpu_actions.snapshot.collectors.ranks import RANKS, RanksReading
@@ -55,6 +56,7 @@ class Snapshot(Frozen):
     ras: Annotated[RasReading | None, RAS] = None
     engine: Annotated[EngineReading | None, ENGINE] = None
     completion: Annotated[CompletionReading | None, COMPLETION] = None
+    golden: Annotated[GoldenCheckReading | None, GOLDEN] = None
     ranks: Annotated[RanksReading | None, RANKS] = None
     stacks: Annotated[StacksReading | None, STACKS] = None
     environment: Annotated[EnvironmentReading | None, ENVIRONMENT] = None

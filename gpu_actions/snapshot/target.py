@@ -46,6 +46,8 @@ class TriageTarget(Frozen):
         default=None, description="model of the synthetic completion, None = the first that the engine lists"
     )
     api_key: SecretStr | None = Field(default=None, exclude=True)
+    engine_kind: str = Field(default="", description="kind of engine, needed for its golden prompts")
+    golden: Path | None = Field(default=None, description="file of the tier's golden prompts")
     completion: bool = Field(default=True, description="send one synthetic completion to the engine")
     pids: tuple[int, ...] = Field(default=(), description="main processes of the tier's unit")
     pid_file: Path | None = None
@@ -112,7 +114,11 @@ async def target_of_host(
         since=since,
     )
     return target.model_copy(
-        update={"other_pids": tuple(pid for pids in others for pid in pids), "unwanted": tuple(unwanted)}
+        update={
+            "other_pids": tuple(pid for pids in others for pid in pids),
+            "unwanted": tuple(unwanted),
+            "golden": host.golden_path(chosen),
+        }
     )
 
 
@@ -141,6 +147,7 @@ def target_of_config(
         expect_gpus=config.gpus,
         expect_links=config.nvlinks,
         engine_url=chosen.engine.url,
+        engine_kind=chosen.engine.kind,
         model=chosen.engine.model,
         api_key=chosen.engine.api_key,
         pids=() if state is None or state.main_pid is None else (state.main_pid,),

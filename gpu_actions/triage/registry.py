@@ -4,6 +4,7 @@ from gpu_actions.triage.check import Check
 from gpu_actions.triage.checks.collective import COLLECTIVE
 from gpu_actions.triage.checks.deep import DEEP
 from gpu_actions.triage.checks.fabric import FABRIC
+from gpu_actions.triage.checks.golden import GOLDEN
 from gpu_actions.triage.checks.gpus import GPUS
 from gpu_actions.triage.checks.kernel_log import KERNEL_LOG
 from gpu_actions.triage.checks.nvlink import NVLINK
@@ -14,6 +15,7 @@ from gpu_actions.triage.rule import Rule
 
 CHECKS: tuple[Check, ...] = (
     SERVING,
+    GOLDEN,
     COLLECTIVE,
     ROUTER,
     GPUS,

@@ -25,6 +25,7 @@ CAUSES: tuple[str, ...] = (
     "nccl_hang",
     "engine_down",
     "engine_stalled",
+    "wrong_output",
     "pcie_only",
     "engine_errors",
     "router_down",

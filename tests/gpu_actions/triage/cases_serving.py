@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from gpu_actions.snapshot.collectors.engine import EngineReading, EngineSample
 from gpu_actions.snapshot.collectors.environment import EnvironmentReading
+from gpu_actions.snapshot.collectors.golden import GoldenCheckReading
 from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
 from gpu_actions.snapshot.collectors.ranks import RanksReading
 from gpu_actions.snapshot.collectors.ras import RasMissingRank, RasPoll, RasReading
@@ -68,10 +69,42 @@ def router(**changes: object) -> RouterReading:
     return reading.model_copy(update={"servers": rows})
 
 
+def golden(outcome: str, basis: str = "", **changes: object) -> GoldenCheckReading:
+    judgement = {"outcome": outcome, "basis": basis, "summary": "golden prompt 1, token 3", **changes}
+    return GoldenCheckReading.model_validate({"judgement": judgement})
+
+
 Make = Callable[[], Snapshot]
 CASES: dict[str, tuple[Make, str, str]] = {
     # healthy: none of these may be worse than healthy
     "a host that serves": (lambda: make.healthy(), "healthy", "none"),
+    "a host that answers its golden prompts as recorded": (
+        lambda: make.healthy(golden=golden("matches")),
+        "healthy",
+        "none",
+    ),
+    "a host that answers quickly and wrongly": (
+        lambda: make.healthy(golden=golden("differs", "logprobs", difference_nats=5.9)),
+        "fall_back",
+        "wrong_output",
+    ),
+    "a host that answers wrongly because of its memory": (
+        lambda: make.healthy(
+            golden=golden("differs", "logprobs"), nvml=make.with_gpu(3, remapped_failure=True)
+        ),
+        "fall_back",
+        "row_remap_failed",
+    ),
+    "an idle host with other tokens within the spread": (
+        lambda: make.healthy(engine=IDLE, golden=golden("differs", "tokens")),
+        "watch",
+        "wrong_output",
+    ),
+    "a host whose golden prompts are of another version": (
+        lambda: make.healthy(golden=golden("unknown")),
+        "watch",
+        "unknown",
+    ),
     "an idle host": (lambda: make.healthy(engine=IDLE), "healthy", "none"),
     "an idle host whose RAS counts differ": (
         lambda: make.healthy(engine=IDLE, ras=make.ras([3, 3, 3, 3, 3, 3, 3, 9], [3, 3, 3, 3, 3, 3, 3, 9])),

@@ -1,0 +1,58 @@
+"""Golden prompts: does the tier still answer as it did on a good day?
+
+They are asked after the window, and only if the synthetic completion was answered and nothing is queued: an engine that is
+down, hung or overloaded has a clearer fault.
+"""
+
+from gpu_actions.models import Frozen
+from gpu_actions.serving.engines.base import EngineSettings
+from gpu_actions.serving.golden.judgement import GoldenJudgement, judge_golden, unknown_golden
+from gpu_actions.serving.golden.reading import read_golden
+from gpu_actions.serving.golden.record import GoldenUnreadable, load_golden
+from gpu_actions.serving.registry import build_engine
+from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
+
+
+class GoldenCheckReading(Frozen):
+    """The tier's answers, judged by the record as they came in, so that the snapshot holds no copy of the record."""
+
+    judgement: GoldenJudgement
+    idle: bool = False
+    seconds: float = 0.0
+
+
+async def collect_golden(source: Source) -> GoldenCheckReading:
+    """Ask as many golden prompts as the budget allows. Raises CollectorSkipped if none are recorded, or the engine has another
+    fault."""
+    target, url = source.target, source.engine_url
+    if url is None or target.golden is None or not target.completion:
+        raise CollectorSkipped("no golden prompts belong to this target")
+    try:
+        record = load_golden(target.golden)
+    except GoldenUnreadable as error:
+        return GoldenCheckReading(judgement=unknown_golden(str(error)))
+    if record is None:
+        raise CollectorSkipped("no golden prompts are recorded (gpu-oncall golden record)")
+    completion, engine = source.readings.get("completion"), source.readings.get("engine")
+    if completion is None or completion.outcome != "ok":
+        raise CollectorSkipped("the synthetic completion was not answered")
+    if engine is not None and engine.samples and engine.samples[-1].waiting:
+        raise CollectorSkipped("requests are queued at the engine")
+    settings = EngineSettings(
+        kind=target.engine_kind or record.engine_kind,
+        url=url,
+        model=target.model or record.model,
+        api_key=target.api_key,
+    )
+    reading = await read_golden(build_engine(settings), record, budget_s=source.limits.golden_budget_s)
+    return GoldenCheckReading(
+        judgement=judge_golden(record, reading, need_all=False), idle=reading.idle, seconds=reading.seconds
+    )
+
+
+GOLDEN = Collector(
+    collect=collect_golden,
+    # after the window, plus what the last request and the last readings of the counters may take
+    deadline_s=lambda source: source.limits.golden_budget_s + 1.5,
+    after=("engine", "completion"),
+)
