@@ -7,6 +7,7 @@ from bot.presenter.message import Lines, Message, Part, compose, section
 from bot.presenter.mrkdwn import code, one_line
 from bot.presenter.render_context import RenderContext
 from bot.presenter.vocabulary import count
+from gpu_actions.config.policies import token_range
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def baseline_message(known: "KnownBaseline", context: RenderContext, *, done: st
         first += f"; to put it in force: {context.command('loadtest', f'baseline set {known.name}')}"
     work = entry.workload
     lines = [
-        f"*Load* {work.target_qps:g} requests/s, {work.max_new_tokens} new tokens, prompts "
+        f"*Load* {work.target_qps:g} requests/s, {token_range(work.min_new_tokens, work.max_new_tokens)} new tokens, prompts "
         f"{work.prompt_len_min}-{work.prompt_len_max}, {work.arrival} arrivals",
         f"*Of* {one_line(work.model)} on {one_line(entry.host.hostname)}, recorded {one_line(entry.recorded_at)}",
         *(

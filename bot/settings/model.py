@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gpu_actions.config.host import HostConfig
+from gpu_actions.config.policies import LoadTestSettings
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Frozen
 from gpu_actions.registry import ACTION_NAMES, actions
@@ -192,6 +193,9 @@ class Settings(BaseSettings):
     web: WebSettings = WebSettings()
     monitors: MonitorSettings = MonitorSettings()
     triage: TriageThresholds = TriageThresholds()
+    loadtest: LoadTestSettings = Field(
+        default=LoadTestSettings(), description="profiles and caps of load tests, for all hosts"
+    )
     hosts: tuple[HostConfig, ...] = Field(min_length=1)
 
     @field_validator("database_url")
@@ -207,6 +211,14 @@ class Settings(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two hosts are named {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_inherit_the_load_test_settings(self) -> Self:
+        hosts = tuple(
+            host.model_copy(update={"loadtest": host.loadtest.over(self.loadtest)}) for host in self.hosts
+        )
+        object.__setattr__(self, "hosts", hosts)  # the model is frozen once it is built
         return self
 
     @property

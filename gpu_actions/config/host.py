@@ -8,7 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from gpu_actions.config.policies import FallbackPolicy, LoadPolicy, RestorePolicy, TracePolicy
+from gpu_actions.config.policies import (
+    FallbackPolicy,
+    LoadPolicy,
+    LoadTestSettings,
+    RestorePolicy,
+    TracePolicy,
+)
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.base import EngineSettings
 from gpu_actions.serving.kinds import OneOf
@@ -63,6 +69,10 @@ class HostConfig(Frozen):
     fallback: FallbackPolicy = FallbackPolicy()
     restore: RestorePolicy = RestorePolicy()
     load: LoadPolicy = LoadPolicy()
+    loadtest: LoadTestSettings = Field(
+        default=LoadTestSettings(),
+        description="of this host; what it leaves out comes from the section loadtest",
+    )
     trace: TracePolicy = TracePolicy()
 
     @field_validator("tiers")

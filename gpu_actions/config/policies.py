@@ -1,11 +1,25 @@
 """How each action behaves on a host. The figures are the runbook's: memory under 80 %, 20 s of load at 3 requests/s."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from gpu_actions.models import Frozen
+
+
+def split_token_range(fields: Any) -> Any:
+    """Read `max_new_tokens = "16-64"` as min_new_tokens = 16 and max_new_tokens = 64, before validation."""
+    value = fields.get("max_new_tokens") if isinstance(fields, dict) else None
+    if not isinstance(value, str) or "-" not in value[1:]:
+        return fields
+    low, _, high = value.partition("-")
+    return {**fields, "min_new_tokens": low, "max_new_tokens": high}
+
+
+def token_range(low: int | None, high: int) -> str:
+    """Return `4`, or `16-64` for a range."""
+    return f"{high}" if low is None or low == high else f"{low}-{high}"
 
 
 class LoadPolicy(Frozen):
@@ -13,20 +27,84 @@ class LoadPolicy(Frozen):
 
     duration_s: float = Field(default=20, gt=0, le=86_400)
     target_qps: float = Field(default=3, gt=0, le=100_000)
-    max_new_tokens: int = Field(default=4, ge=1, le=100_000)
+    max_new_tokens: int = Field(
+        default=4, ge=1, le=100_000, description='new tokens a request; "16-64" is a range'
+    )
+    min_new_tokens: int | None = Field(
+        default=None, ge=1, description="shortest answer of the range; default: all have max_new_tokens"
+    )
     prompt_len_min: int = Field(default=32, ge=1)
     prompt_len_max: int = Field(default=64, ge=1)
     slo_ttft_ms: float = Field(default=2500, gt=0)
     slo_e2e_ms: float = Field(default=10_000, gt=0)
     max_error_percent: float = Field(default=1.0, ge=0, le=100)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _token_range(cls, fields: Any) -> Any:
+        return split_token_range(fields)
+
     @model_validator(mode="after")
     def _range_is_a_range(self) -> Self:
+        if self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens ({self.min_new_tokens}) must not be above max_new_tokens ({self.max_new_tokens})"
+            )
         if self.prompt_len_min > self.prompt_len_max:
             raise ValueError(
                 f"prompt_len_min ({self.prompt_len_min}) must not be above prompt_len_max ({self.prompt_len_max})"
             )
         return self
+
+
+BUILT_IN_PROFILES = {
+    "quick": LoadPolicy(duration_s=10),
+    "fallback": LoadPolicy(),
+    "tp": LoadPolicy(target_qps=180, duration_s=900),
+}
+"""The runbook's validation of the fallback, its test of the full tier (180 requests/s for 900 s), and a short one."""
+DEFAULT_MAX_QPS = 500.0
+DEFAULT_MAX_DURATION_S = 3600.0
+
+
+class LoadTestSettings(Frozen):
+    """Named load tests, and what a load test may ask for. A host's own values win over those for all hosts."""
+
+    max_qps: float | None = Field(
+        default=None, gt=0, description=f"highest rate that may be asked for; default {DEFAULT_MAX_QPS:g}"
+    )
+    max_duration_s: float | None = Field(
+        default=None,
+        gt=0,
+        description=f"longest test that may be asked for; default {DEFAULT_MAX_DURATION_S:g}",
+    )
+    profiles: dict[str, LoadPolicy] = Field(
+        default_factory=dict,
+        description=f"by name; {', '.join(BUILT_IN_PROFILES)} are built in and may be replaced",
+    )
+
+    def over(self, common: "LoadTestSettings") -> "LoadTestSettings":
+        """Return these settings of a host with what they leave out taken from the settings for all hosts."""
+        return LoadTestSettings(
+            max_qps=self.max_qps or common.max_qps,
+            max_duration_s=self.max_duration_s or common.max_duration_s,
+            profiles={**common.profiles, **self.profiles},
+        )
+
+    def profile(self, name: str) -> LoadPolicy:
+        """Return a profile by name. Raises ValueError with the known names."""
+        known = {**BUILT_IN_PROFILES, **self.profiles}
+        if name not in known:
+            raise ValueError(f"profile = {name}: is not known; there are: {', '.join(known)}")
+        return known[name]
+
+    @property
+    def qps_cap(self) -> float:
+        return self.max_qps or DEFAULT_MAX_QPS
+
+    @property
+    def duration_cap_s(self) -> float:
+        return self.max_duration_s or DEFAULT_MAX_DURATION_S
 
 
 class FallbackPolicy(Frozen):

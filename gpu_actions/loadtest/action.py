@@ -5,9 +5,6 @@ The load comes from a child process (`child.run_in_child`). A `stop` drains it a
 
 import asyncio
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field, ValidationError
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
 from gpu_actions.config.host import TierName
@@ -16,10 +13,11 @@ from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_bas
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
 from gpu_actions.loadtest.report import HTML_NAME, JSON_NAME, PNG_NAME, TEXT_NAME, summary_lines, summary_text
+from gpu_actions.loadtest.request import LoadTestArguments, requested_spec
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict, read_result
-from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
+from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
-from gpu_actions.models import Artifact, Frozen, JsonObject
+from gpu_actions.models import Artifact
 from gpu_actions.plan import Plan, Step
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.system.files import artifact_of, write_atomically
@@ -28,31 +26,6 @@ BASELINE_RUNS = 3
 ASK_EVERY_S = 0.5
 OVERHEAD_S = 120.0
 """Time beside the load and its drain: start of the child, preflight, figures, picture."""
-
-
-class LoadTestArguments(Frozen):
-    """Options of `/loadtest start`. An option that is left out comes from the host's load policy."""
-
-    qps: float | None = Field(default=None, gt=0, le=100_000, description="requests a second")
-    duration: float | None = Field(default=None, gt=0, le=86_400, description="seconds")
-    max_new_tokens: int | None = Field(default=None, ge=1, description="new tokens a request")
-    prompt_len_min: int | None = Field(default=None, ge=1, description="shortest prompt, in tokens")
-    prompt_len_max: int | None = Field(default=None, ge=1, description="longest prompt, in tokens")
-    arrival: Literal["poisson", "constant", "burst", "ramp"] = Field(
-        default="poisson", description="how requests arrive"
-    )
-    seed: int | None = Field(
-        default=None,
-        ge=0,
-        le=2**63 - 1,
-        description="same seed, same load and same prompts; else new prompts each run",
-    )
-    target: Literal["router", "tp", "fallback"] = Field(
-        default="router", description="router: as clients see it; a tier: past the router"
-    )
-    baseline: str | None = Field(
-        default=None, description="run three times and record a baseline of this name"
-    )
 
 
 async def tier_in_service(host: Host) -> TierName | None:
@@ -83,7 +56,7 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
         url = host.tiers[name].engine.url
         if not await host.tiers[name].engine.is_live():
             raise PlanRefused([f"the tier {name} does not answer at {url}: see /triage"])
-    spec = _spec_of(host, name, url, arguments)
+    spec, notes = requested_spec(host, name, url, arguments)
     total_s = spec.warmup_s + spec.duration_s
     runs = BASELINE_RUNS if arguments.baseline else 1
     steps = [
@@ -98,8 +71,9 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
                 "tier": name,
                 "enforce": runs > 1,
             },
-            details=(f"{url} with model {spec.model}, {spec.max_new_tokens} new tokens, prompts "
-                     f"{spec.prompt_len_min}-{spec.prompt_len_max}, {spec.arrival} arrivals, seed {spec.seed + number - 1}",),
+            details=(f"{url} with model {spec.model}, {spec.new_tokens_text} new tokens, prompts "
+                     f"{spec.prompt_len_min}-{spec.prompt_len_max}, {spec.arrival} arrivals, seed {spec.seed + number - 1}",
+                     *notes),
             timeout_s=total_s + spec.drain_limit_s + OVERHEAD_S,
             expected_s=total_s + 5,
             mutates=False,
@@ -132,33 +106,6 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
         steps=tuple(steps),
         options=arguments.model_dump(mode="json"),
     )
-
-
-def _spec_of(host: Host, name: TierName, url: str, arguments: LoadTestArguments) -> LoadSpec:
-    tier = host.tiers[name]
-    chosen: JsonObject = {
-        "target_qps": arguments.qps,
-        "duration_s": arguments.duration,
-        "max_new_tokens": arguments.max_new_tokens,
-        "prompt_len_min": arguments.prompt_len_min,
-        "prompt_len_max": arguments.prompt_len_max,
-    }
-    try:
-        return LoadSpec.from_policy(
-            host.config.load,
-            url=url,
-            model=tier.engine.model,
-            name=f"load test of {host.name}",
-            arrival=arguments.arrival,
-            seed=arguments.seed or 0,
-            nonce=None if arguments.seed is None else 0,
-            metrics_url=f"{tier.engine.url}/metrics",
-            gpus=tier.config.gpus,
-            tensor_parallel=tier.config.ranks,
-            **{field: value for field, value in chosen.items() if value is not None},
-        )
-    except ValidationError as error:
-        raise PlanRefused(explain_invalid(error)) from error
 
 
 def _files(folder: Path) -> tuple[Artifact, ...]:
@@ -288,6 +235,7 @@ SPEC = ActionSpec(
     title="Load test",
     usages=(
         ("start [host] qps=3 duration=20", "run one; options may be left out"),
+        ("start [host] profile=tp", "run a profile: quick, fallback, tp, or one of the settings"),
         ("plan [host]", "show what it would send"),
         ("status [host]", "show its progress and the figures so far"),
         ("stop [host]", "end it early and keep what was measured"),

@@ -105,4 +105,6 @@ def main(argv: list[str]) -> int:
         return end.code if isinstance(end.code, int) else EXIT_WRONG_USAGE
     except ValidationError as error:
         return complain(*explain_invalid(error))
+    except LoadTestRefused as error:
+        return complain(str(error))
     return _run_and_report(spec, options)

@@ -33,6 +33,7 @@ class Workload(Frozen):
     arrival: str
     target_qps: float
     max_new_tokens: int
+    min_new_tokens: int | None = Field(default=None, description="null: every answer has max_new_tokens")
     prompt_len_min: int
     prompt_len_max: int
     prompt_unit: str = Field(description="bytes: exact for byte tokenizers; words: about one token each")

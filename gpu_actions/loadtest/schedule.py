@@ -55,9 +55,17 @@ def make_schedule(spec: LoadSpec) -> Schedule:
     due.extend(_arrivals(spec, generator))
     span = spec.prompt_len_max - spec.prompt_len_min + 1
     lengths = array("i", (spec.prompt_len_min + int(generator.random() * span) for _ in range(len(due))))
-    return Schedule(
-        due_s=due, prompt_len=lengths, new_tokens=array("i", [spec.max_new_tokens]) * len(due), warmup=warmup
-    )
+    return Schedule(due_s=due, prompt_len=lengths, new_tokens=_new_tokens(spec, len(due)), warmup=warmup)
+
+
+def _new_tokens(spec: LoadSpec, count: int) -> "array[int]":
+    """Return the number of new tokens of each request, uniform over the range."""
+    if spec.min_new_tokens is None:
+        return array("i", [spec.max_new_tokens]) * count
+    # A generator of its own: the due times and the prompts do not depend on the range.
+    generator = random.Random(f"{spec.seed} new tokens")
+    span = spec.max_new_tokens - spec.min_new_tokens + 1
+    return array("i", (spec.min_new_tokens + int(generator.random() * span) for _ in range(count)))
 
 
 def _whole(expected: float) -> int:

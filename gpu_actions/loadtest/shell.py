@@ -8,16 +8,20 @@ import os
 import resource
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from gpu_actions.config.policies import BUILT_IN_PROFILES, LoadPolicy, LoadTestSettings
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult
 from gpu_actions.loadtest.run import run_load_test
-from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
+from gpu_actions.loadtest.target import LoadTestRefused
 
 EXIT_WRONG_USAGE = 2
 API_KEY_VARIABLE = "GPU_ONCALL_LOADTEST_API_KEY"
@@ -41,6 +45,17 @@ def add_load_flags(parser: argparse.ArgumentParser) -> None:
         options = _flag_options(name, field)
         parser.add_argument(flag, dest=name, default=None, help=text.replace("%", "%%"), **options)
     parser.add_argument(
+        "--profile",
+        metavar="NAME",
+        help=f"take the load from a profile; other flags win over it. Built in: {', '.join(BUILT_IN_PROFILES)}",
+    )
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="settings file with more profiles, in [loadtest.profiles.NAME]",
+    )
+    parser.add_argument(
         "--allow-smaller-world",
         action="store_true",
         help="accepted for the runbook's sake: this tool needs no world of GPUs",
@@ -48,6 +63,8 @@ def add_load_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _flag_options(name: str, field: FieldInfo) -> dict[str, Any]:
+    if name == "max_new_tokens":
+        return {"metavar": "N or N-M"}
     kind: Any = field.annotation
     if isinstance(kind, UnionType):
         kind = get_args(kind)[0]  # X | None
@@ -64,17 +81,37 @@ def _flag_options(name: str, field: FieldInfo) -> dict[str, Any]:
 
 
 def spec_from(options: argparse.Namespace) -> LoadSpec:
-    """Build the spec of parsed flags. The API key comes from the environment. Raises pydantic.ValidationError."""
+    """Build the spec of parsed flags. The API key comes from the environment.
+
+    Raises pydantic.ValidationError, and LoadTestRefused for an unknown profile or a settings file that cannot be read.
+    """
     fields = {
         name: value
         for name, value in vars(options).items()
         if name in LoadSpec.model_fields and value is not None
     }
+    if options.profile is not None:
+        profile = _profile(options.profile, options.settings).model_dump()
+        if "max_new_tokens" in fields:
+            profile["min_new_tokens"] = None  # a flag replaces the whole range of the profile
+        fields = {**profile, **fields}
     if "seed" in fields:
         fields.setdefault("nonce", 0)  # who names a seed wants the same prompts again
     if key := os.environ.get(API_KEY_VARIABLE):
         fields["api_key"] = key
     return LoadSpec.model_validate(fields)
+
+
+def _profile(name: str, settings_file: Path | None) -> LoadPolicy:
+    try:
+        raw = {} if settings_file is None else tomllib.loads(settings_file.read_text())
+        return LoadTestSettings.model_validate(raw.get("loadtest", {})).profile(name)
+    except ValidationError as error:
+        raise LoadTestRefused(f"settings = {settings_file}: {'; '.join(explain_invalid(error))}") from error
+    except OSError as error:
+        raise LoadTestRefused(f"settings = {settings_file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # not TOML, or no such profile
+        raise LoadTestRefused(str(error)) from error
 
 
 def run_event_loop(main: Coroutine[Any, Any, T]) -> T:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from gpu_actions.config.policies import LoadPolicy
+from gpu_actions.config.policies import LoadPolicy, split_token_range, token_range
 from gpu_actions.models import Frozen
 
 Arrival = Literal["poisson", "constant", "burst", "ramp", "replay"]
@@ -71,7 +71,12 @@ class LoadSpec(Frozen):
         default=2, ge=0, le=3600, description="same load before the measured part, reported separately"
     )
 
-    max_new_tokens: int = Field(default=4, ge=1, le=100_000, description="exact number of tokens asked for")
+    max_new_tokens: int = Field(
+        default=4, ge=1, le=100_000, description="exact number of tokens asked for, or a range: 16-64"
+    )
+    min_new_tokens: int | None = Field(
+        default=None, ge=1, le=100_000, description="shortest answer of the range; default: max_new_tokens"
+    )
     prompt_len_min: int = Field(default=32, ge=1, le=1_000_000)
     prompt_len_max: int = Field(default=64, ge=1, le=1_000_000)
     prompt_unit: PromptUnit = Field(
@@ -139,8 +144,18 @@ class LoadSpec(Frozen):
         trimmed = value.rstrip("/")
         return trimmed.removesuffix("/v1")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _token_range(cls, fields: Any) -> Any:
+        return split_token_range(fields)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens = {self.min_new_tokens}: is above max_new_tokens = {self.max_new_tokens}; "
+                f"write the range as 16-64"
+            )
         if self.prompt_len_min > self.prompt_len_max:
             raise ValueError(
                 f"prompt_len_min = {self.prompt_len_min}: is above prompt_len_max = {self.prompt_len_max}; "
@@ -174,6 +189,11 @@ class LoadSpec(Frozen):
         return min(24, max(1, math.ceil(max(by_requests, by_tokens))))
 
     @property
+    def new_tokens_text(self) -> str:
+        """The number of new tokens, or its range."""
+        return token_range(self.min_new_tokens, self.max_new_tokens)
+
+    @property
     def drain_limit_s(self) -> float:
         """Seconds to wait at the end for what is in flight."""
         return self.timeout_s + SWEEP_MARGIN_S if self.drain_s is None else self.drain_s
@@ -200,7 +220,7 @@ class LoadSpec(Frozen):
 _FIXES = {
     "target_qps": "use a rate above 0 and up to 100,000, for example --target-qps 3",
     "duration_s": "use seconds above 0 and up to 86,400, for example --duration 20",
-    "max_new_tokens": "use 1 or more, for example --max-new-tokens 4",
+    "max_new_tokens": "use 1 or more, or a range, for example --max-new-tokens 4 or 16-64",
     "prompt_len_min": "use 1 or more, for example --prompt-len-min 32",
     "prompt_len_max": "use 1 or more, for example --prompt-len-max 64",
     "url": "use the service's base URL, for example --url http://127.0.0.1:8000",

@@ -43,6 +43,15 @@ def test_the_example_loads(write: Writer) -> None:
     assert settings.default_host.tiers["tp"].engine.kind == "vllm"
 
 
+def test_a_hosts_own_load_test_caps_win_over_those_for_all_hosts(write: Writer) -> None:
+    host = load_settings(write()).default_host
+    assert (host.loadtest.qps_cap, host.loadtest.duration_cap_s) == (300, 1800)
+    assert host.loadtest.profile("evening").min_new_tokens == 16
+    own = ("[hosts.router]", "[hosts.loadtest]\nmax_qps = 60\n\n[hosts.router]")
+    host = load_settings(write(own)).default_host
+    assert (host.loadtest.qps_cap, host.loadtest.duration_cap_s) == (60, 1800)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

@@ -1,0 +1,138 @@
+"""What `/loadtest start` asks for, as a spec: the profile, the options on top of it, and the caps of the host.
+
+A cap lowers what a profile says, and the plan says so. A typed option is refused instead.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from gpu_actions.action import PlanRefused
+from gpu_actions.config.host import TierName
+from gpu_actions.config.policies import LoadPolicy, LoadTestSettings
+from gpu_actions.host import Host
+from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
+from gpu_actions.models import Frozen
+
+
+class LoadTestArguments(Frozen):
+    """Options of `/loadtest start`. An option that is left out comes from the profile, else from the host's load policy."""
+
+    profile: str | None = Field(default=None, description="quick, fallback, tp, or one of the settings")
+    qps: float | None = Field(default=None, gt=0, le=100_000, description="requests a second")
+    duration: float | None = Field(default=None, gt=0, le=86_400, description="seconds")
+    max_new_tokens: str | None = Field(
+        default=None,
+        pattern=r"^\d{1,6}(-\d{1,6})?$",
+        description="new tokens a request: 4, or a range: 16-64",
+    )
+    prompt_len_min: int | None = Field(default=None, ge=1, description="shortest prompt, in tokens")
+    prompt_len_max: int | None = Field(default=None, ge=1, description="longest prompt, in tokens")
+    slo_ttft_ms: float | None = Field(default=None, gt=0, description="limit of the TTFT p99")
+    slo_e2e_ms: float | None = Field(default=None, gt=0, description="limit of the E2E p99")
+    arrival: Literal["poisson", "constant", "burst", "ramp"] = Field(
+        default="poisson", description="how requests arrive"
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**63 - 1,
+        description="same seed, same load and same prompts; else new prompts each run",
+    )
+    target: Literal["router", "tp", "fallback"] = Field(
+        default="router", description="router: as clients see it; a tier: past the router"
+    )
+    baseline: str | None = Field(
+        default=None, description="run three times and record a baseline of this name"
+    )
+
+    @field_validator("max_new_tokens", mode="before")
+    @classmethod
+    def _a_number_is_a_range_of_one(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
+def refuse_above_caps(arguments: LoadTestArguments, settings: LoadTestSettings, host: str) -> None:
+    """Raise PlanRefused if a typed rate or duration is above the host's cap."""
+    asked = (
+        ("qps", arguments.qps, settings.qps_cap, "requests/s", "max_qps"),
+        ("duration", arguments.duration, settings.duration_cap_s, "s", "max_duration_s"),
+    )
+    problems = [
+        f"{name} = {value:g}: is above the cap of {cap:g} {unit} for {host}; ask for {cap:g} or less, "
+        f"or raise loadtest.{setting} in the settings"
+        for name, value, cap, unit, setting in asked
+        if value is not None and value > cap
+    ]
+    if problems:
+        raise PlanRefused(problems)
+
+
+def lower_to_caps(
+    policy: LoadPolicy, settings: LoadTestSettings, host: str
+) -> tuple[LoadPolicy, tuple[str, ...]]:
+    """Return the policy with its rate and duration lowered to the host's caps, and a sentence for each that was lowered."""
+    lowered: dict[str, float] = {}
+    notes = []
+    for field, cap, unit, setting in (
+        ("target_qps", settings.qps_cap, "requests/s", "max_qps"),
+        ("duration_s", settings.duration_cap_s, "s", "max_duration_s"),
+    ):
+        value = getattr(policy, field)
+        if value > cap:
+            lowered[field] = cap
+            notes.append(f"lowered from {value:g} to {cap:g} {unit}, the cap of {host} (loadtest.{setting})")
+    return policy.model_copy(update=lowered), tuple(notes)
+
+
+def requested_spec(
+    host: Host, tier_name: TierName, url: str, arguments: LoadTestArguments
+) -> tuple[LoadSpec, tuple[str, ...]]:
+    """Return the spec of a request, and what a person should know of it: its profile and what a cap lowered.
+
+    Raises PlanRefused for an unknown profile, a figure above a cap, and options that contradict each other.
+    """
+    settings = host.config.loadtest
+    refuse_above_caps(arguments, settings, host.name)
+    try:
+        policy = settings.profile(arguments.profile) if arguments.profile else host.config.load
+    except ValueError as error:
+        raise PlanRefused([str(error)]) from error
+    typed = _typed(arguments)
+    shape: dict[str, Any] = {name: typed[name] for name in ("target_qps", "duration_s") if name in typed}
+    policy, notes = lower_to_caps(policy.model_copy(update=shape), settings, host.name)
+    tier = host.tiers[tier_name]
+    try:
+        spec = LoadSpec.from_policy(
+            policy,
+            url=url,
+            model=tier.engine.model,
+            name=f"load test of {host.name}",
+            arrival=arguments.arrival,
+            seed=arguments.seed or 0,
+            nonce=None if arguments.seed is None else 0,
+            metrics_url=f"{tier.engine.url}/metrics",
+            gpus=tier.config.gpus,
+            tensor_parallel=tier.config.ranks,
+            **typed,
+        )
+    except ValidationError as error:
+        raise PlanRefused(explain_invalid(error)) from error
+    return spec, (*((f"profile {arguments.profile}",) if arguments.profile else ()), *notes)
+
+
+def _typed(arguments: LoadTestArguments) -> dict[str, Any]:
+    """Return the fields of the spec that were typed."""
+    fields = {
+        "target_qps": arguments.qps,
+        "duration_s": arguments.duration,
+        "max_new_tokens": arguments.max_new_tokens,
+        "prompt_len_min": arguments.prompt_len_min,
+        "prompt_len_max": arguments.prompt_len_max,
+        "slo_ttft_ms": arguments.slo_ttft_ms,
+        "slo_e2e_ms": arguments.slo_e2e_ms,
+    }
+    typed: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    if "max_new_tokens" in typed:
+        typed["min_new_tokens"] = None  # a typed number replaces the whole range of the profile
+    return typed
