@@ -97,7 +97,7 @@ class AccessSettings(Frozen):
 
 
 class ArtifactSettings(Frozen):
-    """Where the files of runs are kept. `url` is a folder or a URL that fsspec opens (`s3://bucket/prefix`)."""
+    """Where the files of runs are kept. `url` is a folder or a URL; docs/runs.md lists the kinds."""
 
     url: str = Field(default="", description="empty: the folder `artifacts` in the state folder")
     retention_days: float = Field(default=30, gt=0)

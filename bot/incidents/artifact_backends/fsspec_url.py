@@ -14,9 +14,8 @@ class FsspecBackend(ArtifactBackend):
         return "://" in url
 
     def open(self, path: str, mode: Literal["rb", "wb"]) -> IO[bytes]:
-        import fsspec
-
-        return cast(IO[bytes], fsspec.open(f"{self._url}/{path}", mode).open())
+        filesystem, place = self._locate(path)
+        return cast(IO[bytes], filesystem.open(place, mode))
 
     def rename(self, old: str, new: str) -> None:
         filesystem, source = self._locate(old)
@@ -30,5 +29,8 @@ class FsspecBackend(ArtifactBackend):
     def _locate(self, path: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        filesystem, place = url_to_fs(f"{self._url}/{path}")
+        try:
+            filesystem, place = url_to_fs(f"{self._url}/{path}")
+        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is missing
+            raise OSError(f"artifacts.url {self._url} cannot be used: {error}") from error
         return filesystem, str(place)

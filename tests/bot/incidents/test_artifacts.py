@@ -1,6 +1,7 @@
 """The artifact store: only the described file is copied, links cannot be forged, old files are removed."""
 
 import hashlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,9 +55,13 @@ class Shelf:
         return artifact_of(path, source="test")
 
 
-@pytest.fixture(params=["folder", "fsspec"])
+URLS = {"folder": "", "fsspec": "memory://{name}"}
+"""A URL of each kind of store; {name} is unique."""
+
+
+@pytest.fixture(params=URLS.values(), ids=URLS)
 def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shelf]:
-    made = Shelf(tmp_path, "" if request.param == "folder" else f"memory://{tmp_path.name}")
+    made = Shelf(tmp_path, request.param.format(name=tmp_path.name))
     yield made
     made.store.close()
 
@@ -141,3 +146,14 @@ async def test_links_survive_a_restart_and_their_key_is_private(tmp_path: Path) 
     again.open(*parts(record.url))[1].close()
     assert (tmp_path / "state" / "link-secret").stat().st_mode & 0o777 == 0o600
     first.store.close()
+
+
+@pytest.mark.parametrize("url", ["nosuch://bucket", "s3://bucket/prefix"])
+async def test_a_url_that_cannot_be_opened_costs_only_the_link(tmp_path: Path, url: str) -> None:
+    if url.startswith("s3:") and importlib.util.find_spec("s3fs") is not None:
+        pytest.skip("s3fs is installed")
+    shelf = Shelf(tmp_path, url)
+    record = await shelf.artifacts.store(RUN, "capture", shelf.file())
+    assert record.url == ""
+    assert f"artifacts.url {url} cannot be used" in shelf.store.audit.of_run(RUN)[-1].text
+    shelf.store.close()
