@@ -25,7 +25,8 @@ class TriageThresholds(Frozen):
     )
     accept_unknown: tuple[str, ...] = Field(
         default=(),
-        description="rule ids whose missing evidence this host accepts, e.g. ['kernel_log.unread'] in a container",
+        description="rules whose missing evidence this host accepts, e.g. ['kernel_log.unread'] in a container; of a rule "
+        "about many fields, one field that does not exist here: ['gpu.unread:recovery_action']",
     )
 
     # deadlines

@@ -25,6 +25,7 @@ class Expectation(Frozen):
     tier_expected: bool = True
     other_pids: tuple[int, ...] = ()
     unwanted: tuple[str, ...] = Field(default=(), description="tiers that run although they are frozen")
+    unit_error: str = Field(default="", description="why the driver of the tier's unit reported no state")
     router_server: str | None = None
     fallback_memory_gib: float | None = Field(default=None, gt=0)
 
@@ -60,6 +61,7 @@ class TriageTarget(Frozen):
     )
     ranks: int | None = Field(default=None, ge=1, le=64, description="processes in the tier's collectives")
     unit_active: bool | None = Field(default=None, description="from the unit's driver, None = not known")
+    unit_error: str = Field(default="", description="why the driver of the unit reported no state")
     router_address: str | None = Field(
         default=None, description="where the router is controlled: a socket or a URL"
     )
@@ -96,11 +98,13 @@ async def target_of_host(
         since = datetime.now(UTC) - timedelta(seconds=host.thresholds.since_s)
     states: dict[str, UnitState | None] = {}
     unwanted = []
+    errors: dict[str, str] = {}
     for name, one in host.tiers.items():
         try:
             state = states[name] = await one.unit.state()
-        except UnitError:
+        except UnitError as error:
             states[name] = None
+            errors[name] = " ".join(str(error).split())[:200] or type(error).__name__
             continue
         if runner := await runs_although_frozen(state, one.engine.url):
             unwanted.append(f"{name} ({runner})")
@@ -118,6 +122,7 @@ async def target_of_host(
             "other_pids": tuple(pid for pids in others for pid in pids),
             "unwanted": tuple(unwanted),
             "golden": host.golden_path(chosen),
+            "unit_error": errors.get(chosen, ""),
         }
     )
 

@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "--accept-unknown",
         action="append",
         default=[],
-        metavar="RULE",
+        metavar="RULE[:FIELD]",
         help="missing evidence that this host accepts",
     )
     add("--baseline", type=Path, metavar="FILE", help="known-good figures of this host, as JSON")
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _thresholds(options: argparse.Namespace) -> TriageThresholds:
     for rule_id in options.accept_unknown:
-        if rule_id not in RULES:
+        if rule_id.partition(":")[0] not in RULES:
             raise UsageError(
                 f"--accept-unknown: {rule_id!r} is not a rule; the rules are in docs/triage-rules.md"
             )

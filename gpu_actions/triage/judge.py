@@ -5,7 +5,7 @@ among the findings that lead there. A suspect alone means watch; if the tier mak
 (`Rule.when_broken`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
@@ -17,6 +17,9 @@ from gpu_actions.triage.registry import CHECKS, RULES
 from gpu_actions.triage.rule import CAUSES, rank_of_verdict
 
 _WORST_FIRST = (Severity.CRITICAL, Severity.UNKNOWN, Severity.WATCH, Severity.INFO, Severity.OK)
+
+PERMANENT = ("not_supported", "function_not_found", "no_permission")
+"""NVML's reasons for a field that this host does not have, or not for this user."""
 
 
 def judge(
@@ -45,7 +48,7 @@ def judge(
     return Verdict(
         verdict=kind,
         cause=cause,
-        summary="all checks passed" if kind is VerdictKind.HEALTHY else main.summary + more,
+        summary=summary_of_healthy(findings) if kind is VerdictKind.HEALTHY else main.summary + more,
         findings=tuple(findings),
         fallback_gpu=choose_fallback_gpu(snapshot, findings),
         action="" if kind is VerdictKind.HEALTHY else main.action,
@@ -55,7 +58,7 @@ def judge(
 def verdict_of_finding(finding: Finding, context: CheckContext) -> VerdictKind:
     """Return what a finding leads to here: by its rule, the tier's progress, and the unknowns that this host accepts."""
     rule = RULES[finding.id]
-    if finding.severity is Severity.UNKNOWN and finding.id in context.thresholds.accept_unknown:
+    if is_accepted(finding, context.thresholds.accept_unknown):
         return VerdictKind.HEALTHY
     kind = rule.verdict
     if rule.when_broken is not None and context.progress.broken:
@@ -64,6 +67,29 @@ def verdict_of_finding(finding: Finding, context: CheckContext) -> VerdictKind:
     if kind is VerdictKind.FALL_BACK and is_about_the_tier and context.snapshot.expected.tier != "tp":
         return VerdictKind.WATCH  # nothing is below the fallback tier to fall back to
     return kind
+
+
+def is_accepted(finding: Finding, accepted: Collection[str]) -> bool:
+    """Return True if the settings accept this missing evidence: `RULE`, or `RULE:FIELD` for a rule that covers many fields.
+
+    `RULE:FIELD` accepts only that the field does not exist here; another reason must be named too (`RULE:FIELD:REASON`).
+    """
+    if finding.severity is not Severity.UNKNOWN:
+        return False
+    field, reason = finding.evidence.get("field"), finding.evidence.get("reason")
+    if field is None:
+        return finding.id in accepted
+    covered = reason in PERMANENT and f"{finding.id}:{field}" in accepted
+    return covered or f"{finding.id}:{field}:{reason}" in accepted
+
+
+def summary_of_healthy(findings: Iterable[Finding]) -> str:
+    """Return the summary of a healthy verdict, which names what could not be checked."""
+    unread = [finding for finding in findings if finding.severity is Severity.UNKNOWN]
+    if not unread:
+        return "all checks passed"
+    more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+    return f"no fault found, but not everything could be checked: {unread[0].id}: {unread[0].summary}{more}"
 
 
 def cause_of(findings: Iterable[Finding]) -> str:

@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, Field
 
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
-from gpu_actions.system.processes import run_process
+from gpu_actions.system.processes import ProcessResult, run_process
 
 MAX_EVENTS = 200
 """Kept of a log. Beyond it, the oldest events of the most frequent kind are folded into later ones: a storm hides nothing."""
@@ -252,6 +252,8 @@ async def collect_kernel_log(
         records = await asyncio.to_thread(read_kmsg)
     except OSError as error:
         return await _journal(since, now=now, max_bytes=max_bytes, why=f"{KMSG}: {error.strerror}")
+    if not records:
+        return await _journal(since, now=now, max_bytes=max_bytes, why=f"{KMSG} is empty")
     booted = boot_time()
     return read_lines(
         records,
@@ -316,26 +318,29 @@ def lost_records(records: Sequence[str], *, since: datetime, booted: datetime) -
 
 
 async def _journal(since: datetime, *, now: datetime, max_bytes: int, why: str) -> KernelLogReading:
-    # Newest first, so that the limit drops the oldest.
-    argv = [
-        "journalctl",
-        "-k",
-        "-r",
-        "-o",
-        "json",
-        "--no-pager",
-        "-q",
-        "--since",
-        f"@{since.timestamp():.0f}",
-    ]
-    try:
-        result = await run_process(argv, timeout_s=5, max_output_bytes=max_bytes)
-    except FileNotFoundError:
-        raise CollectorFailed(f"{why}; journalctl is not installed") from None
-    if result.exit_code != 0 or result.timed_out or "not seeing messages" in result.stderr:
-        raise CollectorFailed(f"{why}; journalctl: {(result.stderr.strip() or 'failed')[:160]}")
+    """Read the journal. If it shows nothing at all it is unread: without permission, journalctl prints nothing and exits 0."""
+
+    async def ask(*arguments: str) -> ProcessResult:
+        # Newest first, so that the limit drops the oldest.
+        argv = ["journalctl", "-k", "-r", "-o", "json", "--no-pager", *arguments]
+        try:
+            result = await run_process(argv, timeout_s=4, max_output_bytes=max_bytes)
+        except FileNotFoundError:
+            raise CollectorFailed(f"{why}; journalctl is not installed") from None
+        if result.exit_code != 0 or result.timed_out or "not seeing messages" in result.stderr:
+            raise CollectorFailed(f"{why}; journalctl: {(result.stderr.strip() or 'failed')[:160]}")
+        return result
+
+    result = await ask("--since", f"@{since.timestamp():.0f}")
+    lines = journal_lines(result.stdout)
+    if not lines:  # quiet since then, or not readable: the last message of this boot tells
+        lines = journal_lines((await ask("--lines", "1")).stdout)
+    if not lines:
+        raise CollectorFailed(
+            f"{why}; journalctl shows no kernel message of this boot: no permission, or a container"
+        )
     return read_lines(
-        journal_lines(result.stdout)[::-1],
+        lines[::-1],
         source="journalctl -k",
         since=since,
         now=now,

@@ -74,10 +74,13 @@ def rank_of(name: str, command: list[str], environment: dict[str, str]) -> int |
 
 
 def roots_of(target: TriageTarget) -> tuple[int, ...]:
-    """Return the tier's main processes. Raises CollectorSkipped without any, CollectorFailed for an unreadable pid file."""
+    """Return the tier's main processes. Raises CollectorSkipped without any, CollectorFailed for an unreadable pid file
+    or a unit whose driver fails."""
     if not target.tier_expected:
         raise CollectorSkipped("the tier is stopped on purpose")
     if target.pid_file is None:
+        if target.unit_error and not target.pids:
+            raise CollectorFailed(f"the unit's driver failed: {target.unit_error}")
         if not target.pids:
             raise CollectorSkipped("no process of the tier is known")
         return target.pids

@@ -21,6 +21,9 @@ ASK_STATUS = b"VERBOSE STATUS\n"
 ASK_SHORT_WAIT = b"TIMEOUT 1\n"
 """RAS itself waits 1 s for silent ranks (its default is 5 s, longer than the window)."""
 
+NO_ERROR = (0, 7)
+"""ncclSuccess and ncclInProgress, of ncclResult_t in nccl.h."""
+
 MAX_RANKS = 4096
 _COMMUNICATOR = re.compile(r"^#\d+-\d+ \(([0-9a-fA-F]{1,32})\) (MISMATCH|INCOMPLETE|ERROR)")
 _OPERATION = re.compile(r"Rank (\d{1,6}) has launched up to operation (\d{1,20})(?:.*?process (\d{1,10}))?")
@@ -59,6 +62,7 @@ class RasCommunicator(Frozen):
     missing: tuple[RasMissingRank, ...] = ()
     missing_count: int = 0
     mismatch: bool = False
+    has_error: bool = Field(default=False, description="RAS reports an asynchronous error of a rank")
 
 
 class RasPoll(Frozen):
@@ -210,6 +214,7 @@ def _communicator(row: dict[str, Any]) -> RasCommunicator:
         missing=missing,
         missing_count=max(len(missing), int(row.get("missing_ranks_count", 0))),
         mismatch=counts_differ(ranks),
+        has_error=any(rank.async_error not in NO_ERROR for rank in ranks),
     )
 
 
@@ -253,6 +258,7 @@ def parse_text_answer(text: str, *, at_s: float) -> RasPoll:
                 missing=tuple(row["missing"]),
                 missing_count=max(row["missing_count"], len(row["missing"])),
                 mismatch="MISMATCH" in row["kinds"] and bool(row["ranks"]),
+                has_error="ERROR" in row["kinds"],
             )
             for row in found.values()
         ),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
-from gpu_actions.snapshot.collectors.ras import RasCommunicator, RasReading
+from gpu_actions.snapshot.collectors.ras import NO_ERROR, RasCommunicator, RasReading
 from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
@@ -43,6 +43,12 @@ RULES = Rules(
         "Check that process and run triage again.", source="NCCL RAS", cause="nccl_hang",
     ),
     rule(
+        "collective.ras_error", CRITICAL,
+        "NCCL RAS reports an asynchronous error of a communicator: its next collective fails or hangs",
+        "Restart the tier, or fall back if it does not serve. The rank's log names the error.", source="NCCL RAS",
+        cause="nccl_hang", verdict=VerdictKind.WATCH, when_broken=VerdictKind.FALL_BACK,
+    ),
+    rule(
         "collective.ras_silent", INFO,
         "NCCL RAS did not answer: not an NCCL tier, RAS is off, or its process is frozen", source="NCCL RAS",
         cause="unknown",
@@ -65,6 +71,7 @@ WITHOUT_A_STALL = {
     "dead_ranks": "collective.rank_dead",
     "ras_mismatch": "collective.mismatch",
     "ras_missing": "collective.ras_missing",
+    "ras_error": "collective.ras_error",
 }
 """The rule of a suspicion while the tier is not stuck."""
 
@@ -210,6 +217,19 @@ def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:
                 )
                 break
     if polls:
+        for communicator in polls[-1].communicators:
+            if communicator.has_error:
+                failed = [row for row in communicator.ranks if row.async_error not in NO_ERROR]
+                who = f"rank {failed[0].rank}: NCCL error {failed[0].async_error}" if failed else "a rank"
+                yield Suspicion(
+                    "ras_error",
+                    f"NCCL RAS reports an error of communicator {communicator.id[:20]} ({who})",
+                    {
+                        "communicator": communicator.id,
+                        "failed": [row.model_dump() for row in failed[:MAX_LISTED]],
+                    },
+                )
+                break
         for communicator in polls[-1].communicators:
             if communicator.missing or communicator.missing_count:
                 rank = communicator.missing[0].rank if communicator.missing else "?"

@@ -14,13 +14,13 @@ RULES = Rules(
     rule("gpu.ok", OK, "the GPU was read and nothing is wrong with it", source="NVML"),
     rule(
         "gpu.unread", UNKNOWN, "a reading that can call for a fallback failed (missing symbol, not supported, error)",
-        "Update the driver or nvidia-ml-py, or accept it with triage.accept_unknown; the reason is in the summary.",
+        "Update the driver or nvidia-ml-py; a field that this host never has can be accepted: triage.accept_unknown = "
+        '["gpu.unread:FIELD"].',
         source="NVML return codes: FunctionNotFound and NotSupported are never OK",
     ),
     rule(
-        "gpu.unread_detail", UNKNOWN, "this GPU does not have a reading that could have called for a watch at most",
+        "gpu.unread_detail", INFO, "this GPU does not have a reading that could have called for a watch at most",
         "No action needed: the checks of this reading do not apply to this GPU.", source="NVML NotSupported",
-        verdict=VerdictKind.HEALTHY,
     ),
     rule(
         "gpu.unread_watch", UNKNOWN, "a reading that could have called for a watch failed",
@@ -130,7 +130,9 @@ def check_gpus(context: CheckContext) -> Iterator[Finding]:
         return
     nvml = context.snapshot.nvml
     if nvml is None:
-        yield RULES.finding("gpu.unread", f"no GPU could be read: {context.snapshot.why_not('nvml')}")
+        yield RULES.finding(
+            "gpu.unread", f"no GPU could be read: {context.snapshot.why_not('nvml')}", field="nvml"
+        )
         return
     findings = [*_host(context, nvml)]
     for gpu in nvml.gpus:
@@ -159,10 +161,11 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
             "gpu.lost" if nvml.init_error.startswith(LOST) else "gpu.unread",
             f"NVML does not start: {nvml.init_error}",
             init_error=nvml.init_error,
+            field="nvml",
         )
     elif nvml.count is None:
         if nvml.hung_call is None:
-            yield RULES.finding("gpu.unread", "NVML did not report the number of GPUs")
+            yield RULES.finding("gpu.unread", "NVML did not report the number of GPUs", field="count")
     elif expected is not None and nvml.count < expected:
         yield RULES.finding(
             "gpu.lost", f"{nvml.count} of {expected} GPUs found", expected=expected, found=nvml.count
@@ -170,10 +173,10 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
     elif expected is not None and nvml.count > expected:
         yield RULES.finding("gpu.extra", f"{nvml.count} GPUs found, {expected} expected")
     elif nvml.count == 0:
-        yield RULES.finding("gpu.unread", "the driver is loaded but lists no GPU")
+        yield RULES.finding("gpu.unread", "the driver is loaded but lists no GPU", field="count")
     absent = (nvml.count or 0) - len(nvml.gpus) - (nvml.hung_gpu is not None)
     if absent > 0 and nvml.init_error is None:
-        yield RULES.finding("gpu.unread", f"{count(absent, 'GPU')} could not be reached")
+        yield RULES.finding("gpu.unread", f"{count(absent, 'GPU')} could not be reached", field="gpu")
 
 
 def _gpu(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
@@ -182,7 +185,7 @@ def _gpu(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
     elif gpu.error == "reset_required":
         yield RULES.on_gpu(gpu, "gpu.reset_required", "NVML says reset_required")
     elif gpu.error is not None:
-        yield RULES.on_gpu(gpu, "gpu.unread", f"cannot be read: {gpu.error}")
+        yield RULES.on_gpu(gpu, "gpu.unread", f"cannot be read: {gpu.error}", field="gpu", reason=gpu.error)
     else:
         yield from _recovery_and_memory(context, gpu)
         yield from _heat(context, gpu)

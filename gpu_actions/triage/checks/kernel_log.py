@@ -20,7 +20,7 @@ CATALOGUE = "NVIDIA Xid catalogue"
 RULES = Rules(
     rule("kernel_log.ok", OK, "the kernel log has no NVIDIA error since the time named", source="kernel log"),
     rule(
-        "kernel_log.unread", UNKNOWN, "the kernel log could not be read",
+        "kernel_log.unread", UNKNOWN, "the kernel log could not be read, or is empty",
         "Run triage as root or in the group adm or systemd-journal, or pass --kernel-log FILE.", source="kernel log",
     ),
     rule(
@@ -131,6 +131,9 @@ def check_kernel_log(context: CheckContext) -> Iterator[Finding]:
             yield RULES.finding("kernel_log.unread", snapshot.why_not("kernel_log"))
         return
     if not context.has_gpus and not log.events:
+        return
+    if log.lines_read == 0 and not log.events:
+        yield RULES.finding("kernel_log.unread", f"{log.source} is empty: nothing can be concluded from it")
         return
     gpus = {normal_pci(gpu.pci): gpu for gpu in (snapshot.nvml.gpus if snapshot.nvml else ()) if gpu.pci}
     groups: dict[tuple[str, int | None, str, str], list[XidEvent]] = {}

@@ -100,6 +100,7 @@ def _p2p(nvml: NvmlReading, linked: set[int]) -> Iterator[Finding]:
             f"P2P status of {count(unread, 'pair')} could not be read: {nvml.pairs_unread or 'not reached'}"
             if unread
             else "the P2P status was not reached",
+            field="p2p",
             reason=nvml.pairs_unread,
         )
 
@@ -130,7 +131,12 @@ def _environment(context: CheckContext, *, has_links: bool) -> Iterator[Finding]
     environment = snapshot.environment
     if environment is None:
         if snapshot.failed("environment") and needs_links and snapshot.expected.tier_expected:
-            yield RULES.finding("pcie.unread", f"the tier's environment: {snapshot.why_not('environment')}")
+            yield RULES.finding(
+                "pcie.unread",
+                f"the tier's environment: {snapshot.why_not('environment')}",
+                field="environment",
+                reason="no_permission",
+            )
         return
     for name, value, pids in _switched_off(environment):
         if needs_links:

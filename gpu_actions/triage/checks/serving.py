@@ -101,6 +101,12 @@ RULES = Rules(
         "Find out who started it. /restore plan shows how to bring it back in order.",
         source="the unit's driver; the process that listens on the engine's port", cause="frozen_tier_runs",
     ),
+    rule(
+        "serving.unit_unread", UNKNOWN,
+        "the driver of the tier's unit failed, so whether its processes run, hang or restart is not known",
+        "Run the driver's command by hand (systemctl status, or the unit's own command) and read its error.",
+        source="the unit's driver",
+    ),
     rule("serving.stopped", INFO, "the tier is stopped on purpose", source="target"),
 )  # fmt: skip
 
@@ -113,6 +119,10 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
     # Of the partial snapshots of monitors, only those that read processes report it.
     if snapshot.expected.unwanted and "ranks" in snapshot.collectors:
         yield RULES.finding("serving.frozen_runs", ", ".join(snapshot.expected.unwanted))
+    if snapshot.expected.unit_error and "ranks" in snapshot.collectors:
+        yield RULES.finding(
+            "serving.unit_unread", f"the unit's driver failed: {snapshot.expected.unit_error}"
+        )
     if progress.state == "not_expected":
         yield RULES.finding("serving.stopped", "the tier is stopped on purpose")
         return

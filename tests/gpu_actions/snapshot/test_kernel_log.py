@@ -1,5 +1,6 @@
 """Kernel logs as files, in the forms that hosts write them, and this machine's own."""
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -154,6 +155,40 @@ async def test_a_long_log_whose_end_does_not_reach_back_far_enough_is_unknown(tm
     log = await read(path, since=NOW - timedelta(minutes=15), max_bytes=4096)
     assert judge(make.healthy(kernel_log=log)).verdict == "unknown"
     assert judge(make.healthy(kernel_log=await read(path, since=NOW, max_bytes=4096))).verdict == "healthy"
+
+
+JOURNAL = """#!/bin/sh
+case "$*" in
+  *--lines*) cat "$0.last" ;;
+  *) cat "$0.since" ;;
+esac
+exit 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("since", "last", "lines"),
+    [("", "", None), ("", "NVRM: quiet", 1), ("NVRM: Xid (PCI:0000:3b:00): 79, x", "NVRM: x", 1)],
+)
+async def test_a_journal_that_shows_nothing_at_all_is_unread(
+    since: str, last: str, lines: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "journalctl"
+    program.write_text(JOURNAL)
+    program.chmod(0o755)
+    now_us = int(datetime.now(UTC).timestamp() * 1e6)
+    for name, message, at in (("since", since, now_us), ("last", last, now_us - 10**10)):
+        text = json.dumps({"__REALTIME_TIMESTAMP": str(at), "MESSAGE": message}) + "\n" if message else ""
+        (tmp_path / f"journalctl.{name}").write_text(text)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("gpu_actions.snapshot.collectors.kernel_log.read_kmsg", list)
+    reading = collect_kernel_log(None, since=None, since_s=900, max_bytes=4096, expect_gpus=8)
+    if lines is None:
+        with pytest.raises(CollectorFailed, match="no kernel message"):
+            await reading
+    else:
+        log = await reading
+        assert (log.lines_read, len(log.events)) == (lines, 1 if since else 0)
 
 
 async def test_a_missing_file_fails_with_its_name(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collector import CollectorFailed, Source
 from gpu_actions.snapshot.collectors.ras import RasReading, collect_ras, parse_json_answer, parse_text_answer
 from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import Talk, ras_server, ras_talk
+from tests.gpu_actions.triage import builders as make
 
 
 def report(counts: list[int], *, missing: int | None = None) -> str:
@@ -120,6 +122,23 @@ async def test_counts_that_differ_between_ranks_are_a_mismatch_in_both_polls() -
 
 async def test_equal_counts_are_not_a_mismatch() -> None:
     assert not (await ask(ras_talk(report([7] * 4)))).polls[0].communicators[0].mismatch
+
+
+@pytest.mark.parametrize(
+    ("code", "serves", "verdict"), [(0, True, "healthy"), (7, True, "healthy"), (2, True, "watch"), (2, False, "fall_back")]
+)  # fmt: skip
+async def test_an_asynchronous_error_of_a_rank_is_never_healthy(
+    code: int, serves: bool, verdict: str
+) -> None:
+    document = json.loads(report([7] * 8))
+    document["communicators"][0]["ranks"][3]["status"]["async_error"] = code
+    reading = await ask(ras_talk(json.dumps(document)))
+    changes = (
+        {} if serves else {"engine": make.engine(tokens=(5, 5)), "completion": make.completion("timeout")}
+    )
+    judged = judge(make.healthy(ras=reading, **changes))
+    assert judged.verdict == verdict
+    assert verdict == "healthy" or (judged.cause == "nccl_hang" and "rank 3" in judged.summary)
 
 
 async def test_a_rank_that_does_not_answer_is_listed_with_its_process() -> None:

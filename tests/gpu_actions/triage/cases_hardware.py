@@ -96,6 +96,17 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "fall_back",
         "gpu_reset_required",
     ),
+    # missing evidence
+    "an empty kernel log": (
+        lambda: make.healthy(kernel_log=KernelLogReading(source="/dev/kmsg", lines_read=0)),
+        "unknown",
+        "unknown",
+    ),
+    "a unit whose driver fails": (
+        lambda: make.healthy(ranks=None, expected={"unit_error": "Connection timed out"}),
+        "unknown",
+        "unknown",
+    ),
     # hardware and serving together
     "a fabric manager that is down under a tier that serves": (
         lambda: make.healthy(

@@ -15,7 +15,7 @@ from gpu_actions.action import PlanRequest, StepContext
 from gpu_actions.config.host import HostConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host, build_host
-from gpu_actions.serving.interfaces import EngineError
+from gpu_actions.serving.interfaces import EngineError, UnitError, UnitState
 from gpu_actions.snapshot.model import load_snapshot
 from gpu_actions.system.proc import process_table
 from gpu_actions.triage.action import SPEC, TriageArguments, plan_triage, triage
@@ -143,6 +143,19 @@ async def test_a_picture_is_made_only_on_a_host_with_gpus(
     picture = result.artifacts[1]
     assert (picture.title, picture.inline) == ("GPUs and links", True)
     assert Path(picture.path).read_bytes().startswith(b"\x89PNG")
+
+
+async def test_a_unit_whose_driver_fails_is_never_healthy(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails() -> UnitState:
+        raise UnitError("systemctl: Connection timed out")
+
+    monkeypatch.setattr(host.tp.unit, "state", fails)
+    result = await triage(await context_of(host, tmp_path, []))
+    assert result.verdict is not None and result.verdict.verdict == "unknown"
+    unread = next(finding for finding in result.findings if finding.id == "serving.unit_unread")
+    assert "Connection timed out" in unread.summary
 
 
 async def test_a_tier_frozen_on_purpose_is_not_reported_down(host: Host, tmp_path: Path) -> None:

@@ -79,6 +79,40 @@ def test_missing_evidence_that_the_settings_accept_does_not_make_the_verdict_unk
     assert any(finding.id == "kernel_log.unread" for finding in accepted.findings)
 
 
+def test_healthy_names_what_could_not_be_checked() -> None:
+    assert judge(make.healthy()).summary == "all checks passed"
+    accepted = judge(make.healthy(kernel_log=None), TriageThresholds(accept_unknown=("kernel_log.unread",)))
+    no_manager = judge(make.healthy(fabric_manager=None))
+    for verdict, rule_id in ((accepted, "kernel_log.unread"), (no_manager, "fabric.manager_unread")):
+        assert verdict.verdict is VerdictKind.HEALTHY
+        assert "all checks passed" not in verdict.summary and rule_id in verdict.summary
+
+
+@pytest.mark.parametrize(
+    ("accepted", "unread", "verdict"),
+    [
+        ("gpu.unread:recovery_action", {"recovery_action": "not_supported"}, "healthy"),
+        ("gpu.unread:recovery_action", {"recovery_action": "unknown"}, "unknown"),
+        ("gpu.unread:recovery_action:unknown", {"recovery_action": "unknown"}, "healthy"),
+        ("gpu.unread:recovery_action", {"recovery_action": "not_supported", "ecc_uncorrected": "not_supported"}, "unknown"),
+        ("gpu.unread", {"ecc_uncorrected": "not_supported"}, "unknown"),
+    ],
+)  # fmt: skip
+def test_missing_evidence_of_a_gpu_is_accepted_by_field_and_only_for_its_reason(
+    accepted: str, unread: dict[str, str], verdict: str
+) -> None:
+    snapshot = make.healthy(nvml=make.with_gpu(3, unread=unread))
+    assert judge(snapshot, TriageThresholds(accept_unknown=(accepted,))).verdict == verdict
+
+
+@pytest.mark.parametrize("accepted", ["gpu.unread", "gpu.unread:recovery_action"])
+def test_no_acceptance_of_a_field_covers_gpus_that_cannot_be_read_at_all(accepted: str) -> None:
+    limits = TriageThresholds(accept_unknown=(accepted,))
+    assert judge(make.healthy(nvml=None), limits).verdict is VerdictKind.UNKNOWN
+    unreachable = make.healthy(nvml=make.with_gpu(0, error="unknown"))
+    assert judge(unreachable, limits).verdict is VerdictKind.UNKNOWN
+
+
 def test_accepting_an_unknown_does_not_excuse_a_fault() -> None:
     limits = TriageThresholds(accept_unknown=("collective.hang", "gpu.lost"))
     assert (
