@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
+USER_AGENT = "gpu-oncall"
+"""A router tells our probes from the requests of clients by it."""
+
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 
 Failure = Literal["timeout", "refused", "invalid_url", "broken", "malformed"]
@@ -56,7 +59,9 @@ async def request(
     """Send one request and yield its response of any status. Raises HttpFailure, also while the caller reads."""
     import aiohttp
 
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    headers = {"User-Agent": USER_AGENT}
+    if api_key is not None:
+        headers["Authorization"] = f"Bearer {api_key}"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s), headers=headers) as session,

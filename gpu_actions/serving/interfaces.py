@@ -10,6 +10,7 @@ from typing import Protocol
 from pydantic import Field
 
 from gpu_actions.models import Frozen
+from gpu_actions.serving.request_account import RequestAccount
 
 
 class UnitState(Frozen):
@@ -204,6 +205,10 @@ class BackendUnknown(RouterError):
     """Raised if the router has no backend of the configured name."""
 
 
+class RequestsUnknown(RouterError):
+    """Raised if a router keeps no record of its requests, or it cannot be read. The message says why."""
+
+
 class Router(Protocol):
     """Sends requests to tiers. A tier has one server line in each backend (short and long requests)."""
 
@@ -243,3 +248,9 @@ class Router(Protocol):
 
     async def clear_back_pressure(self, server: str) -> None:
         """Lift the limits."""
+
+    async def requests(self, since_s: float, until_s: float) -> RequestAccount:
+        """Count what clients saw between two moments (Unix seconds), from the record of all requests.
+
+        Raises RequestsUnknown if there is no such record.
+        """

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actions.system.files import write_json
+from gpu_actions.system.output_file import OutputFile, open_for_program
 from gpu_actions.system.proc import ProcessRow, boot_id, family, is_same, process_table, read_process, send
 
 TICK_S = 1.0
@@ -46,6 +47,8 @@ class Supervisor:
         self.restart: bool = order["restart"]
         self.leftover_grace_s: float = order["leftover_grace_s"]
         self.log_cap_bytes: int = order["log_cap_bytes"]
+        output = order.get("output")
+        self.output = output and OutputFile(Path(output["path"]), output["cap_bytes"])
         self.child: ProcessRow | None = None
         self.adopted = False
         self.restarts = 0
@@ -59,6 +62,8 @@ class Supervisor:
 
     def launch(self) -> str:
         """Start the program in a process group of its own. Return an error text, empty if it runs."""
+        if self.output:
+            self.output.mark("started")
         report_read, report_write = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -83,7 +88,7 @@ class Supervisor:
             log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
-            os.dup2(log, 1)
+            os.dup2(open_for_program(self.output.path) if self.output else log, 1)
             os.dup2(log, 2)
             if self.cwd is not None:
                 os.chdir(self.cwd)
@@ -97,6 +102,8 @@ class Supervisor:
 
     def adopt(self, row: ProcessRow, started_at_s: float, restarts: int) -> None:
         """Take over a program that a killed supervisor left behind."""
+        if self.output:
+            self.output.mark("adopted")
         self.child, self.adopted = row, True
         self.started_at_s, self.restarts = started_at_s, restarts
         self.save()
@@ -209,6 +216,8 @@ class Supervisor:
                 self.started_at_s = time.time()
         self._known = []
         self.save()
+        if self.output:
+            self.output.drain()
 
     def _wait(self, seconds: float, watched: set[signal.Signals]) -> bool:
         """Wait for the backoff. Return True if SIGUSR1 asked for a start now. A stop or a freeze ends the wait too."""
@@ -269,6 +278,8 @@ def main() -> int:
     watched = {signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     keeper = Supervisor(folder, order)
+    if keeper.output:
+        keeper.output.start()
     adopted = order.get("adopt")
     row = read_process(adopted["pid"]) if adopted else None
     if adopted and row is not None and row.started == adopted["started"]:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.routers.base import BackPressure, RoutedHost, RouterConfig
+from gpu_actions.serving.routers.haproxy_log import LOG_FORMAT, MARK_PATH, MARK_STATUS, OWN_AGENT
 from gpu_actions.system.urls import port_of
 
 CONFIG_NAME = "haproxy.cfg"
@@ -71,6 +72,9 @@ class HaproxySettings(RouterConfig):
     long_backend: str = "serve_long"
     binary: str = "haproxy"
     client_timeout_s: float = Field(default=600, gt=0)
+    request_log_mib: int = Field(
+        default=64, ge=1, le=4096, description="bytes of the managed router's record of requests on disk"
+    )
 
     def concurrency(self) -> dict[str, int]:
         """Return the concurrent requests that back-pressure allows a server, by backend: short ones, long ones.
@@ -144,6 +148,10 @@ def render_config(
             for status, retry, kind, code, message in ERRORS
         ],
         "bind": _bind(router.url),
+        "log_format": LOG_FORMAT,
+        "mark_path": MARK_PATH,
+        "mark_status": MARK_STATUS,
+        "own_agent": OWN_AGENT,
         "backend": router.backend,
         "long_backend": router.long_backend,
         "servers": [

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from gpu_actions.serving.http import HttpFailure, fetch
-from gpu_actions.serving.interfaces import RouterError, UnitError
+from gpu_actions.serving.interfaces import RequestsUnknown, RouterError, UnitError
+from gpu_actions.serving.request_account import RequestAccount
 from gpu_actions.serving.routers import haproxy_config
 from gpu_actions.serving.routers.base import RoutedHost
 from gpu_actions.serving.routers.haproxy_config import (
@@ -20,6 +21,8 @@ from gpu_actions.serving.routers.haproxy_config import (
     configuration_fingerprint,
     map_entries,
 )
+from gpu_actions.serving.routers.haproxy_log import LOG_NAME, MARK_PATH, MARK_STATUS
+from gpu_actions.serving.routers.haproxy_record import DroppedLines, RequestRecord
 from gpu_actions.serving.routers.haproxy_router import HaproxyRouter, quoted_value
 from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
 from gpu_actions.system.files import write_atomically, write_json
@@ -49,6 +52,7 @@ class ManagedRouter(HaproxyRouter):
         folder = state_dir / "router"
         super().__init__(config, folder=folder, socket=config.socket or folder / haproxy_config.SOCKET_NAME)
         self.host = host
+        self.record = RequestRecord(folder / LOG_NAME)
         self.unit = SupervisedProcess(
             "router",
             ProcessUnit(
@@ -57,6 +61,7 @@ class ManagedRouter(HaproxyRouter):
                 stop_grace_s=STOP_GRACE_S,
             ),
             state_dir=state_dir / "units",
+            output=(self.record.path, config.request_log_mib * 1024 * 1024),
         )
 
     async def ensure_running(self) -> None:
@@ -138,6 +143,27 @@ class ManagedRouter(HaproxyRouter):
             self._keep_limited(self.limited() - {server})
             await self._set_limits(lines, {self.config.backend: 0, self.config.long_backend: 0})
             await self._set_map(map_entries(server, None))
+
+    async def requests(self, since_s: float, until_s: float) -> RequestAccount:
+        """Count what clients saw. The account says `incomplete` where the record may lack requests.
+
+        Raises RequestsUnknown if the router does not run with a record, or nothing writes the file.
+        """
+        asked_s = time.time()
+        url = f"{self.url}{MARK_PATH}"
+        try:
+            status = (await fetch(url, timeout_s=3)).status
+        except HttpFailure as error:
+            raise RequestsUnknown(f"the router does not answer: {error}") from error
+        if status != MARK_STATUS:
+            raise RequestsUnknown("the router was started without a record of its requests")
+        await self.record.wait_for_mark(asked_s)
+        info = await self.admin.info()
+        dropped = DroppedLines(started=info.get("Start_time_sec", ""), count=int(info.get("DroppedLogs", 0)))
+        open_now = sum(row.sessions + row.queued for row in await self.servers())
+        return await asyncio.to_thread(
+            self.record.account, since_s, until_s, dropped=dropped, open_now=open_now
+        )
 
     def limited(self) -> frozenset[str]:
         """Return the servers under back-pressure, as stored on disk."""

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from gpu_actions.serving.interfaces import BackendUnknown, RouterError, ServerState
+from gpu_actions.serving.interfaces import BackendUnknown, RequestsUnknown, RouterError, ServerState
+from gpu_actions.serving.request_account import RequestAccount
 from gpu_actions.serving.routers.haproxy_config import HaproxySettings
 from gpu_actions.serving.routers.haproxy_socket import ASK_TIMEOUT_S, HaproxySocket
 from gpu_actions.system.files import write_json
@@ -295,6 +296,9 @@ class ExistingRouter(HaproxyRouter):
                 return
             await self._set_limits(self._lines(await self.servers(), server), kept.pop(server))
             write_json(self.folder / "limits_before.json", kept)
+
+    async def requests(self, since_s: float, until_s: float) -> RequestAccount:
+        raise RequestsUnknown("an existing router's record of requests is not read")
 
     def _kept(self) -> dict[str, dict[str, int]]:
         file = self.folder / "limits_before.json"

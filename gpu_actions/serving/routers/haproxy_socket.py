@@ -103,6 +103,11 @@ class HaproxySocket:
                 f"{self.path} answered something that is not HAProxy's: {type(error).__name__}: {error}"
             ) from error
 
+    async def info(self) -> dict[str, str]:
+        """Return "show info": figures of the whole process by name."""
+        lines = (line.partition(":") for line in (await self.ask("show info")).splitlines())
+        return {name.strip(): value.strip() for name, _, value in lines}
+
     async def _exchange(self, command: str) -> str:
         reader, writer = await self._connect()
         try:

@@ -84,11 +84,17 @@ class ProcessUnit(UnitConfig):
 
 
 class SupervisedProcess(FolderUnit):
-    """A unit that runs a program under `system/supervisor.py`. Implements the `Unit` interface."""
+    """A unit that runs a program under `system/supervisor.py`. Implements the `Unit` interface.
 
-    def __init__(self, name: str, config: ProcessUnit, *, state_dir: Path) -> None:
+    With `output` its standard output goes to that file, bounded in bytes, instead of the log (`system/output_file.py`).
+    """
+
+    def __init__(
+        self, name: str, config: ProcessUnit, *, state_dir: Path, output: tuple[Path, int] | None = None
+    ) -> None:
         super().__init__(name, state_dir=state_dir)
         self.config = config
+        self.output = output
 
     # -- interface -----------------------------------------------------------------------------------------------
 
@@ -205,6 +211,8 @@ class SupervisedProcess(FolderUnit):
             "leftover_grace_s": min(LEFTOVER_GRACE_S, self.config.stop_grace_s),
             "log_cap_bytes": LOG_CAP_BYTES,
         }
+        if self.output is not None:
+            order["output"] = {"path": str(self.output[0].absolute()), "cap_bytes": self.output[1]}
         if adopt is not None:
             order["adopt"] = {
                 "pid": adopt.pid,
