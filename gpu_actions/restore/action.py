@@ -10,14 +10,14 @@ from gpu_actions.config.host import HostConfig
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan
-from gpu_actions.restore import check, finish, loadcheck, shift, stepback
+from gpu_actions.restore import check, finish, golden, loadcheck, shift, stepback
 from gpu_actions.restore.loadcheck import likely_baseline
 from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
 from gpu_actions.tier import drain, launch, stop, warm
 from gpu_actions.tier.condition import Condition
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
 
-STEP_MODULES = (check, drain, finish, launch, loadcheck, shift, stepback, stop, warm)
+STEP_MODULES = (check, drain, finish, golden, launch, loadcheck, shift, stepback, stop, warm)
 """Importing them registers their step functions."""
 
 

@@ -5,6 +5,7 @@ GPUs, so the fallback stops first and clients wait out the gap that the plan sho
 """
 
 from enum import StrEnum
+from pathlib import Path
 
 from gpu_actions.config.host import TierConfig
 from gpu_actions.host import Host
@@ -12,6 +13,7 @@ from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
 from gpu_actions.restore.analysis import weights_for
 from gpu_actions.restore.check import CLEARED, leftovers_of
+from gpu_actions.serving.golden.record import golden_path
 from gpu_actions.tier.gpu_memory import GpuMemories
 from gpu_actions.tier.plan_steps import drain_step, load_details, start_step, stop_step, warm_step
 from gpu_actions.tier.preflight import Facts
@@ -55,7 +57,7 @@ def fits_beside(tier: TierConfig, memories: GpuMemories) -> tuple[bool, str]:
 def order_of(way: Way, stages: tuple[int, ...]) -> tuple[str, ...]:
     """Return the ids of the steps in their order."""
     before = ("check", "prepare")
-    after = ("warm", "environment")
+    after = ("warm", "environment", "golden")
     proof = ("loadtest", "compare")
     if way is Way.BESIDE:
         shifts = tuple(f"shift-{percent}" for percent in stages)
@@ -121,6 +123,7 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
             expected_s=0.1,
             mutates=False,
         ),
+        _golden_step(host, options),
         Step(
             id="loadtest",
             verb="restore.loadtest",
@@ -186,6 +189,29 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
         ),
     ]
     return {step.id: step for step in steps}
+
+
+def _golden_step(host: Host, options: JsonObject) -> Step:
+    folder = options["baselines_dir"]
+    path = None if folder is None else golden_path(Path(folder), host=host.name, tier="tp")
+    recorded = path is not None and path.is_file()
+    return Step(
+        id="golden",
+        verb="restore.golden",
+        title="compare with its golden prompts",
+        args={
+            "golden": None if path is None else str(path),
+            "override_reason": options["override_reason"],
+        },
+        details=(
+            "a tier that answers wrongly gets no traffic"
+            if recorded
+            else "none are recorded, so its correctness will be unknown: gpu-oncall golden record",
+        ),
+        timeout_s=90,
+        expected_s=5 if recorded else 0.1,
+        mutates=False,
+    )
 
 
 def _shift_step(host: Host, percent: int) -> Step:

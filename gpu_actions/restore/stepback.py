@@ -6,6 +6,7 @@
 from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.fallback.cleanup import Cleanup, Found, ServingState
 from gpu_actions.models import Frozen
+from gpu_actions.restore.golden import answered_wrongly
 from gpu_actions.tier.preflight import OWN_PREFIX
 from gpu_actions.tier.traffic import ready_router
 
@@ -36,6 +37,8 @@ async def stepback(context: StepContext) -> StepResult:
     context.report("probing both tiers", None)
     passed = str(context.args["last_stage"]) in context.outputs
     found = await cleanup.probe_tiers(host, tp_served_before=False)
+    if answered_wrongly(context.workdir):
+        found = found.model_copy(update={"tp_generates": False})
     back = decide_back(found, stages_passed=passed)
     state = back.state
     if back.start_fallback and not await _start_fallback(context, cleanup):

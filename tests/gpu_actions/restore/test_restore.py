@@ -29,7 +29,7 @@ async def on_fallback(make: MakeSite, **changes: Any) -> Site:
 
 
 async def restore_plan(
-    site: Site, *, without: Sequence[str] = ("loadtest", "compare", "environment"), **options: Any
+    site: Site, *, without: Sequence[str] = ("loadtest", "compare", "environment", "golden"), **options: Any
 ) -> Plan:
     """Return a restore's plan without the steps that a test does not need."""
     plan = await site.plan(RESTORE, **{"accept_no_baseline": True, **options})
@@ -42,7 +42,7 @@ async def test_a_restore_beside_the_fallback_loses_no_request(site_with: MakeSit
         end = await site.run(await restore_plan(site, without=(), cause="the rank was frozen"))
     assert end.ended.status == "succeeded", end.steps[-2].outcome.summary
     shifts = ["shift-5", "shift-25", "shift-50", "shift-100"]
-    order = ["check", "prepare", "start", "warm", "environment", "loadtest", "compare", *shifts]
+    order = ["check", "prepare", "start", "warm", "environment", "golden", "loadtest", "compare", *shifts]
     assert [step for step, _ in statuses(end)] == [*order, "keep-warm", "drain", "stop", "finish"]
     assert (seen.lost, seen.refused) == ([], 0)
     shares = [data_of(end, step)["window"]["requests"] for step in shifts]
