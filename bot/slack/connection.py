@@ -13,6 +13,7 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.settings.model import Settings, SlackSettings
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
@@ -41,7 +42,9 @@ async def bot_user_id(settings: SlackSettings, stop: asyncio.Event) -> str:
                     f"Slack refuses the bot token: {error.response.get('error')}; copy it again from the app's page"
                 ) from None
         except (SlackClientError, ClientError, OSError, TimeoutError) as error:
-            log.warning("Slack does not answer, retrying", url=settings.api_url, error=repr(error)[:200])
+            log.warning(
+                "Slack does not answer, retrying", url=settings.api_url, error=redacted_head(repr(error), 200)
+            )
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
             raise CannotStart("stopped before Slack answered")

@@ -22,6 +22,7 @@ from bot.slack.posts import SLACK_FAILURES, retry_after_s
 from bot.slack.run_posts import RunPosts
 from bot.store.records import RunRecord
 from bot.store.store import Store
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
@@ -151,9 +152,13 @@ class LiveMessages:
         if tracked.failing_since is None:
             tracked.failing_since = now
         tracked.retry_at = now + (RETRY_S if asked_s is None else asked_s)
-        log.warning("Slack refused or did not answer", run=run.id, error=repr(error)[:300])
+        log.warning("Slack refused or did not answer", run=run.id, error=redacted_head(repr(error), 300))
         if run.status.final and now - tracked.failing_since > GIVE_UP_S:
-            log.error("the end of a run could not be shown in Slack", run=run.id, error=repr(error)[:300])
+            log.error(
+                "the end of a run could not be shown in Slack",
+                run=run.id,
+                error=redacted_head(repr(error), 300),
+            )
             tracked.ended = True
         return tracked.ended
 

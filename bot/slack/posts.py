@@ -14,6 +14,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.presenter.message import Message
 from bot.store.records import ArtifactRecord, Place, RunRecord
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
@@ -120,7 +121,9 @@ async def post(
         code = error.response.get("error")
         if code in REFUSED_BLOCKS and message.blocks:
             log.error(
-                "Slack refused the blocks; posting the text alone", text=message.text, answer=str(error)[:500]
+                "Slack refused the blocks; posting the text alone",
+                text=message.text,
+                answer=redacted_head(str(error), 500),
             )
             message = replace(message, blocks=())
         elif code == THREAD_GONE and place.thread_ts is not None:
@@ -142,5 +145,9 @@ async def edit(
     except SlackApiError as error:
         if error.response.get("error") not in REFUSED_BLOCKS or not message.blocks:
             raise
-        log.error("Slack refused the blocks; showing the text alone", about=about, answer=str(error)[:500])
+        log.error(
+            "Slack refused the blocks; showing the text alone",
+            about=about,
+            answer=redacted_head(str(error), 500),
+        )
         await edit(client, replace(message, blocks=()), channel=channel, ts=ts, about=about)

@@ -8,6 +8,7 @@ import structlog
 
 from bot.slack.channels import ChannelUnknown
 from bot.slack.posts import SLACK_FAILURES, retry_after_s
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
@@ -25,7 +26,7 @@ async def until_accepted(call: Callable[[], Awaitable[T]]) -> T:
         except AWAY as error:
             if waited_s >= GIVE_UP_S:
                 raise
-            log.warning("Slack did not accept a call, trying again", error=str(error)[:300])
+            log.warning("Slack did not accept a call, trying again", error=redacted_head(str(error), 300))
             pause_s = max(pause_s, retry_after_s(error) or 0.0)
         await asyncio.sleep(pause_s)
         waited_s += pause_s

@@ -21,6 +21,7 @@ from bot.slack.posts import NOTE_EVENT, RUN_EVENT, edit, file_title, find_posts,
 from bot.store.records import ArtifactRecord, Place, RunRecord, RunStatus, UserError
 from bot.store.store import Store
 from gpu_actions.models import VerdictKind
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
@@ -148,7 +149,7 @@ class RunPosts:
         except SlackApiError as error:
             if retry_after_s(error) is not None:
                 raise
-            log.error("a picture could not be uploaded", run=run.id, error=str(error)[:300])
+            log.error("a picture could not be uploaded", run=run.id, error=redacted_head(str(error), 300))
             return ""
         files = answer.get("files") or [answer.get("file") or {}]
         return str(files[0].get("id", ""))

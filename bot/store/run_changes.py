@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy.exc import OperationalError
 
 from bot.store.store import Store
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
@@ -73,7 +74,7 @@ async def poll_changes(store: Store, *, since: int) -> None:
             changed = await asyncio.to_thread(store.changed_since, seen)
         except OperationalError as error:
             if not away:
-                log.warning("the database does not answer, retrying", error=str(error)[:200])
+                log.warning("the database does not answer, retrying", error=redacted_head(str(error), 200))
             away = True
             continue
         away = False

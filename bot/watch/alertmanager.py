@@ -22,6 +22,7 @@ from bot.store.records import Alert
 from bot.store.store import Store
 from bot.watch.alerts import Alerts
 from gpu_actions.models import VerdictKind
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
@@ -85,7 +86,7 @@ class Webhook:
             where = ".".join(str(part) for part in first["loc"]) or "body"
             return _refused(400, f"{where}: {first['msg']}")
         except (ValueError, RecursionError) as error:
-            return _refused(400, f"the body is not JSON: {str(error)[:200]}")
+            return _refused(400, f"the body is not JSON: {redacted_head(str(error), 200)}")
         return await self._take(payload)
 
     async def _take(self, payload: Payload) -> web.Response:
@@ -133,9 +134,9 @@ class Webhook:
         return Alert(
             host=host,
             cause=name[:64],
-            title=f"{name} on {host}"[:150],
+            title=redacted_head(f"{name} on {host}", 150),
             source="Alertmanager",
-            reason=" ".join(words.split())[:300],
+            reason=redacted_head(" ".join(words.split()), 300),
             verdict=VerdictKind.WATCH if quiet else VerdictKind.FALL_BACK,
             key=f"{key}:{alert.starts_at.isoformat()}",
             at_s=self.store.clock(),

@@ -28,6 +28,7 @@ from bot.store.store import Store
 from bot.watch.auto_fallback import why_not
 from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.models import VerdictKind
+from gpu_actions.system.redact import redacted_head
 from gpu_actions.triage.rule import rank_of_verdict
 
 log = structlog.get_logger()
@@ -71,7 +72,7 @@ class Alerts:
         try:
             await self._channels.id_of(self.channel)
         except AWAY as error:
-            log.warning("the incident channel cannot be found", error=str(error)[:300])
+            log.warning("the incident channel cannot be found", error=redacted_head(str(error), 300))
 
     def report(self, alert: Alert) -> None:
         """Open or join the host's incident, run triage, and tell people."""

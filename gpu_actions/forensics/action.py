@@ -16,6 +16,7 @@ from gpu_actions.plan import Plan, Step
 from gpu_actions.system.files import artifact_of
 from gpu_actions.system.folder_lock import locked_folder
 from gpu_actions.system.processes import child_environment, run_process
+from gpu_actions.system.redact import redacted_tail
 
 BUG_REPORT = "nvidia-bug-report.sh"
 BUG_REPORT_TIMEOUT_S = 600.0
@@ -83,7 +84,8 @@ async def bug_report(context: StepContext) -> StepResult:
     ]
     if not files or not files[-1].stat().st_size:
         raise StepFailed(
-            f"{BUG_REPORT} wrote nothing: {'it was stopped at its deadline' if result.timed_out else result.stderr[-300:]}",
+            f"{BUG_REPORT} wrote nothing: "
+            + ("it was stopped at its deadline" if result.timed_out else redacted_tail(result.stderr, 300)),
             next_action="run it by hand as root",
         )
     files[-1].chmod(0o600)

@@ -20,7 +20,7 @@ from pydantic import Field
 from gpu_actions.forensics.item import ITEM_CAP_BYTES, Collected, Item, Missing
 from gpu_actions.models import Frozen
 from gpu_actions.system.files import write_atomically
-from gpu_actions.system.redact import redact
+from gpu_actions.system.redact import redact, redacted_head, whole_lines
 
 TOTAL_CAP_BYTES = 32 * 1024 * 1024
 """A bundle of 8 GPUs and 8 ranks is about 2 MB before compression. The caps matter when a log has gone wild."""
@@ -160,7 +160,9 @@ def _pack(
                 )  # fmt: skip
                 continue
             outcome = "the bundle is full"
-        missing.append(MissingEntry(path=item.path, source=item.source, reason=redact(outcome).text[:500]))
+        missing.append(
+            MissingEntry(path=item.path, source=redact(item.source).text, reason=redacted_head(outcome, 500))
+        )
     manifest = empty.model_copy(
         update={
             "seconds": round(time.monotonic() - started, 3),
@@ -177,15 +179,13 @@ def _pack(
 def _capped(collected: Collected, item: Item) -> tuple[str, str]:
     """Cut a text to its item's cap, at a whole line. Return it and a note on what was left out, empty for nothing.
 
-    It is capped before it is redacted, since redacting is slow. Half a secret at the cut would not be recognised, so the
-    half line goes too.
+    It is capped before it is redacted, since redacting is slow.
     """
     text, cut = cap(collected.text, keep=item.keep, limit_bytes=item.cap_bytes or ITEM_CAP_BYTES)
     if not cut and not collected.truncated:
         return text, ""
-    kept = text
-    if cut:
-        kept = text.partition("\n")[2] if item.keep == "tail" else text.rpartition("\n")[0]
+    # Half a secret at the cut would not be recognised. What the source cut off itself is cut at its other end too.
+    kept = whole_lines(text, cut=True) if item.keep == "tail" else text.rpartition("\n")[0]
     end = "last" if item.keep == "tail" else "first"
     rest = "; the source has more" if collected.truncated else f" of {_kib(collected.text)}"
     return kept, f"only the {end} {_kib(text)}{rest}"

@@ -18,6 +18,7 @@ from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, read_resul
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.system.processes import child_environment, end_group
+from gpu_actions.system.redact import redacted_tail
 
 STOP_GRACE_S = 15.0
 """Time for the drain, the figures and the picture after a cancel, before the group is killed."""
@@ -83,7 +84,7 @@ async def run_in_child(
         return read_result(result_path)
     except ValueError as error:
         raise LoadTestBroken(
-            f"the load test ended with exit code {process.returncode} and no result: {words[-400:] or error}"
+            f"the load test ended with exit code {process.returncode} and no result: {redacted_tail(words, 400) or error}"
         ) from error
 
 

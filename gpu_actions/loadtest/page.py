@@ -10,6 +10,7 @@ from typing import Any
 
 from gpu_actions.loadtest.charts import VERDICT_COLOURS, Chart, charts_of
 from gpu_actions.loadtest.result import LoadTestResult
+from gpu_actions.system.redact import redact, redacted_json
 
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 460, 210, 52, 452, 180, 10
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -27,7 +28,9 @@ def page_html(result: LoadTestResult, lines: Sequence[str]) -> str:
     """Return the whole page. `lines` is the summary."""
     import jinja2  # imported after the load: the generator's memory stays small
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined, finalize=_clean
+    )
     environment.filters["figure"] = lambda value: "none" if value is None else f"{value:,.1f}"
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         result=result,
@@ -35,12 +38,17 @@ def page_html(result: LoadTestResult, lines: Sequence[str]) -> str:
         colour=VERDICT_COLOURS[result.verdict],
         charts=[_placed(chart) for chart in charts_of(result)],
         latencies=[(label, getattr(result.latency, field)) for field, label in LATENCIES.items()],
-        details=result.model_dump_json(indent=1, exclude={"series", "samples", "latency", "errors"}),
+        details=redacted_json(result.model_dump_json(exclude={"series", "samples", "latency", "errors"})),
         width=WIDTH,
         height=HEIGHT,
         left=LEFT,
         right=RIGHT,
     )
+
+
+def _clean(value: Any) -> Any:
+    """Return a value of the page without secrets: texts of engines end in it."""
+    return redact(value).text if isinstance(value, str) else value
 
 
 def _placed(chart: Chart) -> dict[str, Any]:

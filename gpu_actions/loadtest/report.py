@@ -7,6 +7,7 @@ from gpu_actions.loadtest.page import page_html
 from gpu_actions.loadtest.result import Distribution, Energy, LoadTestResult, Percentile
 from gpu_actions.system.files import write_atomically
 from gpu_actions.system.processes import run_process
+from gpu_actions.system.redact import redact, redacted_json, redacted_tail
 
 RENDER_TIMEOUT_S = 60
 JSON_NAME, HTML_NAME, PNG_NAME, TEXT_NAME = "load_test.json", "report.html", "report.png", "summary.txt"
@@ -61,18 +62,18 @@ def summary_lines(result: LoadTestResult) -> tuple[str, str, str, str, str]:
 
 def summary_text(result: LoadTestResult) -> str:
     """Return the five lines as text."""
-    return "\n".join(line.replace("\n", " ") for line in summary_lines(result)) + "\n"
+    return redact("\n".join(line.replace("\n", " ") for line in summary_lines(result)) + "\n").text
 
 
 async def write_reports(result: LoadTestResult, out_dir: Path) -> None:
     """Write all four files, the JSON first. A picture that fails is reported on standard error and is not an error."""
-    json_path = write_atomically(out_dir / JSON_NAME, result.model_dump_json(indent=1))
+    json_path = write_atomically(out_dir / JSON_NAME, redacted_json(result.model_dump_json()))
     write_atomically(out_dir / TEXT_NAME, summary_text(result))
     write_atomically(out_dir / HTML_NAME, page_html(result, summary_lines(result)))
     argv = [sys.executable, "-m", "gpu_actions.loadtest.picture", str(json_path), str(out_dir / PNG_NAME)]
     drawn = await run_process(argv, timeout_s=RENDER_TIMEOUT_S)
     if drawn.exit_code != 0:
-        reason = "took too long" if drawn.timed_out else drawn.stderr.strip()[-300:]
+        reason = "took too long" if drawn.timed_out else redacted_tail(drawn.stderr.strip(), 300)
         sys.stderr.write(
             f"the picture {PNG_NAME} could not be drawn ({reason}); the other files are complete\n"
         )

@@ -5,7 +5,7 @@ A kind is one file that declares everything the program needs to know of it, and
 - `ENGINES[kind]`: the class of an engine; its attributes are described on `HttpEngine` in `engines/base.py`.
 - `engine_of_page(text)`: the engine whose metric names a /metrics page uses, `metric_names(figure)`: every engine's names.
 - `rank_in_title(title)`: the rank in a worker's process title of any engine.
-- `PROCESS_WORDS`, `PACKAGES`: of all engines together.
+- `PROCESS_WORDS`, `PACKAGES`, `PROMPT_LINES`: of all engines together.
 - `UNITS`, `ROUTERS`: the settings of each kind of unit and router. `config.tiers[name].unit.build(...)` and
   `config.router.build(...)` return their drivers, `.setup_checks(...)` checks them for `doctor`. The first router is
   the default.
@@ -57,6 +57,7 @@ EngineKind = Annotated[
 """The name of an engine in the settings."""
 
 PROCESS_WORDS = tuple(word for engine in ENGINES.values() for word in engine.process_words)
+PROMPT_LINES = tuple(pattern for engine in ENGINES.values() for pattern in engine.prompt_lines)
 PACKAGES = tuple(package for engine in ENGINES.values() for package in engine.packages)
 
 

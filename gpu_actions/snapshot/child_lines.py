@@ -11,9 +11,12 @@ from collections.abc import AsyncGenerator, Sequence
 
 from gpu_actions.system.leash import LEASH
 from gpu_actions.system.processes import child_environment
+from gpu_actions.system.redact import redacted_tail, whole_lines
 
 MAX_LINE_BYTES = 1024 * 1024
 REAP_S = 0.5
+KEPT_BYTES = 65536
+TAIL_CHARACTERS = 2000
 
 
 async def lines_of(
@@ -65,7 +68,8 @@ async def lines_of(
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:
-    kept = b""
+    kept, cut = b"", False
     while chunk := await stream.read(65536):
-        kept = (kept + chunk)[-2000:]
-    return kept.decode(errors="replace").strip()
+        cut = cut or len(kept) + len(chunk) > KEPT_BYTES
+        kept = (kept + chunk)[-KEPT_BYTES:]
+    return redacted_tail(whole_lines(kept.decode(errors="replace"), cut=cut).strip(), TAIL_CHARACTERS)

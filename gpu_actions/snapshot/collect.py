@@ -14,6 +14,7 @@ from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, So
 from gpu_actions.snapshot.model import COLLECTORS, CollectorOutcome, Snapshot
 from gpu_actions.snapshot.progress import progress_of
 from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.system.redact import redacted_head
 
 Report = Callable[[str], None]
 
@@ -66,7 +67,7 @@ class _Collection:
             self.finished[name].set()
         seconds = time.monotonic() - started
         self.outcomes[name] = CollectorOutcome(
-            status=status, reason=" ".join(reason.split())[:300], seconds=seconds
+            status=status, reason=redacted_head(" ".join(reason.split()), 300), seconds=seconds
         )
         if self._report is not None and status != "skipped":
             self._report(f"{name}: {status} in {seconds:.1f} s")

@@ -27,6 +27,7 @@ from gpu_actions.snapshot.collectors.router import ROUTER, RouterReading
 from gpu_actions.snapshot.collectors.stacks import STACKS, StacksReading
 from gpu_actions.snapshot.target import Expectation
 from gpu_actions.system.files import write_atomically
+from gpu_actions.system.redact import redacted_json
 
 SCHEMA_VERSION = 1
 MAX_SNAPSHOT_BYTES = 8 * 1024 * 1024
@@ -103,7 +104,12 @@ class SnapshotUnreadable(Exception):
 
 def save_snapshot(snapshot: Snapshot, path: Path) -> Path:
     """Write a snapshot atomically, readable by its owner only (it contains process ids and paths)."""
-    return write_atomically(path, snapshot.model_dump_json(indent=1) + "\n")
+    return write_atomically(path, snapshot_json(snapshot) + "\n")
+
+
+def snapshot_json(snapshot: Snapshot) -> str:
+    """Return a snapshot as JSON without secrets."""
+    return redacted_json(snapshot.model_dump_json())
 
 
 def load_snapshot(path: Path) -> Snapshot:

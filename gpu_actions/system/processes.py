@@ -16,6 +16,7 @@ from pathlib import Path
 from gpu_actions.models import Frozen
 from gpu_actions.system.leash import LEASH
 from gpu_actions.system.proc import process_table
+from gpu_actions.system.redact import redacted_head
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 """Variables that children inherit; the caller must name all others."""
@@ -45,7 +46,7 @@ class ProcessResult(Frozen):
         """Return one line: the command, how it ended, and the last two lines that it printed."""
         printed = "; ".join((self.stderr.strip() or self.stdout.strip()).splitlines()[-2:])
         how = f"no end within {self.seconds:.0f} s" if self.timed_out else f"exit code {self.exit_code}"
-        return f"{shlex.join(self.argv)}: {how}{': ' + printed[:300] if printed else ''}"
+        return f"{shlex.join(self.argv)}: {how}{': ' + redacted_head(printed, 300) if printed else ''}"
 
 
 async def run_process(

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from gpu_actions.models import Frozen
 from gpu_actions.system.processes import child_environment, run_process
+from gpu_actions.system.redact import redacted_tail
 
 READ_TIMEOUT_S = 10.0
 """Reading 8 GPUs takes 0.3 s on a healthy host (30 ms a GPU were measured); on a sick one a call can hang for minutes."""
@@ -54,5 +55,5 @@ async def read_gpus(*, timeout_s: float = READ_TIMEOUT_S) -> GpuMemories:
     try:
         return GpuMemories.model_validate_json(result.stdout)
     except ValidationError:
-        stderr = " ".join(result.stderr.split())[-200:]
+        stderr = redacted_tail(" ".join(result.stderr.split()), 200)
         return GpuMemories(error=f"NVML could not be read: exit code {result.exit_code}: {stderr}")

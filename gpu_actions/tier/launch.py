@@ -8,10 +8,12 @@ import re
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
-from gpu_actions.serving.interfaces import UnitError, UnitState
+from gpu_actions.serving.engine_log import read_engine_log
+from gpu_actions.serving.interfaces import Unit, UnitError, UnitState
 from gpu_actions.system.clock import Moment
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.proc import read_environment
+from gpu_actions.system.redact import redacted_head
 from gpu_actions.system.urls import port_of
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import generates
@@ -26,6 +28,11 @@ AN_ERROR = re.compile(r"\b\w*(Error|Exception)\b|\berror:|\bfatal\b|No such file
 """What a line says that explains an end. Several lines may match; see `explaining_line`."""
 
 
+async def explain_end(unit: Unit) -> str:
+    """Return what the end of a unit's log says about why its program ended."""
+    return explaining_line((await read_engine_log(unit, LOG_BYTES))[0])
+
+
 def explaining_line(log: str) -> str:
     """Return the line of a log that explains why its program ended, at most 300 characters.
 
@@ -35,8 +42,8 @@ def explaining_line(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for pattern in (OUT_OF_MEMORY, AN_ERROR):
         if explaining := [line for line in lines if pattern.search(line)]:
-            return explaining[-1][:300]
-    return lines[-1][:300] if lines else "its log is empty"
+            return redacted_head(explaining[-1], 300)
+    return redacted_head(lines[-1], 300) if lines else "its log is empty"
 
 
 def environment_of(pid: int) -> dict[str, str] | None:
@@ -81,7 +88,7 @@ async def launch(context: StepContext) -> StepResult:
     state = await tier.unit.state()
     if not state.active or state.restarts != first.restarts:
         raise StepFailed(
-            f"{tier.name} ended right after its start: {explaining_line(await tier.unit.log_tail(LOG_BYTES))}",
+            f"{tier.name} ended right after its start: {await explain_end(tier.unit)}",
             next_action="read the end of its log in the bundle",
         )
     return _result(context, tier, state, "started")

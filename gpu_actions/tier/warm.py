@@ -26,7 +26,7 @@ from gpu_actions.system.clock import process_age_s
 from gpu_actions.system.files import artifact_of, write_atomically
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.gpu_memory import read_gpus
-from gpu_actions.tier.launch import LOG_BYTES, explaining_line
+from gpu_actions.tier.launch import explain_end
 
 WARM_PROMPT = "The on-call engineer looked at the graph and said that the service would be back in "
 WARM_TOKENS = 8
@@ -245,9 +245,8 @@ async def _startup_s(context: StepContext, tier: Tier) -> float:
 
 
 async def _died(tier: Tier, what: str) -> StepFailed:
-    log = await tier.unit.log_tail(LOG_BYTES)
     return StepFailed(
-        f"{tier.name} never became ready: {what}; its log: {explaining_line(log)}",
+        f"{tier.name} never became ready: {what}; its log: {await explain_end(tier.unit)}",
         next_action="read the end of its log",
     )
 

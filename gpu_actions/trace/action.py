@@ -6,7 +6,6 @@ parsed in a child process (see `gpu_actions.trace.__main__`).
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 import time
@@ -25,6 +24,7 @@ from gpu_actions.system.contained import FileRefused, copy_contained
 from gpu_actions.system.files import artifact_of, write_atomically
 from gpu_actions.system.listening import listening_process
 from gpu_actions.system.processes import run_process
+from gpu_actions.system.redact import redacted_json, redacted_tail
 from gpu_actions.system.urls import port_of
 from gpu_actions.trace.analysis import TraceSummary, table
 
@@ -206,7 +206,7 @@ async def tabulate(context: StepContext) -> StepResult:
         reason = (
             "took too long"
             if result.timed_out
-            else result.stderr.strip()[-300:] or f"exit code {result.exit_code}"
+            else redacted_tail(result.stderr.strip(), 300) or f"exit code {result.exit_code}"
         )
         raise StepFailed(
             f"the trace could not be tabulated: {reason}",
@@ -214,7 +214,8 @@ async def tabulate(context: StepContext) -> StepResult:
         )
     summary = TraceSummary.model_validate_json(result.stdout)
     path = write_atomically(
-        context.workdir / "trace_summary.json", json.dumps(summary.model_dump(mode="json"), indent=1)
+        context.workdir / "trace_summary.json",
+        redacted_json(summary.model_dump_json()),
     )
     top = summary.ranks[0].top[0]
     return StepResult(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from gpu_actions.models import Frozen
+from gpu_actions.system.redact import redact
 
 KERNEL_CATEGORIES = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 NCCL_PREFIXES = ("ncclDevKernel", "ncclKernel")
@@ -110,7 +111,12 @@ def _rows(totals: Mapping[str, tuple[int, float]], top: int) -> tuple[KernelRow,
     everything = sum(time_us for _, time_us in totals.values()) or 1.0
     ordered = sorted(totals.items(), key=lambda item: (-item[1][1], item[0]))[:top]
     return tuple(
-        KernelRow(name=name, calls=calls, total_ms=time_us / 1e3, share_percent=100 * time_us / everything)
+        KernelRow(
+            name=redact(name).text,
+            calls=calls,
+            total_ms=time_us / 1e3,
+            share_percent=100 * time_us / everything,
+        )
         for name, (calls, time_us) in ordered
     )
 

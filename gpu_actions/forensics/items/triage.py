@@ -4,7 +4,8 @@ import asyncio
 
 from gpu_actions.forensics.item import Collected, Scope, evidence
 from gpu_actions.models import Verdict
-from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.model import Snapshot, snapshot_json
+from gpu_actions.system.redact import redacted_json
 from gpu_actions.triage.host_verdict import judge_host
 
 WINDOW_SHARE = 0.3
@@ -25,10 +26,10 @@ def _judged(scope: Scope) -> "asyncio.Task[tuple[Snapshot, Verdict]]":
 @evidence("triage/snapshot.json", source="triage: one snapshot")
 async def snapshot(scope: Scope) -> Collected:
     taken, _ = await _judged(scope)
-    return Collected(text=taken.model_dump_json(indent=1))
+    return Collected(text=snapshot_json(taken))
 
 
 @evidence("triage/verdict.json", source="triage: the verdict on that snapshot")
 async def verdict(scope: Scope) -> Collected:
     _, judged = await _judged(scope)
-    return Collected(text=judged.model_dump_json(indent=1))
+    return Collected(text=redacted_json(judged.model_dump_json()))

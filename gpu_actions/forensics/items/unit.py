@@ -1,18 +1,19 @@
-"""A tier's unit: its log, its state, and the command that it starts."""
+"""A tier's unit: its log without prompts, its state, and the command that it starts."""
 
 import json
 
 from gpu_actions.forensics.item import Collected, Missing, Scope, evidence
+from gpu_actions.serving.engine_log import read_engine_log
 
 LOG_TAIL_BYTES = 512 * 1024
 
 
 @evidence("{tier}/log.txt", source="log of unit {unit}", keep="tail")
 async def log(scope: Scope) -> Collected:
-    text = await scope.the_tier.unit.log_tail(LOG_TAIL_BYTES)
+    text, truncated = await read_engine_log(scope.the_tier.unit, LOG_TAIL_BYTES)
     if not text:
         raise Missing("the log is empty")
-    return Collected(text=text, truncated=len(text.encode()) >= LOG_TAIL_BYTES)
+    return Collected(text=text, truncated=truncated)
 
 
 @evidence("{tier}/unit.json", source="unit {unit}")

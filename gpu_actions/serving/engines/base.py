@@ -35,6 +35,7 @@ from gpu_actions.serving.interfaces import (
 )
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.system.listening import until_listening
+from gpu_actions.system.redact import redacted_head
 from gpu_actions.system.urls import check_url, port_of
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class HttpEngine:
     process_words: ClassVar[tuple[str, ...]] = ()
     """Words in the names of its processes that mark them as Python, for stack dumps."""
 
+    prompt_lines: ClassVar[tuple[re.Pattern[str], ...]] = ()
+    """Find a line of its log that holds a prompt or a completion; what group 1 matches may stay."""
+
     packages: ClassVar[tuple[str, ...]] = ()
     """Python packages whose versions belong into an evidence bundle."""
 
@@ -177,7 +181,7 @@ class HttpEngine:
         reader = CompletionReader(url, max_tokens=max_tokens, begun=time.monotonic())
         async with self._request("POST", "/v1/completions", timeout_s=timeout_s, body=body) as response:
             if not response.content_type.startswith("text/event-stream"):
-                start = (await response.text())[:300]
+                start = redacted_head(await response.text(), 300)
                 raise EngineError(f"{url} answered {response.content_type} to a streamed request: {start}")
             async for line in response.content:
                 reader.feed(line)
@@ -319,7 +323,7 @@ class HttpEngine:
         try:
             async with request(method, url, timeout_s=timeout_s, api_key=key, body=body) as response:
                 if response.status != 200:
-                    start = (await response.text(errors="replace"))[:300]
+                    start = redacted_head(await response.text(errors="replace"), 300)
                     raise RefusedError(f"{url} answered {response.status}: {start}", status=response.status)
                 yield response
         except HttpFailure as error:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from gpu_actions.serving.interfaces import Completion, EngineError
+from gpu_actions.system.redact import redacted_head
 
 FINISHED = frozenset({"stop", "length"})
 """Finish reasons of a request that was served. Others, such as `abort` and `error`, report a failure."""
@@ -55,9 +56,11 @@ class CompletionReader:
         try:
             chunk = json.loads(data)
         except json.JSONDecodeError:
-            raise EngineError(f"{self.url} streamed something that is not JSON: {data[:200]!r}") from None
+            raise EngineError(
+                f"{self.url} streamed something that is not JSON: {_start(data, 200)!r}"
+            ) from None
         if not isinstance(chunk, dict) or chunk.get("error"):
-            raise EngineError(f"{self.url} broke off with an error: {data[:300].decode(errors='replace')}")
+            raise EngineError(f"{self.url} broke off with an error: {_start(data, 300)}")
         usage = chunk.get("usage")
         if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
             self.tokens = usage["completion_tokens"]
@@ -97,3 +100,7 @@ class CompletionReader:
             ttft_ms=(self.first_at - self.begun) * 1000,
             e2e_ms=(time.monotonic() - self.begun) * 1000,
         )
+
+
+def _start(data: bytes, limit: int) -> str:
+    return redacted_head(data.decode(errors="replace"), limit)

@@ -34,6 +34,10 @@ class SglangEngine(HttpEngine):
     progress = ("ttft", "itl")
     rank_title = re.compile(r"scheduler_TP_?(\d+)", re.IGNORECASE)  # sglang::scheduler_TP0
     process_words = ("sglang",)
+    prompt_lines = (  # --log-requests, as text and as JSON: sglang/srt/utils/request_logger.py
+        re.compile(r"(.*?\b(?:Receive|Finish)(?: OpenAI)?: obj=(?:\w+\(rid='[\w-]{1,80}'(?=,))?)"),
+        re.compile(r"(.*?\"event\": ?\"request\.(?:received|finished)\",?)"),
+    )
     packages = ("sglang",)
     batch_flag = "--max-running-requests"
     profiler_hint = "this SGLang has no /start_profile: is the URL the engine's own and not a gateway's?"

@@ -30,6 +30,14 @@ class VllmEngine(HttpEngine):
     metric_prefix = "vllm:"
     rank_title = re.compile(r"Worker_TP_?(\d+)", re.IGNORECASE)  # VLLM::Worker_TP0
     process_words = ("vllm",)
+    prompt_lines = (  # --enable-log-requests and --enable-log-outputs: vllm/entrypoints/logger.py, 0.6 to 0.32
+        re.compile(r"(.*?\bReceived request \S+: )prompt: "),
+        re.compile(r"(.*?\bRequest \S+ details: )prompt: "),
+        re.compile(
+            r"(.*?\bGenerated response \S+?(?: \(streaming \w+\))?:? (?:details: )?)output(?:_token_ids)?: "
+        ),
+        re.compile(r"(.*?\bReceived raw HTTP request \S+: )"),
+    )
     packages = ("vllm",)
     batch_flag = "--max-num-seqs"
     group_stop_hazard = (

@@ -29,6 +29,7 @@ from gpu_actions.system.files import write_atomically, write_json
 from gpu_actions.system.folder_lock import make_private_folder
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.processes import run_process
+from gpu_actions.system.redact import whole_lines
 from gpu_actions.system.urls import port_of
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 15.0
 """HAProxy answers 30 ms after its start; the rest is for a host in trouble."""
 
+LOG_BYTES = 4096
 GIVE_UP_RESTARTS = 2
 """A first start may find its port still held by a process that is ending; a third one may not."""
 
@@ -232,7 +234,8 @@ class ManagedRouter(HaproxyRouter):
                 return
             state = await self.unit.state()
             if state.restarts - restarts >= GIVE_UP_RESTARTS:
-                log = _alerts(await self.unit.log_tail(4096))
+                text = await self.unit.log_tail(LOG_BYTES)
+                log = _alerts(whole_lines(text, cut=len(text) >= LOG_BYTES))
                 await self.unit.stop()
                 raise RouterError(
                     f"the router ended right after its start, {GIVE_UP_RESTARTS + 1} times: {log}; "

@@ -26,6 +26,7 @@ from gpu_actions.system.files import write_atomically, write_json
 from gpu_actions.system.folder_lock import make_private_folder
 from gpu_actions.system.proc import ProcessRow, family, is_same, process_table, send
 from gpu_actions.system.processes import ProcessResult, child_environment, run_process
+from gpu_actions.system.redact import redacted_head
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ class CommandUnit(FolderUnit):
             return None
         if not word.isdigit() or not 0 < int(word) < 1 << 31:
             raise UnitError(
-                f"the main_pid command of unit {self.name!r} printed {word[:80]!r}, which is not a process id"
+                f"the main_pid command of unit {self.name!r} printed {redacted_head(word, 80)!r}, which is not a process id"
             )
         return int(word)
 

@@ -13,6 +13,7 @@ from gpu_actions.serving.engines.completion import CompletionReader, completion_
 from gpu_actions.serving.http import Failure, HttpFailure, fetch, request
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
+from gpu_actions.system.redact import redacted_head
 
 PROMPT = "gpu-oncall triage probe"
 
@@ -64,7 +65,7 @@ async def collect_completion(source: Source) -> CompletionReading:
             ttft_ms=None if reader.first_at is None else (reader.first_at - begun) * 1000,
             e2e_ms=(time.monotonic() - begun) * 1000,
             deadline_s=deadline_s,
-            detail=detail[:300],
+            detail=redacted_head(detail, 300),
             model=model or "",
         )
 

@@ -23,6 +23,7 @@ from gpu_actions.snapshot.child_lines import lines_of
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.nvml import NvmlReading
 from gpu_actions.system.processes import child_environment
+from gpu_actions.system.redact import redacted_tail
 
 FOLDER_PREFIX = "gpu-oncall-deep-"
 LEFTOVER_AGE_S = 3600.0
@@ -164,7 +165,9 @@ async def run_probe(
         ranks, backend=backend, message_bytes=message_bytes, seconds=time.monotonic() - began
     )
     if reading.outcome == "timeout" and errors:
-        return reading.model_copy(update={"detail": f"{reading.detail}: {errors[0].splitlines()[-1][-200:]}"})
+        return reading.model_copy(
+            update={"detail": f"{reading.detail}: {redacted_tail(errors[0].splitlines()[-1], 200)}"}
+        )
     return reading
 
 

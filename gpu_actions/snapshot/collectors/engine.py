@@ -14,6 +14,7 @@ from gpu_actions.serving.engines.metrics import histogram_count
 from gpu_actions.serving.http import HttpFailure, fetch
 from gpu_actions.serving.registry import engine_of_page
 from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
+from gpu_actions.system.redact import redacted_head
 
 FIGURES = ("running", "waiting", "generation_tokens", "progress", "prompt_tokens", "kv_cache_usage")
 NO_KNOWN_METRIC = "the page has none of the metrics of a known engine"
@@ -128,7 +129,7 @@ def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample
 
 
 def _short(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return redacted_head(" ".join(str(error).split()) or type(error).__name__, 200)
 
 
 ENGINE = Collector(

@@ -5,6 +5,7 @@ from pydantic import Field
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.system.processes import run_process
+from gpu_actions.system.redact import redacted_head
 
 TIMEOUT_S = 3.0
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "Result")
@@ -46,7 +47,7 @@ async def collect_fabric_manager(source: Source) -> FabricManagerReading:
         raise CollectorFailed("systemctl is not installed") from None
     if result.timed_out or result.exit_code != 0:
         why = "no answer" if result.timed_out else result.stderr.strip()
-        raise CollectorFailed(f"systemctl show {unit}: {why[:160]}")
+        raise CollectorFailed(f"systemctl show {unit}: {redacted_head(why, 160)}")
     return parse_show(result.stdout, unit=unit)
 
 

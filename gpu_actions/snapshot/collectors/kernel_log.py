@@ -22,6 +22,7 @@ from pydantic import AwareDatetime, Field
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
 from gpu_actions.system.processes import ProcessResult, run_process
+from gpu_actions.system.redact import redacted_head
 
 MAX_EVENTS = 200
 """Kept of a log. Beyond it, the oldest events of the most frequent kind are folded into later ones: a storm hides nothing."""
@@ -328,7 +329,9 @@ async def _journal(since: datetime, *, now: datetime, max_bytes: int, why: str) 
         except FileNotFoundError:
             raise CollectorFailed(f"{why}; journalctl is not installed") from None
         if result.exit_code != 0 or result.timed_out or "not seeing messages" in result.stderr:
-            raise CollectorFailed(f"{why}; journalctl: {(result.stderr.strip() or 'failed')[:160]}")
+            raise CollectorFailed(
+                f"{why}; journalctl: {redacted_head(result.stderr.strip() or 'failed', 160)}"
+            )
         return result
 
     result = await ask("--since", f"@{since.timestamp():.0f}")

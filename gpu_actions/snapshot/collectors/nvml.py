@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.child_lines import lines_of
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.system.redact import redacted_head
 
 CHILD = "gpu_actions.snapshot.collectors.nvml_child"
 START_ALLOWANCE_S = 8.0
@@ -210,11 +211,13 @@ async def _run_child(*, window_s: float, stall_s: float, skip: list[int]) -> Nvm
             last = line if line.endswith(b"\n") else last
     if not last:
         reason = errors[0].splitlines()[-1] if errors else "it wrote nothing"
-        raise CollectorFailed(f"the NVML child ended before its first answer: {reason}"[:300])
+        raise CollectorFailed(redacted_head(f"the NVML child ended before its first answer: {reason}", 300))
     try:
         reading = NvmlReading.model_validate_json(last)
     except ValidationError as error:
-        raise CollectorFailed(f"the NVML child wrote an unexpected line: {str(error)[:160]}") from error
+        raise CollectorFailed(
+            f"the NVML child wrote an unexpected line: {redacted_head(str(error), 160)}"
+        ) from error
     if reading.window_s is None and reading.init_error is None and reading.hung_call is None:
         # Its own watchdog did not fire: the deadline ended it.
         return reading.model_copy(update={"hung_call": "unknown call"})

@@ -67,7 +67,23 @@ def test_text_that_an_engineer_needs_stays(text: str) -> None:
 
 def test_a_megabyte_of_hostile_text_takes_no_noticeable_time() -> None:
     started = time.monotonic()
-    for part in ("-", "a-", "key", "x.y", "://"):
+    parts = (
+        "-",
+        "a-",
+        "key",
+        "x.y",
+        "://",
+        "eyJ",
+        "A\n",
+        "key=",
+        'key="',
+        "key=[",
+        "key=a(",
+        'key \\"',
+        "--key ",
+        "http://a:",
+    )
+    for part in (*parts, "@", "-----END ", "login -p", " -u a:", "$1$", "authorization: ", "1234 "):
         redact(part * (300_000 // len(part)))
     assert time.monotonic() - started < 10
 

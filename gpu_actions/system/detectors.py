@@ -1,0 +1,41 @@
+"""The token formats of detect-secrets (https://github.com/Yelp/detect-secrets) behind our own rules.
+
+Only detectors of a fixed format in linear time are used. Its keyword and entropy detectors would remove hashes, UUIDs and
+paths, which an engineer needs. It is imported at the first text that may hold such a token: 5 MB of memory in the bot, 80 ms.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+_DETECTORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("azure_storage_key", "AzureStorageKeyDetector", ("AccountKey=",)),
+    ("github_token", "GitHubTokenDetector", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
+    ("gitlab_token", "GitLabTokenDetector", ("GR1348941", "glimt-")),
+    ("mailchimp", "MailchimpDetector", ("-us",)),
+    ("openai", "OpenAIDetector", ("T3BlbkFJ",)),
+    ("pypi_token", "PypiTokenDetector", ("pypi-",)),
+    ("sendgrid", "SendGridDetector", ("SG.",)),
+    ("slack", "SlackDetector", ("xox", "hooks.slack.com")),
+    ("square_oauth", "SquareOAuthDetector", ("sq0csp-",)),
+    ("stripe", "StripeDetector", ("_live_",)),
+    ("telegram_token", "TelegramBotTokenDetector", (":AA",)),
+    ("twilio", "TwilioKeyDetector", ("AC", "SK")),
+    ("discord", "DiscordBotTokenDetector", ("M", "N", "O")),
+)
+"""Module, class, and the texts of which one is in every such token, so that a text without them costs nothing."""
+
+
+@cache
+def _detector(module: str, name: str) -> Any:
+    return getattr(import_module(f"detect_secrets.plugins.{module}"), name)()
+
+
+def library_findings(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the kind and the text of each secret that a detector finds."""
+    for module, name, words in _DETECTORS:
+        if any(word in text for word in words):
+            for secret in set(_detector(module, name).analyze_string(text)):
+                if secret and "[redacted" not in secret:
+                    yield module, secret
