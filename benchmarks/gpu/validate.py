@@ -23,6 +23,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.gpu.golden import golden_prompts
 from benchmarks.gpu.runbook import whole_runbook
 from gpu_actions.config.host import EngineConfig
 from gpu_actions.config.thresholds import TriageThresholds
@@ -305,6 +306,7 @@ SECTIONS: dict[str, tuple[Callable[[Validation], Awaitable[Record]], float]] = {
     "frozen_rank": (triage_frozen_rank, 120),
     "sleeping_rank": (triage_sleeping_rank, 150),
     "load": (load_tests, 240),
+    "golden": (golden_prompts, 240),
     "runbook": (runbook, 300),
 }
 
