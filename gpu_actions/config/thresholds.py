@@ -113,6 +113,14 @@ class TriageThresholds(Frozen):
         ge=0,
         description="seconds after its start in which a tier that does not listen is still loading",
     )
+    crash_loop_restarts: int = Field(
+        default=3, ge=2, description="automatic restarts within crash_loop_s that are a crash loop"
+    )
+    crash_loop_s: float = Field(
+        default=1800,
+        ge=60,
+        description="seconds within which restarts count together (a large tier loads for minutes)",
+    )
     completion_slow_factor: float = Field(
         default=3, gt=1, description="synthetic completion slower than its baseline by this factor"
     )

@@ -22,6 +22,9 @@ class UnitState(Frozen):
     pids: tuple[int, ...] = ()
     started_at_s: float | None = None
     restarts: int = Field(default=0, description="automatic restarts since it was last started")
+    restarted_at_s: tuple[float, ...] = Field(
+        default=(), description="Unix times of the latest automatic restarts, if its driver knows them"
+    )
     frozen_reason: str = ""
 
 

@@ -1,5 +1,6 @@
 """What triage reads: one host and the tier that should be serving there, from the settings or from the shell's flags."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +9,33 @@ from pydantic import Field, SecretStr
 
 from gpu_actions.config.host import HostConfig, TierName
 from gpu_actions.models import Frozen
-from gpu_actions.serving.interfaces import UnitError, UnitState
+from gpu_actions.serving.interfaces import Unit, UnitError, UnitState
 from gpu_actions.serving.units.base import runs_although_frozen
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host
+
+
+LOG_ERROR = re.compile(
+    r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
+    r"|illegal memory access|CUDA_ERROR_ILLEGAL_ADDRESS|cudaErrorIllegalAddress"
+    r"|killed by the OOM killer|result 'oom-kill'",
+    re.IGNORECASE,
+)
+"""Errors in a unit's log that say why its process ended."""
+
+LOG_ERRORS_KEPT = 5
+
+
+class UnitFacts(Frozen):
+    """What the driver of the tier's unit knows of its restarts."""
+
+    restarts: int = 0
+    restarted_at_s: tuple[float, ...] = Field(
+        default=(), description="Unix times of the latest, if they are known"
+    )
+    started_at_s: float | None = None
+    log_errors: tuple[str, ...] = Field(default=(), description="the part of a line that matches `LOG_ERROR`")
 
 
 class Expectation(Frozen):
@@ -26,6 +49,9 @@ class Expectation(Frozen):
     other_pids: tuple[int, ...] = ()
     unwanted: tuple[str, ...] = Field(default=(), description="tiers that run although they are frozen")
     unit_error: str = Field(default="", description="why the driver of the tier's unit reported no state")
+    unit: UnitFacts | None = Field(
+        default=None, description="of the tier's unit, once it restarted or is down"
+    )
     router_server: str | None = None
     fallback_memory_gib: float | None = Field(default=None, gt=0)
 
@@ -62,6 +88,7 @@ class TriageTarget(Frozen):
     ranks: int | None = Field(default=None, ge=1, le=64, description="processes in the tier's collectives")
     unit_active: bool | None = Field(default=None, description="from the unit's driver, None = not known")
     unit_error: str = Field(default="", description="why the driver of the unit reported no state")
+    unit: UnitFacts | None = Field(default=None, description="what the driver knows of restarts")
     router_address: str | None = Field(
         default=None, description="where the router is controlled: a socket or a URL"
     )
@@ -123,7 +150,25 @@ async def target_of_host(
             "unwanted": tuple(unwanted),
             "golden": host.golden_path(chosen),
             "unit_error": errors.get(chosen, ""),
+            "unit": await _unit_facts(host.tiers[chosen].unit, states.get(chosen)),
         }
+    )
+
+
+async def _unit_facts(unit: Unit, state: UnitState | None) -> UnitFacts | None:
+    """Return the facts about a unit's restarts, with the errors at the end of its log; None for one that never restarted."""
+    if state is None or (state.active and not state.restarts):
+        return None
+    try:
+        log = await unit.log_tail()
+    except (UnitError, OSError):
+        log = ""
+    errors = [match.group(0) for line in log.splitlines() if (match := LOG_ERROR.search(line))]
+    return UnitFacts(
+        restarts=state.restarts,
+        restarted_at_s=state.restarted_at_s,
+        started_at_s=state.started_at_s,
+        log_errors=tuple(errors[-LOG_ERRORS_KEPT:]),
     )
 
 

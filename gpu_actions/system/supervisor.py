@@ -29,6 +29,7 @@ LAST_SCAN_S = 30.0
 
 FIRST_BACKOFF_S = 0.25
 LAST_BACKOFF_S = 30.0
+RESTART_TIMES_KEPT = 20
 STEADY_AFTER_S = 60.0
 """A process that ran this long restarts with the first backoff."""
 
@@ -52,6 +53,7 @@ class Supervisor:
         self.child: ProcessRow | None = None
         self.adopted = False
         self.restarts = 0
+        self.restarted_at_s: list[float] = []
         self.started_at_s = 0.0
         self.last_exit = ""
         self._known: list[list[int]] = []
@@ -170,6 +172,7 @@ class Supervisor:
                 "session": os.getpid(),
                 "started_at_s": self.started_at_s,
                 "restarts": self.restarts,
+                "restarted_at_s": self.restarted_at_s,
                 "last_exit": self.last_exit,
                 "known": self._known,
             },
@@ -210,6 +213,7 @@ class Supervisor:
             if not self.may_start():
                 break
             self.restarts += 1
+            self.restarted_at_s = [*self.restarted_at_s, time.time()][-RESTART_TIMES_KEPT:]
             error = self.launch()
             if error:
                 self.last_exit = f"could not start: {error}"

@@ -24,6 +24,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     ),
     "serving": (
         "nccl_hang",
+        "crash_loop",
+        "engine_crashed",
         "engine_down",
         "engine_stalled",
         "engine_errors",

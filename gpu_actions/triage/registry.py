@@ -2,6 +2,7 @@
 
 from gpu_actions.triage.check import Check
 from gpu_actions.triage.checks.collective import COLLECTIVE
+from gpu_actions.triage.checks.crashes import CRASHES
 from gpu_actions.triage.checks.deep import DEEP
 from gpu_actions.triage.checks.fabric import FABRIC
 from gpu_actions.triage.checks.golden import GOLDEN
@@ -15,6 +16,7 @@ from gpu_actions.triage.rule import Rule
 
 CHECKS: tuple[Check, ...] = (
     SERVING,
+    CRASHES,
     GOLDEN,
     COLLECTIVE,
     ROUTER,

@@ -154,6 +154,7 @@ class SupervisedProcess(FolderUnit):
             pids=tuple(sorted(self._members(record))),
             started_at_s=record.get("started_at_s") if main is not None else None,
             restarts=record.get("restarts", 0),
+            restarted_at_s=tuple(record.get("restarted_at_s", ())),
             frozen_reason=reason or "",
         )
 

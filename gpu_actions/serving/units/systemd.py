@@ -5,6 +5,8 @@ Only the verbs of `VERBS` are ever run. The scope is a drop-in file below /run, 
 """
 
 import asyncio
+import contextlib
+import json
 import logging
 import os
 import time
@@ -52,6 +54,9 @@ KILL_WAIT_S = 10.0
 
 RUNNING = frozenset({"active", "reloading", "activating", "deactivating"})
 
+RESTART_SCHEDULED = "5eb03494b6584870a536b337290809b3"
+"""SD_MESSAGE_UNIT_RESTART_SCHEDULED of systemd's sd-messages.h."""
+
 
 class SystemdUnit(UnitConfig):
     """A systemd unit of the system (or of the user) manager."""
@@ -94,6 +99,7 @@ class SystemdService:
         self.name = name
         self.config = config
         self.unit = config.name
+        self._restart_times: tuple[int, tuple[float, ...]] = (0, ())
         self.drop_ins = (drop_in_root or default_drop_in_root(user=config.user)) / f"{config.name}.d"
 
     async def start(self) -> None:
@@ -168,7 +174,8 @@ class SystemdService:
             main_pid=main_pid,
             pids=self._pids(shown),
             started_at_s=time.time() - time.monotonic() + started_us / 1e6 if active and started_us else None,
-            restarts=int(shown["NRestarts"] or 0),
+            restarts=(restarts := int(shown["NRestarts"] or 0)),
+            restarted_at_s=await self._restarted_at_s(restarts),
             frozen_reason=reason or "",
         )
 
@@ -232,6 +239,23 @@ class SystemdService:
         if result.exit_code != 0:
             raise UnitError(f"the journal of {self.unit} cannot be read: {result.describe()}")
         return result.stdout.encode()[-max_bytes:].decode(errors="replace")
+
+    async def _restarted_at_s(self, restarts: int) -> tuple[float, ...]:
+        """Return the times of the latest restarts from its journal, read only when their number changed."""
+        if restarts == 0 or self._restart_times[0] == restarts:
+            return self._restart_times[1] if restarts else ()
+        user = ("--user", "USER_UNIT=") if self.config.user else ("UNIT=",)
+        argv = (
+            *("journalctl", *user[:-1], "--no-pager", "--output=json", "--lines=20"),
+            *(f"MESSAGE_ID={RESTART_SCHEDULED}", f"{user[-1]}{self.unit}"),
+        )
+        times: list[float] = []
+        with contextlib.suppress(UnitError, OSError):
+            for line in (await self._run(argv)).stdout.splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    times.append(int(json.loads(line)["__REALTIME_TIMESTAMP"]) / 1e6)
+        self._restart_times = (restarts, tuple(times))
+        return self._restart_times[1]
 
     def describe_start(self) -> str:
         return " ".join(self._argv("start", self.unit))

@@ -27,6 +27,7 @@ from gpu_actions.system.redact import redacted_head
 MAX_EVENTS = 200
 """Kept of a log. Beyond it, the oldest events of the most frequent kind are folded into later ones: a storm hides nothing."""
 
+MAX_OOM_KILLS = 20
 MAX_LINE = 4096
 KMSG = Path("/dev/kmsg")
 
@@ -38,6 +39,7 @@ _SXID = re.compile(r"nvidia-nvswitch\d+: SXid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d
 _OFF_BUS = re.compile(r"fallen off the bus", re.IGNORECASE)
 _BUS_ID = re.compile(r"\b([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})")
 _UUID = re.compile(r"\bGPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE)
+_OOM_KILL = re.compile(r"[Oo]ut of memory: Killed process (\d{1,10}) \(([^)]{0,64})\)")
 _BOOT = re.compile(r"\bLinux version \d")
 _DRIVER_LOAD = re.compile(r"NVRM: loading NVIDIA\b")
 _GPU_RESET = re.compile(
@@ -72,6 +74,14 @@ class XidEvent(Frozen):
         return self.kind == "xid" and self.code in APPLICATION_XIDS
 
 
+class OomKill(Frozen):
+    """A process that the kernel's out-of-memory killer ended. `name` is the kernel's, at most 15 characters."""
+
+    pid: int
+    name: str
+    at: AwareDatetime | None = None
+
+
 class LogMarker(Frozen):
     """A line of the log that makes older errors history: a boot, a load of the driver, or a reset of one GPU."""
 
@@ -92,6 +102,7 @@ class KernelLogReading(Frozen):
     events: tuple[XidEvent, ...] = ()
     dropped_events: int = Field(default=0, description="folded into later events of their kind")
     markers: tuple[LogMarker, ...] = Field(default=(), description="the last of each kind and GPU")
+    oom_kills: tuple[OomKill, ...] = Field(default=(), description="the latest")
     lost: str = Field(default="", description="why messages since then may be missing")
 
 
@@ -203,18 +214,25 @@ def read_lines(
     """Find the events of a log. A line without a time counts as recent, so that missing evidence never looks healthy."""
     events = _Events()
     markers: dict[tuple[str, str, str], LogMarker] = {}
+    kills: deque[OomKill] = deque(maxlen=MAX_OOM_KILLS)
     read = 0
     first_at: datetime | None = None
     for line in lines:
         read += 1
         if first_at is None:
             first_at = time_of(line, booted=booted, now=now)
-        marker, event = marker_of(line, number=read), event_of(line)
-        if marker is None and event is None:
+        marker, event, killed = (
+            marker_of(line, number=read),
+            event_of(line),
+            _OOM_KILL.search(line[:MAX_LINE]),
+        )
+        if marker is None and event is None and killed is None:
             continue
         at = time_of(line, booted=booted, now=now)
         if at is not None and since is not None and at < since:
             continue
+        if killed is not None:
+            kills.append(OomKill(pid=int(killed.group(1)), name=killed.group(2)[:64], at=at))
         if marker is not None:
             markers[marker.kind, marker.pci, marker.uuid] = marker.model_copy(update={"at": at})
         if event is not None:
@@ -229,6 +247,7 @@ def read_lines(
         events=events.kept(),
         dropped_events=events.dropped,
         markers=tuple(markers.values()),
+        oom_kills=tuple(kills),
         lost=lost,
     )
 

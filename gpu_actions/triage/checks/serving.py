@@ -8,6 +8,7 @@ from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.progress import TierProgress
 from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.checks.collective import suspicions_of
+from gpu_actions.triage.checks.crashes import crash_cause
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 COMPLETION = "synthetic completion"
@@ -166,6 +167,9 @@ def _down(context: CheckContext) -> Finding:
     what = f"nothing listens at {engine.url}" if engine is not None else "connection refused"
     if ranks is not None and not alive and (roots or ranks.missing_roots):
         what = "its main process is gone"
+    if (cause := crash_cause(context)) is not None:
+        what += f" ({cause.text})"
+        evidence["crash_cause"] = cause.name
     return RULES.finding("serving.down", f"the engine is down: {what}", **evidence)
 
 
@@ -310,6 +314,6 @@ def _summary(completion: CompletionReading | None) -> dict[str, Any]:
 SERVING = Check(
     title="Engine",
     rules=RULES,
-    reads=frozenset({"engine", "completion", "ranks", "ras", "stacks"}),
+    reads=frozenset({"engine", "completion", "ranks", "ras", "stacks", "kernel_log"}),
     judge=check_serving,
 )

@@ -191,6 +191,18 @@ async def test_a_journal_that_shows_nothing_at_all_is_unread(
         assert (log.lines_read, len(log.events)) == (lines, 1 if since else 0)
 
 
+async def test_the_oom_killers_victims_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "k.log"
+    path.write_text(
+        "Out of memory: Killed process 4711 (VLLM::Worker_TP) total-vm:1kB, anon-rss:1kB\n"
+        "Memory cgroup out of memory: Killed process 4712 (python3) total-vm:1kB\n"
+    )
+    assert [(kill.pid, kill.name) for kill in (await read(path)).oom_kills] == [
+        (4711, "VLLM::Worker_TP"),
+        (4712, "python3"),
+    ]
+
+
 async def test_a_missing_file_fails_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(CollectorFailed, match=r"gone\.log"):
         await read(tmp_path / "gone.log")

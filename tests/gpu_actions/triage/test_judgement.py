@@ -113,6 +113,31 @@ def test_no_acceptance_of_a_field_covers_gpus_that_cannot_be_read_at_all(accepte
     assert judge(unreachable, limits).verdict is VerdictKind.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("CUDA out of memory", "cuda_oom"),
+        ("torch.OutOfMemoryError", "cuda_oom"),
+        ("illegal memory access", "illegal_access"),
+        ("result 'oom-kill'", "kernel_oom"),
+        ("", "unknown"),
+    ],
+)
+def test_a_crash_loop_names_its_cause_and_what_to_do(log: str, cause: str) -> None:
+    verdict = judge(cases_hardware.crashes(minutes=(1, 3, 6), log=log))
+    loop = next(finding for finding in verdict.findings if finding.id == "serving.crash_loop")
+    assert loop.evidence["crash_cause"] == cause
+    assert "3 restarts within 6 min" in verdict.summary and verdict.action.startswith("Fall back")
+
+
+def test_a_tier_that_is_down_names_what_ended_it() -> None:
+    down = cases_hardware.crashes(
+        minutes=(900,), log="CUDA out of memory", engine=make.engine(outcome="refused"), completion=None
+    )
+    verdict = judge(down)
+    assert verdict.cause == "engine_down" and "CUDA out of memory" in verdict.summary
+
+
 def test_accepting_an_unknown_does_not_excuse_a_fault() -> None:
     limits = TriageThresholds(accept_unknown=("collective.hang", "gpu.lost"))
     assert (

@@ -124,6 +124,7 @@ async def test_a_program_that_dies_is_restarted_and_counted(make_unit: MakeUnit)
     state = await unit.state()
     assert state.main_pid not in {None, first}
     assert state.restarts == 1
+    assert len(state.restarted_at_s) == 1 and abs(state.restarted_at_s[0] - time.time()) < 60
 
 
 async def test_without_restart_a_dead_program_stays_dead_and_its_supervisor_goes(make_unit: MakeUnit) -> None:
