@@ -22,7 +22,7 @@ LIMITS = TriageThresholds(window_s=0.2, nvml_stall_s=0.5)
 
 def triage_of(tmp_path: Path, *, gpus: int | None = 8) -> tuple[Snapshot, Verdict]:
     log = tmp_path / "kernel.log"
-    log.touch()
+    log.write_text("kernel: usb 1-1: new device\n")
     target = TriageTarget(host="h1", expect_gpus=gpus, kernel_log=log)
     snapshot = asyncio.run(collect(target, LIMITS))
     return snapshot, judge(snapshot, LIMITS)
