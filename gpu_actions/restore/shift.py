@@ -167,12 +167,16 @@ async def _top_up(context: StepContext, watcher: Watcher, policy: RestorePolicy)
 
 
 async def read_orders(context: StepContext) -> Orders:
-    """Return what people asked of this step. A pause carries over to the next stage; `next` counts for one step only."""
+    """Return what people asked of this step. A pause and an abort carry over to later steps.
+
+    `next` counts for one step, and only if it came after the step's first call of this: before that the person cannot have
+    seen the question.
+    """
     stage = context.step.id
     note = run_notes.recall(context.workdir, ORDERS_NOTE)
     orders = Orders() if note is None else Orders.model_validate(note["orders"])
-    if note is not None and note["stage"] != stage:
-        orders = orders.model_copy(update={"go_on": False})
     orders = take_orders(orders, await context.signals())
+    if note is None or note["stage"] != stage:
+        orders = orders.model_copy(update={"go_on": False})
     run_notes.keep(context.workdir, ORDERS_NOTE, {"stage": stage, "orders": orders.model_dump()})
     return orders

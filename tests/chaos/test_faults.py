@@ -163,5 +163,5 @@ async def test_a_clock_that_is_set_does_not_hide_a_hang(
         end = await site.run(await restore_plan(site), report=report)
     assert end.ended.failed_step == "shift-50"
     assert "token counter does not move" in summary_of(end, "shift-50")
-    assert 1 <= len(seen.lost) <= 4
+    assert len(seen.lost) <= 4
     await site.check_serving("fallback")

@@ -2,6 +2,8 @@
 
 import itertools
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from gpu_actions.restore.analysis import (
 from gpu_actions.restore.check import blocks, deep_unread, leftovers_of, too_few_devices, without_deep
 from gpu_actions.restore.plan_steps import Way, fits_beside, order_of
 from gpu_actions.restore.sequential import Counts
+from gpu_actions.restore.shift import read_orders
 from gpu_actions.restore.stepback import decide_back
 from gpu_actions.restore.watch import _new, name_of
 from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
@@ -155,6 +158,25 @@ def test_the_next_move_of_a_stage(judged: Judged, orders: Orders, elapsed_s: flo
 )
 def test_the_latest_signal_counts(signals: tuple[str, ...], orders: Orders) -> None:
     assert take_orders(Orders(), signals) == orders
+
+
+async def test_a_next_counts_only_if_it_came_after_its_question(tmp_path: Path) -> None:
+    signals: list[str] = []
+
+    async def given_so_far() -> tuple[str, ...]:
+        return tuple(signals)
+
+    def step(name: str) -> Any:
+        return SimpleNamespace(step=SimpleNamespace(id=name), workdir=tmp_path, signals=given_so_far)
+
+    signals += ["hold", "next"]  # during an earlier step, which asks nothing
+    assert (await read_orders(step("compare"))).go_on is False
+    assert (await read_orders(step("compare"))).go_on is False
+    signals.append("next")
+    assert (await read_orders(step("compare"))).go_on is True
+    assert (await read_orders(step("shift-5"))).go_on is False
+    signals.append("abort")
+    assert (await read_orders(step("shift-25"))).abort is True
 
 
 @given(st.lists(st.sampled_from(["hold", "next", "abort"]), max_size=8), st.integers(0, 8))

@@ -59,15 +59,20 @@ async def steps_of(site: Site, **options: Any) -> dict[str, Step]:
 
 
 async def run_one(site: Site, step: Step, *, told: Sequence[Signal] = ()) -> WalkEnd:
+    """Run one step; the signals come after it has asked its question."""
+    readings = 0
+
     async def signals() -> Sequence[Signal]:
-        return told
+        nonlocal readings
+        readings += 1
+        return told if readings > 1 else ()
 
     plan = Plan(action="restore", host="test", title="one step", steps=(step,))
     return await site.run(plan, run_id="rs-1", signals=signals)
 
 
 async def test_the_comparison_passes_fails_or_asks(site_with: MakeSite) -> None:
-    site = await site_with(restore={"inconclusive_wait_s": 0.5, "load": {"duration_s": 2, "target_qps": 20}})
+    site = await site_with(restore={"inconclusive_wait_s": 1.5, "load": {"duration_s": 2, "target_qps": 20}})
     steps = await steps_of(site)
     tested = await run_one(site, steps["loadtest"])
     assert statuses(tested) == [("loadtest", "done")]

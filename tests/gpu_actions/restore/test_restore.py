@@ -94,7 +94,7 @@ async def test_a_hang_at_a_stage_moves_the_traffic_back_and_loses_only_what_hung
     assert end.ended.failed_step == "shift-50"
     assert "token counter does not move" in summary_of(end, "shift-50")
     assert data_of(end, "stepback")["state"] == "fallback_serving"
-    assert 1 <= len(seen.lost) <= 4
+    assert len(seen.lost) <= 4, "the hung ones at most; those without an answer yet go to the fallback"
     evidence = list((site.folder / "runs").glob("re-*/evidence_*.tar.gz"))
     assert len(evidence) == 1
     await site.check_serving("fallback")
