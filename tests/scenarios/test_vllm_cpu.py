@@ -12,6 +12,9 @@ import pytest
 import pytest_asyncio
 
 from gpu_actions.config.host import EngineConfig
+from gpu_actions.serving.golden.judgement import GoldenOutcome, judge_golden
+from gpu_actions.serving.golden.reading import read_golden
+from gpu_actions.serving.golden.recording import record_golden
 from gpu_actions.serving.interfaces import Engine, EngineError, Unit
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.serving.units.process import ProcessUnit
@@ -76,6 +79,22 @@ async def test_a_running_request_is_seen_and_the_batch_limit_holds(tier: tuple[U
     assert max(figures.waiting or 0 for figures in seen) == 2
     idle = await engine.metrics()
     assert (idle.running, idle.waiting) == (0, 0)
+
+
+async def test_golden_prompts_are_recorded_scored_by_their_ids_and_match(tier: tuple[Unit, Engine]) -> None:
+    _, engine = tier
+    record = await record_golden(engine, host="h", tier="tp", repeats=2, concurrency=3, timeout_s=120)
+    assert record.engine_version.startswith("0.")
+    assert all(len(golden.token_ids) == len(golden.texts) for golden in record.prompts)
+    assert all(golden.prompt_token_ids for golden in record.prompts)
+    reading = await read_golden(engine, record, budget_s=120)
+    judgement = judge_golden(record, reading)
+    assert judgement.outcome is GoldenOutcome.MATCHES, judgement
+    wrong = record.prompts[0].model_copy(
+        update={"forced_logprobs": tuple(value - 5 for value in record.prompts[0].forced_logprobs)}
+    )
+    lie = record.model_copy(update={"prompts": (wrong,)})
+    assert judge_golden(lie, await read_golden(engine, lie, budget_s=120)).outcome is GoldenOutcome.DIFFERS
 
 
 async def test_a_wrong_model_name_is_refused_for_good(tier: tuple[Unit, Engine]) -> None:

@@ -5,6 +5,7 @@ import asyncio
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
 from gpu_actions.host import Host, Tier
 from gpu_actions.registry import actions
+from gpu_actions.serving.golden.record import GoldenUnreadable, load_golden
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.registry import ENGINES
 from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
@@ -50,6 +51,25 @@ async def check_router(host: Host) -> list[SetupCheck]:
         return [*checks, failed(name, str(error), f"check the router and {host.router.address}")]
     shown = ", ".join(f"{s.server}={s.weight}" for s in servers if s.backend == config.backend)
     return [*checks, ok(name, f"answers; weights {shown}")]
+
+
+async def check_golden(host: Host) -> list[SetupCheck]:
+    """Check that golden prompts of the full tier are recorded. Without them a tier that answers wrongly is not noticed."""
+    name, path = f"{host.name}.tp.golden", host.golden_path("tp")
+    fix = f"on a good day: gpu-oncall golden record --host {host.name}"
+    if path is None:
+        return []
+    try:
+        record = load_golden(path)
+    except GoldenUnreadable as error:
+        return [warning(name, str(error), fix)]
+    if record is None:
+        return [warning(name, "no golden prompts are recorded: wrong answers would not be noticed", fix)]
+    engine = host.tp.engine
+    if (record.engine_kind, record.model) != (engine.kind, engine.model):
+        was = f"golden prompts are of {record.engine_kind} with {record.model}"
+        return [warning(name, f"{was}, the settings name {engine.kind} with {engine.model}", fix)]
+    return [ok(name, f"{len(record.prompts)} golden prompts, recorded on {record.recorded_at:%Y-%m-%d}")]
 
 
 async def check_plans(host: Host) -> list[SetupCheck]:

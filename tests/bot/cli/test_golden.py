@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from bot.cli.doctor.hosts import check_golden
+from gpu_actions.host import build_host
+from gpu_actions.serving.golden.record import save_golden
 from tests.bot.cli.test_shell import HOST, shell
 from tests.demo.engine.running import wait_for
-from tests.gpu_actions.site import TINY
+from tests.gpu_actions.serving.golden.builders import golden_record
+from tests.gpu_actions.site import TINY, host_config
 from tests.ports import free_port
 
 
@@ -70,3 +74,29 @@ def test_an_unknown_host_is_wrong_usage(config: Path) -> None:
     said = shell("golden", "check", "--config", str(config), "--host", "h2")
     assert said.returncode == 2
     assert "did you mean h1?" in said.stderr
+
+
+async def test_doctor_warns_of_missing_foreign_and_damaged_records(tmp_path: Path) -> None:
+    host = build_host(
+        host_config(tmp_path), state_dir=tmp_path / "state", baselines_dir=tmp_path / "baselines"
+    )
+    path = host.golden_path("tp")
+    assert path is not None
+
+    async def found() -> tuple[str, str, str]:
+        (check,) = await check_golden(host)
+        return check.status, check.detail, check.fix
+
+    status, detail, fix = await found()
+    assert (status, "no golden prompts" in detail) == ("warning", True)
+    assert fix == "on a good day: gpu-oncall golden record --host test"
+    save_golden(golden_record(), path)
+    assert (await found())[:2] == ("ok", "2 golden prompts, recorded on 2026-11-01")
+    save_golden(golden_record(model="other"), path)
+    assert (await found())[:2] == (
+        "warning",
+        "golden prompts are of vllm with other, the settings name vllm with m",
+    )
+    path.write_text("{")
+    status, detail, _ = await found()
+    assert (status, "is not JSON" in detail) == ("warning", True)
