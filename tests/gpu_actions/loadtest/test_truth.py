@@ -22,6 +22,18 @@ def close_to(truth_ms: float) -> object:
     return pytest.approx(truth_ms, rel=0.02, abs=2.0)
 
 
+def served_ms(server: Truth, until: str, *, at_least: float) -> object:
+    """Return the median time from arrival to the "first" or "last" token as the server logged it, within the tolerance.
+
+    On an idle machine it is what the server was told to do; on a busy one the server's own timers are late too.
+    """
+    entries = server.logged()
+    times_ms = [(entry[until] - entry["arrived"]) * 1000 for entry in entries]
+    median_ms = float(numpy.median(times_ms))
+    assert median_ms >= at_least
+    return close_to(median_ms)
+
+
 async def generate(spec: LoadSpec) -> tuple[Generator, float]:
     """Run the bare generator, without reports. Return it and its start time on the clock that the server shares."""
     schedule = make_schedule(spec)
@@ -37,10 +49,10 @@ async def test_constant_times_are_reported_exactly(start_server: StartServer, tm
     server = start_server(ttft_ms=50, itl_ms=10)
     result = await measure(server.spec(max_new_tokens=16, duration_s=4))
     assert result.verdict is RunVerdict.PASSED, result.reasons
-    assert result.latency.ttft.p50.value_ms == close_to(50)
+    assert result.latency.ttft.p50.value_ms == served_ms(server, "first", at_least=50)
     assert result.latency.itl.p50.value_ms == close_to(10)
     assert result.latency.tpot.p50.value_ms == close_to(10)
-    assert result.latency.e2e.p50.value_ms == close_to(50 + 15 * 10)
+    assert result.latency.e2e.p50.value_ms == served_ms(server, "last", at_least=50 + 15 * 10)
     assert result.requests.ok == result.requests.scheduled
     assert result.cross_check.agrees, result.cross_check.summary
 
@@ -175,7 +187,7 @@ async def test_chat_requests_are_measured_in_the_same_way(start_server: StartSer
     server = start_server(ttft_ms=25, itl_ms=4)
     result = await measure(server.spec(api="chat"))
     assert result.verdict is RunVerdict.PASSED, result.reasons
-    assert result.latency.ttft.p50.value_ms == close_to(25)
+    assert result.latency.ttft.p50.value_ms == served_ms(server, "first", at_least=25)
 
 
 async def test_a_slow_client_makes_the_run_void(start_server: StartServer, tmp_path: Path) -> None:
