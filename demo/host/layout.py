@@ -10,6 +10,9 @@ import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pydantic import Field
+
+from demo.traffic.schedule import Profile
 from gpu_actions.models import Frozen
 from gpu_actions.system.files import write_atomically
 
@@ -140,7 +143,8 @@ engine = {{ kind = "reference", url = "http://127.0.0.1:{tp}", model = "demo", r
 [hosts.tiers.tp.unit]
 driver = "process"
 argv = ["{{python}}", "-m", "demo.engine", "--port", "{tp}", "--model-name", "demo", \
-"--tensor-parallel-size", "2", "--shutdown-timeout", "20", "--profiler-dir", "{state_dir}/profiles/tp"]
+"--tensor-parallel-size", "2", "--max-num-seqs", "96", "--slow-ms", "{step_ms:g}", "--shutdown-timeout", "20", \
+"--profiler-dir", "{state_dir}/profiles/tp"]
 stop_grace_s = 25
 
 [hosts.tiers.fallback]
@@ -151,7 +155,7 @@ engine = {{ kind = "reference", url = "http://127.0.0.1:{fallback}", model = "de
 [hosts.tiers.fallback.unit]
 driver = "process"
 argv = ["{{python}}", "-m", "demo.engine", "--port", "{fallback}", "--model-name", "demo", \
-"--max-num-seqs", "16", "--queue-timeout-s", "5", "--shutdown-timeout", "20", \
+"--max-num-seqs", "16", "--slow-ms", "{step_ms:g}", "--queue-timeout-s", "5", "--shutdown-timeout", "20", \
 "--profiler-dir", "{state_dir}/profiles/fallback"]
 stop_grace_s = 25
 
@@ -169,13 +173,26 @@ load = {{ duration_s = {validate_s}, target_qps = 3 }}
 
 
 class Pace(Frozen):
-    """Duration of load tests and traffic stages. The default is for watching, `QUICK` for tests and the impatient."""
+    """Duration of load tests and traffic stages, and the visitors. The default is for watching, `QUICK` for tests and people
+    in a hurry."""
 
     validate_s: float = 20
     hold_s: float = 10
+    step_ms: float = Field(
+        default=100, description="added to each step of both engines, so that answers take seconds"
+    )
+    traffic: Profile = Field(
+        default=Profile(requests_per_s=4, answer_tokens=(40, 100)),
+        description="40 to 60 answers of 5 to 15 s at once; the fallback can take a third of them",
+    )
 
 
-QUICK = Pace(validate_s=4, hold_s=2)
+QUICK = Pace(
+    validate_s=4,
+    hold_s=2,
+    step_ms=0,
+    traffic=Profile(requests_per_s=1, answer_tokens=(4, 12), patience_s=20),
+)
 
 
 def write_config(layout: Layout, *, pace: Pace = Pace(), monitors: bool = True) -> Path:  # noqa: B008  (frozen)
@@ -185,7 +202,7 @@ def write_config(layout: Layout, *, pace: Pace = Pace(), monitors: bool = True) 
         bot_token=layout.bot_token,
         app_token=layout.app_token,
         monitors=str(monitors).lower(),
-        **pace.model_dump(),
+        **pace.model_dump(exclude={"traffic"}),
         **layout.ports.model_dump(),
     )
     write_atomically(layout.path, layout.model_dump_json(indent=1))

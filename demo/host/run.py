@@ -120,7 +120,7 @@ async def demonstration(
     open_runs = _open_runs(settings)
     children = Children(layout.state_dir)
     breaker = Breaker(serving.host.tp.unit, layout.state_dir / "fault")
-    traffic = Traffic(layout.router_url)
+    traffic = Traffic(layout.router_url, pace.traffic)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_stop_everything, serving, state_dir)
         stack.push_async_callback(children.end)

@@ -1,72 +1,36 @@
-"""The demonstration's visitors: one request a second through the router, so that a fault has a visible effect."""
+"""The demonstration's visitors: clients through the router, so that a fault has a visible effect."""
 
-import asyncio
 import contextlib
-import time
-from collections import deque
 from collections.abc import AsyncIterator
 
-import aiohttp
+from demo.traffic.account import Account, Ending
+from demo.traffic.clients import Clients
+from demo.traffic.schedule import Profile
 
-PERIOD_S = 1.0
-PATIENCE_S = 20.0
-REMEMBERED = 30
+REMEMBERED = 200
 
 
 class Traffic:
-    """Sends completions and counts the answers."""
+    """Sends a profile's requests and sums up what the clients saw."""
 
-    def __init__(self, url: str, *, model: str = "demo") -> None:
-        self._url = f"{url}/v1/completions"
-        self._model = model
-        self._recent: deque[tuple[float, bool]] = deque(maxlen=REMEMBERED)
-        self.waiting = 0
-        self.served = 0
-        self.failed = 0
+    def __init__(self, url: str, profile: Profile) -> None:
+        self.account = Account(kept=REMEMBERED)
+        self._profile = profile
+        self._clients = Clients(url, profile, model="demo", account=self.account)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Send requests until the block ends."""
-        task = asyncio.create_task(self._send())
-        try:
+        async with self._clients.running(finish=False):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    async def _send(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as visitors:
-            while True:
-                visitors.create_task(self._one(session))
-                await asyncio.sleep(PERIOD_S)
-
-    async def _one(self, session: aiohttp.ClientSession) -> None:
-        body = {
-            "model": self._model,
-            "prompt": "The light of the rack at night",
-            "max_tokens": 8,
-            "ignore_eos": True,
-        }
-        self.waiting += 1
-        good = False
-        try:
-            async with session.post(self._url, json=body) as response:
-                await response.read()
-                good = response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            good = False  # it is counted below
-        finally:
-            self.waiting -= 1
-        self.served += good
-        self.failed += not good
-        self._recent.append((time.monotonic(), good))
 
     def summary(self) -> str:
         """Return one line for the panel."""
-        good = sum(ok for _, ok in self._recent)
+        account = self.account
+        ended = [answer for answer in account.answers if answer.ending is not None]
+        good = sum(answer.ending is Ending.FINISHED for answer in ended)
         return (
-            f"Visitors (1/s through the router): {self.served} served, {self.failed} failed, {self.waiting} waiting; "
-            f"of the last {len(self._recent)}: {good} served."
+            f"Visitors ({self._profile.requests_per_s:g}/s through the router): {account.describe()}. "
+            f"Of the last {len(ended)} that ended: {good} finished. Last token {account.silence_s():.1f} s ago, "
+            f"longest time without one {account.longest_silence_s():.1f} s."
         )

@@ -119,6 +119,10 @@ class Account:
         """Return the requests that were first sent in an interval of monotonic time."""
         return self.where(lambda answer: start <= answer.sent_at < end)
 
+    def silence_s(self) -> float:
+        """Return for how long no client has got a token up to now."""
+        return 0.0 if self.last_token_at is None else time.monotonic() - self.last_token_at
+
     def longest_silence_s(self, start: float = 0.0, end: float | None = None) -> float:
         """Return the longest time in which no client got a token, within an interval of monotonic time."""
         now = time.monotonic() if end is None else end

@@ -20,14 +20,12 @@ from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError, 
 from gpu_actions.tier.condition import Condition, generates, read_condition
 from gpu_actions.tier.drain import drain_tier
 from gpu_actions.tier.stop import unfreeze_own
-from gpu_actions.tier.traffic import prove_route, ready_router, route_to
+from gpu_actions.tier.traffic import SATURATED, prove_route, ready_router, route_to
 
 logger = logging.getLogger(__name__)
 
 SECOND_CHANCE_S = 8.0
 """A silent tier that is not known to hang gets this long once more: the clean-up may run in a moment of high load."""
-
-SATURATED = (429, 503)
 
 
 class ServingState(StrEnum):

@@ -24,6 +24,10 @@ from gpu_actions.loadtest.target import LoadTestRefused, ServiceDown, Target, fe
 PROBE_BYTES = 64
 PROBE_TOKENS = 2
 PROBE_TIMEOUT_S = 30.0
+REFUSED_FOR_S = 10.0
+AGAIN_S = 0.3
+"""A full router refuses some requests and serves others: only one that refuses the probe for so long counts as down."""
+
 MAX_SPECIAL_TOKENS = 2
 """A tokenizer may add a begin and an end token."""
 
@@ -108,14 +112,13 @@ async def _version(spec: LoadSpec, target: Target) -> str | None:
 
 async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
     """Ask for a completion of 2 tokens. Return the prompt tokens and the new tokens that the engine counted."""
-    tokens = min(PROBE_TOKENS, spec.max_new_tokens)
-    schedule = Schedule(array("d", [0.0]), array("i", [PROBE_BYTES]), array("i", [tokens]), warmup=0)
-    timeout_s = min(PROBE_TIMEOUT_S, spec.timeout_s)
-    # The probe's prompt is another one than row 0 of the load, which would find it in a prefix cache.
-    probe_spec = spec.model_copy(update={"timeout_s": timeout_s, "seed": spec.seed ^ 1})
-    generator = Generator(probe_spec, schedule, range(1), target, PromptMaker(probe_spec, "bytes"))
-    await generator.run(monotonic(), asyncio.Event(), drain_s=timeout_s + 1)
-    outcome = Outcome(generator.records.outcome[0])
+    give_up_at = monotonic() + REFUSED_FOR_S
+    while True:
+        generator = await _ask_once(spec, target)
+        outcome = Outcome(generator.records.outcome[0])
+        if outcome not in (Outcome.HTTP_429, Outcome.HTTP_503) or monotonic() >= give_up_at:
+            break
+        await asyncio.sleep(AGAIN_S)
     if outcome is Outcome.OK:
         return generator.records.prompt_tokens[0], generator.records.tokens[0]
     detail = next(iter(generator.counters.first_error.values()), (0.0, ""))[1]
@@ -124,3 +127,15 @@ async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
     if outcome is Outcome.HTTP_4XX:
         raise LoadTestRefused(f"{spec.url} refuses the request: {detail}; check model, key and lengths")
     raise ServiceDown(f"{spec.url} returns no completion: {outcome.label} ({detail or 'no detail'})")
+
+
+async def _ask_once(spec: LoadSpec, target: Target) -> Generator:
+    """Send one small request and return the generator that holds its record."""
+    tokens = min(PROBE_TOKENS, spec.max_new_tokens)
+    schedule = Schedule(array("d", [0.0]), array("i", [PROBE_BYTES]), array("i", [tokens]), warmup=0)
+    timeout_s = min(PROBE_TIMEOUT_S, spec.timeout_s)
+    # The probe's prompt is another one than row 0 of the load, which would find it in a prefix cache.
+    probe_spec = spec.model_copy(update={"timeout_s": timeout_s, "seed": spec.seed ^ 1})
+    generator = Generator(probe_spec, schedule, range(1), target, PromptMaker(probe_spec, "bytes"))
+    await generator.run(monotonic(), asyncio.Event(), drain_s=timeout_s + 1)
+    return generator

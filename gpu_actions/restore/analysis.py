@@ -179,15 +179,21 @@ def describe(window: Window) -> str:
     return ", ".join(parts)
 
 
-def weights_for(percent: int, *, tp_weight: int, fallback_weight: int) -> tuple[int, int]:
-    """Return the router weights (tp, fallback) for `percent` of the requests on tp. At 100 tp has its full weight."""
+def weights_for(
+    percent: int, *, tp_weight: int, fallback_weight: int, standby_weight: int = 0
+) -> tuple[int, int]:
+    """Return the router weights (tp, fallback) for `percent` of the requests on tp.
+
+    At 100 tp has its full weight, and the fallback stands by for what a dying tp drops.
+    """
     if not 0 <= percent <= 100:
         raise ValueError(f"{percent} is not a percentage")
     if percent == 100:
-        return tp_weight, 0
+        return tp_weight, standby_weight
     if percent == 0:
         return 0, fallback_weight
-    return percent, 100 - percent
+    scale = 2 if min(percent, 100 - percent) <= standby_weight else 1
+    return scale * percent, scale * (100 - percent)
 
 
 class Orders(Frozen):

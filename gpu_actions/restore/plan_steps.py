@@ -217,7 +217,12 @@ def _golden_step(host: Host, options: JsonObject) -> Step:
 def _shift_step(host: Host, percent: int) -> Step:
     config, policy = host.config, host.config.restore
     tp, fallback = host.tp.config, host.fallback.config
-    weights = weights_for(percent, tp_weight=tp.weight, fallback_weight=fallback.weight)
+    weights = weights_for(
+        percent,
+        tp_weight=tp.weight,
+        fallback_weight=fallback.weight,
+        standby_weight=host.router.standby_weight,
+    )
     return Step(
         id=f"shift-{percent}",
         verb="restore.shift",

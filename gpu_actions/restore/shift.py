@@ -78,8 +78,13 @@ async def shift(context: StepContext) -> StepResult:
 async def set_stage(context: StepContext, percent: int) -> None:
     """Set the weights of a stage. tp becomes ready only after its weight is set, so that it never gets more than that."""
     tp, fallback = context.host.tp.config, context.host.fallback.config
-    tp_weight, fallback_weight = weights_for(percent, tp_weight=tp.weight, fallback_weight=fallback.weight)
     router = context.host.router
+    tp_weight, fallback_weight = weights_for(
+        percent,
+        tp_weight=tp.weight,
+        fallback_weight=fallback.weight,
+        standby_weight=router.standby_weight,
+    )
     if (await router.server(tp.server)).admin_state != "ready":
         await router.set_weight(tp.server, tp_weight, allow_zero_total=True)
         await router.undrain(tp.server)

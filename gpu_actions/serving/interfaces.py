@@ -218,6 +218,8 @@ class Router(Protocol):
     url: str
     address: str
     """Where it is controlled: a socket or a URL, for messages."""
+    standby_weight: int
+    """The weight of a server that gets only requests which another one dropped without a byte; 0 if the router has no such."""
 
     async def ensure_running(self) -> None:
         """Start a managed router if it is down; check that an existing one answers."""

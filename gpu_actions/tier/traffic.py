@@ -8,6 +8,7 @@ import asyncio
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
+from gpu_actions.serving.engines.base import RefusedError
 from gpu_actions.serving.interfaces import EngineError, Router, RouterError
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.system.clock import boot_clock_s
@@ -17,6 +18,10 @@ from gpu_actions.tier.condition import generates
 PROOF_PROMPT = "gpu-oncall proves the route"
 PROOF_TOKENS = 2
 DIRECT_PROBE_S = 10.0
+SATURATED = (429, 503)
+PROOF_TRIES_S = 5.0
+PROOF_AGAIN_S = 0.2
+"""A saturated router refuses some requests and serves others, so a refused proof is tried again for some seconds."""
 SECOND_TRY_AFTER_S = 0.5
 """A supervisor restarts a killed HAProxy after 0.25 s; a start in that very moment may collide with it."""
 
@@ -44,10 +49,18 @@ async def prove_route(host: Host, tier: Tier) -> RouteProof:
     """Generate through the router and check by its counters that this tier served it. Raises EngineError or RouterError."""
     before = (await host.router.server(tier.config.server)).requests_total
     through = build_engine(tier.config.engine.model_copy(update={"url": host.router.url}))
-    asked_s = boot_clock_s()
-    answer = await through.complete(
-        PROOF_PROMPT, max_tokens=PROOF_TOKENS, timeout_s=tier.config.engine.request_timeout_s
-    )
+    give_up_s = boot_clock_s() + PROOF_TRIES_S
+    while True:
+        asked_s = boot_clock_s()
+        try:
+            answer = await through.complete(
+                PROOF_PROMPT, max_tokens=PROOF_TOKENS, timeout_s=tier.config.engine.request_timeout_s
+            )
+            break
+        except RefusedError as error:
+            if error.status not in SATURATED or boot_clock_s() >= give_up_s:
+                raise
+            await asyncio.sleep(PROOF_AGAIN_S)
     served = (await host.router.server(tier.config.server)).requests_total - before
     if served < 1:
         raise RouterError(

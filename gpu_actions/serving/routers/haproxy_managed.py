@@ -50,6 +50,8 @@ STOP_GRACE_S = 3.0
 class ManagedRouter(HaproxyRouter):
     """Our own HAProxy. Its files are in `state_dir/router`, its process unit in `state_dir/units/router`."""
 
+    standby_weight = 1
+
     def __init__(self, host: RoutedHost, config: HaproxySettings, *, state_dir: Path) -> None:
         folder = state_dir / "router"
         super().__init__(config, folder=folder, socket=config.socket or folder / haproxy_config.SOCKET_NAME)

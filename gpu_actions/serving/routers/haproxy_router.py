@@ -50,6 +50,8 @@ def changed(servers: Sequence[ServerState], server: str, **update: object) -> tu
 class HaproxyRouter:
     """What both routers share: everything that goes over the admin socket."""
 
+    standby_weight = 0
+
     def __init__(self, config: HaproxySettings, *, folder: Path, socket: Path) -> None:
         self.config = config
         self.url = config.url

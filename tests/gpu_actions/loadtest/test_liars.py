@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from gpu_actions.loadtest.outcomes import Outcome
+from gpu_actions.loadtest.preflight import preflight
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.loadtest.run import measure
-from gpu_actions.loadtest.target import LoadTestRefused
+from gpu_actions.loadtest.target import LoadTestRefused, resolve_target
 from tests.gpu_actions.loadtest.conftest import StartServer, Truth
 from tests.gpu_actions.loadtest.test_truth import generate
 
@@ -176,3 +177,13 @@ async def test_an_engine_whose_counters_disagree_is_named(start_server: StartSer
     result = await measure(server.spec())
     assert result.cross_check.agrees is False
     assert any("counts disagree" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("lie", ["http_429", "http_503"])
+async def test_a_service_that_refuses_some_requests_is_not_taken_for_one_that_is_down(
+    start_server: StartServer, lie: str
+) -> None:
+    spec = start_server(lie=lie, every=2).spec()
+    target = await resolve_target(spec)
+    for _ in range(2):  # every other request is refused, so at least one of these begins with a refusal
+        assert (await preflight(spec, target)).probe_tokens == 2

@@ -193,6 +193,14 @@ def test_the_weights_of_a_stage_match_its_share_and_are_never_all_zero(percent: 
     assert max(tp, fallback) <= 256
 
 
+@pytest.mark.parametrize("percent", [1, 5, 25, 50, 99])
+def test_no_stage_but_the_last_one_makes_a_tier_a_stand_by(percent: int) -> None:
+    tp, fallback = weights_for(percent, tp_weight=200, fallback_weight=90, standby_weight=1)
+    assert min(tp, fallback) > 1
+    assert 100 * tp / (tp + fallback) == percent
+    assert weights_for(100, tp_weight=200, fallback_weight=90, standby_weight=1) == (200, 1)
+
+
 @pytest.mark.parametrize("stages", [(5, 25, 50, 100), (100,), (10, 100)])
 def test_traffic_moves_after_the_proofs_and_the_fallback_stops_last(stages: tuple[int, ...]) -> None:
     ids = order_of(Way.BESIDE, stages)

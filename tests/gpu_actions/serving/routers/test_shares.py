@@ -131,3 +131,21 @@ async def test_a_request_that_its_server_dropped_waits_for_the_other_server_even
         await router.shift({"single": 75, "tp": 25})  # tp is not drained, as when it dies at a stage
         await router.abort_sessions("tp")
         assert await asyncio.gather(*asked, *full) == [(200, "single")] * 14
+
+
+async def test_a_stand_by_gets_nothing_but_what_the_other_server_dropped(make_router: MakeRouter) -> None:
+    site, router = await saturated(make_router)
+    await router.shift({"tp": 100, "single": router.standby_weight})
+    assert await open_loop(site, keep_alive=True) == {(200, "tp"): REQUESTS}
+    assert site.fallback.served == 0
+    site.tp.service_s = 30
+
+    async def ask() -> str:
+        async with site.session.post(site.url + "/v1/completions", data=b"x") as response:
+            return await response.text()
+
+    asked = [asyncio.create_task(ask()) for _ in range(4)]
+    while site.tp.inflight < 4:
+        await asyncio.sleep(0.01)
+    await router.abort_sessions("tp")
+    assert await asyncio.gather(*asked) == ["single"] * 4
