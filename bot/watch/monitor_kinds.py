@@ -1,4 +1,7 @@
-"""The kinds of monitors: what each reads, how often, and on which hosts. A new monitor is one entry in `MONITOR_KINDS`."""
+"""The kinds of monitors: what each reads, how often, and on which hosts.
+
+A new monitor is one entry in `MONITOR_KINDS`, and its period, a field of `MonitorSettings`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

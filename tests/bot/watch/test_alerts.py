@@ -9,6 +9,7 @@ import pytest
 from bot.presenter.alerts import cleared
 from bot.store.records import Alert, RunStatus
 from bot.watch.alerts import MONITOR
+from bot.watch.monitor_kinds import MONITOR_KINDS
 from bot.watch.undelivered_alerts import UndeliveredAlerts
 from demo.workspace.webapi import ApiCall, ApiError, Handler
 from gpu_actions.models import JsonObject, VerdictKind
@@ -217,9 +218,8 @@ async def press_acknowledge(it: Desk, user: str) -> None:
 
 
 async def test_acknowledge_needs_the_role_and_is_a_line_in_the_timeline(tmp_path: Path) -> None:
-    monitors = {"monitors": {"enabled": True, "hang_period_s": 0, "probe_period_s": 0, "regression_period_s": 0,
-                             "topology_period_s": 0, "kernel_log_period_s": 0}}  # fmt: skip
-    async with desk(tmp_path, scripts=FALLS, **monitors) as it:
+    off = {f"{kind.name}_period_s": 0 for kind in MONITOR_KINDS}
+    async with desk(tmp_path, scripts=FALLS, monitors={"enabled": True, **off}) as it:
         it.bot.alerts.report(an_alert())
         await it.hears("ALERT")
         await press_acknowledge(it, "viewer")
