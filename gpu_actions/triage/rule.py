@@ -14,6 +14,7 @@ OK, INFO, WATCH, UNKNOWN, CRITICAL = (
 )
 
 CAUSES: tuple[str, ...] = (
+    "data_corruption",
     "gpu_lost",
     "gpu_reset_required",
     "ecc_uncorrected",

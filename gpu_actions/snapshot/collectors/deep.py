@@ -46,6 +46,10 @@ class DeepGpu(Frozen):
     index: int
     uuid: str = ""
     gemm_tflops: float | None = None
+    memory_gbps: float | None = Field(default=None, description="copy within its memory, read plus written")
+    to_gpu_gbps: float | None = Field(default=None, description="copy from pinned host memory")
+    from_gpu_gbps: float | None = Field(default=None, description="copy to pinned host memory")
+    wrong_sum: float | None = Field(default=None, description="a wrong result of its all-reduce of ones")
     error: str = ""
 
 
@@ -55,6 +59,7 @@ class DeepPair(Frozen):
     source: int
     target: int
     gbps: float = Field(ge=0)
+    corrupt: bool = Field(default=False, description="the data that arrived differs from what was sent")
 
 
 class DeepReading(Frozen):
@@ -133,10 +138,12 @@ async def run_probe(
     message_bytes: int,
     environment: dict[str, str] | None = None,
     hang_rank: int = -1,
+    spoil: str = "",
 ) -> DeepReading:
     """Start `world_size` ranks, wait for them until the deadline, and kill what is left.
 
-    busbw = bytes / seconds x 2(n-1)/n, as in nccl-tests. `hang_rank` never enters the all-reduce (for tests).
+    busbw = bytes / seconds x 2(n-1)/n, as in nccl-tests. For tests, `hang_rank` never enters the all-reduce, and
+    `spoil` (SOURCE:TARGET) corrupts a copy.
     """
     began = time.monotonic()
     logs = {rank: RankLog(rank) for rank in range(-1, world_size)}
@@ -150,6 +157,7 @@ async def run_probe(
             "message-bytes": message_bytes,
             "timeout-s": deadline_s,
             "hang-rank": hang_rank,
+            "spoil": spoil,
         }
         argv = [sys.executable, "-m", CHILD, *[f"--{name}={value}" for name, value in values.items()]]
         env = {**child_environment(), **ENVIRONMENT, **(environment or {})}
@@ -217,6 +225,10 @@ def reading_of(
                 index=log.rank,
                 uuid=log.get("started", "uuid") or "",
                 gemm_tflops=log.get("gemm", "tflops"),
+                memory_gbps=log.get("bandwidths", "memory_gbps"),
+                to_gpu_gbps=log.get("bandwidths", "to_gpu_gbps"),
+                from_gpu_gbps=log.get("bandwidths", "from_gpu_gbps"),
+                wrong_sum=log.get("all_reduce", "wrong_sum"),
                 error=log.get("error", "text") or "",
             )
             for log in logs

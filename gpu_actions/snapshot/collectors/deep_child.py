@@ -70,8 +70,35 @@ def gemm_tflops(torch: Any, device: Any, rank: int, timer: Timer) -> float:
     return rate
 
 
-def copies_from(torch: Any, source: int, world_size: int, timer: Timer) -> list[dict[str, Any]]:
-    """Measure copies from one GPU to every other, and compare the data. Raises RuntimeError for corrupted data."""
+def bandwidths(torch: Any, device: Any, rank: int, timer: Timer) -> dict[str, float]:
+    """Measure copies within a GPU's memory (bytes read plus written) and, on a GPU, to and from pinned host memory, in GB/s."""
+    size = (COPY_MIB if timer.gpu else CPU_COPY_MIB) * 2**20
+    one = torch.zeros(size, dtype=torch.uint8, device=device)
+    other = torch.empty_like(one)
+    seconds = timer.seconds(lambda: other.copy_(one, non_blocking=True), COPY_ROUNDS, device=rank)
+    found = {"memory_gbps": 2 * size / seconds / 1e9}
+    if timer.gpu:
+        host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        for name, sink, source in (("to_gpu_gbps", one, host), ("from_gpu_gbps", host, one)):
+            seconds = timer.seconds(
+                lambda sink=sink, source=source: sink.copy_(source, non_blocking=True),
+                COPY_ROUNDS,
+                device=rank,
+            )
+            found[name] = size / seconds / 1e9
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def is_copy(torch: Any, one: Any, other: Any) -> bool:
+    """Return True if two tensors on different GPUs hold the same bytes: by a sum over all and by samples."""
+    sums = [int(tensor.view(torch.int64).sum().cpu()) for tensor in (one, other)]
+    return sums[0] == sums[1] and torch.equal(one[::4097].cpu(), other[::4097].cpu())
+
+
+def copies_from(
+    torch: Any, source: int, world_size: int, timer: Timer, *, spoil: tuple[int, int] | None
+) -> list[dict[str, Any]]:
+    """Measure copies from one GPU to every other, and compare all the data. `spoil` corrupts one copy, for tests."""
     size = (COPY_MIB if timer.gpu else CPU_COPY_MIB) * 2**20
     here = torch.device("cuda", source) if timer.gpu else torch.device("cpu")
     sent = torch.randint(0, 256, (size,), dtype=torch.uint8, device=here)
@@ -84,22 +111,28 @@ def copies_from(torch: Any, source: int, world_size: int, timer: Timer) -> list[
         seconds = timer.seconds(
             lambda sink=sink: sink.copy_(sent, non_blocking=True), COPY_ROUNDS, device=source
         )
-        if not torch.equal(sink[::4097].cpu(), sent[::4097].cpu()):
-            raise RuntimeError(f"the copy from GPU {source} to GPU {target} arrived corrupted")
-        pairs.append({"source": source, "target": target, "gbps": round(size / seconds / 1e9, 2)})
+        if spoil == (source, target):
+            sink[size // 2 + 1] ^= 1
+        pairs.append(
+            {
+                "source": source,
+                "target": target,
+                "gbps": round(size / seconds / 1e9, 2),
+                "corrupt": not is_copy(torch, sink, sent),
+            }
+        )
     return pairs
 
 
 def all_reduce_seconds(
     torch: Any, dist: Any, device: Any, rank: int, world_size: int, message_bytes: int, timer: Timer
-) -> float:
-    """Return the seconds of one all-reduce. Raises RuntimeError for a wrong sum."""
+) -> tuple[float, float | None]:
+    """Return the seconds of one all-reduce, and a wrong sum if one was among its results."""
     tensor = torch.ones(message_bytes // 4, device=device, dtype=torch.float32)
     dist.all_reduce(tensor)
-    if float(tensor[0]) != world_size or float(tensor[-1]) != world_size:
-        raise RuntimeError(f"the all-reduce returned {float(tensor[0])} instead of {world_size}")
+    wrong = next((end for end in (float(tensor.min()), float(tensor.max())) if end != world_size), None)
     tensor.zero_()  # sums of zeros stay zero over any number of rounds
-    return timer.seconds(lambda: dist.all_reduce(tensor), ALLREDUCE_ROUNDS, device=rank)
+    return timer.seconds(lambda: dist.all_reduce(tensor), ALLREDUCE_ROUNDS, device=rank), wrong
 
 
 def measure(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> None:
@@ -134,15 +167,20 @@ def measure(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> No
         time.sleep(3600)
     began = time.monotonic()
     timer = Timer(torch, gpu=gpu)
-    seconds = all_reduce_seconds(torch, dist, device, rank, options.world_size, options.message_bytes, timer)
-    record("all_reduce", seconds=seconds)
+    seconds, wrong = all_reduce_seconds(
+        torch, dist, device, rank, options.world_size, options.message_bytes, timer
+    )
+    record("all_reduce", seconds=seconds, wrong_sum=wrong)
     if rank == 0:
         for source in range(options.world_size):
-            record(f"copies_{source}", pairs=copies_from(torch, source, options.world_size, timer))
+            pairs = copies_from(torch, source, options.world_size, timer, spoil=options.spoil)
+            record(f"copies_{source}", pairs=pairs)
         store.set(COPIES_DONE, "yes")
     # Wait on the CPU: a barrier's kernel would spin on the GPUs that rank 0 copies to (measured: 119 GB/s into such a GPU,
     # 391 GB/s out of it).
     store.wait([COPIES_DONE])
+    dist.barrier()
+    record("bandwidths", **bandwidths(torch, device, rank, timer))
     dist.barrier()
     record("gemm", tflops=gemm_tflops(torch, device, rank, timer))
     dist.barrier()
@@ -177,6 +215,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout-s", type=float, required=True)
     parser.add_argument(
         "--hang-rank", type=int, default=-1, help="for tests: this rank never enters the all-reduce"
+    )
+    parser.add_argument(
+        "--spoil",
+        type=lambda text: tuple(map(int, text.split(":"))) if text else None,
+        help="for tests: SOURCE:TARGET, a copy that is corrupted",
     )
     options = parser.parse_args(argv)
     parent = os.getppid()

@@ -1,5 +1,6 @@
 """The deep probe's figures against the host's baseline, or against a floor of its GPU model."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,15 @@ RULES = Rules(
         threshold="deep_deadline_s",
     ),
     rule(
+        "deep.corrupt_copy", CRITICAL, "data copied from one GPU to another arrived corrupted: results cannot be trusted",
+        "Fall back to a GPU outside this pair. Reset both GPUs, then check their links and memory.", source=PROBE,
+        cause="data_corruption",
+    ),
+    rule(
+        "deep.wrong_sum", CRITICAL, "an all-reduce returned a wrong sum: results cannot be trusted",
+        "Fall back. Reset the GPUs, then run the deep probe again.", source=PROBE, cause="data_corruption",
+    ),
+    rule(
         "pcie.busbw", CRITICAL, "all-reduce is far slower than the baseline or the floor of the GPU model",
         "Fall back. Compare with the findings on links, then restart the tier.", source=PROBE, cause="pcie_only",
         threshold="busbw_ratio",
@@ -28,7 +38,7 @@ RULES = Rules(
         "Fall back. Check the links of these two GPUs.", source=PROBE, cause="pcie_only", threshold="p2p_ratio",
     ),
     rule(
-        "deep.gemm", WATCH, "a GPU multiplies matrices far slower than its baseline",
+        "deep.gemm", WATCH, "a GPU multiplies matrices far slower than its baseline or its model",
         "Check clocks, power and temperature of that GPU.", source=PROBE, cause="throttling", threshold="gemm_ratio",
     ),
     rule(
@@ -51,6 +61,8 @@ def check_deep(context: CheckContext) -> Iterator[Finding]:
         if snapshot.failed("deep"):
             yield RULES.finding("deep.unread", snapshot.why_not("deep"))
         return
+    corruptions = [*_corruptions(context, deep)]
+    yield from corruptions
     if deep.outcome != "ok":
         hung = deep.outcome == "timeout" and deep.startup_s is not None
         yield RULES.finding(
@@ -61,20 +73,62 @@ def check_deep(context: CheckContext) -> Iterator[Finding]:
         return
     findings = [*_figures(context, deep)]
     yield from findings
-    if not findings:
-        busbw = "not measured" if deep.busbw_gbps is None else f"{deep.busbw_gbps:.0f} GB/s"
+    if not findings and not corruptions:
+        yield RULES.finding("deep.ok", measured(deep), **deep.model_dump())
+
+
+def measured(deep: DeepReading) -> str:
+    """Return the figures of the probe in one line; with several GPUs those of the slowest."""
+    parts = []
+    if deep.busbw_gbps is not None:
+        parts.append(f"all-reduce {deep.busbw_gbps:.0f} GB/s over {deep.world_size} ranks ({deep.backend})")
+    if deep.pairs:
+        parts.append(f"copies {min(pair.gbps for pair in deep.pairs):.0f} GB/s")
+    for words, unit, field in (
+        ("GEMM", "TFLOP/s", "gemm_tflops"),
+        ("memory", "GB/s", "memory_gbps"),
+        ("host to GPU", "GB/s", "to_gpu_gbps"),
+        ("GPU to host", "GB/s", "from_gpu_gbps"),
+    ):
+        if values := [value for gpu in deep.gpus if (value := getattr(gpu, field)) is not None]:
+            parts.append(f"{words} {min(values):.0f} {unit}")
+    return ", ".join(parts) or "nothing was measured"
+
+
+def _corruptions(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
+    """Report corrupt copies on the GPUs that have most: both of a single pair, or the one that spoils all its copies."""
+    nvml = context.snapshot.nvml
+    subjects = {gpu.index: gpu.subject for gpu in (nvml.gpus if nvml is not None else ())}
+    corrupt = [pair for pair in deep.pairs if pair.corrupt]
+    counts = Counter(index for pair in corrupt for index in (pair.source, pair.target))
+    for index in sorted(counts):
+        if counts[index] == max(counts.values()):
+            own = [pair for pair in corrupt if index in (pair.source, pair.target)]
+            names = ", ".join(f"GPU {pair.source} to GPU {pair.target}" for pair in own)
+            yield RULES.finding(
+                "deep.corrupt_copy",
+                f"GPU {index}: copies arrived corrupted: {names}",
+                subject=subjects.get(index, f"GPU {index}"),
+                pairs=[[pair.source, pair.target] for pair in own],
+            )
+    wrong = [gpu for gpu in deep.gpus if gpu.wrong_sum is not None]
+    if wrong:
+        names = ", ".join(f"GPU {gpu.index}" for gpu in wrong)
         yield RULES.finding(
-            "deep.ok",
-            f"all-reduce {busbw} over {deep.world_size} ranks ({deep.backend})",
-            **deep.model_dump(),
+            "deep.wrong_sum",
+            f"the all-reduce returned {wrong[0].wrong_sum:g} instead of {deep.world_size} on {names}",
+            gpus=[gpu.index for gpu in wrong],
         )
 
 
 def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
     limits, baseline, nvml = context.thresholds, context.baseline, context.snapshot.nvml
-    facts = None
-    if deep.backend == "nccl" and nvml is not None and nvml.gpus and context.snapshot.expected.links != 0:
-        facts = model_facts(nvml.gpus[0].name)  # floors are for GPUs with links, not for CPU tensors
+    facts = model = None
+    if deep.backend == "nccl" and nvml is not None and nvml.gpus:  # not for CPU tensors
+        model = model_facts(nvml.gpus[0].name)
+        facts = (
+            None if context.snapshot.expected.links == 0 else model
+        )  # their floors are for GPUs with links
 
     limit, reason = _limit(baseline.busbw_gbps, limits.busbw_ratio, facts and facts.busbw_floor_gbps)
     if deep.busbw_gbps is not None and deep.world_size > 1:
@@ -100,7 +154,10 @@ def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
             limit_gbps=limit,
         )
 
-    limit, reason = _limit(baseline.gemm_tflops, limits.gemm_ratio, facts and facts.gemm_floor_tflops)
+    limit, reason = _limit(baseline.gemm_tflops, limits.gemm_ratio, None)
+    if limit is None and model is not None and model.gemm_tflops is not None:
+        limit = model.gemm_tflops * limits.gemm_ratio
+        reason = f"{limits.gemm_ratio:.0%} of the {model.gemm_tflops:.0f} TFLOP/s of this GPU model"
     for gpu in deep.gpus:
         if limit is not None and gpu.gemm_tflops is not None and gpu.gemm_tflops < limit:
             yield RULES.finding(

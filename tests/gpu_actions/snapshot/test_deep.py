@@ -56,6 +56,21 @@ async def test_a_rank_that_never_joins_is_a_hang_within_the_deadline_and_all_ran
     assert probe_processes() <= before
 
 
+async def test_a_corrupted_copy_is_data_corruption_that_names_the_pair_and_the_rest_is_still_measured() -> (
+    None
+):
+    reading = await run_probe(2, backend="gloo", deadline_s=60, message_bytes=2**20, spoil="1:0")
+    assert reading.outcome == "ok", reading.detail
+    assert {(pair.source, pair.target): pair.corrupt for pair in reading.pairs} == {
+        (0, 1): False,
+        (1, 0): True,
+    }
+    assert all(gpu.memory_gbps and gpu.wrong_sum is None for gpu in reading.gpus)
+    verdict = judge(make.healthy(deep=reading))
+    assert (verdict.verdict, verdict.cause) == ("fall_back", "data_corruption")
+    assert "GPU 1 to GPU 0" in verdict.summary
+
+
 async def test_a_rank_that_fails_ends_the_probe_immediately_with_the_reason() -> None:
     began = time.monotonic()
     reading = await run_probe(2, backend="gloo", deadline_s=60, message_bytes=2**62)

@@ -86,6 +86,15 @@ def crashes(
     return make.healthy(**{**changes, "expected": {**changes.get("expected", {}), "unit": facts}})
 
 
+def one_gpu(**figures: float) -> Snapshot:
+    """Return a host with one H100 whose links are off, and its deep probe."""
+    alone = make.nvml(1, gpus=(make.gpu(0, links=(), fabric=None),))
+    deep = DeepReading(backend="nccl", outcome="ok", world_size=1, gpus=(DeepGpu(index=0, **figures),))
+    return make.healthy(
+        nvml=alone, deep=deep, expected={"gpus": 1, "ranks": None, "links": 0}, ranks=make.ranks(1)
+    )
+
+
 Make = Callable[[], Snapshot]
 CASES: dict[str, tuple[Make, str, str]] = {
     # application faults: never more than watch
@@ -325,6 +334,30 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "watch",
         "throttling",
     ),
+    "corrupt data between two GPUs": (
+        lambda: make.healthy(
+            deep=DeepReading(
+                backend="nccl",
+                outcome="ok",
+                world_size=8,
+                busbw_gbps=330,
+                pairs=(DeepPair(source=1, target=2, gbps=380, corrupt=True),),
+            )
+        ),
+        "fall_back",
+        "data_corruption",
+    ),
+    "a wrong sum, in a probe that failed afterwards": (
+        lambda: make.healthy(
+            deep=DeepReading(
+                backend="nccl", outcome="failed", world_size=8, gpus=(DeepGpu(index=3, wrong_sum=7.0),)
+            )
+        ),
+        "fall_back",
+        "data_corruption",
+    ),
+    "a GPU at half speed": (lambda: one_gpu(gemm_tflops=402), "watch", "throttling"),
+    "a GPU at full speed": (lambda: one_gpu(gemm_tflops=780), "healthy", "none"),
     "a good deep probe": (
         lambda: make.healthy(deep=DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=331)),
         "healthy",

@@ -4,7 +4,7 @@ import pytest
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Severity, VerdictKind
-from gpu_actions.snapshot.collectors.deep import DeepReading
+from gpu_actions.snapshot.collectors.deep import DeepPair, DeepReading
 from gpu_actions.snapshot.collectors.nvml import GpuProcess
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
@@ -136,6 +136,21 @@ def test_a_tier_that_is_down_names_what_ended_it() -> None:
     )
     verdict = judge(down)
     assert verdict.cause == "engine_down" and "CUDA out of memory" in verdict.summary
+
+
+def test_the_deep_probe_of_one_gpu_reports_what_it_measured() -> None:
+    snapshot = cases_hardware.one_gpu(
+        gemm_tflops=806.2, memory_gbps=2611, to_gpu_gbps=55.1, from_gpu_gbps=54.8
+    )
+    found = next(finding for finding in judge(snapshot).findings if finding.id == "deep.ok")
+    assert found.summary == "GEMM 806 TFLOP/s, memory 2611 GB/s, host to GPU 55 GB/s, GPU to host 55 GB/s"
+
+
+def test_neither_gpu_of_a_corrupt_pair_is_chosen_for_the_fallback() -> None:
+    pair = DeepPair(source=0, target=1, gbps=380, corrupt=True)
+    deep = DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=330, pairs=(pair,))
+    chosen = judge(make.healthy(deep=deep)).fallback_gpu
+    assert chosen is not None and chosen.index == 2
 
 
 def test_accepting_an_unknown_does_not_excuse_a_fault() -> None:
