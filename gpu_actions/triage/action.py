@@ -88,7 +88,8 @@ async def triage(context: StepContext) -> StepResult:
         deep=bool(args["deep"]),
         report=lambda line: context.report(line, None),
     )
-    verdict = judge(snapshot, thresholds, load_baseline(args.get("baseline")))
+    baseline, problem = _baseline(args.get("baseline"))
+    verdict = judge(snapshot, thresholds, baseline)
     path = save_snapshot(snapshot, context.workdir / "snapshot.json")
     recorded = ""
     if args.get("record_baseline"):
@@ -97,9 +98,9 @@ async def triage(context: StepContext) -> StepResult:
     cause = "" if verdict.verdict is VerdictKind.HEALTHY else f"{verdict.cause}: "
     summary = f"{verdict.verdict.value.replace('_', ' ')}: {cause}{verdict.summary}"
     return StepResult(
-        summary=summary + (f"; {recorded}" if recorded else ""),
+        summary="; ".join(filter(None, (summary, problem, recorded))),
         data={
-            **({"thread_text": recorded} if recorded else {}),
+            **({"thread_text": note} if (note := "; ".join(filter(None, (problem, recorded)))) else {}),
             "cause": verdict.cause,
             "verdict": verdict.verdict.value,
             "tier": target.tier,
@@ -109,6 +110,14 @@ async def triage(context: StepContext) -> StepResult:
         verdict=verdict,
         warning=verdict.verdict is VerdictKind.UNKNOWN,
     )
+
+
+def _baseline(path: str | None) -> tuple[TriageBaseline, str]:
+    """Load the host's baseline. A broken file costs the baseline, not the triage: return why it was not used."""
+    try:
+        return load_baseline(path), ""
+    except (OSError, ValueError) as error:
+        return TriageBaseline(), f"judged without the baseline: {error}"
 
 
 def _record_baseline(snapshot: Snapshot, verdict: Verdict, path: str | None) -> str:
@@ -129,7 +138,7 @@ def _record_baseline(snapshot: Snapshot, verdict: Verdict, path: str | None) -> 
     baseline = load_baseline(str(kept))
     figures = [
         f"{name} {value:.4g}"
-        for name, value in baseline.model_dump(exclude={"remote_ends"}).items()
+        for name, value in baseline.model_dump(exclude={"remote_ends", "nvlink_pairs"}).items()
         if value is not None
     ]
     return f"recorded as this host's baseline: {', '.join(figures) or 'no figure was measured'}"

@@ -30,6 +30,16 @@ class TriageBaseline(Frozen):
         default_factory=dict,
         description="GPU UUID -> link -> bus id of its remote end, for links that hide it while down",
     )
+    nvlink_pairs: tuple[tuple[str, str], ...] = Field(
+        default=(), description="UUIDs of the pairs of GPUs that reach each other over NVLink"
+    )
+
+    def expects_nvlink(self, one: str, other: str) -> bool | None:
+        """Return True if two GPUs reached each other over NVLink, None if the baseline does not know both."""
+        known = {uuid for pair in self.nvlink_pairs for uuid in pair}
+        if one not in known or other not in known:
+            return None
+        return (one, other) in self.nvlink_pairs or (other, one) in self.nvlink_pairs
 
 
 def load_baseline(path: str | None) -> TriageBaseline:
@@ -65,7 +75,15 @@ def baseline_from(snapshot: Snapshot, known: TriageBaseline | None = None) -> Tr
             for gpu in snapshot.nvml.gpus
         }
         figures["remote_ends"] = {uuid: links for uuid, links in ends.items() if links}
-    measured = {name: value for name, value in figures.items() if isinstance(value, dict) or (value or 0) > 0}
+        uuids = {gpu.index: gpu.uuid for gpu in snapshot.nvml.gpus}
+        figures["nvlink_pairs"] = tuple(
+            (uuids[pair.first], uuids[pair.second]) for pair in snapshot.nvml.pairs if pair.nvlink_p2p == 0
+        )
+    measured = {
+        name: value
+        for name, value in figures.items()
+        if (value if isinstance(value, dict | tuple) else (value or 0) > 0)
+    }
     return TriageBaseline.model_validate({**(known or TriageBaseline()).model_dump(), **measured})
 
 

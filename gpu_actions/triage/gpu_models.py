@@ -3,8 +3,8 @@
 Links from NVIDIA's product briefs: 18 on H100, H200 and Blackwell, 12 on A100. The floors lie well between the two measured
 states of a 2xH100 host: 256-331 GB/s over NVLink and 27.5 GB/s over PCIe.
 
-The GEMM rate is what a good GPU reaches in bf16: 780-806 TFLOP/s were measured on H100 and H200; of the others it is about 80 % of
-the dense peak in NVIDIA's data sheets (B200: 65 %, unmeasured).
+The GEMM rate is what a good GPU reaches in bf16: 780-806 TFLOP/s were measured on H100 and H200; of the others it is about 80 %
+of the dense peak in NVIDIA's data sheets (B200: 65 %, unmeasured).
 """
 
 import re

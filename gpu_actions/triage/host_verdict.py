@@ -14,7 +14,7 @@ def baseline_of(host: Host) -> TriageBaseline:
     """Return what the host measured on a good day. A broken file counts as none here; `/triage` names it."""
     try:
         return load_baseline(None if host.triage_baseline is None else str(host.triage_baseline))
-    except ValueError:
+    except (OSError, ValueError):
         return TriageBaseline()
 
 

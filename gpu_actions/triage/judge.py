@@ -12,11 +12,14 @@ from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.check import CheckContext
-from gpu_actions.triage.fallback_gpu import choose_fallback_gpu
+from gpu_actions.triage.fallback_gpu import LINK_COMPONENTS, choose_fallback_gpu
 from gpu_actions.triage.registry import CHECKS, RULES
 from gpu_actions.triage.rule import CAUSES, rank_of_verdict
 
 _WORST_FIRST = (Severity.CRITICAL, Severity.UNKNOWN, Severity.WATCH, Severity.INFO, Severity.OK)
+
+LINK_CAUSES = ("nvlink_loss", "nvlink_partial", "nvlink_errors", "pcie_only", "fabric_manager_down")
+"""Causes that matter only to a tier of several GPUs."""
 
 PERMANENT = ("not_supported", "function_not_found", "no_permission")
 """NVML's reasons for a field that this host does not have, or not for this user."""
@@ -66,6 +69,9 @@ def verdict_of_finding(finding: Finding, context: CheckContext) -> VerdictKind:
     is_about_the_tier = rule.component in ("serving", "collective")
     if kind is VerdictKind.FALL_BACK and is_about_the_tier and context.snapshot.expected.tier != "tp":
         return VerdictKind.WATCH  # nothing is below the fallback tier to fall back to
+    is_about_links = rule.component in LINK_COMPONENTS or rule.cause in LINK_CAUSES
+    if is_about_links and context.snapshot.expected.tier != "tp" and rank_of_verdict(kind) > 0:
+        return VerdictKind.WATCH  # the fallback tier runs on one GPU, which needs no links
     return kind
 
 

@@ -210,10 +210,16 @@ def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:
         for before in polls[0].communicators:
             after = later.get(before.id)
             if after is not None and is_unmoved_mismatch(before, after):
+                odd, words = odd_ranks(after)
                 yield Suspicion(
                     "ras_mismatch",
-                    f"operation counts of communicator {after.id[:20]} differ and did not move",
-                    {"communicator": after.id, "counts": _counts(after), "polls": len(polls)},
+                    f"{words}: operation counts of communicator {after.id[:20]} differ and did not move",
+                    {
+                        "communicator": after.id,
+                        "counts": _counts(after),
+                        "polls": len(polls),
+                        "odd_ranks": odd,
+                    },
                 )
                 break
     if polls:
@@ -250,6 +256,26 @@ def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:
 def is_unmoved_mismatch(before: RasCommunicator, after: RasCommunicator) -> bool:
     """Return True if RAS reports a mismatch in both polls and no count moved between them."""
     return before.mismatch and after.mismatch and _counts(before) == _counts(after)
+
+
+def odd_ranks(communicator: RasCommunicator) -> tuple[list[int], str]:
+    """Return the ranks whose counts differ from the others', and a text: those behind, or those ahead if they are fewer.
+
+    The others wait for a rank that is behind. The text protocol names only the ranks that differ; groups have negative numbers.
+    """
+    names = sorted({name for rank in communicator.ranks for name in rank.counts})
+    totals = {rank.rank: tuple(rank.counts.get(name, 0) for name in names) for rank in communicator.ranks}
+    behind = [rank for rank, counts in totals.items() if counts == min(totals.values())]
+    ahead = [rank for rank in totals if rank not in behind]
+    unnamed = any(rank < 0 for rank in behind)
+    odd, where = (
+        (ahead, "ahead") if unnamed or (len(behind) > len(ahead) and min(ahead) >= 0) else (behind, "behind")
+    )
+    odd = sorted(rank for rank in odd if rank >= 0)[:MAX_LISTED]
+    if not odd:
+        return [], "ranks differ"
+    verb = "is" if len(odd) == 1 else "are"
+    return odd, f"rank{'' if len(odd) == 1 else 's'} {', '.join(map(str, odd))} {verb} {where}"
 
 
 def _counts(communicator: RasCommunicator) -> dict[str, dict[str, int]]:
@@ -297,6 +323,8 @@ def _subject(suspicions: list[Suspicion]) -> str | None:
         for row in (*item.evidence.get("processes", ()), *item.evidence.get("ended", ())):
             if row["rank"] is not None:
                 return f"rank {row['rank']}"
+        if item.evidence.get("odd_ranks"):
+            return f"rank {item.evidence['odd_ranks'][0]}"
         if item.evidence.get("missing"):
             first = item.evidence["missing"][0]
             return f"rank {first['rank'] if isinstance(first, dict) else first}"

@@ -8,7 +8,7 @@ from gpu_actions.models import Finding
 from gpu_actions.snapshot.collectors.environment import EnvironmentReading
 from gpu_actions.snapshot.collectors.nvml import GpuReading, NvmlReading
 from gpu_actions.triage.check import Check, CheckContext, count
-from gpu_actions.triage.gpu_models import expected_links
+from gpu_actions.triage.gpu_models import expected_links, model_facts
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 RULES = Rules(
@@ -69,7 +69,7 @@ def check_pcie(context: CheckContext) -> Iterator[Finding]:
     if nvml is not None:
         linked = {gpu.index for gpu in nvml.whole_gpus if gpu.active_links}
         if sum(bool(expected_links(context.snapshot, gpu)) for gpu in nvml.whole_gpus) > 1:
-            findings += _p2p(nvml, linked)
+            findings += _p2p(context, nvml, linked)
         for gpu in nvml.gpus:
             if gpu.error is None:
                 findings += _slot(context, gpu, nvml.window_s or context.snapshot.window_s)
@@ -79,9 +79,13 @@ def check_pcie(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding("pcie.ok", f"{count(len(linked), 'GPU')} reach each other over NVLink")
 
 
-def _p2p(nvml: NvmlReading, linked: set[int]) -> Iterator[Finding]:
+def _p2p(context: CheckContext, nvml: NvmlReading, linked: set[int]) -> Iterator[Finding]:
     pairs = [pair for pair in nvml.pairs if pair.first in linked and pair.second in linked]
     off = [pair for pair in pairs if pair.nvlink_p2p not in (None, 0)]
+    uuids = {gpu.index: gpu.uuid for gpu in nvml.gpus}
+    expected = {pair: context.baseline.expects_nvlink(uuids[pair.first], uuids[pair.second]) for pair in off}
+    by_design = bool(off) and is_bridged(context, nvml, linked)
+    off = [pair for pair in off if expected[pair] or (expected[pair] is None and not by_design)]
     if off:
         first = off[0]
         route = ANCESTORS.get(
@@ -103,6 +107,35 @@ def _p2p(nvml: NvmlReading, linked: set[int]) -> Iterator[Finding]:
             field="p2p",
             reason=nvml.pairs_unread,
         )
+
+
+def is_bridged(context: CheckContext, nvml: NvmlReading, linked: set[int]) -> bool:
+    """Return True if the GPUs are bridged in groups, mostly pairs, by design: no switch, each fully linked within its group.
+
+    Such PCIe cards have no NVLink between the groups. A board whose links lead to more peers than it reaches is broken instead.
+    """
+    gpus = [gpu for gpu in nvml.whole_gpus if gpu.index in linked]
+    groups = {gpu.index: {gpu.index} for gpu in gpus}
+    for pair in nvml.pairs:
+        if pair.nvlink_p2p == 0 and pair.first in groups and pair.second in groups:
+            groups[pair.first].add(pair.second)
+            groups[pair.second].add(pair.first)
+    for gpu in gpus:
+        group = groups[gpu.index]
+        ends = {link.remote_pci for link in gpu.links if link.active and link.remote_pci}
+        if (
+            any(link.remote_kind == "switch" for link in gpu.links)
+            or len(group) < 2
+            or len(ends) >= len(group)
+        ):
+            return False
+        if any(groups[member] != group for member in group):
+            return False
+        if gpu.active_links < (expected_links(context.snapshot, gpu) or 0):
+            return False
+        if not ends and model_facts(gpu.name) is not None:
+            return False  # a model with a full fabric, and nothing that proves another board
+    return True
 
 
 def _slot(context: CheckContext, gpu: GpuReading, window_s: float) -> Iterator[Finding]:

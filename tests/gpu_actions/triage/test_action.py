@@ -158,6 +158,16 @@ async def test_a_unit_whose_driver_fails_is_never_healthy(
     assert "Connection timed out" in unread.summary
 
 
+async def test_a_broken_baseline_costs_the_baseline_and_not_the_triage(host: Host, tmp_path: Path) -> None:
+    broken = tmp_path / "baseline.json"
+    broken.write_text('{"completion_ms": -1}')
+    context = await context_of(host, tmp_path, [])
+    step = context.step.model_copy(update={"args": {**context.args, "baseline": str(broken)}})
+    result = await triage(replace(context, step=step))
+    assert result.verdict is not None and result.verdict.cause == "router_down"
+    assert "judged without the baseline" in result.summary and "completion_ms" in result.summary
+
+
 async def test_a_tier_frozen_on_purpose_is_not_reported_down(host: Host, tmp_path: Path) -> None:
     await host.tp.unit.freeze("fallback")
     await host.tp.unit.stop(grace_s=1)

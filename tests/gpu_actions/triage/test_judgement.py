@@ -7,7 +7,7 @@ from gpu_actions.models import Severity, VerdictKind
 from gpu_actions.snapshot.collectors.deep import DeepPair, DeepReading
 from gpu_actions.snapshot.collectors.nvml import GpuProcess
 from gpu_actions.snapshot.model import Snapshot
-from gpu_actions.triage.baselines import TriageBaseline
+from gpu_actions.triage.baselines import TriageBaseline, baseline_from
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage import cases_hardware, cases_serving
@@ -151,6 +151,37 @@ def test_neither_gpu_of_a_corrupt_pair_is_chosen_for_the_fallback() -> None:
     deep = DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=330, pairs=(pair,))
     chosen = judge(make.healthy(deep=deep)).fallback_gpu
     assert chosen is not None and chosen.index == 2
+
+
+def test_the_baseline_knows_which_gpus_reach_each_other() -> None:
+    snapshot = cases_hardware.of_four(
+        cases_hardware.bridged(4, group=2, name="NVIDIA A100-SXM4-40GB", hidden=True)
+    )
+    assert judge(snapshot).cause == "pcie_only"
+    assert judge(snapshot, baseline=baseline_from(snapshot)).verdict is VerdictKind.HEALTHY
+    alone = cases_hardware.of_four(cases_hardware.bridged(4, group=1))
+    pairs = baseline_from(cases_hardware.of_four(cases_hardware.bridged(4, group=2)))
+    assert judge(alone, baseline=pairs).cause == "pcie_only"
+
+
+@pytest.mark.parametrize(
+    ("counts", "rank", "words"),
+    [
+        ([7, 7, 7, 6], 3, "rank 3 is behind"),
+        ([6, 7, 6, 6], 1, "rank 1 is ahead"),
+        ([6, 7], 0, "rank 0 is behind"),
+    ],
+)
+def test_a_mismatch_of_operation_counts_names_the_rank(counts: list[int], rank: int, words: str) -> None:
+    stuck = make.healthy(
+        engine=FLAT,
+        completion=HUNG,
+        ras=make.ras(counts, counts),
+        ranks=make.ranks(len(counts)),
+        expected={"ranks": len(counts)},
+    )
+    hang = next(finding for finding in judge(stuck).findings if finding.id == "collective.hang")
+    assert hang.subject == f"rank {rank}" and words in hang.summary
 
 
 def test_accepting_an_unknown_does_not_excuse_a_fault() -> None:
