@@ -3,6 +3,8 @@
 `run_message` is pure. A triage run with a verdict becomes the verdict card.
 """
 
+from collections.abc import Iterator
+
 from bot.presenter.approval_request import approval_blocks
 from bot.presenter.message import (
     Block,
@@ -60,6 +62,7 @@ def run_message(run: RunRecord, context: RenderContext) -> Message:
         section(f"{state_sign(run)} {now}"),
         Lines(problems, noun="problems"),
         *_what_it_costs(run),
+        Lines(tuple(_what_clients_saw(run, now)), noun="lines on clients"),
         *approval_blocks(run, context),
         plan_lines(run.plan) if waiting and run.plan is not None else step_lines(run, context.now),
         *([buttons] if buttons else []),
@@ -164,6 +167,17 @@ def costs(losses: str, warnings: tuple[str, ...]) -> tuple[Part, ...]:
     return (
         Lines((*lost, *(f":warning: {one_line(warning, 400)}" for warning in warnings)), noun="warnings"),
     )
+
+
+def _what_clients_saw(run: RunRecord, now: str) -> Iterator[str]:
+    """Return what clients saw as the latest step counted it, unless the line on the run's end says so already."""
+    for step in reversed(run.steps):
+        clients = step.data.get("clients")
+        if isinstance(clients, dict) and clients.get("text"):
+            text = one_line(str(clients["text"]), 500)
+            if text not in now and capitalized(text) not in now:
+                yield f"*Clients:* {text}"
+            return
 
 
 def _buttons(run: RunRecord) -> Block | None:

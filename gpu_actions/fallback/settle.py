@@ -49,7 +49,7 @@ async def settle(context: StepContext) -> StepResult:
         await cleanup.settle_on_fallback(context, freeze_reason=freeze_reason)
     else:
         await cleanup.settle_on_nothing(context)
-    return await cleanup.result(host, state)
+    return await cleanup.result(context, state)
 
 
 async def _start_tp(context: StepContext, cleanup: Cleanup) -> bool:

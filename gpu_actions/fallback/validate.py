@@ -8,6 +8,7 @@ from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.models import Finding, Severity
 from gpu_actions.serving.units.base import runs_although_frozen
+from gpu_actions.tier.client_account import read_clients
 from gpu_actions.tier.under_load import load_test
 
 
@@ -24,20 +25,21 @@ async def validate(context: StepContext) -> StepResult:
         folder="single_gpu_fallback",
     )
     findings = await _tp_restarted(context)
+    clients = await read_clients(context)
     if tested.result.verdict is RunVerdict.VOID:
         raise StepFailed(
             f"the load test does not tell whether the service is good: {tested.summary}",
             next_action=f"the fallback goes on serving; run /loadtest start {host.name}",
             artifacts=tested.artifacts,
-            data=tested.data,
+            data={**tested.data, **clients.data},
             findings=findings,
         )
     summary = tested.summary
     if not tested.passed:
         summary += "; the fallback goes on serving: consider less traffic for this host"
     return StepResult(
-        summary="; ".join([summary, *(finding.summary for finding in findings)]),
-        data=tested.data,
+        summary="; ".join([summary, *(finding.summary for finding in findings), clients.text]),
+        data={**tested.data, **clients.data},
         artifacts=tested.artifacts,
         findings=findings,
         warning=not tested.passed or bool(findings),

@@ -50,7 +50,7 @@ async def stepback(context: StepContext) -> StepResult:
         await cleanup.attempt("clear tp's scope", host.tp.unit.set_scope({}))
     else:
         await cleanup.settle_on_nothing(context)
-    return await cleanup.result(host, state)
+    return await cleanup.result(context, state)
 
 
 async def _start_fallback(context: StepContext, cleanup: Cleanup) -> bool:

@@ -4,6 +4,7 @@
 service costs little memory.
 """
 
+import math
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -40,7 +41,8 @@ class Ending(StrEnum):
 class RequestEnd(NamedTuple):
     """One request: when it arrived and ended (Unix seconds), and how.
 
-    `first_byte_s` is None without an answer. `own` is a probe or a load test of gpu-oncall.
+    `first_byte_s` is None without an answer, `server` empty if none took it. `own` is a probe or a load test of gpu-oncall.
+    `ended_by_us`: it lost its answer because its session was ended over the router's control.
     """
 
     arrived_s: float
@@ -50,6 +52,7 @@ class RequestEnd(NamedTuple):
     server: str = ""
     resent: bool = False
     own: bool = False
+    ended_by_us: bool = False
 
 
 class Gap(Frozen):
@@ -66,8 +69,9 @@ class Gap(Frozen):
 class RequestAccount(Frozen):
     """What clients saw from `since_s` to `until_s`: the requests that ended in it, by how they ended.
 
-    Requests of gpu-oncall itself are counted in `own_finished` only. `resent` were sent to another tier, and are also counted
-    by how they ended there. `incomplete` says why requests may be missing; empty if the record has all of them.
+    `resent` were sent to another tier, and are also counted by how they ended there; `resent_to_none` found no other tier and
+    were refused. Requests of gpu-oncall itself are counted in `own_finished` only. `incomplete` says why requests may be
+    missing; empty if the record has all of them.
     """
 
     since_s: float
@@ -78,7 +82,12 @@ class RequestAccount(Frozen):
     failed: int = 0
     client_left: int = 0
     resent: int = 0
+    resent_to_none: int = 0
     own_finished: int = 0
+    ended_by_us: dict[str, int] = Field(
+        default_factory=dict,
+        description="by server: lost their answer because we ended the session, own included",
+    )
     open_now: int = Field(default=0, description="still being answered or waiting when the account was made")
     before_per_s: float | None = Field(
         default=None, description="finished requests/s before the trouble began"
@@ -119,11 +128,12 @@ class RequestCounter:
     """Counts requests into an account. Requests before `since_s` serve as the figures of before."""
 
     def __init__(self, since_s: float, until_s: float) -> None:
-        self.since_s = since_s
+        self.since_s = math.floor(since_s * 1000) / 1000  # the record has milliseconds
         self.until_s = until_s
         self.from_s: float | None = None
         self._counts = dict.fromkeys(Ending, 0)
-        self._resent = self._own_finished = 0
+        self._resent = self._resent_to_none = self._own_finished = 0
+        self._ended_by_us: dict[str, int] = {}
         self._ended: dict[int, int] = {}
         self._finished: dict[int, int] = {}
         self._refused: dict[int, int] = {}
@@ -131,7 +141,7 @@ class RequestCounter:
 
     def add(self, request: RequestEnd) -> None:
         """Count one request. They come in the order in which they ended."""
-        if request.ended_s >= self.until_s:
+        if request.ended_s > self.until_s:
             return
         if self.from_s is None:
             self.from_s = request.ended_s
@@ -139,6 +149,8 @@ class RequestCounter:
         if finished:
             self._answering.add(request.first_byte_s or request.arrived_s, request.ended_s)
         inside = request.ended_s >= self.since_s
+        if inside and request.ended_by_us:
+            self._ended_by_us[request.server] = self._ended_by_us.get(request.server, 0) + 1
         if request.own:
             self._own_finished += finished and inside
             return
@@ -149,7 +161,8 @@ class RequestCounter:
             self._finished[second] = self._finished.get(second, 0) + 1
         if inside:
             self._counts[request.ending] += 1
-            self._resent += request.resent
+            self._resent += request.resent and bool(request.server)
+            self._resent_to_none += request.resent and not request.server
             self._ended[second] = self._ended.get(second, 0) + 1
             if request.ending is Ending.REFUSED:
                 self._refused[second] = self._refused.get(second, 0) + 1
@@ -162,7 +175,9 @@ class RequestCounter:
             until_s=self.until_s,
             **{ending.value: count for ending, count in self._counts.items()},
             resent=self._resent,
+            resent_to_none=self._resent_to_none,
             own_finished=self._own_finished,
+            ended_by_us=self._ended_by_us,
             open_now=open_now,
             before_per_s=self._before(min(self.since_s, gap.from_s if gap else self.since_s)),
             refused_peak_percent=self._refused_peak(),

@@ -5,6 +5,7 @@ times in a row. A tier whose token counter does not move is not waited for: its 
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
 from gpu_actions.models import Frozen
-from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.serving.interfaces import RequestsUnknown, RouterError
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier import run_notes
+from gpu_actions.tier.client_account import Clients, read_clients
 from gpu_actions.tier.condition import Progress, TokenSample, generates, judge_progress, sample
 from gpu_actions.tier.traffic import ready_router
 
@@ -89,9 +91,15 @@ async def drain(context: StepContext) -> StepResult:
             f"the router does not drain {tier.name}: {error}",
             next_action="run /triage to see which tier can take the requests",
         ) from error
+    clients: Clients | None = None
+    if not args[
+        "allow_zero_total"
+    ]:  # otherwise nothing serves until the next steps are done: no time to read
+        clients = await read_clients(context)
     return StepResult(
-        summary=ended.describe(tier.name),
+        summary=ended.describe(tier.name) + (f"; {clients.text}" if clients else ""),
         data={
+            **(clients.data if clients else {}),
             "tier": tier.name,
             "cut": ended.aborted,
             "resent": ended.resent,
@@ -192,9 +200,11 @@ async def _abort(context: StepContext, tier: Tier, *, expected: int) -> None:
     note = run_notes.recall(context.workdir, name) or {}
     done = int(note.get("cut", 0)) + max(0, int(note.get("pending", 0)) - expected)
     resent_before = note.get("resent_before", (await context.host.router.server(tier.config.server)).resent)
-    run_notes.keep(context.workdir, name, {"cut": done, "pending": expected, "resent_before": resent_before})
+    first_s = note.get("first_s", None if note else time.time())
+    kept = {"resent_before": resent_before, "first_s": first_s}
+    run_notes.keep(context.workdir, name, {"cut": done, "pending": expected, **kept})
     ended = await context.host.router.abort_sessions(tier.config.server)
-    run_notes.keep(context.workdir, name, {"cut": done + ended, "pending": 0, "resent_before": resent_before})
+    run_notes.keep(context.workdir, name, {"cut": done + ended, "pending": 0, **kept})
     deadline = time.monotonic() + SETTLE_AFTER_ABORT_S
     while (await context.host.router.server(tier.config.server)).sessions:
         if time.monotonic() >= deadline:
@@ -209,10 +219,17 @@ async def _aborted_and_resent(context: StepContext, tier: Tier) -> tuple[int, in
     """Return how many requests lost their answer and how many the router sent to another tier instead.
 
     The router counts those of which no byte was answered when their session was ended. Sessions that a killed execution was
-    about to end are gone by now, so they count too.
+    about to end are gone by now, so they count too. The first number comes from the router's record, if that has all requests:
+    of the sessions that were to be ended some finish, or their client leaves, in the same moment.
     """
     note = run_notes.recall(context.workdir, f"cut_{tier.name}") or {}
     ended = int(note.get("cut", 0)) + int(note.get("pending", 0))
     resent_now = (await context.host.router.server(tier.config.server)).resent
     resent = min(ended, max(0, resent_now - int(note.get("resent_before", resent_now))))
+    if ended and note.get("first_s") is not None:
+        with contextlib.suppress(RequestsUnknown):
+            account = await context.host.router.requests(float(note["first_s"]), time.time())
+            if not account.incomplete:
+                refused = min(resent, account.resent_to_none)  # there was no other tier: 503 with Retry-After
+                return account.ended_by_us.get(tier.config.server, 0), resent - refused
     return ended - resent, resent

@@ -13,6 +13,7 @@ from gpu_actions.serving.interfaces import EngineError, Router, RouterError
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier import run_notes
+from gpu_actions.tier.client_account import keep_serves_again, read_clients
 from gpu_actions.tier.condition import generates
 
 PROOF_PROMPT = "gpu-oncall proves the route"
@@ -105,6 +106,7 @@ async def route(context: StepContext) -> StepResult:
         context.workdir, "first_token_through_router", {"after_s": elapsed_s}
     )
     elapsed_s = float(note["after_s"])
+    keep_serves_again(context)
     return StepResult(
         summary=f"all requests go to {tier.name} (weight {tier.config.weight}, {other.name} 0); "
         f"first token through the router {elapsed_s:.1f} s after the start",
@@ -142,4 +144,8 @@ async def backpressure(context: StepContext) -> StepResult:
         if missing
         else ""
     )
-    return StepResult(summary=f"in force: {shown}{note}", data={"in_force": in_force, "missing": missing})
+    clients = await read_clients(context)
+    return StepResult(
+        summary=f"in force: {shown}{note}; {clients.text}",
+        data={"in_force": in_force, "missing": missing, **clients.data},
+    )

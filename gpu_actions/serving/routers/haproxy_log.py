@@ -33,6 +33,7 @@ END, STARTED, ADOPTED, LOST = "end_ms", "started_ms", "adopted_ms", "lost_lines"
 """A line has one of these: a request, or what the supervisor adds (`system/output_file.py`)."""
 
 BLOCK_BYTES = 1 << 20
+NO_SERVER = "<NOSRV>"
 REFUSALS = (429, 503)
 
 
@@ -118,7 +119,7 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
 
 
 def is_mark(line: dict[str, Any]) -> bool:
-    return line.get("status") == MARK_STATUS and line.get("server") == "<NOSRV>"
+    return line.get("status") == MARK_STATUS and line.get("server") == NO_SERVER
 
 
 def request_end(line: dict[str, Any]) -> RequestEnd:
@@ -130,9 +131,10 @@ def request_end(line: dict[str, Any]) -> RequestEnd:
         ended_s=ended_s,
         ending=_ending(line["status"], line["end"]),
         first_byte_s=ended_s - max(0, line["data_ms"]) / 1000 if began_answer else None,
-        server=line["server"],
+        server="" if line["server"] == NO_SERVER else line["server"],
         resent=str(line["retries"]).startswith("+"),
         own=line["own"] == "1",
+        ended_by_us=line["end"].startswith("K"),
     )
 
 

@@ -30,7 +30,8 @@ def test_each_ending_is_counted_once_and_only_inside_the_window() -> None:
 
 def test_a_resent_request_counts_by_how_it_ended_and_as_resent() -> None:
     account = counter(
-        request(1001, 1002, resent=True), request(1001, 1002, Ending.REFUSED, resent=True)
+        request(1001, 1002, resent=True, server="b"),
+        request(1001, 1002, Ending.REFUSED, resent=True, server="b"),
     ).account()
     assert (account.finished, account.refused, account.resent) == (1, 1, 2)
 
