@@ -17,7 +17,6 @@ from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.base import RefusedError
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError, UnitState
-from gpu_actions.tier.client_account import read_clients
 from gpu_actions.tier.condition import Condition, generates, read_condition
 from gpu_actions.tier.drain import drain_tier
 from gpu_actions.tier.stop import unfreeze_own
@@ -195,9 +194,8 @@ class Cleanup:
         if ended.aborted:
             self.notes.append(f"{tier.name}: {ended.describe(tier.name)}")
 
-    async def result(self, context: StepContext, state: ServingState) -> StepResult:
+    async def result(self, host: Host, state: ServingState) -> StepResult:
         """Prove the state with a token through the router, and describe it with what a person must do."""
-        host = context.host
         if state is not ServingState.NOTHING:
             state = await self._proved(host, state)
         tp, fallback = await self.state_of(host.tp), await self.state_of(host.fallback)
@@ -214,8 +212,6 @@ class Cleanup:
                 "or send the traffic to another host"
             )
         summary = ". ".join([summary, *self.notes])
-        clients = await read_clients(context)
-        summary += f". {clients.text[0].upper()}{clients.text[1:]}"
         if self.failures:
             summary += f". These clean-up actions failed: {'; '.join(self.failures)}"
         return StepResult(
@@ -225,7 +221,6 @@ class Cleanup:
                 "tp": {"active": tp and tp.active, "frozen": tp and tp.frozen},
                 "fallback": {"active": fallback and fallback.active, "frozen": fallback and fallback.frozen},
                 "troubles": self.failures,
-                **clients.data,
             },
             warning=state is ServingState.NOTHING or bool(self.failures or self.notes),
         )

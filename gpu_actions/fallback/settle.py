@@ -6,6 +6,7 @@
 from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.fallback.cleanup import Cleanup, Found, ServingState
 from gpu_actions.models import Frozen
+from gpu_actions.tier.client_account import with_clients
 from gpu_actions.tier.stop import unfreeze_own
 from gpu_actions.tier.traffic import ready_router
 
@@ -49,7 +50,7 @@ async def settle(context: StepContext) -> StepResult:
         await cleanup.settle_on_fallback(context, freeze_reason=freeze_reason)
     else:
         await cleanup.settle_on_nothing(context)
-    return await cleanup.result(context, state)
+    return await with_clients(context, await cleanup.result(host, state))
 
 
 async def _start_tp(context: StepContext, cleanup: Cleanup) -> bool:

@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.system.urls import port_of
 
+USER_AGENT = "gpu-oncall-loadtest"
+"""A router tells our load from the requests of clients by it."""
+
 MAX_PAGE_BYTES = 16 * 1024 * 1024
 
 
@@ -72,7 +75,7 @@ async def resolve_target(spec: LoadSpec) -> Target:
     lines = [
         f"POST {path} HTTP/1.1",
         f"Host: {parts.netloc}",
-        "User-Agent: gpu-oncall-loadtest",
+        f"User-Agent: {USER_AGENT}",
         "Accept: text/event-stream",
         "Content-Type: application/json",
         *([f"Authorization: {authorization}"] if authorization else []),
@@ -115,7 +118,7 @@ async def fetch(target: Target, url: str, *, timeout_s: float = 5.0) -> tuple[in
 def _get(target: Target, url: str, timeout_s: float) -> tuple[int, bytes]:
     parts = urlsplit(url)
     is_target = parts.netloc == target.authority
-    headers = {"Connection": "close"}
+    headers = {"Connection": "close", "User-Agent": USER_AGENT}
     if is_target and target.authorization:
         headers["Authorization"] = target.authorization
     connection = http.client.HTTPConnection(parts.netloc)

@@ -2,7 +2,7 @@
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.serving.interfaces import EngineError, RouterError
-from gpu_actions.tier.client_account import read_clients
+from gpu_actions.tier.client_account import with_clients
 from gpu_actions.tier.traffic import prove_route, ready_router
 
 
@@ -32,9 +32,9 @@ async def finish(context: StepContext) -> StepResult:
     if states["fallback"].active or states["tp"].frozen:
         left = "the fallback still runs" if states["fallback"].active else "tp is frozen"
         raise StepFailed(f"tp serves, but {left}", next_action="check the unit's log")
-    clients = await read_clients(context)
-    return StepResult(
+    result = StepResult(
         summary=f"the tp tier serves (tp_serving): weight {tp.config.weight}, "
-        f"a token through the router in {proof.ttft_ms:.0f} ms; the fallback is stopped, its limits are lifted; {clients.text}",
-        data={"state": "tp_serving", "proof": proof.model_dump(mode="json"), **clients.data},
+        f"a token through the router in {proof.ttft_ms:.0f} ms; the fallback is stopped, its limits are lifted",
+        data={"state": "tp_serving", "proof": proof.model_dump(mode="json")},
     )
+    return await with_clients(context, result)

@@ -7,6 +7,7 @@ from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.fallback.cleanup import Cleanup, Found, ServingState
 from gpu_actions.models import Frozen
 from gpu_actions.restore.golden import answered_wrongly
+from gpu_actions.tier.client_account import with_clients
 from gpu_actions.tier.preflight import OWN_PREFIX
 from gpu_actions.tier.traffic import ready_router
 
@@ -50,7 +51,7 @@ async def stepback(context: StepContext) -> StepResult:
         await cleanup.attempt("clear tp's scope", host.tp.unit.set_scope({}))
     else:
         await cleanup.settle_on_nothing(context)
-    return await cleanup.result(context, state)
+    return await with_clients(context, await cleanup.result(host, state))
 
 
 async def _start_fallback(context: StepContext, cleanup: Cleanup) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 
-from gpu_actions.action import StepContext
+from gpu_actions.action import StepContext, StepResult
 from gpu_actions.models import Frozen, JsonObject
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.request_account import RequestAccount
@@ -54,6 +54,14 @@ async def read_clients(context: StepContext) -> Clients:
         logger.exception("the record of requests could not be counted")
         return Clients(text="what clients saw is not known: the record of requests could not be counted")
     return Clients(text=describe(account, served_per_s), account=account, served_per_s=served_per_s)
+
+
+async def with_clients(context: StepContext, result: StepResult) -> StepResult:
+    """Return a step's result with what clients have seen so far, in its summary and its data."""
+    clients = await read_clients(context)
+    return result.model_copy(
+        update={"summary": f"{result.summary}; {clients.text}", "data": {**result.data, **clients.data}}
+    )
 
 
 def keep_serves_again(context: StepContext) -> None:

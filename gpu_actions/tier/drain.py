@@ -16,7 +16,7 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import RequestsUnknown, RouterError
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier import run_notes
-from gpu_actions.tier.client_account import Clients, read_clients
+from gpu_actions.tier.client_account import with_clients
 from gpu_actions.tier.condition import Progress, TokenSample, generates, judge_progress, sample
 from gpu_actions.tier.traffic import ready_router
 
@@ -91,15 +91,9 @@ async def drain(context: StepContext) -> StepResult:
             f"the router does not drain {tier.name}: {error}",
             next_action="run /triage to see which tier can take the requests",
         ) from error
-    clients: Clients | None = None
-    if not args[
-        "allow_zero_total"
-    ]:  # otherwise nothing serves until the next steps are done: no time to read
-        clients = await read_clients(context)
-    return StepResult(
-        summary=ended.describe(tier.name) + (f"; {clients.text}" if clients else ""),
+    result = StepResult(
+        summary=ended.describe(tier.name),
         data={
-            **(clients.data if clients else {}),
             "tier": tier.name,
             "cut": ended.aborted,
             "resent": ended.resent,
@@ -110,6 +104,8 @@ async def drain(context: StepContext) -> StepResult:
         },
         warning=ended.aborted > 0,
     )
+    # While nothing serves there is no time to read.
+    return result if args["allow_zero_total"] else await with_clients(context, result)
 
 
 async def drain_tier(

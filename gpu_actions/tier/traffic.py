@@ -13,7 +13,7 @@ from gpu_actions.serving.interfaces import EngineError, Router, RouterError
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier import run_notes
-from gpu_actions.tier.client_account import keep_serves_again, read_clients
+from gpu_actions.tier.client_account import keep_serves_again, with_clients
 from gpu_actions.tier.condition import generates
 
 PROOF_PROMPT = "gpu-oncall proves the route"
@@ -144,8 +144,5 @@ async def backpressure(context: StepContext) -> StepResult:
         if missing
         else ""
     )
-    clients = await read_clients(context)
-    return StepResult(
-        summary=f"in force: {shown}{note}; {clients.text}",
-        data={"in_force": in_force, "missing": missing, **clients.data},
-    )
+    result = StepResult(summary=f"in force: {shown}{note}", data={"in_force": in_force, "missing": missing})
+    return await with_clients(context, result)
