@@ -83,6 +83,14 @@ class Histogram(Frozen):
     total_s: float
 
 
+class ReplicaMetrics(Frozen):
+    """The counters of one data-parallel replica of an engine."""
+
+    name: str
+    running: float | None = None
+    progress: float | None = None
+
+
 class EngineMetrics(Frozen):
     """A reading of the engine's own counters. A figure that the engine does not export is None and listed in `missing`."""
 
@@ -100,6 +108,7 @@ class EngineMetrics(Frozen):
     itl: Histogram | None = None
     e2e: Histogram | None = None
     queue: Histogram | None = None
+    replicas: tuple[ReplicaMetrics, ...] = Field(default=(), description="if there are several")
     missing: tuple[str, ...] = ()
 
 

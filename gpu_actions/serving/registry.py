@@ -4,7 +4,7 @@ A kind is one file that declares everything the program needs to know of it, and
 
 - `ENGINES[kind]`: the class of an engine; its attributes are described on `HttpEngine` in `engines/base.py`.
 - `engine_of_page(text)`: the engine whose metric names a /metrics page uses, `metric_names(figure)`: every engine's names.
-- `rank_in_title(title)`: the rank in a worker's process title of any engine.
+- `coordinates_in_title(title)`, `rank_in_title(title)`: where a worker of any engine is in its tier, by its process title.
 - `PROCESS_WORDS`, `PACKAGES`, `PROMPT_LINES`: of all engines together.
 - `UNITS`, `ROUTERS`: the settings of each kind of unit and router. `config.tiers[name].unit.build(...)` and
   `config.router.build(...)` return their drivers, `.setup_checks(...)` checks them for `doctor`. The first router is
@@ -13,6 +13,7 @@ A kind is one file that declares everything the program needs to know of it, and
 - `build_engine(config)`: the adapter of an engine.
 """
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, WithJsonSchema
@@ -56,6 +57,7 @@ EngineKind = Annotated[
 ]
 """The name of an engine in the settings."""
 
+_COORDINATE = re.compile(r"_([A-Z]+?)_?(\d+)", re.IGNORECASE)
 PROCESS_WORDS = tuple(word for engine in ENGINES.values() for word in engine.process_words)
 PROMPT_LINES = tuple(pattern for engine in ENGINES.values() for pattern in engine.prompt_lines)
 PACKAGES = tuple(package for engine in ENGINES.values() for package in engine.packages)
@@ -84,12 +86,18 @@ def metric_names(figure: str) -> tuple[str, ...]:
     )
 
 
-def rank_in_title(title: str) -> int | None:
-    """Return the rank that a worker's process title carries, or None."""
+def coordinates_in_title(title: str, *, core: bool = False) -> dict[str, int]:
+    """Return the coordinates (DP, PP, TP, EP) that a worker's process title carries; with `core` those of an engine's core."""
     for engine in ENGINES.values():
-        if engine.rank_title is not None and (found := engine.rank_title.search(title)):
-            return int(found.group(1))
-    return None
+        pattern = engine.core_title if core else engine.rank_title
+        if pattern is not None and (found := pattern.search(title)):
+            return {axis.upper(): int(number) for axis, number in _COORDINATE.findall(found.group(1))}
+    return {}
+
+
+def rank_in_title(title: str) -> int | None:
+    """Return the tensor-parallel rank that a worker's process title carries, or None."""
+    return coordinates_in_title(title).get("TP")
 
 
 def build_engine(config: EngineSettings) -> HttpEngine:

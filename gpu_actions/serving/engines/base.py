@@ -105,7 +105,13 @@ class HttpEngine:
     """The figures whose sum changes with every generated token; of a histogram its count."""
 
     rank_title: ClassVar[re.Pattern[str] | None] = None
-    """Finds the rank, as group 1, in the process title of a worker."""
+    """Finds the coordinates of a worker in its process title, such as `_PP1_TP0`, as group 1."""
+
+    core_title: ClassVar[re.Pattern[str] | None] = None
+    """Finds the coordinates, as group 1, of a process that is a rank only if it has no workers."""
+
+    replica_label: ClassVar[str] = ""
+    """The label of its metrics that numbers data-parallel replicas."""
 
     process_words: ClassVar[tuple[str, ...]] = ()
     """Words in the names of its processes that mark them as Python, for stack dumps."""
@@ -144,7 +150,12 @@ class HttpEngine:
     def read_page(cls, text: str, *, model: str, taken_at_s: float) -> EngineMetrics:
         """Return the figures of this engine's metrics page. Raises ValueError for a page that is not Prometheus text."""
         return read_engine_metrics(
-            text, cls.metric_names, model=model, taken_at_s=taken_at_s, progress=cls.progress
+            text,
+            cls.metric_names,
+            model=model,
+            taken_at_s=taken_at_s,
+            progress=cls.progress,
+            replica_label=cls.replica_label,
         )
 
     @classmethod

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from gpu_actions.serving.interfaces import EngineMetrics, Histogram
+from gpu_actions.serving.interfaces import EngineMetrics, Histogram, ReplicaMetrics
 
 
 class Names(NamedTuple):
@@ -62,6 +62,7 @@ def read_engine_metrics(
     model: str,
     taken_at_s: float,
     progress: tuple[str, ...] = ("generation_tokens",),
+    replica_label: str = "",
 ) -> EngineMetrics:
     """Return the figures of an engine's page. Figures that the page lacks are None and listed in `missing`.
 
@@ -79,6 +80,22 @@ def read_engine_metrics(
             name: [sample for sample in samples if sample.labels.get("model_name") == model]
             for name, samples in by_name.items()
         }
+    figures = _figures(by_name, names)
+    missing = tuple(figure for figure, value in figures.items() if value is None)
+    return EngineMetrics.model_validate(
+        {
+            "taken_at_s": taken_at_s,
+            "missing": missing,
+            "progress": _progress(figures, progress),
+            "replicas": _replicas(by_name, names, progress, replica_label) if replica_label else (),
+            **figures,
+        }
+    )
+
+
+def _figures(
+    by_name: Mapping[str, list[Sample]], names: Mapping[str, Names]
+) -> dict[str, float | Histogram | None]:
     figures: dict[str, float | Histogram | None] = dict.fromkeys(FIGURES)
     for figure, (candidates, combine) in names.items():
         for name in candidates:
@@ -86,16 +103,41 @@ def read_engine_metrics(
             if found is not None:
                 figures[figure] = found
                 break
-    missing = tuple(figure for figure, value in figures.items() if value is None)
+    return figures
+
+
+def _progress(
+    figures: Mapping[str, float | Histogram | None], progress: tuple[str, ...]
+) -> float | Histogram | None:
     counts = [_count(figures[figure]) for figure in progress if figures[figure] is not None]
-    return EngineMetrics.model_validate(
-        {
-            "taken_at_s": taken_at_s,
-            "missing": missing,
-            "progress": math.fsum(counts) if counts else figures["generation_tokens"],
-            **figures,
+    return math.fsum(counts) if counts else figures["generation_tokens"]
+
+
+def _replicas(
+    by_name: Mapping[str, list[Sample]], names: Mapping[str, Names], progress: tuple[str, ...], label: str
+) -> tuple[ReplicaMetrics, ...]:
+    """Return the progress of each data-parallel replica, or an empty tuple if the page has only one."""
+    found = {
+        sample.labels[label] for samples in by_name.values() for sample in samples if label in sample.labels
+    }
+    if len(found) < 2:
+        return ()
+    wanted = {
+        figure: names[figure] for figure in ("running", "generation_tokens", *progress) if figure in names
+    }
+    replicas = []
+    for replica in sorted(found, key=lambda name: (len(name), name)):
+        own = {
+            name: [sample for sample in samples if sample.labels.get(label) == replica]
+            for name, samples in by_name.items()
         }
-    )
+        figures = _figures(own, wanted)
+        replicas.append(
+            ReplicaMetrics.model_validate(
+                {"name": replica, "running": figures["running"], "progress": _progress(figures, progress)}
+            )
+        )
+    return tuple(replicas)
 
 
 def _count(figure: float | Histogram | None) -> float:

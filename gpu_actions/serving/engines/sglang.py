@@ -32,7 +32,8 @@ class SglangEngine(HttpEngine):
     metric_names = METRIC_NAMES
     metric_prefix = "sglang:"
     progress = ("ttft", "itl")
-    rank_title = re.compile(r"scheduler_TP_?(\d+)", re.IGNORECASE)  # sglang::scheduler_TP0
+    rank_title = re.compile(r"scheduler((?:_[A-Z]+_?\d+)+)", re.IGNORECASE)  # sglang::scheduler_DP0_TP3
+    replica_label = "dp_rank"
     process_words = ("sglang",)
     prompt_lines = (  # --log-requests, as text and as JSON: sglang/srt/utils/request_logger.py
         re.compile(r"(.*?\b(?:Receive|Finish)(?: OpenAI)?: obj=(?:\w+\(rid='[\w-]{1,80}'(?=,))?)"),

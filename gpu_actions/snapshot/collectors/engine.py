@@ -12,6 +12,7 @@ from pydantic import Field
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.metrics import histogram_count
 from gpu_actions.serving.http import HttpFailure, fetch
+from gpu_actions.serving.interfaces import ReplicaMetrics
 from gpu_actions.serving.registry import engine_of_page
 from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
 from gpu_actions.system.redact import redacted_head
@@ -36,6 +37,9 @@ class EngineSample(Frozen):
     ttft_count: float | None = None
     ttft_sum_s: float | None = None
     missing: tuple[str, ...] = ()
+    replicas: tuple[ReplicaMetrics, ...] = Field(
+        default=(), description="data-parallel replicas, if there are several"
+    )
 
     @property
     def tokens(self) -> float | None:
@@ -48,6 +52,19 @@ class EngineReading(Frozen):
 
     url: str
     samples: tuple[EngineSample, ...]
+
+    def flat_replicas(self) -> tuple[str, ...]:
+        """Return the replicas that had running requests at both ends of the window and generated no token in between."""
+        before = {replica.name: replica for replica in self.samples[0].replicas} if self.samples else {}
+        return tuple(
+            last.name
+            for last in (self.samples[-1].replicas if self.samples else ())
+            if (first := before.get(last.name)) is not None
+            and (first.running or 0) > 0
+            and (last.running or 0) > 0
+            and first.progress is not None
+            and first.progress == last.progress
+        )
 
     def ttft_mean(self) -> tuple[float | None, float]:
         """Return the mean time to first token within the window in milliseconds, and the number of requests behind it."""
@@ -124,6 +141,7 @@ def sample_of_page(text: str, *, model: str | None, at_s: float) -> EngineSample
         ttft_count=histogram_count(ttft) if ttft is not None and usable else None,
         ttft_sum_s=ttft.total_s if ttft is not None and usable else None,
         missing=missing,
+        replicas=metrics.replicas,
         **figures,
     )
 

@@ -6,11 +6,12 @@ fires (300-600 s).
 
 import contextlib
 import time
+from collections.abc import Mapping
 
 from pydantic import Field
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.registry import rank_in_title
+from gpu_actions.serving.registry import coordinates_in_title, rank_in_title
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.proc import (
@@ -34,6 +35,9 @@ class RankProcess(Frozen):
     parent: int | None = None
     name: str = ""
     rank: int | None = Field(default=None, description="its rank, if command line or environment name it")
+    coordinates: dict[str, int] = Field(
+        default_factory=dict, description="DP, PP, TP, EP, as its process title names them"
+    )
     root: bool = False
     state_first: str | None = None
     state_last: str | None = None
@@ -73,6 +77,37 @@ def rank_of(name: str, command: list[str], environment: dict[str, str]) -> int |
     return None
 
 
+def numbered(titles: Mapping[int, dict[str, int]]) -> dict[int, int]:
+    """Return the ranks of processes, by pid, from the coordinates in their titles.
+
+    Ranks are numbered as engines do: data-parallel replicas outermost, then pipeline stages, then tensor-parallel ranks. A
+    tensor-parallel number that never repeats is the rank itself (SGLang's data-parallel attention).
+    """
+    axes = ("DP", "PP", "TP")
+    inner = [where.get("TP") for where in titles.values()]
+    if None not in inner and len(set(inner)) == len(inner):
+        return {pid: where["TP"] for pid, where in titles.items()}
+    sizes = {axis: 1 + max((where.get(axis, 0) for where in titles.values()), default=0) for axis in axes}
+    ranks = {}
+    for pid, where in titles.items():
+        rank = 0
+        for axis in axes:
+            rank = rank * sizes[axis] + where.get(axis, 0)
+        ranks[pid] = rank
+    return ranks
+
+
+def titles_of(titles: Mapping[int, str]) -> dict[int, dict[str, int]]:
+    """Return the coordinates of the workers, by pid; those of the engines' cores if there are no workers."""
+    for core in (False, True):
+        found = {
+            pid: where for pid, title in titles.items() if (where := coordinates_in_title(title, core=core))
+        }
+        if found:
+            return found
+    return {}
+
+
 def roots_of(target: TriageTarget) -> tuple[int, ...]:
     """Return the tier's main processes. Raises CollectorSkipped without any, CollectorFailed for an unreadable pid file
     or a unit whose driver fails."""
@@ -101,18 +136,21 @@ async def collect_ranks(source: Source) -> RanksReading:
     read_at = time.monotonic()
     rows = tree_of(roots, table)
     details = {row.pid: _identify(row) for row in rows[:MAX_PROCESSES]}
+    coordinates = titles_of({pid: title for pid, (_, _, title) in details.items()})
+    ranks = numbered(coordinates)
     await source.sleep_until(source.window_s)
     processes = []
     for row in rows[:MAX_PROCESSES]:
         again = read_process(row.pid)
         same = again is not None and again.started == row.started
-        rank, wchan = details[row.pid]
+        rank, wchan, _ = details[row.pid]
         processes.append(
             RankProcess(
                 pid=row.pid,
                 parent=row.parent,
                 name=row.name[:64],
-                rank=rank,
+                rank=ranks.get(row.pid, rank),
+                coordinates=coordinates.get(row.pid, {}),
                 root=row.pid in roots,
                 state_first=row.state,
                 state_last=again.state if again is not None and same else "gone",
@@ -130,15 +168,15 @@ async def collect_ranks(source: Source) -> RanksReading:
     )
 
 
-def _identify(row: ProcessRow) -> tuple[int | None, str | None]:
-    """Return a process's rank and the kernel function that it waits in, if they can be read."""
+def _identify(row: ProcessRow) -> tuple[int | None, str | None, str]:
+    """Return a process's rank, the kernel function that it waits in, and its title, if they can be read."""
     command = read_command(row.pid)
     rank = rank_of(row.name, command, {})
     if rank is None:  # torchrun's ranks are numbered in the environment only
         with contextlib.suppress(OSError):  # another user's process, or a zombie
             rank = rank_of(row.name, command, read_environment(row.pid))
     wchan = read_file(row.pid, "wchan").decode(errors="replace").strip("\0\n ")
-    return rank, wchan if wchan not in ("", "0") else None
+    return rank, wchan if wchan not in ("", "0") else None, command[0] if command else row.name
 
 
 RANKS = Collector(collect=collect_ranks, deadline_s=lambda source: source.window_s + 3)

@@ -304,6 +304,8 @@ def _inside_collective(context: CheckContext) -> Iterator[Suspicion]:
 
 def _name(process: RankProcess) -> str:
     who = process.name or "process" if process.rank is None else f"rank {process.rank}"
+    if len(process.coordinates) > 1 or "DP" in process.coordinates:
+        who += f" {' '.join(f'{axis}{number}' for axis, number in process.coordinates.items())}"
     return f"{who} (pid {process.pid})"
 
 

@@ -33,6 +33,12 @@ RULES = Rules(
         cause="engine_stalled",
     ),
     rule(
+        "serving.replica_flat", CRITICAL,
+        "a data-parallel replica has running requests and generated no token within the window, while others did",
+        "Run triage again with a longer window. If it lasts, restart that replica: the others still serve.",
+        source=f"{TWICE}, by replica", cause="engine_stalled", verdict=VerdictKind.WATCH,
+    ),
+    rule(
         "serving.stalled", CRITICAL, "no token and no answer to a completion, but no sign of a hung collective",
         "Run triage again. If it lasts, fall back or restart the tier.", source=f"{TWICE}, {COMPLETION}",
         cause="engine_stalled", verdict=VerdictKind.UNKNOWN, threshold="completion_deadline_s",
@@ -133,6 +139,7 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
         yield _down(context)
         return
     yield from _stall(context, progress)
+    yield from _replicas(context, progress)
     yield from _counters(context, progress)
     yield from _completion(context, progress)
     yield from _speed(context, progress)
@@ -196,6 +203,20 @@ def _stall(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
             f"{progress.running or 0:g} running, no token for {progress.flat_s:.1f} s",
             **evidence,
         )
+
+
+def _replicas(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
+    engine = context.snapshot.engine
+    flat = engine.flat_replicas() if engine is not None else ()
+    if progress.state != "flowing" or not flat or engine is None:
+        return
+    suspects = "".join(f"; {item.summary}" for item in suspicions_of(context))
+    yield RULES.finding(
+        "serving.replica_flat",
+        f"replica {', '.join(flat)} of {len(engine.samples[-1].replicas)} generates no token under running requests{suspects}",
+        replicas=list(flat),
+        subject=f"replica {flat[0]}",
+    )
 
 
 def _counters(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:

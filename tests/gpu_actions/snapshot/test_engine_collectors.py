@@ -11,13 +11,14 @@ from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Verdict
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.snapshot.collect import collect
-from gpu_actions.snapshot.collectors.engine import sample_of_page
+from gpu_actions.snapshot.collectors.engine import EngineReading, sample_of_page
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.progress import progress_of
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.tier.condition import Progress, judge_progress, sample_of
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import FakeEngine
+from tests.gpu_actions.triage import builders as make
 
 StartEngine = Callable[..., Awaitable[FakeEngine]]
 LIMITS = TriageThresholds(
@@ -134,3 +135,24 @@ async def test_each_collector_reports_its_progress(start_engine: StartEngine) ->
     lines: list[str] = []
     await collect(TriageTarget(expect_gpus=0, engine_url=engine.url), LIMITS, report=lines.append)
     assert [line for line in lines if line.startswith("engine: ok")]
+
+
+@pytest.mark.parametrize(
+    ("label", "running", "tokens"),
+    [
+        ("engine", "vllm:num_requests_running", "vllm:generation_tokens_total"),
+        ("dp_rank", "sglang:num_running_reqs", "sglang:generation_tokens_total"),
+    ],
+)
+def test_one_hung_replica_of_a_data_parallel_tier_is_seen(label: str, running: str, tokens: str) -> None:
+    def page(step: int) -> str:
+        rows = [f'{running}{{{label}="{n}"}} 3' for n in range(8)]
+        rows += [f'{tokens}{{{label}="{n}"}} {100 + (0 if n == 5 else step)}' for n in range(8)]
+        return "\n".join(rows) + "\n"
+
+    samples = tuple(sample_of_page(page(step), model=None, at_s=3.0 * step) for step in (0, 1))
+    reading = EngineReading(url="u", samples=samples)
+    assert reading.flat_replicas() == ("5",)
+    verdict = judge(make.healthy(engine=reading))
+    assert (verdict.verdict, verdict.cause) == ("watch", "engine_stalled")
+    assert "replica 5 of 8" in verdict.summary

@@ -17,7 +17,14 @@ from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.environment import collect_environment
-from gpu_actions.snapshot.collectors.ranks import RanksReading, collect_ranks, rank_of, roots_of
+from gpu_actions.snapshot.collectors.ranks import (
+    RanksReading,
+    collect_ranks,
+    numbered,
+    rank_of,
+    roots_of,
+    titles_of,
+)
 from gpu_actions.snapshot.collectors.stacks import collect_stacks, parse_dump
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.proc import parse_stat, process_table
@@ -250,3 +257,21 @@ async def test_a_snapshot_leaves_no_process_behind(tier: tuple[subprocess.Popen[
 
 def children_of(pid: int) -> set[int]:
     return {row.pid for row in process_table().values() if row.parent == pid}
+
+
+@pytest.mark.parametrize(
+    ("titles", "ranks"),
+    [
+        (["VLLM::EngineCore", *(f"VLLM::Worker_PP{p}_TP{t}" for p in (0, 1) for t in (0, 1))], [0, 1, 2, 3]),
+        ([f"VLLM::Worker_DP{d}_TP{t}_EP{2 * d + t}" for d in (0, 1) for t in (0, 1)], [0, 1, 2, 3]),
+        ([f"VLLM::EngineCore_DP{d}" for d in range(4)], [0, 1, 2, 3]),
+        (["VLLM::EngineCore_DP0", "VLLM::Worker_TP0", "VLLM::Worker_TP1"], [0, 1]),
+        ([f"sglang::scheduler_DP{t // 4}_TP{t}" for t in range(8)], list(range(8))),
+        ([f"sglang::scheduler_DP{d}_TP{t}" for d in (0, 1) for t in range(4)], list(range(8))),
+        ([f"sglang::scheduler_TP{t}" for t in (0, 2, 3)], [0, 2, 3]),
+        (["python", "VLLM::EngineCore"], []),
+    ],
+)
+def test_ranks_are_numbered_by_the_coordinates_in_their_titles(titles: list[str], ranks: list[int]) -> None:
+    found = titles_of(dict(enumerate(titles)))
+    assert sorted(numbered(found).values()) == ranks
