@@ -16,6 +16,9 @@ from gpu_actions.loadtest.outcomes import Outcome
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CHUNK_BYTES = 8 * 1024 * 1024
 MAX_KEPT_BODY_BYTES = 2048
+KEPT_DETAIL = 1000
+"""Characters kept of an error; more than are shown, so that secrets are removed before they are cut."""
+
 IDLE = -1
 
 
@@ -322,13 +325,13 @@ class Connection(asyncio.Protocol):
 
 
 def _printable(raw: bytes) -> str:
-    return raw[:120].decode("ascii", errors="replace").strip()
+    return raw[:KEPT_DETAIL].decode("ascii", errors="replace").strip()
 
 
 def _error_text(error: object) -> str:
     if isinstance(error, dict):
-        return str(error.get("message") or error)[:200]
-    return str(error)[:200]
+        return str(error.get("message") or error)[:KEPT_DETAIL]
+    return str(error)[:KEPT_DETAIL]
 
 
 def _body_text(body: bytes) -> str:

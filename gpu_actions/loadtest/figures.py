@@ -20,6 +20,7 @@ from gpu_actions.loadtest.result import (
 from gpu_actions.loadtest.schedule import Schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.statistics import describe, describe_histogram, percentile_rank, thin_out
+from gpu_actions.system.redact import redacted_head
 
 LATENESS_FLOOR_MS = 5.0
 """Less lateness than this is the scheduling noise of a busy host (0.2-4 ms measured), and no decision depends on it."""
@@ -145,7 +146,7 @@ class Figures:
                 found.append(
                     ErrorClass(
                         name=outcome.label, meaning=meaning, count=len(ended), percent=100.0 * len(ended) / self.sent_count,
-                        first_at_s=round(float(ended.min()), 3), example=example,
+                        first_at_s=round(float(ended.min()), 3), example=redacted_head(example, 200),
                     )
                 )  # fmt: skip
         return tuple(sorted(found, key=lambda entry: -entry.count))

@@ -20,6 +20,7 @@ from gpu_actions.loadtest.result import EngineFacts
 from gpu_actions.loadtest.schedule import Schedule
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused, ServiceDown, Target, fetch
+from gpu_actions.system.redact import redacted_head
 
 PROBE_BYTES = 64
 PROBE_TOKENS = 2
@@ -121,7 +122,7 @@ async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
         await asyncio.sleep(AGAIN_S)
     if outcome is Outcome.OK:
         return generator.records.prompt_tokens[0], generator.records.tokens[0]
-    detail = next(iter(generator.counters.first_error.values()), (0.0, ""))[1]
+    detail = redacted_head(next(iter(generator.counters.first_error.values()), (0.0, ""))[1], 200)
     if outcome is Outcome.TLS_ERROR:
         raise LoadTestRefused(f"url = {spec.url}: TLS failed ({detail})")
     if outcome is Outcome.HTTP_4XX:

@@ -19,6 +19,7 @@ from gpu_actions.loadtest.schedule import Schedule, make_schedule
 from gpu_actions.loadtest.session import Session, make_session, start_time
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import ServiceDown, resolve_target
+from gpu_actions.system.redact import redacted_head
 
 DEAD_AFTER_S = 5.0
 DEAD_FAILURES = 5
@@ -158,7 +159,7 @@ class _Watch:
             )
             return (
                 f"the engine died: no answer since {self.answered_at - self.start:.1f} s, "
-                f"{dead} requests in a row got {label} ({text})"
+                f"{dead} requests in a row got {label} ({redacted_head(text, 200)})"
             )
         if in_flight > self.spec.max_in_flight:
             return f"{in_flight} requests in flight at {elapsed:.1f} s, over the limit of {self.spec.max_in_flight}"

@@ -17,7 +17,7 @@ from gpu_actions.system.detectors import library_findings
 
 _QUOTE = r"(?:\\{0,3}[\"'])"
 _NAME = (
-    r"(?:keys?|tokens?|secrets?|passwords?|passwds?|passphrases?|credentials?|(?<=_)pass|(?<=_)pwd|(?<=_)auth)"
+    r"(?:keys?|tokens?|secrets?|passwords?|passwds?|passphrases?|credentials?|(?<=_)pass|(?<![A-Za-z])pwd(?![=:]\s?[\"']?[/~.])|(?<=_)pwd|(?<=_)auth)"
     r"(?:_base|_?\d{1,2})?"
 )
 """How the name of a secret ends. Its prefix (HF_TOKEN, api-key) is not matched, which keeps the time linear."""
@@ -30,7 +30,10 @@ _ORDINARY = (
 )
 """What may stand behind such a name and is not a secret: nothing, a flag, a special token of a tokenizer, a masked value."""
 
-_COUNT = r"(?!(?<=tokens)[\"']?\s{0,4}[=:]\s{0,4}[\d.]+\b)(?!(?<=token)[\"']?\s{0,4}[=:]\s{0,4}[\d.]{1,9}(?![\w.]))"
+_COUNT = (
+    r"(?!(?:(?<=tokens)|(?<=keys))[\"']?\s{0,4}[=:]\s{0,4}[\d.]+\b)"
+    r"(?!(?<=token)[\"']?\s{0,4}[=:]\s{0,4}[\d.]{1,9}(?![\w.]))"
+)
 """A serving log is full of token counts; a number behind that name is not a secret."""
 
 _STRING = r"(?:[bru]{0,2}\"(?:[^\"\\\n]|\\.|\"(?=\w))*\"?|[bru]{0,2}'(?:[^'\\\n]|\\.|'(?=\w))*'?)"
@@ -39,15 +42,16 @@ _STRING = r"(?:[bru]{0,2}\"(?:[^\"\\\n]|\\.|\"(?=\w))*\"?|[bru]{0,2}'(?:[^'\\\n]
 _LIST = r"(?:\[[^\]]{0,4000}\]?|\([^)\n]{0,4000}\)?)"
 _CALL = rf"(?:[A-Za-z_]\w{{0,40}}\((?:{_STRING}|[^)\s]{{0,400}})\))"
 _ESCAPED = r"(?:(?P<escape>\\{1,3}[\"']).{0,4000}?(?P=escape))"
-_VALUE = rf"(?:{_STRING}|{_LIST}|{_CALL}|{_ESCAPED}|[^\s\"',;&]+)"
+_PLAIN = r"[^\s\"',;&]+(?:[\"'](?=\w)[^\s\"',;&]*)*"
+_VALUE = rf"(?:{_STRING}|{_LIST}|{_CALL}|{_ESCAPED}|{_PLAIN})"
 _BREAK = r"(?:[ \t]{0,4}|\s{0,8}(?=[\"'\[]))"
 
 _ASSIGNMENT = re.compile(
-    rf"(?i)({_NAME}{_COUNT}{_QUOTE}?[ \t]{{0,4}}(?:=>|:=|[=:]){_BREAK}){_ORDINARY}{_VALUE}"
+    rf"(?i)({_NAME}{_COUNT}{_QUOTE}?[ \t]{{0,4}}(?:=>|:=|[=:]|%3d){_BREAK}){_ORDINARY}{_VALUE}"
 )
 _OPTION = re.compile(
     rf"(?i)((?<![\w-])--[a-z0-9_-]{{0,40}}{_NAME}(?!(?<=tokens)[ \t]{{1,4}}\d+(?!\S))(?:{_QUOTE},?)?[ \t]{{1,4}})"
-    rf"(?!-){_ORDINARY}(?:{_STRING}|[^\s\"',;&]+)"
+    rf"(?!-){_ORDINARY}(?:{_STRING}|{_PLAIN})"
     r"(?:[ \t]{1,4}(?!-)(?=[\w.+-]{0,40}\d)[\w.+-]{6,200}(?![^\s\"',;]))*"
 )
 """An option with its value; engines take several keys behind one `--api-key`, so words with digits that follow go too."""
@@ -73,7 +77,7 @@ _RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], str], ...] = (
         ("uthorization", "UTHORIZATION"),
         re.compile(
             rf"(?i)(authorization{_QUOTE}?\s{{0,4}}[:=]\s{{0,4}}{_QUOTE}?(?:(?:bearer|basic|token|digest|apikey)\s+)?)"
-            r"(?!\[redacted)(?!(?:none|null|bearer|basic|token|digest|apikey)\b)[^\s\"'\\,;]+"
+            r"(?!\[redacted)(?!(?:none|null|bearer|basic|token|digest|apikey)\b)(?:AWS4[^\r\n\"']*|[^\s\"'\\,;]+)"
         ),
         r"\1[redacted:authorization]",
     ),

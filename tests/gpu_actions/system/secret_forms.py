@@ -47,6 +47,9 @@ FORMS = (
     _form("database variable", "DB_PASS=hunter2 DB_PWD=hunter3", "hunter2", "hunter3"),
     _form("passphrase", "passphrase: hunter2", "hunter2"),
     _form("unfinished quote", 'password="hunter2 is cut off', "hunter2", "cut off"),
+    _form("quote inside", "--password=hunt'er2 PASSWORD=hunt'er3", "hunt", "er2", "er3"),
+    _form("short name", "pwd=hunter2 uid=sa", "hunter2"),
+    _form("form in a URL", "https://h/?next=client_secret%3Dhunter2", "hunter2"),
     _form("numeric password", "password=8675309", "8675309"),
     _form("npm settings", f"//registry.npmjs.org/:_authToken={_LONG}", _LONG),
     _form("Azure connection", f"AccountName=a;AccountKey={_LONG}==;Suffix=x", _LONG),
@@ -58,6 +61,7 @@ FORMS = (
     _form("basic", "authorization: basic Ym90Omh1bnRlcjI=", "Ym90Omh1bnRlcjI"),
     _form("header in JSON", '{"Authorization": "Bearer hunter2"}', "hunter2"),
     _form("header without a scheme", "Authorization: hunter2", "hunter2"),
+    _form("AWS signature", "Authorization: AWS4-HMAC-SHA256 SignedHeaders=h, Signature=abcdef0123456789", "abcdef0123"),
     _form("API key header", "x-api-key: hunter2", "hunter2"),
     _form("cookie", "Cookie: session=hunter2; d=hunter3", "hunter2", "hunter3"),
     # URLs
@@ -136,6 +140,9 @@ ORDINARY = (
     'vllm:generation_tokens_total{model_name="m"} 12',
     'File "/srv/a.py", line 3, in all_reduce',
     "KeyError: 'foo'",
+    "keys=3 misses=2 num_key_value_heads=8",
+    "pwd: /srv/engine",
+    "vllm serve --ssl-keyfile /etc/key.pem --ssl-certfile /x",
     "DISK TASK SKIP ACCESS cost $1 and $5",
 )
 """What an engineer needs to read."""
