@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import sys
 import tarfile
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from typing import cast
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.presenter.message import header, section
@@ -157,9 +158,11 @@ def test_the_value_of_a_secretly_named_field_is_removed_from_data() -> None:
     assert json.loads(redacted_json('{"a": "password=\\"x y\\"", "b": 1.5}'))["b"] == 1.5
 
 
-SPLIT = [form for form in FORMS if len(form.secrets) == 1]
+SPLIT = [form for form in FORMS if form.name not in ("JSON list", "PEM without its end")]
+"""Not those of several lines whose last lines alone say nothing of a secret: a cut between their lines is not recognised."""
 
 
+@settings(deadline=None)
 @given(
     form=st.sampled_from(SPLIT),
     limit=st.integers(min_value=1, max_value=200),
@@ -169,9 +172,10 @@ SPLIT = [form for form in FORMS if len(form.secrets) == 1]
 def test_a_secret_split_by_truncation_never_leaves(form: Form, limit: int, before: str, after: str) -> None:
     text = f"{before} {form.text} {after}"
     for left in (redacted_head(text, limit), redacted_tail(text, limit)):
-        assert not _has_part(left, form.secrets[0])
+        assert not _has_part(left, form)
 
 
+@settings(deadline=None)
 @given(form=st.sampled_from(SPLIT), limit=st.integers(min_value=1, max_value=400), keep=st.booleans())
 async def test_a_bundle_cut_inside_a_secret_never_holds_half_of_it(
     form: Form, limit: int, keep: bool, tmp_path_factory: pytest.TempPathFactory
@@ -195,7 +199,7 @@ async def test_a_bundle_cut_inside_a_secret_never_holds_half_of_it(
         for name in ("source.txt", "cap.txt"):
             file = tar.extractfile(f"bundle/{name}")
             assert file is not None
-            assert not _has_part(file.read().decode(), form.secrets[0])
+            assert not _has_part(file.read().decode(), form)
 
 
 def _whole(text: str) -> Callable[[], Awaitable[Collected]]:
@@ -205,9 +209,11 @@ def _whole(text: str) -> Callable[[], Awaitable[Collected]]:
     return collect
 
 
-def _has_part(left: str, secret: str) -> bool:
+def _has_part(left: str, form: Form) -> bool:
     """Return True if four characters of a secret, or all of a shorter one, are in a text."""
-    parts = {secret[at : at + 4] for at in range(max(1, len(secret) - 3))}
+    # The kinds in their place are no part of a secret, although "aut" may be.
+    left = re.sub(r"\[redacted:\w*\]?", "", left)
+    parts = {secret[at : at + 4] for secret in form.secrets for at in range(max(1, len(secret) - 3))}
     return any(part in left for part in parts)
 
 
@@ -276,9 +282,10 @@ class ALog:
         return self.text.encode()[-max_bytes:].decode(errors="replace")
 
 
+@settings(deadline=None)
 @given(limit=st.integers(min_value=1, max_value=400), form=st.sampled_from(SPLIT))
 async def test_the_end_of_an_engines_log_never_begins_with_half_a_secret(limit: int, form: Form) -> None:
     text = f"{PROMPT_LINES[0]}\nfirst {form.text}\nsecond {form.text}\nINFO: well\n"
     left, _ = await read_engine_log(cast(Unit, ALog(text)), limit)
-    assert not _has_part(redact(left).text, form.secrets[0])
+    assert not _has_part(redact(left).text, form)
     assert "Jane" not in left
