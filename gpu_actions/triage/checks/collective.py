@@ -179,7 +179,10 @@ def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
     alive = [process for process in ranks.processes if process.is_alive]
     gone = [process for process in ranks.processes if process not in alive and process.rank is not None]
     numbers = {process.rank for process in alive if process.rank is not None}
-    titled = any("worker" in process.name.lower() or "scheduler" in process.name.lower() for process in alive)
+    titled = any(
+        process.coordinates or "worker" in process.name.lower() or "scheduler" in process.name.lower()
+        for process in alive
+    )
     if numbers and not titled and any(process.root and process.rank is None for process in alive):
         numbers.add(0)
     missing: list[int] = []

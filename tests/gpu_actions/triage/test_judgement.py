@@ -6,6 +6,7 @@ from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Severity, VerdictKind
 from gpu_actions.snapshot.collectors.deep import DeepPair, DeepReading
 from gpu_actions.snapshot.collectors.nvml import GpuProcess
+from gpu_actions.snapshot.collectors.ranks import RanksReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline, baseline_from
 from gpu_actions.triage.judge import judge
@@ -182,6 +183,16 @@ def test_a_mismatch_of_operation_counts_names_the_rank(counts: list[int], rank: 
     )
     hang = next(finding for finding in judge(stuck).findings if finding.id == "collective.hang")
     assert hang.subject == f"rank {rank}" and words in hang.summary
+
+
+def test_a_replica_that_is_gone_is_missed_although_the_main_process_lives() -> None:
+    rows = [make.process(100, None, root=True)]
+    rows += [make.process(200 + number, number, coordinates={"DP": number}) for number in (1, 2, 3)]
+    snapshot = make.healthy(
+        ranks=RanksReading(roots=(100,), processes=tuple(rows)), ras=None, expected={"ranks": 4}
+    )
+    dead = next(finding for finding in judge(snapshot).findings if finding.id == "collective.rank_dead")
+    assert dead.evidence["missing"] == [0]
 
 
 def test_accepting_an_unknown_does_not_excuse_a_fault() -> None:
