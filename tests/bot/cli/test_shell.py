@@ -42,7 +42,7 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     said = shell("--help")
     assert said.returncode == 0
     for command in ("up", "bot", "worker", "doctor", "manifest", "demo", "workspace", "triage", "loadtest",
-                    "trace", "forensics", "fallback", "restore"):  # fmt: skip
+                    "trace", "forensics", "fallback", "restore", "golden"):  # fmt: skip
         assert f" {command} " in said.stdout, command
     for command in ("up", "worker", "doctor", "fallback", "demo", "triage", "loadtest"):
         assert shell(command, "--help").returncode == 0, command
