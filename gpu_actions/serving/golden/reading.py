@@ -11,6 +11,8 @@ from gpu_actions.serving.golden.record import GoldenRecord
 from gpu_actions.serving.interfaces import Engine, EngineError, EngineMetrics, ScoredTokens
 
 SHORTEST_S = 0.02
+"""With less time than this left (seconds), a budget counts as spent."""
+
 SETTLE_S = 0.3
 """How long a finished request may still be missing in the engine's counters."""
 
