@@ -111,14 +111,20 @@ class LoadTestResults:
 
     def _newest(self, host: str) -> RunRecord:
         for run in self._runs.list(action="loadtest", host=host):
-            if run.status is RunStatus.SUCCEEDED:
+            if run.status is RunStatus.SUCCEEDED and _folders(
+                run
+            ):  # a search for the knee has no single result
                 return run
         raise UserError(f"No load test of {host} has finished yet; there is nothing to compare.")
 
 
+def _folders(run: RunRecord) -> list[str]:
+    return [str(step.data["folder"]) for step in run.steps if step.data.get("folder")]
+
+
 def _result_of(run: RunRecord) -> LoadTestResult:
     """Return the result of a load test run. Raise UserError if it has none (another action, not finished, removed)."""
-    folders = [str(step.data["folder"]) for step in run.steps if step.data.get("folder")]
+    folders = _folders(run)
     if run.action != "loadtest" or not folders:
         raise UserError(f"{run.id} is not a finished load test; its status is {run.status.value}.")
     try:

@@ -10,20 +10,20 @@ from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext
 from gpu_actions.config.host import TierName
 from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_baseline
-from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
+from gpu_actions.loadtest.child import run_in_child
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
+from gpu_actions.loadtest.knee_action import knee_step
+from gpu_actions.loadtest.knee_result import BUDGET_RANGE_S, BUDGET_S
 from gpu_actions.loadtest.report import HTML_NAME, JSON_NAME, PNG_NAME, TEXT_NAME, summary_lines, summary_text
 from gpu_actions.loadtest.request import LoadTestArguments, requested_spec
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict, read_result
-from gpu_actions.loadtest.spec import LoadSpec
-from gpu_actions.loadtest.target import LoadTestRefused
+from gpu_actions.loadtest.stoppable import run_until_stopped
 from gpu_actions.models import Artifact
 from gpu_actions.plan import Plan, Step
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.system.files import artifact_of, write_atomically
 
 BASELINE_RUNS = 3
-ASK_EVERY_S = 0.5
 OVERHEAD_S = 120.0
 """Time beside the load and its drain: start of the child, preflight, figures, picture."""
 
@@ -57,6 +57,27 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
         if not await host.tiers[name].engine.is_live():
             raise PlanRefused([f"the tier {name} does not answer at {url}: see /triage"])
     spec, notes = requested_spec(host, name, url, arguments)
+    if arguments.find is not None:
+        if arguments.baseline:
+            raise PlanRefused(["find=knee and baseline= are two different tests: ask for one of them"])
+        if arguments.arrival == "ramp":
+            raise PlanRefused(["arrival = ramp: find=knee takes a steady load; leave it out"])
+        budget_s = arguments.duration or BUDGET_S
+        if not BUDGET_RANGE_S[0] <= budget_s <= BUDGET_RANGE_S[1]:
+            low, high = BUDGET_RANGE_S
+            raise PlanRefused(
+                [f"duration = {budget_s:g}: a search for the knee takes {low:g} to {high:g} seconds"]
+            )
+        cap = host.config.loadtest.qps_cap
+        return Plan(
+            action="loadtest",
+            host=host.name,
+            title=f"Knee of {host.name}: the highest rate that holds TTFT p99 {spec.slo_ttft_ms:g} ms",
+            steps=(
+                knee_step(spec, name, target=arguments.target, max_qps=cap, budget_s=budget_s, notes=notes),
+            ),
+            options=arguments.model_dump(mode="json"),
+        )
     total_s = spec.warmup_s + spec.duration_s
     runs = BASELINE_RUNS if arguments.baseline else 1
     steps = [
@@ -139,7 +160,12 @@ async def run(context: StepContext) -> StepResult:
     except ValueError:
         result = None  # none yet, or an incomplete one
     if result is None or result.partial:
-        result = await _measured(context, folder)
+        result = await run_until_stopped(
+            context,
+            lambda spec, stop: run_in_child(
+                spec, folder, lambda now: context.report(now.text, now.fraction), stop=stop
+            ),
+        )
     measured = _step_result(result, folder)
     if context.args["enforce"] and result.verdict is not RunVerdict.PASSED:
         raise StepFailed(
@@ -149,30 +175,6 @@ async def run(context: StepContext) -> StepResult:
             artifacts=measured.artifacts,
         )
     return measured
-
-
-async def _measured(context: StepContext, folder: Path) -> LoadTestResult:
-    tier = context.host.tiers[context.args["tier"]]
-    spec = LoadSpec.model_validate({**context.args["spec"], "api_key": tier.config.engine.api_key})
-    stop = asyncio.Event()
-
-    async def listen() -> None:
-        while not stop.is_set():
-            if {"stop", "abort"} & set(await context.signals()):
-                stop.set()
-            await asyncio.sleep(ASK_EVERY_S)
-
-    listener = asyncio.create_task(listen())
-    try:
-        return await run_in_child(spec, folder, lambda now: context.report(now.text, now.fraction), stop=stop)
-    except LoadTestRefused as error:
-        raise StepFailed(
-            f"the load test cannot run: {error}", next_action="correct the options or the host's settings"
-        ) from error
-    except LoadTestBroken as error:
-        raise StepFailed(str(error), next_action="see the bot's log, then run it again") from error
-    finally:
-        listener.cancel()
 
 
 @step("loadtest.compare")
@@ -236,6 +238,10 @@ SPEC = ActionSpec(
     usages=(
         ("start [host] qps=3 duration=20", "run one; options may be left out"),
         ("start [host] profile=tp", "run a profile: quick, fallback, tp, or one of the settings"),
+        (
+            "start [host] find=knee slo_ttft_ms=500",
+            "find the highest rate that holds the limit, in about 75 s",
+        ),
         ("plan [host]", "show what it would send"),
         ("status [host]", "show its progress and the figures so far"),
         ("stop [host]", "end it early and keep what was measured"),

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from gpu_actions.config.policies import DEFAULT_MAX_QPS
+from gpu_actions.loadtest.knee import find_knee, write_knee_files
+from gpu_actions.loadtest.knee_result import BUDGET_RANGE_S, BUDGET_S, KneeProgress, KneeResult, knee_text
 from gpu_actions.loadtest.report import JSON_NAME, summary_text
 from gpu_actions.loadtest.result import LoadProgress
 from gpu_actions.loadtest.schedule import BadTrace
@@ -26,12 +29,13 @@ from gpu_actions.loadtest.shell import (
     run_event_loop,
     run_with_signals,
     spec_from,
+    stop_on_signals,
 )
 from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
 from gpu_actions.loadtest.target import LoadTestRefused
 
 
-def _print_json(progress: LoadProgress) -> None:
+def _print_json(progress: LoadProgress | KneeProgress) -> None:
     sys.stdout.write(progress.model_dump_json() + "\n")
     sys.stdout.flush()
 
@@ -65,6 +69,41 @@ def _run_and_report(spec: LoadSpec, options: argparse.Namespace) -> int:
     return result.exit_code
 
 
+async def _knee(spec: LoadSpec, options: argparse.Namespace) -> KneeResult:
+    show = _print_json if options.spec_stdin else None if options.quiet else progress_lines
+    stop = stop_on_signals(lifeline=options.spec_stdin)
+    result = await find_knee(
+        spec, max_qps=options.knee_max_qps, budget_s=options.knee_budget_s, progress=show, stop=stop
+    )
+    if options.report is not None:
+        await write_knee_files(result, options.report)
+    return result
+
+
+def _find_and_report(spec: LoadSpec, options: argparse.Namespace) -> int:
+    """Search for the knee, write its files and print its lines. Return the exit code."""
+    if spec.trace_file is not None or spec.arrival == "ramp":
+        return complain("find-knee: takes a steady load; leave --arrival ramp and replay out")
+    if (
+        not BUDGET_RANGE_S[0] <= options.knee_budget_s <= BUDGET_RANGE_S[1]
+        or not 0.5 <= options.knee_max_qps <= 100_000
+    ):
+        return complain("find-knee: --knee-budget-s takes 20 to 600, --knee-max-qps 0.5 to 100,000")
+    try:
+        result = run_event_loop(_knee(spec, options))
+        if options.output_json is not None:
+            options.output_json.parent.mkdir(parents=True, exist_ok=True)
+            options.output_json.write_text(result.model_dump_json(indent=1))
+    except (LoadTestRefused, OSError) as error:
+        return complain(str(error))
+    except asyncio.CancelledError:
+        complain("ended by a second signal: no result")
+        return 3
+    if not options.spec_stdin:
+        sys.stdout.write(knee_text(result))
+    return result.exit_code
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of a plain run."""
     parser = argparse.ArgumentParser(
@@ -77,6 +116,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-json", type=Path, metavar="FILE", help="write the result here as well")
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="folder for the JSON, the page, the picture and the text"
+    )
+    parser.add_argument(
+        "--find-knee",
+        action="store_true",
+        help="search for the highest rate that holds the limits, beginning at --target-qps",
+    )
+    parser.add_argument(
+        "--knee-budget-s",
+        type=float,
+        default=BUDGET_S,
+        metavar="SECONDS",
+        help=f"time of the search (default {BUDGET_S:g})",
+    )
+    parser.add_argument(
+        "--knee-max-qps",
+        type=float,
+        default=DEFAULT_MAX_QPS,
+        metavar="QPS",
+        help=f"highest rate tried (default {DEFAULT_MAX_QPS:g})",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     parser.add_argument(
@@ -107,4 +165,4 @@ def main(argv: list[str]) -> int:
         return complain(*explain_invalid(error))
     except LoadTestRefused as error:
         return complain(str(error))
-    return _run_and_report(spec, options)
+    return _find_and_report(spec, options) if options.find_knee else _run_and_report(spec, options)

@@ -97,19 +97,20 @@ class Generator:
                     async with asyncio.timeout(drain_s):
                         await self._all_ended.wait()
                 except TimeoutError:
-                    self._give_up()
+                    self.give_up()
         finally:
             self._sending = False
             self._precise.close()
             sweeper.cancel()
             stopper.cancel()
-            self._give_up()
+            self.give_up()
             for connection in self._idle:
                 connection.abandon()
             self._idle.clear()
             await asyncio.sleep(0)  # let the transports close
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Close the connections of everything in flight, which counts as unfinished."""
         now = monotonic()
         for row, task in list(self._connecting.items()):
             task.cancel()

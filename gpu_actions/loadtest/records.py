@@ -109,6 +109,11 @@ class LogHistogram:
         )
         return histogram
 
+    def count_above(self, seconds: float) -> int:
+        """Return how many counts are above a time, to a bin's width."""
+        position = 0 if seconds <= self.FLOOR_S else int(math.log(seconds * 1e6) * self._PER_LOG) + 1
+        return sum(self.bins[position + 1 :]) if seconds < self.max_s else 0
+
     def quantile(self, share: float) -> float | None:
         """Return the time below which `share` of the counts lie (nearest rank), or None when empty."""
         return self.at_rank(max(1, math.ceil(share * self.count))) if self.count else None

@@ -20,7 +20,9 @@ class LoadTestArguments(Frozen):
 
     profile: str | None = Field(default=None, description="quick, fallback, tp, or one of the settings")
     qps: float | None = Field(default=None, gt=0, le=100_000, description="requests a second")
-    duration: float | None = Field(default=None, gt=0, le=86_400, description="seconds")
+    duration: float | None = Field(
+        default=None, gt=0, le=86_400, description="seconds; with find=knee: of the search"
+    )
     max_new_tokens: str | None = Field(
         default=None,
         pattern=r"^\d{1,6}(-\d{1,6})?$",
@@ -41,6 +43,9 @@ class LoadTestArguments(Frozen):
     )
     target: Literal["router", "tp", "fallback"] = Field(
         default="router", description="router: as clients see it; a tier: past the router"
+    )
+    find: Literal["knee"] | None = Field(
+        default=None, description="knee: search for the highest rate that holds the limits"
     )
     baseline: str | None = Field(
         default=None, description="run three times and record a baseline of this name"

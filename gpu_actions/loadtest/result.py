@@ -328,6 +328,7 @@ class LoadProgress(Frozen):
     achieved_qps: float
     ttft_p50_ms: float | None = None
     ttft_p99_ms: float | None = None
+    late: int = Field(default=0, description="served requests of the measured part over the TTFT limit")
 
     @property
     def fraction(self) -> float:

@@ -26,6 +26,9 @@ DEAD_FAILURES = 5
 """The engine is dead when for 5 s nothing was answered and at least 5 requests could not even connect."""
 SATURATED_BACKLOG_S = 10.0
 PROGRESS_EVERY_S = 1.0
+JUDGE_EVERY_S = 0.25
+DROP_AFTER_S = 0.2
+"""After the judge's verdict: time for the generator to end its sending before what is in flight is dropped."""
 
 
 async def run_load_test(
@@ -51,8 +54,13 @@ async def measure(
     *,
     progress: Callable[[LoadProgress], None] | None = None,
     stop: asyncio.Event | None = None,
+    judge: Callable[[LoadProgress], str | None] | None = None,
 ) -> LoadTestResult:
-    """Run a load test like `run_load_test`, without writing files."""
+    """Run a load test like `run_load_test`, without writing files.
+
+    `judge` sees the progress some times a second. What it returns ends the run early: it is the reason why the service fails,
+    and what is in flight is then dropped.
+    """
     stop = stop or asyncio.Event()
     spec = spec.with_nonce()
     schedule = make_schedule(spec)
@@ -78,7 +86,7 @@ async def measure(
             try:
                 await session.prepare()
                 start = start_time(schedule)
-                early = await _carry_out(spec, schedule, session, start, progress, stop)
+                early = await _carry_out(spec, schedule, session, start, progress, stop, judge)
             finally:
                 await session.close()
             checked = Checked(found, before, await read_counters(target, spec.metrics_url))
@@ -99,6 +107,7 @@ async def _carry_out(
     start: float,
     progress: Callable[[LoadProgress], None] | None,
     stop: asyncio.Event,
+    judge: Callable[[LoadProgress], str | None] | None,
 ) -> Early:
     """Run the session and show progress each second. End it early on a stop, a dead engine or a swamped one."""
     end_now = asyncio.Event()
@@ -109,12 +118,20 @@ async def _carry_out(
     try:
         while not run.done():
             waiting = [run] if stopper.done() else [run, stopper]
-            await asyncio.wait(waiting, timeout=PROGRESS_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            every_s = PROGRESS_EVERY_S if judge is None else JUDGE_EVERY_S
+            await asyncio.wait(waiting, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
             now = monotonic()
             watch.note_answers(session.counters, now)
             elapsed = now - start
+            current = _progress(spec, schedule, session, elapsed)
             if progress is not None:
-                progress(_progress(spec, schedule, session, elapsed))
+                progress(current)
+            judged = None if judge is None or end_now.is_set() else judge(current)
+            if judged is not None:
+                if elapsed < spec.duration_s:
+                    early = Early(judged, elapsed, by_service=True)
+                end_now.set()
+                asyncio.get_running_loop().call_later(DROP_AFTER_S, session.drop)
             if end_now.is_set() or elapsed >= spec.duration_s:
                 continue  # only draining is left
             reason = watch.problem(session.counters, now)
@@ -190,4 +207,5 @@ def _progress(spec: LoadSpec, schedule: Schedule, session: Session, elapsed: flo
         achieved_qps=round(counters.ok / total, 2) if total > 0 else 0.0,
         ttft_p50_ms=p50,
         ttft_p99_ms=p99,
+        late=session.ttft.count_above(spec.slo_ttft_ms / 1000),
     )

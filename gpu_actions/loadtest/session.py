@@ -47,6 +47,9 @@ class Session:
         """Send and drain. The records are complete afterwards, also when `stop` was set."""
         raise NotImplementedError
 
+    def drop(self) -> None:
+        """End the drain now. What is in flight is unfinished. Only after the stop of `run` was set."""
+
     async def close(self) -> None:
         """End everything that `prepare` started."""
 
@@ -80,6 +83,9 @@ class LocalSession(Session):
         finally:
             after, self.max_rss_mib = usage_of_this_process()
             self.cpu_s = after - before
+
+    def drop(self) -> None:
+        self._generator.give_up()
 
 
 class WorkerSession(Session):
@@ -129,9 +135,15 @@ class WorkerSession(Session):
 
     async def _pass_on(self, stop: asyncio.Event) -> None:
         await stop.wait()
+        self._order(b"stop\n")
+
+    def drop(self) -> None:
+        self._order(b"drop\n")
+
+    def _order(self, line: bytes) -> None:
         for process in self._workers:
             with contextlib.suppress(ConnectionError):
-                _stdin(process).write(b"stop\n")
+                _stdin(process).write(line)
 
     async def _follow(self, number: int, process: asyncio.subprocess.Process) -> None:
         """Read a worker's progress lines and, at its end, its record. Raises RuntimeError when it dies early."""

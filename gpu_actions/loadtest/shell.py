@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from gpu_actions.config.policies import BUILT_IN_PROFILES, LoadPolicy, LoadTestSettings
+from gpu_actions.loadtest.knee_result import KneeProgress
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult
 from gpu_actions.loadtest.run import run_load_test
 from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
@@ -141,6 +142,15 @@ async def run_with_signals(
 
     With `lifeline`, the end of standard input stops it too.
     """
+    stop = stop_on_signals(lifeline=lifeline)
+    return await run_load_test(spec, out_dir=out_dir, progress=progress, stop=stop)
+
+
+def stop_on_signals(*, lifeline: bool) -> asyncio.Event:
+    """Return an event that SIGINT and SIGTERM set, and with `lifeline` the end of standard input.
+
+    A second signal cancels the current task. What exists now is frozen, so that garbage collections stay short during a run.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     this = asyncio.current_task()
@@ -161,10 +171,10 @@ async def run_with_signals(
     if lifeline:
         loop.add_reader(0, on_input)
     gc.collect()
-    gc.freeze()  # what exists now is never garbage: collections stay short during the run
-    return await run_load_test(spec, out_dir=out_dir, progress=progress, stop=stop)
+    gc.freeze()
+    return stop
 
 
-def progress_lines(progress: LoadProgress) -> None:
+def progress_lines(progress: LoadProgress | KneeProgress) -> None:
     """Show progress as lines on standard error."""
     sys.stderr.write(f"{progress.text}\n")

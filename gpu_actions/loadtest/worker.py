@@ -1,7 +1,7 @@
 """One of several generator processes: `python -m gpu_actions.loadtest.worker`, driven by `session.WorkerSession`.
 
-Standard input: the job as one JSON line, then `start TIME`, then perhaps `stop`. When it closes, the parent is gone and the
-worker ends.
+Standard input: the job as one JSON line, then `start TIME`, then perhaps `stop` and `drop`. When it closes, the parent is
+gone and the worker ends.
 Standard output: `ready`, a JSON line of counters twice a second, and at the end the record as bytes.
 """
 
@@ -22,10 +22,14 @@ from gpu_actions.loadtest.target import resolve_target
 PROGRESS_EVERY_S = 0.5
 
 
-async def _read_orders(reader: asyncio.StreamReader, stop: asyncio.Event, main: "asyncio.Task[None]") -> None:
+async def _read_orders(
+    reader: asyncio.StreamReader, stop: asyncio.Event, generator: Generator, main: "asyncio.Task[None]"
+) -> None:
     while line := await reader.readline():
         if line == b"stop\n":
             stop.set()
+        elif line == b"drop\n":
+            generator.give_up()
     main.cancel()  # the parent is gone
 
 
@@ -51,7 +55,7 @@ async def work() -> None:
     stop = asyncio.Event()
     this = asyncio.current_task()
     assert this is not None  # noqa: S101  (a coroutine runs in a task)
-    orders = loop.create_task(_read_orders(reader, stop, this))
+    orders = loop.create_task(_read_orders(reader, stop, generator, this))
     run = loop.create_task(generator.run(float(order[1]), stop, drain_s=spec.drain_limit_s))
     while not run.done():
         await asyncio.wait([run], timeout=PROGRESS_EVERY_S)

@@ -62,6 +62,30 @@ async def test_contradictory_options_are_refused_at_planning(site: Site) -> None
         await site.plan(SPEC, prompt_len_min=90)
 
 
+async def test_a_search_for_the_knee_is_planned_up_to_the_cap_of_the_host_and_stops_on_request(
+    site: Site,
+) -> None:
+    plan = await site.plan(SPEC, find="knee", slo_ttft_ms=700)
+    (step,) = plan.steps
+    assert step.args["max_qps"] == 500
+    assert "TTFT p99 700 ms" in step.title
+    assert any("overloads the service" in line for line in step.details)
+    stopped_at = time.monotonic() + 8
+
+    async def stop_soon() -> Sequence[Signal]:
+        return ("stop",) if time.monotonic() > stopped_at else ()
+
+    end = await site.run(plan, signals=stop_soon)
+    assert "VOID" in summary_of(end, "knee")
+    assert "stopped by request" in data_of(end, "knee")["thread_text"]
+    assert [artifact.name for artifact in end.steps[0].artifacts] == ["knee.png", "knee.json", "summary.txt"]
+
+
+async def test_a_knee_and_a_baseline_are_not_asked_for_at_once(site: Site) -> None:
+    with pytest.raises(PlanRefused, match="two different tests"):
+        await site.plan(SPEC, find="knee", baseline="good-day")
+
+
 async def test_a_tier_that_does_not_answer_is_refused_at_planning(site: Site) -> None:
     with pytest.raises(PlanRefused, match="fallback does not answer"):
         await site.plan(SPEC, target="fallback")
