@@ -1,6 +1,6 @@
 """The fallback action: probe the host, choose one of three orders, and lay out every step with what it will use.
 
-`planned`: the fallback is launched and proved beside a serving tier, then the traffic moves; no request is lost. `overlapped`:
+`planned`: the fallback is launched and proved beside a serving tier, then the traffic moves. `overlapped`:
 the tier does not serve but there is room, so the launch comes first. `in_place`: no room, so the tier stops first.
 """
 
@@ -67,7 +67,10 @@ def losses_of(order: Order, host: Host, facts: Facts) -> str:
     if facts.tp.condition is Condition.STOPPED:
         return f"nothing more, because tp is stopped already; {refused}"
     if order is Order.PLANNED:
-        return "no request: traffic moves after the fallback generates; tp's caches are lost when it stops"
+        return (
+            "no request is expected to be lost: traffic moves after the fallback generates; "
+            "tp's caches are lost when it stops"
+        )
     if facts.tp.condition is Condition.SERVING:
         return (
             f"requests that do not finish within {host.config.fallback.drain_timeout_s:g} s of draining "

@@ -53,7 +53,10 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
 def losses_of(way: Way, host: Host) -> str:
     """Describe in one sentence what the restore costs the clients."""
     if way is Way.BESIDE:
-        return "no request: tp gets traffic only after it generates, in stages that step back automatically"
+        return (
+            "no request is expected to be lost: tp gets traffic only after it generates, "
+            "in stages that step back automatically"
+        )
     gap = gap_s(host)
     length = (
         "a gap as long as tp's start-up (not measured here yet)"

@@ -308,3 +308,20 @@ def test_findings_dropped_for_size_are_counted() -> None:
     message = run_message(a_run(steps=(step,)), CONTEXT)
     accepted(message)
     assert "more findings_" in json.dumps(message.blocks)
+
+
+def test_the_latest_count_of_what_clients_saw_is_on_the_card_once() -> None:
+    steps = tuple(
+        StepRecord(
+            step_id=name, title=name, status=StepStatus.DONE, summary="ok", data={"clients": {"text": text}}
+        )
+        for name, text in (("backpressure", "3 answers broke off"), ("drain", "4 answers broke off"))
+    )
+    running = a_run(action="fallback", status=RunStatus.RUNNING, steps=steps)
+    text = json.dumps(run_message(running, CONTEXT).blocks)
+    assert "*Clients:* 4 answers broke off" in text
+    assert "3 answers" not in text
+    ended = a_run(
+        action="fallback", status=RunStatus.SUCCEEDED, steps=steps, outcome="it serves; 4 answers broke off"
+    )
+    assert json.dumps(run_message(ended, CONTEXT).blocks).count("4 answers broke off") == 1
