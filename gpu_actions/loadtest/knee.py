@@ -34,6 +34,9 @@ FULL_S = (8.0, 15.0)
 WARMUP_S = (1.0, 25.0)
 """Shortest and longest, for a service whose answers take a moment and one whose answers take seconds."""
 LEAST_FULL_S = 5.0
+FULL_REQUESTS = 60
+"""A full trial at a low rate is as long as this many requests need, within the limits of its length."""
+NEAR = 1.25
 SETTLE_S = 0.5
 """After a trial that failed: time for the engine to drop the requests whose connections were closed."""
 OVERHEAD_S = 1.0
@@ -92,7 +95,7 @@ def _trial_spec(spec: LoadSpec, tried: Try, number: int, e2e_s: float, left_s: f
     warmup_s = _between(
         1.1 * e2e_s, WARMUP_S
     )  # as many streams as the rate needs are running after one answer's time
-    wanted_s = _between(2 * e2e_s, FULL_S) if tried.is_full else SHORT_S
+    wanted_s = _between(max(2 * e2e_s, FULL_REQUESTS / tried.rate), FULL_S) if tried.is_full else SHORT_S
     window_s = max(wanted_s, LEAST_REQUESTS / tried.rate)
     fits_s = left_s - warmup_s - (e2e_s + 0.5) - OVERHEAD_S
     if fits_s < window_s:
@@ -199,14 +202,16 @@ async def find_knee(
             await asyncio.sleep(SETTLE_S)
     if result is None:
         result = await measure(spec.model_copy(update={"measure_energy": False}), stop=stop)
+    sustained = sustained_rate(trials, search.held)
     verdict, reasons = _verdict(search, trials, max_qps=max_qps, was_stopped=stop.is_set())
     return KneeResult(
         name=spec.name,
         verdict=verdict,
         reasons=reasons,
-        knee_qps=search.held,
+        knee_qps=search.held if search.held is None else min(search.held, sustained or search.held),
+        held_qps=search.held,
         broke_at_qps=search.failed,
-        capacity_qps=search.capacity,
+        capacity_qps=sustained or search.capacity,
         reached_cap=search.held == max_qps,
         slo_ttft_ms=spec.slo_ttft_ms,
         slo_e2e_ms=spec.slo_e2e_ms,
@@ -220,6 +225,26 @@ async def find_knee(
         engine=result.engine,
         trials=tuple(trials),
     )
+
+
+def sustained_rate(trials: list[KneeTrial], held: float | None) -> float | None:
+    """Return the rate that the service completes when a little too much is offered, or None if that was not seen.
+
+    A trial of seconds can hold a rate that fills the queue too slowly to be seen. What is completed beside a full queue does
+    not depend on the length of the trial, so no knee is above it. A service that collapses far above its knee does not count.
+    """
+    if held is None:
+        return None
+    near = [
+        one.completed_qps
+        for one in trials
+        if one.is_full
+        and one.window_s >= LEAST_FULL_S
+        and one.completed_qps is not None
+        and (one.rate_qps == held or (not one.held and one.rate_qps <= NEAR * held))
+    ]
+    overloaded = any(not one.held and one.completed_qps in near for one in trials)
+    return max(near) if overloaded else None
 
 
 def _verdict(

@@ -44,7 +44,12 @@ class KneeResult(Frozen):
         description="passed: a knee was found; failed: no rate holds; void: it cannot be told"
     )
     reasons: tuple[str, ...] = ()
-    knee_qps: float | None = Field(description="highest rate that held the limits in a full trial")
+    knee_qps: float | None = Field(
+        description="highest rate that holds the limits; never above what the overloaded service completes"
+    )
+    held_qps: float | None = Field(
+        default=None, description="highest rate that held them in a full trial of some seconds"
+    )
     broke_at_qps: float | None = Field(description="lowest rate that did not hold; null: none up to the cap")
     capacity_qps: float | None = Field(description="requests a second completed when too many were offered")
     reached_cap: bool = Field(
@@ -69,8 +74,8 @@ class KneeResult(Frozen):
 
     @property
     def knee_trial(self) -> KneeTrial | None:
-        """The full trial at the knee."""
-        held = [one for one in self.trials if one.held and one.is_full and one.rate_qps == self.knee_qps]
+        """The full trial that held at the highest rate."""
+        held = [one for one in self.trials if one.held and one.is_full and one.rate_qps == self.held_qps]
         return held[-1] if held else None
 
 
@@ -96,8 +101,8 @@ def knee_lines(result: KneeResult) -> tuple[str, ...]:
     lines = [first]
     if at := result.knee_trial:
         lines.append(
-            f"at the knee: TTFT p50 {_ms(at.ttft_p50_ms)}, p99 {_ms(at.ttft_p99_ms)}; E2E p99 {_ms(at.e2e_p99_ms)}; "
-            f"{at.output_tokens_per_s:,.0f} output tokens/s; {at.ok} of {at.sent} requests served"
+            f"at {at.rate_qps:.3g} requests/s: TTFT p50 {_ms(at.ttft_p50_ms)}, p99 {_ms(at.ttft_p99_ms)}; "
+            f"E2E p99 {_ms(at.e2e_p99_ms)}; {at.output_tokens_per_s:,.0f} output tokens/s; {at.ok} of {at.sent} requests served"
         )
     broke = (
         f"{result.max_qps:g} requests/s was the highest rate allowed"

@@ -14,8 +14,8 @@ from PIL import Image
 
 from gpu_actions.loadtest.child import find_knee_in_child
 from gpu_actions.loadtest.cli import main
-from gpu_actions.loadtest.knee import find_knee
-from gpu_actions.loadtest.knee_result import KneeProgress, knee_lines, read_knee
+from gpu_actions.loadtest.knee import find_knee, sustained_rate
+from gpu_actions.loadtest.knee_result import KneeProgress, KneeTrial, knee_lines, read_knee
 from gpu_actions.loadtest.knee_search import ENOUGH, KneeSearch
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.loadtest.run import measure
@@ -150,3 +150,28 @@ def test_a_service_that_is_down_has_no_knee_and_a_wrong_model_is_refused(
 async def test_a_wrong_model_is_refused_by_the_child_too(start_server: StartServer, tmp_path: Path) -> None:
     with pytest.raises(LoadTestRefused, match="is not served"):
         await find_knee_in_child(start_server().spec(model="other"), tmp_path, max_qps=60, budget_s=60)
+
+
+def trial(
+    rate: float, *, held: bool, completed: float, window_s: float = 8, is_full: bool = True
+) -> KneeTrial:
+    return KneeTrial(
+        rate_qps=rate, is_full=is_full, started_s=0, window_s=window_s, ended_early=False, held=held, sent=1, ok=1,
+        ttft_p50_ms=1, ttft_p99_ms=1, e2e_p50_ms=1, e2e_p99_ms=1, completed_qps=completed, output_tokens_per_s=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broke", "sustained"),
+    [
+        (trial(56, held=False, completed=52), 52),
+        (trial(56, held=False, completed=20), 50),  # it collapsed; the trial that held shows more
+        (trial(90, held=False, completed=40), None),  # too far above the knee to say anything about it
+        (trial(56, held=False, completed=40, window_s=2), None),
+        (trial(56, held=False, completed=40, is_full=False), None),
+    ],
+)
+def test_the_knee_is_not_above_what_is_completed_beside_a_full_queue(
+    broke: KneeTrial, sustained: float | None
+) -> None:
+    assert sustained_rate([trial(54, held=True, completed=50), broke], 54) == sustained
