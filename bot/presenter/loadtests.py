@@ -30,6 +30,8 @@ NEXT = {
 }
 METRIC_NAMES = {
     "served_percent": "served",
+    "achieved_qps": "answered",
+    "output_tokens_per_s": "output tokens",
     "ttft_p50": "TTFT p50",
     "ttft_p99": "TTFT p99",
     "tpot_p50": "TPOT p50",

@@ -2,7 +2,8 @@
 
 Latency: bootstrap of the relative change over the requests of each run, with the spread between the baseline's runs added on
 both sides, so that a run is not called worse for what runs of one healthy service differ by anyway. Served share: Newcombe's
-interval of the difference of two shares (Statistics in Medicine 1998, method 10).
+interval of the difference of two shares (Statistics in Medicine 1998, method 10). Throughput: the prediction interval of one
+more run of the baseline (Student's t), since one run has one figure; a baseline of one run has none.
 """
 
 import math
@@ -42,6 +43,12 @@ LATENCIES = (
     ("e2e_p99", "e2e_ms", 0.99, False),
 )
 """Name, sample, quantile, and whether an inconclusive answer is decisive: tails rarely have enough samples."""
+THROUGHPUTS = (("achieved_qps", "requests/s"), ("output_tokens_per_s", "tokens/s"))
+STUDENT_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Of 1 to 9 degrees of freedom."""
+SAME_LENGTH = 0.1
+ENOUGH_RUNS = 5
+"""The spread of fewer runs is known badly: its 95 % interval reaches to 6 times the estimate for 3 runs, to 3 times for 5."""
 
 
 class Change(StrEnum):
@@ -55,7 +62,7 @@ class Change(StrEnum):
 
 
 class MetricComparison(Frozen):
-    """One metric. Positive change is worse for latencies and better for served_percent. The interval is 95 %."""
+    """One metric. A rise is worse for latencies, better for served_percent and throughput. The interval is 95 %."""
 
     metric: str
     unit: str
@@ -74,7 +81,7 @@ class MetricComparison(Frozen):
         """Return both values, the change and its interval: `100.0 → 135.0 ms, +35.0 % [+20.1, +50.2]`."""
         if self.baseline is None or self.candidate is None or self.change is None:
             return self.note
-        unit, change_unit = ("%", "points") if self.metric == SERVED else (" ms", "%")
+        unit, change_unit = ("%", "points") if self.metric == SERVED else (f" {self.unit}", "%")
         text = f"{self.baseline:.1f} → {self.candidate:.1f}{unit}, {self.change:+.1f} {change_unit}"
         return (
             text if self.low is None or self.high is None else f"{text} [{self.low:+.1f}, {self.high:+.1f}]"
@@ -134,6 +141,10 @@ def _refusals(candidate: LoadTestResult, baseline: Baseline | RunSet) -> list[st
 def _compare(candidate: LoadTestResult, baseline: Baseline | RunSet, tolerance: float) -> Comparison:
     run = baseline_run(candidate)
     metrics = [_served(run, baseline.runs)]
+    metrics += [
+        _throughput(name, unit, run, baseline.runs, tolerance, candidate.rates.target_qps)
+        for name, unit in THROUGHPUTS
+    ]
     metrics += [_latency(*latency, run, baseline.runs, tolerance) for latency in LATENCIES]
     regressed, inconclusive, improved = (
         [metric for metric in metrics if metric.verdict is verdict]
@@ -154,6 +165,11 @@ def _compare(candidate: LoadTestResult, baseline: Baseline | RunSet, tolerance: 
     if len(baseline.runs) == 1:
         reasons.append(
             f"{baseline.name} is a single run: the intervals leave out how much runs of one healthy service differ"
+        )
+    elif len(baseline.runs) < ENOUGH_RUNS:
+        reasons.append(
+            f"{baseline.name} has only {len(baseline.runs)} runs: how much runs of one healthy service differ is known "
+            f"roughly; {ENOUGH_RUNS} or more make this verdict firmer"
         )
     return Comparison(
         verdict=verdict, baseline_name=baseline.name, reasons=tuple(reasons), metrics=tuple(metrics)
@@ -180,6 +196,45 @@ def _served(run: BaselineRun, baseline: Sequence[BaselineRun]) -> MetricComparis
     return MetricComparison(
         metric=SERVED, unit="percentage points", baseline=100 * base_share, candidate=100 * share, change=points,
         low=lower, high=upper, decisive=True, verdict=verdict, note="Newcombe interval",
+    )  # fmt: skip
+
+
+def _throughput(
+    name: str,
+    unit: str,
+    run: BaselineRun,
+    baseline: Sequence[BaselineRun],
+    tolerance: float,
+    target_qps: float,
+) -> MetricComparison:
+    def at_target(one: BaselineRun) -> float:
+        """Return the rate as if exactly the target had been offered: older runs differ in how much they offered."""
+        return float(getattr(one, name)) * (target_qps / one.offered_qps if one.offered_qps else 1.0)
+
+    if any(abs(one.measured_s - run.measured_s) > SAME_LENGTH * run.measured_s for one in baseline):
+        # Requests that are answered after the end do not count, and they weigh more in a short run.
+        return MetricComparison(
+            metric=name, unit=unit, baseline=None, candidate=None, change=None, decisive=False, verdict=Change.MATCHES,
+            note="not compared: the runs are of different length",
+        )  # fmt: skip
+    value, runs = at_target(run), [at_target(one) for one in baseline]
+    base, count = sum(runs) / len(runs), len(runs)
+    change = 100 * (value / base - 1) if base > 0 else 0.0
+    low = high = None
+    if count > 1 and base > 0:
+        spread = math.sqrt(sum((one - base) ** 2 for one in runs) / (count - 1))
+        t = STUDENT_T_975[min(count - 1, len(STUDENT_T_975)) - 1]
+        margin = 100 * t * spread * math.sqrt(1 + 1 / count) / base
+        low, high = change - margin, change + margin
+    verdict = Change.MATCHES
+    if change < -tolerance:
+        verdict = Change.REGRESSED if high is not None and high < 0 else Change.INCONCLUSIVE
+    elif change > tolerance and low is not None and low > 0:
+        verdict = Change.IMPROVED
+    note = "one run: no interval" if low is None else f"prediction interval of {count} runs"
+    return MetricComparison(
+        metric=name, unit=unit, baseline=base, candidate=value, change=change, low=low, high=high, decisive=True,
+        verdict=verdict, note=note,
     )  # fmt: skip
 
 
@@ -264,13 +319,13 @@ def comparison_text(comparison: Comparison) -> str:
     lines = [f"{comparison.verdict.value.upper()} against {comparison.baseline_name}", *comparison.reasons]
     if comparison.metrics:
         lines.append(
-            f"{'metric':<15}{'baseline':>10}{'this run':>10}{'change':>9}  95 % interval     verdict"
+            f"{'metric':<20}{'baseline':>10}{'this run':>10}{'change':>9}  95 % interval     verdict"
         )
     for metric in comparison.metrics:
         if metric.baseline is None or metric.candidate is None:
-            lines.append(f"{metric.metric:<15}{metric.note}")
+            lines.append(f"{metric.metric:<20}{metric.note}")
             continue
         span = "" if metric.low is None else f"{metric.low:+.1f} .. {metric.high:+.1f}"
-        row = f"{metric.metric:<15}{metric.baseline:>10.1f}{metric.candidate:>10.1f}{metric.change:>+9.1f}"
+        row = f"{metric.metric:<20}{metric.baseline:>10.1f}{metric.candidate:>10.1f}{metric.change:>+9.1f}"
         lines.append(f"{row}  {span:<17} {metric.verdict.value}")
     return "\n".join(lines) + "\n"

@@ -14,8 +14,9 @@ from gpu_actions.loadtest.baseline import (
     Reference,
     make_baseline,
     published,
+    run_set,
 )
-from gpu_actions.loadtest.comparison import Change, compare, comparison_text
+from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison, compare, comparison_text
 from gpu_actions.loadtest.energy import EnergyMeter
 from gpu_actions.loadtest.result import (
     ClientFacts,
@@ -48,6 +49,8 @@ def a_result(
     host: str = "h1",
     verdict: RunVerdict = RunVerdict.PASSED,
     partial: bool = False,
+    tokens_per_s: float = 12,
+    measured_s: float = 60,
     **spec_fields: object,
 ) -> LoadTestResult:
     """Return a result whose TTFTs are gamma-distributed around `ttft_ms`, like those of a real service."""
@@ -64,11 +67,11 @@ def a_result(
         limits=Limits(slo_ttft_ms=1, slo_e2e_ms=1, max_error_percent=1, timeout_s=1, stall_s=1, max_lateness_p99_ms=5),
         host=HostFacts(hostname=host, kernel="k", cpus=2, serves_the_target=True),
         engine=EngineFacts(url=spec.url),
-        times=Times(started_at=f"t{seed}", ended_at="t", planned_s=60, measured_s=60, warmup_s=0, drain_s=0),
+        times=Times(started_at=f"t{seed}", ended_at="t", planned_s=60, measured_s=measured_s, warmup_s=0, drain_s=0),
         requests=Requests(scheduled=n + failed, sent=n + failed, ok=n, good=n, failed=failed, unfinished=0, unsent=0,
                           retried_on_stale_connection=0),
-        rates=Rates(target_qps=3, offered_qps=3, achieved_qps=3, goodput_qps=3, goodput_percent=100, output_tokens_per_s=12,
-                    total_tokens_per_s=20, output_tokens=720, prompt_tokens=1),
+        rates=Rates(target_qps=3, offered_qps=3, achieved_qps=3, goodput_qps=3, goodput_percent=100,
+                    output_tokens_per_s=tokens_per_s, total_tokens_per_s=20, output_tokens=720, prompt_tokens=1),
         latency=latency,
         lateness=Lateness(p50_ms=0, p99_ms=0, max_ms=0, limit_ms=5, over=False),
         saturation=Saturation(over_saturated=False, backlog_growth_qps=0, sustained_qps=None, shed_percent=0, summary=""),
@@ -115,6 +118,45 @@ def test_a_service_a_third_slower_regressed_and_the_interval_excludes_zero(basel
     assert metric.high is not None
     assert 0 < metric.low < 35 < metric.high
     assert "ttft_p50 regressed" in comparison.reasons[0]
+
+
+def throughput(comparison: Comparison) -> MetricComparison:
+    return next(metric for metric in comparison.metrics if metric.metric == "output_tokens_per_s")
+
+
+def test_a_lower_throughput_is_a_regression_though_latency_is_fine() -> None:
+    runs = [a_result(seed, tokens_per_s=rate) for seed, rate in ((1, 11.9), (2, 12), (3, 12.1))]
+    steady = make_baseline("steady", runs)
+    comparison = compare(a_result(4, tokens_per_s=9), steady)
+    assert comparison.verdict is Change.REGRESSED
+    assert "output_tokens_per_s regressed: 12.0 → 9.0 tokens/s, -25.0 %" in comparison.reasons[0]
+    assert throughput(compare(a_result(4, tokens_per_s=15), steady)).verdict is Change.IMPROVED
+    assert throughput(compare(a_result(4, tokens_per_s=11.5), steady)).verdict is Change.MATCHES
+
+
+def test_a_throughput_that_swings_between_healthy_runs_is_not_called_regressed() -> None:
+    runs = [a_result(seed, tokens_per_s=rate) for seed, rate in ((1, 9), (2, 12), (3, 15))]
+    metric = throughput(compare(a_result(4, tokens_per_s=9), make_baseline("uneven", runs)))
+    assert metric.verdict is Change.INCONCLUSIVE
+    # Student's t with 2 degrees of freedom: 4.303 * 3 * sqrt(4 / 3) / 12 = 124 %
+    assert (metric.low, metric.high) == (pytest.approx(-149.2, abs=0.2), pytest.approx(99.2, abs=0.2))
+
+
+def test_one_run_has_no_interval_of_throughput_and_runs_of_different_length_are_not_compared(
+    baseline: Baseline,
+) -> None:
+    alone = compare(a_result(4, tokens_per_s=9), run_set("other", a_result(1)))
+    assert throughput(alone).verdict is Change.INCONCLUSIVE
+    assert throughput(alone).low is None
+    short = throughput(compare(a_result(4, tokens_per_s=9, measured_s=20), baseline))
+    assert (short.verdict, short.change) == (Change.MATCHES, None)
+    assert "different length" in short.note
+
+
+def test_a_comparison_with_few_runs_says_so(baseline: Baseline) -> None:
+    assert "healthy has only 3 runs" in compare(a_result(4), baseline).reasons[-1]
+    many = make_baseline("many", [a_result(seed) for seed in range(1, 6)])
+    assert not any("only" in reason for reason in compare(a_result(9), many).reasons)
 
 
 def test_lost_requests_are_a_regression_though_latency_is_fine(baseline: Baseline) -> None:
