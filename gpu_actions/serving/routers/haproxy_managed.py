@@ -153,21 +153,22 @@ class ManagedRouter(HaproxyRouter):
 
         Raises RequestsUnknown if the router does not run with a record, or nothing writes the file.
         """
-        asked_s = time.time()
-        url = f"{self.url}{MARK_PATH}"
-        try:
-            status = (await fetch(url, timeout_s=3)).status
-        except HttpFailure as error:
-            raise RequestsUnknown(f"the router does not answer: {error}") from error
-        if status != MARK_STATUS:
-            raise RequestsUnknown("the router was started without a record of its requests")
-        await self.record.wait_for_mark(asked_s)
+        await self.record.wait_for_mark(self._mark)
         info = await self.admin.info()
         dropped = DroppedLines(started=info.get("Start_time_sec", ""), count=int(info.get("DroppedLogs", 0)))
         open_now = sum(row.sessions + row.queued for row in await self.servers())
         return await asyncio.to_thread(
             self.record.account, since_s, until_s, dropped=dropped, open_now=open_now
         )
+
+    async def _mark(self) -> None:
+        """Make the router write a mark. Raises RequestsUnknown if it does not know marks."""
+        try:
+            status = (await fetch(f"{self.url}{MARK_PATH}", timeout_s=3)).status
+        except HttpFailure as error:
+            raise RequestsUnknown(f"the router does not answer: {error}") from error
+        if status != MARK_STATUS:
+            raise RequestsUnknown("the router was started without a record of its requests")
 
     def limited(self) -> frozenset[str]:
         """Return the servers under back-pressure, as stored on disk."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from gpu_actions.system.files import write_json
 
 MARK_TIMEOUT_S = 3.0
 """A line is written within 0.1 s. After this long nobody writes: the disk is full, or the supervisor is gone."""
+
+MARK_AGAIN_S = 0.5
 
 READ_BEFORE_S = BEFORE_S + 120
 """How far before the window lines are read: the usual rate, and trouble that began before somebody acted."""
@@ -48,13 +51,21 @@ class RequestRecord:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    async def wait_for_mark(self, asked_s: float) -> None:
-        """Wait until a mark that was asked for at `asked_s` is in the file. Raises RequestsUnknown if it does not come."""
+    async def wait_for_mark(self, mark: Callable[[], Awaitable[None]]) -> None:
+        """Make a mark and wait until it is in the file. Raises RequestsUnknown if it does not come.
+
+        A mark that finds the pipe full is dropped like any line, so it is made again.
+        """
+        since_ms = (time.time() - CLOCK_SLACK_S) * 1000
         deadline = time.monotonic() + MARK_TIMEOUT_S
+        marked = float("-inf")
         try:
-            while not await asyncio.to_thread(self._has_mark, (asked_s - CLOCK_SLACK_S) * 1000):
+            while not await asyncio.to_thread(self._has_mark, since_ms):
                 if time.monotonic() >= deadline:
                     raise RequestsUnknown(f"the record {self.path} is not being written: is the disk full?")
+                if time.monotonic() >= marked + MARK_AGAIN_S:
+                    await mark()
+                    marked = time.monotonic()
                 await asyncio.sleep(0.02)
         except OSError as error:
             raise RequestsUnknown(f"the record {self.path} cannot be read: {error.strerror}") from error
