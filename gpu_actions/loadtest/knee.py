@@ -174,7 +174,7 @@ async def find_knee(
     trials: list[KneeTrial] = []
     shown_at = 0.0
     result: LoadTestResult | None = None
-    while not stop.is_set() and (tried := search.next()) is not None:
+    while not stop.is_set() and (tried := search.next() or search.repeat()) is not None:
         started_s = monotonic() - began
         trial_spec = _trial_spec(spec, tried, len(trials), e2e_s, budget_s - started_s)
         if trial_spec is None:

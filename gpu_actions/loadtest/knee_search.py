@@ -30,9 +30,26 @@ class KneeSearch:
         self._lowest, self._highest = lowest, highest
         self._start = min(max(start, lowest), highest)
         self._short_held: list[float] = []
+        self._failures: list[float] = []
+        self._repeated: set[float] = set()
         self.held: float | None = None
-        self.failed: float | None = None
         self.capacity: float | None = None
+
+    @property
+    def failed(self) -> float | None:
+        """The lowest rate that failed."""
+        return min(self._failures, default=None)
+
+    def repeat(self) -> Try | None:
+        """Return the lowest rate that failed, for a second trial, or None if it had one or no trial is needed.
+
+        For a search that is over with time left: a moment's stall fails a rate that the service holds.
+        """
+        failed = self.failed
+        if failed is None or failed in self._repeated or self.held is None:
+            return None
+        self._repeated.add(failed)
+        return Try(failed, is_full=True)
 
     def next(self) -> Try | None:
         """Return the next trial, or None when the knee is known as well as it can be."""
@@ -71,12 +88,15 @@ class KneeSearch:
     def note(self, tried: Try, *, held: bool, completed: float | None) -> None:
         """Take in how a trial ended. `completed`: requests a second that the service completed, if the trial failed."""
         if held:
+            self._failures = [
+                rate for rate in self._failures if rate > tried.rate
+            ]  # what failed below it was a stall
             if tried.is_full:
                 self.held = max(tried.rate, self.held or 0)
             else:
                 self._short_held.append(tried.rate)
             return
-        self.failed = min(tried.rate, self.failed or math.inf)
+        self._failures.append(tried.rate)
         # A full trial outweighs a short one, and a lower rate a higher one that held by luck.
         self._short_held = [rate for rate in self._short_held if rate < tried.rate]
         if self.held is not None and self.held >= tried.rate:
