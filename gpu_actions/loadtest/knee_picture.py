@@ -14,7 +14,7 @@ def draw(result: KneeResult, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, (latency, rates) = pyplot.subplots(1, 2, figsize=(10, 4.5), dpi=110)
 
@@ -39,6 +39,10 @@ def draw(result: KneeResult, path: Path) -> None:
         if result.knee_qps is not None:
             panel.axvline(result.knee_qps, color=HELD, linewidth=1, label=f"knee {result.knee_qps:.3g}/s")
         panel.set(title=title, xlabel="requests/s offered", ylabel=label, xscale="log", yscale="log")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.set_minor_formatter(ticker.NullFormatter())
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     figure.suptitle(
