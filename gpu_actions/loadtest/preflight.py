@@ -19,15 +19,17 @@ from gpu_actions.loadtest.prompts import PromptMaker
 from gpu_actions.loadtest.result import EngineFacts
 from gpu_actions.loadtest.schedule import Schedule
 from gpu_actions.loadtest.spec import LoadSpec
-from gpu_actions.loadtest.target import LoadTestRefused, ServiceDown, Target, fetch
+from gpu_actions.loadtest.target import LoadTestRefused, ServiceDown, ServiceRefuses, Target, fetch
 from gpu_actions.system.redact import redacted_head
 
 PROBE_BYTES = 64
 PROBE_TOKENS = 2
 PROBE_TIMEOUT_S = 30.0
-REFUSED_FOR_S = 10.0
+REFUSED_FOR_S = 30.0
 AGAIN_S = 0.3
-"""A full router refuses some requests and serves others: only one that refuses the probe for so long counts as down."""
+REFUSALS = (Outcome.HTTP_429, Outcome.HTTP_503)
+"""A full router refuses some requests, at worst after its queue's timeout, and serves others. Only one that refuses every
+request for so long is not tested."""
 
 MAX_SPECIAL_TOKENS = 2
 """A tokenizer may add a begin and an end token."""
@@ -117,7 +119,7 @@ async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
     while True:
         generator = await _ask_once(spec, target)
         outcome = Outcome(generator.records.outcome[0])
-        if outcome not in (Outcome.HTTP_429, Outcome.HTTP_503) or monotonic() >= give_up_at:
+        if outcome not in REFUSALS or monotonic() >= give_up_at:
             break
         await asyncio.sleep(AGAIN_S)
     if outcome is Outcome.OK:
@@ -127,7 +129,8 @@ async def _probe(spec: LoadSpec, target: Target) -> tuple[int, int]:
         raise LoadTestRefused(f"url = {spec.url}: TLS failed ({detail})")
     if outcome is Outcome.HTTP_4XX:
         raise LoadTestRefused(f"{spec.url} refuses the request: {detail}; check model, key and lengths")
-    raise ServiceDown(f"{spec.url} returns no completion: {outcome.label} ({detail or 'no detail'})")
+    down = ServiceRefuses if outcome in REFUSALS else ServiceDown
+    raise down(f"{spec.url} returns no completion: {outcome.label} ({detail or 'no detail'})")
 
 
 async def _ask_once(spec: LoadSpec, target: Target) -> Generator:

@@ -80,7 +80,7 @@ async def measure(
             found = await preflight(spec, target)
         except ServiceDown as problem:
             session = make_session(spec, schedule, target, "bytes")  # never run: an empty record
-            early = Early(f"the service is down: {problem}", by_service=True)
+            early = Early(f"{problem.what}: {problem}", by_service=True)
         else:
             session = make_session(spec, schedule, target, found.unit)
             try:

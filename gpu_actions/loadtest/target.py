@@ -26,6 +26,14 @@ class LoadTestRefused(Exception):
 class ServiceDown(Exception):
     """The service does not serve: nothing listens, or no completion comes back. The run is failed, not void."""
 
+    what = "the service is down"
+
+
+class ServiceRefuses(ServiceDown):
+    """The service refused every request with 429 or 503: it is saturated, or nothing serves behind its router."""
+
+    what = "the service refuses every request"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
