@@ -33,7 +33,7 @@ STAGES = (5, 25, 50, 100)
 
 async def saturated_fallback(make: MakeSite, **restore: object) -> Site:
     """Return a host after a fallback that serves under its limits."""
-    policy = {"stages_percent": list(STAGES), "hold_s": 2.5, "keep_fallback_warm_s": 0, **restore}
+    policy = {"stages_percent": list(STAGES), "hold_s": 2, "keep_fallback_warm_s": 0, **restore}
     site = await busy_site(make, restore=policy, unit={"restart": False})
     plan = await site.plan(skip_validation=True)
     quick = [step for step in plan.steps if step.id not in ("capture", "drain")]

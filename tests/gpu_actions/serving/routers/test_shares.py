@@ -72,6 +72,7 @@ async def test_a_drained_server_and_one_in_maintenance_get_nothing_whatever_thei
 ) -> None:
     site, router = await saturated(make_router)
     site.fallback.service_s = 0
+    await router.clear_back_pressure("single")  # a burst of a busy machine may exceed its limits
     await router.shift({"tp": 100, "single": 100})
     for state in ("drain", "maint"):
         for backend in ("serve", "serve_long"):
