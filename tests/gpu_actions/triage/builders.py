@@ -1,4 +1,4 @@
-"""Snapshots for pure tests: a healthy 8-GPU host that serves, and functions that inject one fault."""
+"""Snapshots for pure tests: a healthy 8-GPU host that serves, functions that inject one fault, and single readings."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -7,7 +7,7 @@ from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.collectors.engine import EngineReading, EngineSample
 from gpu_actions.snapshot.collectors.environment import EnvironmentReading
 from gpu_actions.snapshot.collectors.fabric_manager import FabricManagerReading
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
 from gpu_actions.snapshot.collectors.nvml import (
     FabricReading,
     GpuReading,
@@ -219,3 +219,25 @@ def _lacking(snapshot: Snapshot, names: tuple[str, ...], outcome: CollectorOutco
         data[name] = None
         data["collectors"][name] = outcome.model_dump()
     return Snapshot.model_validate(data)
+
+
+def environment(**values: str) -> EnvironmentReading:
+    """Return the variables of two processes of the tier."""
+    return EnvironmentReading(
+        pids=(100, 200), values={name: {value: (100, 200)} for name, value in values.items()}
+    )
+
+
+def log(*events: tuple[int | None, str]) -> KernelLogReading:
+    """Return a kernel log of Xids, or of a GPU off the bus where the code is None, without times."""
+    rows = tuple(
+        XidEvent(kind="off_bus" if code is None else "xid", code=code, pci="0000:29:00", text=text)
+        for code, text in events
+    )
+    return KernelLogReading(source="/dev/kmsg", lines_read=100, events=rows)
+
+
+def sxid(text: str) -> KernelLogReading:
+    """Return a kernel log of one error of an NVSwitch."""
+    event = XidEvent(kind="sxid", code=20034, pci="0000:05:00", text=text)
+    return KernelLogReading(source="/dev/kmsg", events=(event,))

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 
 from gpu_actions.snapshot.collectors.engine import EngineReading, EngineSample
-from gpu_actions.snapshot.collectors.environment import EnvironmentReading
 from gpu_actions.snapshot.collectors.golden import GoldenCheckReading
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
 from gpu_actions.snapshot.collectors.ranks import RanksReading
 from gpu_actions.snapshot.collectors.ras import RasMissingRank, RasPoll, RasReading
 from gpu_actions.snapshot.collectors.router import RouterReading
@@ -25,17 +23,6 @@ REFUSED = EngineReading(
 INSIDE = StacksReading(
     stacks=tuple(StackReading(pid=200 + n, rank=n, collective="all_reduce") for n in range(8))
 )
-
-
-def environment(**values: str) -> EnvironmentReading:
-    return EnvironmentReading(
-        pids=(100, 200), values={name: {value: (100, 200)} for name, value in values.items()}
-    )
-
-
-def sxid(text: str) -> KernelLogReading:
-    event = XidEvent(kind="sxid", code=20034, pci="0000:05:00", text=text)
-    return KernelLogReading(source="/dev/kmsg", events=(event,))
 
 
 def missing_in_ras() -> RasReading:
@@ -133,7 +120,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
     ),
     "harmless NCCL settings": (
         lambda: make.healthy(
-            environment=environment(NCCL_P2P_DISABLE="0", NCCL_P2P_LEVEL="NVL", NCCL_DEBUG="WARN")
+            environment=make.environment(NCCL_P2P_DISABLE="0", NCCL_P2P_LEVEL="NVL", NCCL_DEBUG="WARN")
         ),
         "healthy",
         "none",
@@ -151,7 +138,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "frozen_tier_runs",
     ),
     "P2P switched off on a host without links": (
-        lambda: make.healthy(expected={"links": 0}, environment=environment(NCCL_P2P_DISABLE="1")),
+        lambda: make.healthy(expected={"links": 0}, environment=make.environment(NCCL_P2P_DISABLE="1")),
         "healthy",
         "none",
     ),
@@ -353,4 +340,9 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "serving_regression",
     ),
     "the router cannot be read": (lambda: make.healthy(router=None), "watch", "unknown"),
+    "a unit whose driver fails": (
+        lambda: make.healthy(ranks=None, expected={"unit_error": "Connection timed out"}),
+        "unknown",
+        "unknown",
+    ),
 }

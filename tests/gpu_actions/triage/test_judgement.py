@@ -11,9 +11,9 @@ from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline, baseline_from
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
-from tests.gpu_actions.triage import cases_hardware, cases_serving
+from tests.gpu_actions.triage import cases_crashes, cases_deep, cases_gpus
+from tests.gpu_actions.triage.cases import CASES
 
-CASES = {**cases_serving.CASES, **cases_hardware.CASES}
 FLAT = make.engine(tokens=(1000, 1000))
 HUNG = make.completion("timeout", tokens=0)
 
@@ -125,14 +125,14 @@ def test_no_acceptance_of_a_field_covers_gpus_that_cannot_be_read_at_all(accepte
     ],
 )
 def test_a_crash_loop_names_its_cause_and_what_to_do(log: str, cause: str) -> None:
-    verdict = judge(cases_hardware.crashes(minutes=(1, 3, 6), log=log))
+    verdict = judge(cases_crashes.crashes(minutes=(1, 3, 6), log=log))
     loop = next(finding for finding in verdict.findings if finding.id == "serving.crash_loop")
     assert loop.evidence["crash_cause"] == cause
     assert "3 restarts within 6 min" in verdict.summary and verdict.action.startswith("Fall back")
 
 
 def test_a_tier_that_is_down_names_what_ended_it() -> None:
-    down = cases_hardware.crashes(
+    down = cases_crashes.crashes(
         minutes=(900,), log="CUDA out of memory", engine=make.engine(outcome="refused"), completion=None
     )
     verdict = judge(down)
@@ -140,9 +140,7 @@ def test_a_tier_that_is_down_names_what_ended_it() -> None:
 
 
 def test_the_deep_probe_of_one_gpu_reports_what_it_measured() -> None:
-    snapshot = cases_hardware.one_gpu(
-        gemm_tflops=806.2, memory_gbps=2611, to_gpu_gbps=55.1, from_gpu_gbps=54.8
-    )
+    snapshot = cases_deep.one_gpu(gemm_tflops=806.2, memory_gbps=2611, to_gpu_gbps=55.1, from_gpu_gbps=54.8)
     found = next(finding for finding in judge(snapshot).findings if finding.id == "deep.ok")
     assert found.summary == "GEMM 806 TFLOP/s, memory 2611 GB/s, host to GPU 55 GB/s, GPU to host 55 GB/s"
 
@@ -155,13 +153,11 @@ def test_neither_gpu_of_a_corrupt_pair_is_chosen_for_the_fallback() -> None:
 
 
 def test_the_baseline_knows_which_gpus_reach_each_other() -> None:
-    snapshot = cases_hardware.of_four(
-        cases_hardware.bridged(4, group=2, name="NVIDIA A100-SXM4-40GB", hidden=True)
-    )
+    snapshot = cases_gpus.of_four(cases_gpus.bridged(4, group=2, name="NVIDIA A100-SXM4-40GB", hidden=True))
     assert judge(snapshot).cause == "pcie_only"
     assert judge(snapshot, baseline=baseline_from(snapshot)).verdict is VerdictKind.HEALTHY
-    alone = cases_hardware.of_four(cases_hardware.bridged(4, group=1))
-    pairs = baseline_from(cases_hardware.of_four(cases_hardware.bridged(4, group=2)))
+    alone = cases_gpus.of_four(cases_gpus.bridged(4, group=1))
+    pairs = baseline_from(cases_gpus.of_four(cases_gpus.bridged(4, group=2)))
     assert judge(alone, baseline=pairs).cause == "pcie_only"
 
 

@@ -14,7 +14,7 @@ from gpu_actions.triage.checks.kernel_log import XIDS
 from gpu_actions.triage.document import rules_markdown
 from gpu_actions.triage.registry import CHECKS, RULES
 from gpu_actions.triage.rule import CAUSES, Rule
-from tests.gpu_actions.triage import cases_hardware, cases_serving
+from tests.gpu_actions.triage.cases import CASES
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "gpu_actions" / "triage" / "checks"
@@ -77,7 +77,7 @@ class ReadFields(Snapshot):
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.title)
 def test_a_check_reads_exactly_the_readings_that_it_declares(check: Check) -> None:
     seen: set[str] = set()
-    for build, _, _ in (*cases_hardware.CASES.values(), *cases_serving.CASES.values()):
+    for build, _, _ in CASES.values():
         snapshot = ReadFields.model_validate(build().model_dump())
         snapshot.__dict__["_seen"] = set()
         list(check.judge(CheckContext(snapshot=snapshot, thresholds=TriageThresholds())))

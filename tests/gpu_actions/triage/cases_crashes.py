@@ -1,0 +1,74 @@
+"""Tiers that crash and restart, and the verdict and cause that must follow."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, OomKill
+from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.target import UnitFacts
+from tests.gpu_actions.triage import builders as make
+
+
+def oom_kill(name: str) -> KernelLogReading:
+    kill = OomKill(pid=7, name=name, at=make.TAKEN - timedelta(seconds=301))
+    return KernelLogReading(source="/dev/kmsg", lines_read=100, oom_kills=(kill,))
+
+
+def crashes(
+    *,
+    minutes: tuple[int, ...],
+    restarts: int | None = None,
+    age_min: float | None = None,
+    log: str = "",
+    **changes: Any,
+) -> Snapshot:
+    """Return a host whose tier was restarted these minutes ago."""
+    now_s = make.TAKEN.timestamp()
+    age_s = 60 * (age_min if age_min is not None else min(minutes))
+    facts = UnitFacts(
+        restarts=len(minutes) if restarts is None else restarts,
+        restarted_at_s=tuple(now_s - 60 * minute for minute in minutes),
+        started_at_s=now_s - age_s,
+        log_errors=(log,) if log else (),
+    )
+    return make.healthy(**{**changes, "expected": {**changes.get("expected", {}), "unit": facts}})
+
+
+Make = Callable[[], Snapshot]
+CASES: dict[str, tuple[Make, str, str]] = {
+    "a crash loop": (lambda: crashes(minutes=(1, 4, 7, 10)), "fall_back", "crash_loop"),
+    "a crash loop of a tier that loads": (
+        lambda: crashes(minutes=(1, 4, 7), engine=make.engine(outcome="refused"), completion=None),
+        "fall_back",
+        "crash_loop",
+    ),
+    "a crash loop of the fallback tier": (
+        lambda: crashes(minutes=(1, 4, 7), expected={"tier": "fallback"}),
+        "watch",
+        "crash_loop",
+    ),
+    "a crash loop that ended a while ago": (lambda: crashes(minutes=(15, 20, 25)), "watch", "crash_loop"),
+    "restarts over many days": (lambda: crashes(minutes=(9000, 20000, 30000)), "healthy", "none"),
+    "a restart without a cause": (lambda: crashes(minutes=(5,)), "healthy", "none"),
+    "restarts at unknown times of a process that is old": (
+        lambda: crashes(minutes=(), restarts=9, age_min=600),
+        "healthy",
+        "none",
+    ),
+    "restarts at unknown times of a process that is young": (
+        lambda: crashes(minutes=(), restarts=9, age_min=2),
+        "fall_back",
+        "crash_loop",
+    ),
+    "a restart after the OOM killer": (
+        lambda: crashes(minutes=(5,), kernel_log=oom_kill("python")),
+        "watch",
+        "engine_crashed",
+    ),
+    "a restart beside the OOM killer's end of another program": (
+        lambda: crashes(minutes=(5,), kernel_log=oom_kill("stress")),
+        "healthy",
+        "none",
+    ),
+}

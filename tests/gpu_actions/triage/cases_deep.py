@@ -1,0 +1,94 @@
+"""Hosts with results of the deep probe, and the verdict and cause that must follow."""
+
+from collections.abc import Callable
+
+from gpu_actions.snapshot.collectors.deep import DeepGpu, DeepPair, DeepReading
+from gpu_actions.snapshot.model import Snapshot
+from tests.gpu_actions.triage import builders as make
+
+
+def one_gpu(**figures: float) -> Snapshot:
+    """Return a host with one H100 whose links are off, and its deep probe."""
+    alone = make.nvml(1, gpus=(make.gpu(0, links=(), fabric=None),))
+    deep = DeepReading(backend="nccl", outcome="ok", world_size=1, gpus=(DeepGpu(index=0, **figures),))
+    return make.healthy(
+        nvml=alone, deep=deep, expected={"gpus": 1, "ranks": None, "links": 0}, ranks=make.ranks(1)
+    )
+
+
+Make = Callable[[], Snapshot]
+CASES: dict[str, tuple[Make, str, str]] = {
+    "an all-reduce that never ends": (
+        lambda: make.healthy(
+            deep=DeepReading(backend="nccl", outcome="timeout", world_size=8, startup_s=4.0)
+        ),
+        "fall_back",
+        "nccl_hang",
+    ),
+    "a deep probe that could not start": (lambda: make.healthy(deep=None), "unknown", "unknown"),
+    "an all-reduce at PCIe speed": (
+        lambda: make.healthy(deep=DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=27.5)),
+        "fall_back",
+        "pcie_only",
+    ),
+    "one slow pair": (
+        lambda: make.healthy(
+            deep=DeepReading(
+                backend="nccl",
+                outcome="ok",
+                world_size=8,
+                busbw_gbps=330,
+                pairs=(DeepPair(source=1, target=2, gbps=22),),
+            )
+        ),
+        "fall_back",
+        "pcie_only",
+    ),
+    "one slow GPU": (
+        lambda: make.healthy(
+            deep=DeepReading(
+                backend="nccl",
+                outcome="ok",
+                world_size=8,
+                busbw_gbps=330,
+                gpus=(DeepGpu(index=1, gemm_tflops=90),),
+            )
+        ),
+        "watch",
+        "throttling",
+    ),
+    "corrupt data between two GPUs": (
+        lambda: make.healthy(
+            deep=DeepReading(
+                backend="nccl",
+                outcome="ok",
+                world_size=8,
+                busbw_gbps=330,
+                pairs=(DeepPair(source=1, target=2, gbps=380, corrupt=True),),
+            )
+        ),
+        "fall_back",
+        "data_corruption",
+    ),
+    "a wrong sum, in a probe that failed afterwards": (
+        lambda: make.healthy(
+            deep=DeepReading(
+                backend="nccl", outcome="failed", world_size=8, gpus=(DeepGpu(index=3, wrong_sum=7.0),)
+            )
+        ),
+        "fall_back",
+        "data_corruption",
+    ),
+    "a GPU at half speed": (lambda: one_gpu(gemm_tflops=402), "watch", "throttling"),
+    "a GPU at full speed": (lambda: one_gpu(gemm_tflops=780), "healthy", "none"),
+    "a good deep probe": (
+        lambda: make.healthy(deep=DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=331)),
+        "healthy",
+        "none",
+    ),
+    "a deep probe over gloo, which is not judged as a GPU": (
+        lambda: make.healthy(deep=DeepReading(backend="gloo", outcome="ok", world_size=2, busbw_gbps=0.4)),
+        "healthy",
+        "none",
+    ),
+}

@@ -1,0 +1,125 @@
+"""Hosts with messages in the kernel log, or without a readable log, and the verdict and cause that must follow."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
+from gpu_actions.snapshot.model import Snapshot
+from tests.gpu_actions.triage import builders as make
+
+FLAT = make.engine(tokens=(1000, 1000))
+HUNG = make.completion("timeout", tokens=0)
+
+
+def log_at(*events: tuple[int, float]) -> KernelLogReading:
+    """Return a log of Xids, each some seconds before the snapshot; the tier of the builders is 9000 s old."""
+    rows = tuple(
+        XidEvent(
+            kind="xid", code=code, pci="0000:29:00", at=make.TAKEN - timedelta(seconds=ago_s), line=number
+        )
+        for number, (code, ago_s) in enumerate(events, 1)
+    )
+    return KernelLogReading(source="/var/log/kern.log", lines_read=100, events=rows)
+
+
+Make = Callable[[], Snapshot]
+CASES: dict[str, tuple[Make, str, str]] = {
+    **{
+        f"application Xid {code}": (
+            lambda code=code: make.healthy(kernel_log=make.log((code, "Ch 00000008"))),
+            "watch",
+            "application_fault",
+        )
+        for code in (13, 31, 43, 45)
+    },
+    "an Xid without a rule": (
+        lambda: make.healthy(kernel_log=make.log((999, ""))),
+        "watch",
+        "kernel_error",
+    ),
+    "an Xid from before the tier started": (
+        lambda: make.healthy(kernel_log=log_at((95, 9100))),
+        "healthy",
+        "none",
+    ),
+    "an Xid from before the tier started, and one after": (
+        lambda: make.healthy(kernel_log=log_at((13, 9100), (95, 8900))),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "an Xid from before the tier started, which does not serve": (
+        lambda: make.healthy(kernel_log=log_at((95, 9100)), engine=FLAT, completion=HUNG),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "an Xid from before the tier started, on a GPU that still asks for a reset": (
+        lambda: make.healthy(kernel_log=log_at((95, 9100)), nvml=make.with_gpu(1, recovery_action=1)),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "an empty kernel log": (
+        lambda: make.healthy(kernel_log=KernelLogReading(source="/dev/kmsg", lines_read=0)),
+        "unknown",
+        "unknown",
+    ),
+    "a non-fatal NVLink error on healthy links": (
+        lambda: make.healthy(kernel_log=make.log((145, "RLW_CTRL Nonfatal XC0 i0 Link 00"))),
+        "watch",
+        "nvlink_errors",
+    ),
+    "a fatal NVLink error": (
+        lambda: make.healthy(kernel_log=make.log((145, "RLW_CTRL Fatal XC0 i0 Link 00"))),
+        "fall_back",
+        "nvlink_loss",
+    ),
+    "a non-fatal switch error": (
+        lambda: make.healthy(kernel_log=make.sxid("Non-fatal, Link 32 egress")),
+        "watch",
+        "nvlink_errors",
+    ),
+    "a fatal switch error": (
+        lambda: make.healthy(kernel_log=make.sxid("Fatal, Link 32 LTSSM Fault Up")),
+        "fall_back",
+        "nvlink_loss",
+    ),
+    "off the bus by number": (
+        lambda: make.healthy(kernel_log=make.log((79, "GPU has fallen off the bus."))),
+        "fall_back",
+        "gpu_lost",
+    ),
+    "off the bus in words": (
+        lambda: make.healthy(kernel_log=make.log((None, "fallen off the bus"))),
+        "fall_back",
+        "gpu_lost",
+    ),
+    **{
+        f"reset Xid {code}": (
+            lambda code=code: make.healthy(kernel_log=make.log((code, ""))),
+            "fall_back",
+            "gpu_reset_required",
+        )
+        for code in (62, 64, 95, 109, 119, 120, 140, 143)
+    },
+    "Xid 48": (lambda: make.healthy(kernel_log=make.log((48, "DBE"))), "fall_back", "ecc_uncorrected"),
+    "Xid 94": (lambda: make.healthy(kernel_log=make.log((94, "Contained"))), "watch", "ecc_uncorrected"),
+    "Xid 154 while field 230 says none": (
+        lambda: make.healthy(
+            kernel_log=make.log(
+                (154, "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")
+            )
+        ),
+        "watch",
+        "gpu_reset_required",
+    ),
+    "Xid 154 while field 230 cannot be read": (
+        lambda: make.healthy(
+            nvml=make.with_gpu(1, recovery_action=None),
+            kernel_log=make.log(
+                (154, "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")
+            ),
+        ),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "the kernel log cannot be read": (lambda: make.healthy(kernel_log=None), "unknown", "unknown"),
+}
