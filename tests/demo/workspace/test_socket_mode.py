@@ -190,8 +190,15 @@ async def test_a_frame_that_is_not_json_does_not_end_the_connection(
 
 
 async def test_two_hundred_commands_at_once_are_all_acknowledged(
-    bolt_app: AsyncApp, start_bolt: BoltStarter, people: WorkspaceClient
+    bolt_app: AsyncApp,
+    start_bolt: BoltStarter,
+    people: WorkspaceClient,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """None is lost. How fast it is on an idle machine is the matter of benchmarks/ack.py."""
+    monkeypatch.setattr(workspace.socket_mode, "_ack_timeout_s", 60.0)
+
     @bolt_app.command("/triage")
     async def triage(ack: Any) -> None:
         await ack()
