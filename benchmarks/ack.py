@@ -1,4 +1,4 @@
-"""How quickly slash commands are acknowledged: 200 at once against the running demonstration.
+"""Measure how quickly slash commands are acknowledged: 200 at once against the running demonstration.
 
 Prints p50, p99 and how many were not acknowledged within Slack's 3 s. Goal: p99 under 500 ms, none unacknowledged. The time is
 the workspace's own: from the command until the app's answer to its envelope.

@@ -1,4 +1,4 @@
-"""The bare start-up of an engine, which the time to the first token is compared with."""
+"""Measure the bare start-up of an engine, with which the time to the first token is compared."""
 
 import time
 
@@ -9,8 +9,7 @@ STOP_GRACE_S = 5.0
 
 
 async def bare_start_s(host: Host) -> float:
-    """Start the fallback unit until it has generated a token, with nothing else going on, and stop it again; gives the seconds
-    to the token."""
+    """Start the fallback unit alone, wait for its first token, and stop it. Return the seconds to the token."""
     began = time.monotonic()
     await host.fallback.unit.start()
     await host.fallback.engine.wait_ready(timeout_s=READY_TIMEOUT_S)

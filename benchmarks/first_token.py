@@ -1,8 +1,8 @@
-"""The headline figure: from "Start fallback" to the first token through the router, next to the engine's bare start-up.
+"""Measure the headline figure: from "Start fallback" to the first token through the router, next to the engine's bare start-up.
 
 Both are measured in one run on the demonstration host, the bare start-up before and after: the ratio is the figure. "Bare" is
-the fallback unit started alone until it has generated a token, with nothing else going on but the tier tp standing idle.
-While the tier hangs and falls back, clients ask ten times a second: how long they were refused, and what was lost.
+the fallback unit started until it has generated a token, with nothing else running but an idle tier tp. While the tier hangs
+and falls back, clients ask ten times a second: how long they were refused and how many requests were lost is printed too.
 With GPU_ONCALL_VLLM naming the program of a vLLM for the CPU (`make test-vllm` installs one) the fallback tier is that.
 """
 
@@ -35,7 +35,7 @@ CLIENT_TIMEOUT_S = 200.0
 
 @dataclass
 class Seen:
-    """What clients saw; moments are of the wall clock, as those of the run's rows."""
+    """Client-side results. Times are wall-clock times, like those of the run's rows."""
 
     ok: int = 0
     refused_at: list[float] = field(default_factory=list)
@@ -43,13 +43,13 @@ class Seen:
 
     @property
     def refused_s(self) -> float:
-        """From the first refusal to the last."""
+        """Seconds from the first refusal to the last."""
         return self.refused_at[-1] - self.refused_at[0] if self.refused_at else 0.0
 
 
 @contextlib.asynccontextmanager
 async def clients(url: str) -> AsyncIterator[Seen]:
-    """Ask ten times a second until the block ends, each time without waiting for the answers before; then wait for all."""
+    """Ask ten times a second until the block ends, without waiting for earlier answers; then wait for all of them."""
     seen, going = Seen(), True
     body = {"model": "demo", "prompt": "hello", "max_tokens": 4, "ignore_eos": True}
 
@@ -147,7 +147,7 @@ async def main() -> int:
 
 
 async def bare_start_s_after(it: Incident, host: Host) -> float:
-    """One more bare start, after the fallback and under the same load as it: the tier is stopped for it first."""
+    """Measure one more bare start under the same load, after the fallback. The fallback tier is stopped first."""
     await it.break_("mend")
     await host.fallback.unit.stop(grace_s=5)
     return await bare_start_s(host)

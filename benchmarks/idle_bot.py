@@ -1,4 +1,4 @@
-"""What the bot costs a healthy host: resident memory and CPU at rest, and that torch is nowhere in it.
+"""Measure what the bot costs a healthy host: resident memory and CPU at rest. Check that it never loads torch.
 
 Measured on the demonstration's bot after it has run a triage, over a minute without work. Goal: under 150 MB and 1 % of a core.
 """

@@ -1,8 +1,8 @@
-"""Load generators side by side on the same server: ours, vLLM's benchmark client, plain aiohttp, httpx. One core, one process.
+"""Compare load generators on the same server: ours, vLLM's benchmark client, plain aiohttp, httpx. One core, one process.
 
 For each: the highest rate of a ladder at which the p99 of the client's own lateness (start of the request after its due time)
 stays under 5 ms and 99 % are served; and at 200 requests/s, as the median of three runs, the CPU a request and the error of
-TTFT p50 and p99 against the times that the server itself wrote down for the same requests (its jitter is part of the truth).
+TTFT p50 and p99 against the times that the server itself logged for the same requests (its jitter is part of the truth).
 All get the same schedule, prompts, uvloop and core. vLLM's request function is loaded from its file, unchanged:
   pip install --no-deps --target DIR vllm; pip install --target DIR httpx regex tqdm
   PYTHONPATH=.:DIR VLLM_REQUEST_FUNC=DIR/vllm/benchmarks/lib/endpoint_request_func.py python benchmarks/loadtest_clients.py
@@ -41,7 +41,7 @@ Request = Callable[[int, bytes], Awaitable[tuple[float, bool]]]
 
 
 async def run_ours(spec: LoadSpec, schedule: Schedule) -> tuple[list[float], list[float], int]:
-    """Returns lateness and TTFT (both from the due time, ms), and how many were served."""
+    """Return lateness and TTFT (both from the due time, ms), and how many requests were served."""
     generator = Generator(
         spec, schedule, range(len(schedule)), await resolve_target(spec), PromptMaker(spec, "bytes")
     )
@@ -56,7 +56,7 @@ async def run_ours(spec: LoadSpec, schedule: Schedule) -> tuple[list[float], lis
 async def run_other(
     spec: LoadSpec, schedule: Schedule, request: Request
 ) -> tuple[list[float], list[float], int]:
-    """The same schedule through a request function, a task a request, timed as such tools do: from the moment of sending."""
+    """Run the same schedule through a request function, one task per request, timed from sending as such tools do."""
     maker = PromptMaker(spec, "bytes")
     start = monotonic() + spec.warmup_s + 0.3
     late: list[float] = []
@@ -144,7 +144,7 @@ async def run_client(name: str, spec: LoadSpec, schedule: Schedule) -> tuple[lis
 
 
 def load_vllm() -> Any:
-    """vLLM's request function from its own file, without importing vLLM (which needs CUDA libraries)."""
+    """Load vLLM's request function from its own file, without importing vLLM (which needs CUDA libraries)."""
     definition = importlib.util.spec_from_file_location(
         "endpoint_request_func", os.environ["VLLM_REQUEST_FUNC"]
     )
@@ -157,7 +157,7 @@ def load_vllm() -> Any:
 
 
 def missing(name: str) -> str | None:
-    """Why a client cannot be run here, None when it can."""
+    """Return why a client cannot be run here, or None."""
     if name == "vllm":
         path = os.environ.get("VLLM_REQUEST_FUNC")
         return None if path and Path(path).is_file() else "VLLM_REQUEST_FUNC does not name its file"
@@ -167,7 +167,7 @@ def missing(name: str) -> str | None:
 
 
 def child(name: str, port: int, rate: float, seconds: float) -> None:
-    """One client at one rate, in this process; prints its figures as JSON."""
+    """Run one client at one rate in this process and print its figures as JSON."""
     import uvloop
 
     spec = LoadSpec(
@@ -227,7 +227,7 @@ def highest_rate(name: str, port: int) -> tuple[float, float]:
 
 
 def against_truth(name: str, port: int, log: Path) -> dict[str, float]:
-    """CPU and errors at 200 requests/s against the server's log of the same run."""
+    """Return CPU and errors at 200 requests/s against the server's log of the same run."""
     before = log.stat().st_size
     figures = measure(name, port, 200)
     entries = log_entries(log, before)

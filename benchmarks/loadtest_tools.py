@@ -1,7 +1,7 @@
-"""Whole load-test tools side by side, as people run them: our command, aiperf, guidellm. One core for all processes of each.
+"""Compare whole load-test tools as people run them: our command, aiperf, guidellm. One core for all processes of each.
 
-A tool's lateness is read off the server, which writes down when each request came: all are asked for a constant
-rate, so the n-th is due n/rate after the first; the fit is the kindest one (no request counts as early). The first second
+A tool's lateness comes from the server, which logs when each request arrived: all are asked for a constant rate,
+so the n-th is due n/rate after the first; the fit is the most favourable one (no request counts as early). The first second
 is left out. CPU a request is the difference between a long and a short run, so a tool's start-up is not in it.
 A tool comes from an environment of its own, named by a variable: AIPERF=DIR/bin/aiperf, GUIDELLM=DIR/bin/guidellm.
 Run by `loadtest_clients.py` after its own table, or alone: `PYTHONPATH=. python benchmarks/loadtest_tools.py`.
@@ -100,7 +100,7 @@ TOOLS = (
 
 @functools.cache
 def tokenizer(program: str) -> Path:
-    """A byte tokenizer that needs no download, made once with the tool's own transformers; it goes when this program ends."""
+    """Make a byte tokenizer once, with the tool's own transformers and without a download. It is removed at exit."""
     folder = tempfile.mkdtemp(prefix="gpu-oncall-tokenizer-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     make_tiny_llama(program, Path(folder))
@@ -119,7 +119,7 @@ class Measured:
 
 
 def lateness_ms(arrived: list[float], rate: float) -> list[float]:
-    """How late each request came (ms), under the kindest fit of a constant rate; the first second is left out."""
+    """Return how late each request arrived (ms), under the most favourable fit of a constant rate, without the first second."""
     rest = sorted(at for at in arrived if at >= min(arrived) + 1.0)
     offsets = [at - number / rate for number, at in enumerate(rest)]
     return [(offset - min(offsets)) * 1e3 for offset in offsets]
@@ -166,7 +166,7 @@ def highest_rate(tool: Tool, port: int, log: Path) -> tuple[float, float]:
 
 
 def table() -> None:
-    """Measure every tool that is there and print a line for each."""
+    """Measure every installed tool and print a line for each."""
     heads = (
         f"{'late p99':>10}{f'late at {RATE:g}/s':>15}{'CPU/request':>13}{'p50 error':>11}{'p99 error':>11}"
     )

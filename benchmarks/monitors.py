@@ -1,8 +1,9 @@
-"""What the monitors cost a healthy host at their default periods, and how soon they tell a hang.
+"""Measure what the monitors cost a healthy host at their default periods, and how soon they report a hang.
 
-Two hosts: the demonstration (a real two-rank tier under light traffic), bot process and its children; and 8 GPUs played by the
-fake driver (200 us a call, as on a real H100) with an engine's page, in this process and its children. Then a rank is frozen.
-Goals: the bot under 150 MB and 1 % of a core at rest, its looks little more beside it; hang to card under 30 s.
+Two hosts: 8 GPUs of the fake driver (200 us a call, as on a real H100) with an engine's metrics page, measured in this process
+and its children; and the demonstration (a real two-rank tier under light traffic), measured in the bot process and its
+children, where a rank is frozen at the end. Goals: the bot under 150 MB and 1 % of a core at rest, its checks little more; hang
+to card under 30 s.
 """
 
 import asyncio
@@ -33,22 +34,22 @@ WATCH_S = 120
 PAGE = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:generation_tokens_total 9\n"
 
 
-class Nobody:
-    """Counts what would be told; for a healthy host that must be nothing, or the figures are of something else."""
+class CountedAlerts:
+    """Counts alerts instead of delivering them. On a healthy host there must be none, or the figures mean something else."""
 
     def __init__(self) -> None:
-        self.told = 0
+        self.count = 0
 
-    def report(self, alarm: object) -> None:
-        self.told += 1
-        print("told:", alarm)
+    def report(self, alert: object) -> None:
+        self.count += 1
+        print("alert:", alert)
 
     def say(self, host: str, message: object) -> None:
-        self.told += 1
+        self.count += 1
 
 
 def cpu_s(process: psutil.Process) -> tuple[float, float]:
-    """CPU seconds of a process, and of its children that have ended."""
+    """Return the CPU seconds of a process, and of its children that have ended."""
     times = process.cpu_times()
     return times.user + times.system, times.children_user + times.children_system
 
@@ -117,12 +118,12 @@ async def eight_gpus(folder: Path) -> None:
     await host.tp.unit.start()
     store = Store(f"sqlite:///{folder}/rows.sqlite")
     store.create()
-    settings, nobody = MonitorSettings(), Nobody()
+    settings, alerts = MonitorSettings(), CountedAlerts()
     monitors = Monitors(
         settings,
         store=store,
         hosts=lambda _: host,
-        alerts=nobody,  # type: ignore[arg-type]
+        alerts=alerts,  # type: ignore[arg-type]
         memory=MonitorMemory(store, settings),
     )
     schedule = Schedule()
@@ -134,15 +135,15 @@ async def eight_gpus(folder: Path) -> None:
     seconds = time.monotonic() - began
     after = _used()
     own, children = (100 * (b - a) / seconds for a, b in zip(before, after, strict=True))
-    periods = ", ".join(f"{look.name} {look.period_s(settings):g} s" for look in MONITOR_KINDS)
-    print(f"8 fake GPUs ({periods}): looks {own:.2f} % of a core, their children {children:.2f} %")
+    periods = ", ".join(f"{kind.name} {kind.period_s(settings):g} s" for kind in MONITOR_KINDS)
+    print(f"8 fake GPUs ({periods}): checks {own:.2f} % of a core, their children {children:.2f} %")
     schedule.close()
     await host.tp.unit.stop(grace_s=1)
     assert isinstance(host.router, ManagedRouter)
     await host.router.stop()
     await runner.cleanup()
-    if nobody.told:
-        raise SystemExit(f"the host is healthy, and people would have been told {nobody.told} times")
+    if alerts.count:
+        raise SystemExit(f"the host is healthy, but there were {alerts.count} alerts")
     os.environ.pop("LD_LIBRARY_PATH", None)
 
 

@@ -1,7 +1,7 @@
-"""What the router's record of requests costs a request: the same load on two routers, one with the record and one without.
+"""Measure what the router's record of requests costs a request: the same load on two routers, with and without the record.
 
 Both routers run at once and are loaded in turns, so the ratio does not depend on the machine's other work: time per request
-with the record over without it, p50 and p99, and CPU time per request of router and writer.
+with the record divided by that without it, p50 and p99, and CPU time per request of router and writer.
 """
 
 import asyncio

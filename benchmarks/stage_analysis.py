@@ -1,9 +1,9 @@
-"""The operating characteristic of a restore's stages: how often which tier is stepped back, and after how many requests.
+"""Simulate the stages of restores: how often a tier of each kind is stepped back, and after how many requests.
 
     python -m benchmarks.stage_analysis [--restores 10000] [--chart docs/images/stage-analysis.png]
 
 Every simulated restore goes through all stages and is read after each of its requests, the worst case for a test that is
-repeated. The rule it is compared with is the one before: a point estimate from ten requests on.
+repeated. It is compared with the earlier rule: a point estimate from ten requests on.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def convicted_at(bad: np.ndarray, limit: float, alpha: float) -> np.ndarray:
 
 
 def convicted_before(bad: np.ndarray) -> np.ndarray:
-    """The rule before: more than 1 % of at least ten requests."""
+    """Apply the earlier rule: more than 1 % of at least ten requests. Return as `convicted_at`."""
     counts = np.cumsum(bad, axis=1)
     requests = np.arange(1, bad.shape[1] + 1)
     return first_of((requests >= OLD_FIRST) & (counts > requests * OLD_LIMIT))
@@ -60,7 +60,8 @@ def first_of(found: np.ndarray) -> np.ndarray:
 
 
 def restores(rng: np.random.Generator, count: int, rates: Rates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return per restore the request of the first stage that convicts it, and whether any stage does; then the same before."""
+    """Return per restore the request of the first stage that convicts it, and whether any stage does;
+    then whether any stage convicts it by the earlier rule."""
     first, ever, before = [], [], []
     for begin in range(0, count, BATCH):
         rows = min(BATCH, count - begin)
@@ -111,17 +112,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--restores", type=int, default=10_000)
     parser.add_argument("--chart", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     rng = np.random.default_rng(2026)
     curves: dict[str, np.ndarray] = {}
     percent: Callable[[np.ndarray], str] = lambda found: f"{100 * found.mean():.2f} %"  # noqa: E731
     print(
-        "| tier | stepped back by the 200th request of stage 1 | in the whole restore | by the rule before | median request |"
+        "| tier | stepped back by the 200th request of stage 1 | in the whole restore | by the earlier rule | median request |"
     )
 
     print("|---|---|---|---|---|")
     for name, rates in CASES.items():
-        first, ever, before = restores(rng, given.restores, rates)
+        first, ever, before = restores(rng, options.restores, rates)
         caught = first[first < NEVER]
         median = f"{np.median(caught):.0f}" if len(caught) > len(first) / 2 else "-"
         print(
@@ -130,9 +131,9 @@ def main() -> None:
         )
         curves[name] = first
         if name.startswith(("healthy", "at both")):
-            assert ever.mean() <= 0.01 + 3 * math.sqrt(0.01 / given.restores), name
-    if given.chart:
-        draw(curves, given.chart)
+            assert ever.mean() <= 0.01 + 3 * math.sqrt(0.01 / options.restores), name
+    if options.chart:
+        draw(curves, options.chart)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The deep probe: seconds from its start to its figures, and where they go (start-up, measuring).
+"""Time the deep probe from its start to its figures, start-up and measuring apart.
 
 On a host with two or more GPUs it runs over NCCL, healthy and again as an authentic PCIe-only failover
-(NCCL_P2P_DISABLE=1), and with a rank that never comes; elsewhere over gloo, labelled so. Goal: under 10 s on 2 GPUs.
+(NCCL_P2P_DISABLE=1), and with a rank that never joins; elsewhere over gloo, labelled so. Goal: under 10 s on 2 GPUs.
 """
 
 import argparse
@@ -55,7 +55,7 @@ async def main() -> None:
         worst = max(worst, seconds)
     if backend == "nccl":
         await timed("PCIe only", **common, environment={"NCCL_P2P_DISABLE": "1"})
-    await timed("a rank that never comes", **{**common, "deadline_s": 20.0}, hang_rank=1)
+    await timed("a rank that never joins", **{**common, "deadline_s": 20.0}, hang_rank=1)
     print(f"worst healthy round {worst:.1f} s (goal on 2 GPUs: under 10 s)")
 
 

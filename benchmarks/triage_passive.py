@@ -1,7 +1,7 @@
-"""Passive triage of 8 GPUs: its time beside the window, with a fake driver; and of this host where it has GPUs.
+"""Time passive triage of 8 GPUs, the window apart, with a fake driver; and of this host if it has GPUs.
 
 The fake driver answers at once, and then as slowly as a real H100's was measured (about 30 ms a GPU and sweep). Also shown: the
-time from SIGSTOP of a rank to the verdict nccl_hang, and what the judgement alone costs. Goals: under 1 s besides the window,
+time from SIGSTOP of a rank to the verdict nccl_hang, and what the judgement alone costs. Goals: under 1 s besides the window;
 hang to verdict under 30 s.
 """
 
@@ -30,7 +30,7 @@ REAL_CALL_US = 200
 
 
 def fake_driver(folder: Path, latency_us: int) -> None:
-    """Build the fake library and put it in the loader's way."""
+    """Build the fake library and put it on the loader's path."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler, "install gcc"
     library = folder / "libnvidia-ml.so.1"
@@ -39,8 +39,8 @@ def fake_driver(folder: Path, latency_us: int) -> None:
     os.environ["LD_LIBRARY_PATH"] = str(folder)
 
 
-def time_looks(target: TriageTarget, limits: TriageThresholds) -> tuple[list[float], str]:
-    """Seconds besides the window of each look, and the last verdict."""
+def time_triage(target: TriageTarget, limits: TriageThresholds) -> tuple[list[float], str]:
+    """Return the seconds of each triage besides the window, and the last verdict."""
     took, words = [], ""
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -61,7 +61,7 @@ def show(name: str, took: list[float], words: str) -> None:
 
 
 async def hang_to_verdict(limits: TriageThresholds) -> float:
-    """Stop a rank of a small tree under an engine that stalls, and triage until it is called a hang."""
+    """Stop a rank of a small tree under an engine that stalls, and run triage until it reports a hang. Return the seconds."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(
@@ -104,7 +104,7 @@ def main() -> None:
     )
     if real is not None and real.returncode == 0:
         print(real.stdout.strip())
-        show("this host", *time_looks(TriageTarget(), limits))
+        show("this host", *time_triage(TriageTarget(), limits))
     print(f"hang to verdict, default window: {asyncio.run(hang_to_verdict(TriageThresholds())):.1f} s")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "kernel.log"
@@ -112,7 +112,7 @@ def main() -> None:
         for latency_us in (0, REAL_CALL_US):
             fake_driver(Path(folder), latency_us)
             target = TriageTarget(expect_gpus=8, kernel_log=log)
-            took, words = time_looks(target, limits)
+            took, words = time_triage(target, limits)
             show(f"8 fake GPUs, {latency_us} us a call", took, words)
             assert statistics.median(took) < 1, "goal: under 1 s besides the window"
 

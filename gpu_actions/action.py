@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gpu_actions.host import Host
 
 Signal = Literal["hold", "next", "abort", "stop"]
-"""What a person can tell a running step: pause the traffic shift (`hold`), continue now, move the traffic back, or end early
-and keep the results so far."""
+"""Signals that a person can send to a running step: pause the traffic shift (`hold`), continue now, move the traffic back, or
+end early and keep the results so far."""
 
 
 class StepResult(Frozen):
@@ -129,7 +129,7 @@ def step_function(verb: str) -> StepFunction:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """Input of an action's `plan`. `verdict` is triage's last one; `verdict_age_s` counts from the start of that triage."""
+    """Input of an action's `plan`. `verdict` is that of the last triage; `verdict_age_s` counts from its start."""
 
     host: "Host"
     arguments: Any
@@ -163,7 +163,7 @@ class ActionSpec:
     usages: tuple[tuple[str, str], ...] = ()
     """Help of its slash command: what to type behind its name, and what that does."""
     usage_hint: str = "plan|start|status|stop [host]"
-    """Hint that Slack shows while somebody types its slash command."""
+    """Hint that Slack shows while a user types its slash command."""
     subcommands: tuple[str, ...] = ("plan", "start", "status", "stop")
     flags: tuple[str, ...] = ()
     """Arguments of type bool that may be given as a bare word (`deep`)."""

@@ -1,4 +1,4 @@
-"""The whole runbook on a real host: a real hang under traffic, fallback, mend, restore; what was lost, how long each step took.
+"""Run the whole runbook on a real host: a real hang under traffic, fallback, repair, restore. Record losses and step times.
 
 Walked without Slack (`gpu_actions.walk`), with the same plans and steps as from Slack. On one GPU the tier `tp` is two ranks on
 the CPU, so that one of them can hang; the fallback has the GPU. Before it, the bare start-up of the fallback is measured.
@@ -37,7 +37,7 @@ BARE_STARTS = 4
 
 @dataclass
 class Seen:
-    """What clients saw."""
+    """Client-side results."""
 
     served: int = 0
     refused: int = 0
@@ -45,14 +45,14 @@ class Seen:
     stamps: list[tuple[float, str]] = field(default_factory=list)
 
     def refused_s(self) -> float:
-        """Seconds between the first and the last refusal; 0 without one."""
+        """Return the seconds between the first and the last refusal; 0 without one."""
         times = [at for at, what in self.stamps if what == "refused"]
         return times[-1] - times[0] if times else 0.0
 
 
 @contextlib.asynccontextmanager
 async def clients(url: str, *, qps: float = 4) -> AsyncIterator[Seen]:
-    """Requests at a fixed rate for the length of the block; each is counted as served, refused (429, 503) or lost."""
+    """Send requests at a fixed rate until the block ends. Count each as served, refused (429, 503) or lost."""
     seen = Seen()
 
     async def one(session: aiohttp.ClientSession) -> None:
@@ -91,7 +91,7 @@ async def clients(url: str, *, qps: float = 4) -> AsyncIterator[Seen]:
 
 
 def host_config(folder: Path, *, gpus: int, environment: dict[str, str]) -> HostConfig:
-    """A host with the tier `tp` on all GPUs (with less than two on the CPU) and the tier `fallback` on one."""
+    """Return a host with the tier `tp` on all GPUs (with fewer than two: on the CPU) and the tier `fallback` on one."""
     tp_gpus = gpus if gpus > 1 else 0
 
     def tier(name: str, port: int, count: int, ranks: int, *flags: str) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def host_config(folder: Path, *, gpus: int, environment: dict[str, str]) -> Host
     )
 
 
-async def look(host: Host) -> Verdict:
-    """Triage of the host as it is."""
+async def triage(host: Host) -> Verdict:
+    """Return a verdict on the host's present state."""
     thresholds = TriageThresholds()
     return judge(await collect(await target_of_host(host), thresholds), thresholds)
 
@@ -148,7 +148,7 @@ async def act(
     verdict_age_s: float = math.inf,
     **options: Any,
 ) -> dict[str, Any]:
-    """Plan and walk one action; gives its times and outcome."""
+    """Plan and walk one action. Return its times and outcome."""
     began = time.monotonic()
     plan = await spec.plan(
         PlanRequest(
@@ -174,7 +174,7 @@ async def act(
 
 
 def _first_token_s(end: WalkEnd, planned_s: float) -> float | None:
-    """Seconds from the request to the first token through the router, the planning included."""
+    """Return the seconds from the request to the first token through the router, the planning included."""
     after_s = [s.outcome.data.get("first_token_through_router_s") for s in end.steps]
     return next((round(planned_s + float(s), 2) for s in after_s if s is not None), None)
 
@@ -187,7 +187,7 @@ def steps_of(end: WalkEnd) -> list[str]:
 
 
 async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str]) -> dict[str, Any]:
-    """Start, hang, find, fall back, mend, restore. Raises whatever fails, after everything was stopped."""
+    """Start, hang, diagnose, fall back, repair, restore. Raises whatever fails, after everything was stopped."""
     host = build_host(host_config(folder, gpus=gpus, environment=environment), state_dir=folder / "state")
     record: dict[str, Any] = {}
     try:
@@ -198,14 +198,14 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
         record["bare_start_s"] = [round(await bare_start_s(host), 2) for _ in range(BARE_STARTS)]
         async with clients(host.router.url) as seen:
             await asyncio.sleep(3)
-            record["before"] = (await look(host)).model_dump(
+            record["before"] = (await triage(host)).model_dump(
                 mode="json", include={"verdict", "cause", "summary"}
             )
             await _freeze(host, record)
             injected = time.monotonic()
             while True:
-                looked = time.monotonic()
-                verdict = await look(host)
+                judged_at = time.monotonic()
+                verdict = await triage(host)
                 if verdict.verdict == "fall_back" or time.monotonic() - injected > 45:
                     break
             record["found"] = verdict.model_dump(
@@ -213,7 +213,7 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
             )
             record["injection_to_verdict_s"] = round(time.monotonic() - injected, 2)
             record["fallback"] = await act(
-                FALLBACK, host, folder, verdict, verdict_age_s=time.monotonic() - looked
+                FALLBACK, host, folder, verdict, verdict_age_s=time.monotonic() - judged_at
             )
             record["first_served_after_injection_s"] = _first_served(seen, injected)
             record["lost_until_restore"] = len(seen.lost)
@@ -221,7 +221,7 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
                 RESTORE,
                 host,
                 folder,
-                await look(host),
+                await triage(host),
                 cause="validation: the rank was frozen by us",
                 accept_no_baseline=True,
             )
@@ -238,7 +238,7 @@ async def whole_runbook(folder: Path, *, gpus: int, environment: dict[str, str])
 
 
 async def _freeze(host: Host, record: dict[str, Any]) -> None:
-    """SIGSTOP to rank 1."""
+    """Send SIGSTOP to rank 1."""
     state = await host.tp.unit.state()
     ranks = [p for p in state.pids if b"--rank\0001" in Path(f"/proc/{p}/cmdline").read_bytes()]
     record["injection"] = f"SIGSTOP to rank 1 of {host.tp.config.ranks}"
@@ -246,7 +246,7 @@ async def _freeze(host: Host, record: dict[str, Any]) -> None:
 
 
 def _first_served(seen: Seen, since: float) -> float | None:
-    """Seconds from the injection to the first answer after the longest silence behind it."""
+    """Return the seconds from the injection to the first answer after the longest silence that followed it."""
     served = [at for at, what in seen.stamps if what == "served" and at > since]
     gaps = [(later - earlier, later) for earlier, later in zip([since, *served], served, strict=False)]
     return round(max(gaps)[1] - since, 2) if gaps else None

@@ -1,4 +1,4 @@
-"""Runs what claims to work on GPUs on a host that has some, and writes down what it saw: one JSON file, one log, snapshots.
+"""Run everything that needs GPUs on a host that has some, and record the results: one JSON file, one log, snapshots.
 
     python -m benchmarks.gpu.validate --out DIR [--only SECTION ...]
 
@@ -59,7 +59,7 @@ class Validation:
     async def engine(
         self, ranks: int, *flags: str, env: dict[str, str] | None = None
     ) -> AsyncIterator[tuple[Unit, Engine, float]]:
-        """An engine of `ranks` GPUs as a supervised unit; gives it with its seconds to the first token."""
+        """Run an engine on `ranks` GPUs as a supervised unit. Yield the unit, the engine and its seconds to the first token."""
         self._starts += 1
         argv = (
             "{python}", "-m", "demo.engine", "--port", str(PORT), "--model-name", "m",
@@ -85,7 +85,7 @@ class Validation:
             await unit.stop(grace_s=5)
 
     def environment(self, extra: dict[str, str] | None = None) -> dict[str, str]:
-        """The environment of an engine: where our package lies, no multicast, and what the section adds."""
+        """Return the environment of an engine: the path of our package, no multicast, and what the section adds."""
         return {"PYTHONPATH": str(Path.cwd()), **NO_MULTICAST, **(extra or {})}
 
     async def target(self, unit: Unit, ranks: int, **more: Any) -> TriageTarget:
@@ -102,7 +102,7 @@ class Validation:
         )
 
     async def triage(self, name: str, target: TriageTarget, *, deep: bool = False) -> Record:
-        """One triage; its snapshot is kept as DIR/NAME.snapshot.json."""
+        """Run one triage. Its snapshot is kept as DIR/NAME.snapshot.json."""
         began = time.monotonic()
         snapshot = await collect(target, TriageThresholds(), deep=deep)
         collected_s = time.monotonic() - began
@@ -123,13 +123,13 @@ class Validation:
     async def until_hang(
         self, name: str, target: TriageTarget, *, since: float, limit_s: float = 40
     ) -> Record:
-        """Triage again and again until it says nccl_hang; gives the last record with the seconds since the injection."""
-        looks = 0
+        """Repeat triage until it reports nccl_hang. Return the last record, with the seconds since the injection."""
+        checks = 0
         while True:
-            looks += 1
+            checks += 1
             record = await self.triage(name, target)
             record["since_injection_s"] = round(time.monotonic() - since, 2)
-            record["looks"] = looks
+            record["looks"] = checks
             if record["cause"] == "nccl_hang" or time.monotonic() - since > limit_s:
                 return record
 
@@ -246,7 +246,7 @@ async def _loaded(url: str) -> AsyncIterator[None]:
 
 
 async def triage_frozen_rank(v: Validation) -> Record:
-    """SIGSTOP to a rank (to the only process where there is one GPU: then it is the engine that is silent)."""
+    """Stop a rank with SIGSTOP, and time triage until it reports the hang. Needs two GPUs."""
     if v.gpus < 2:
         return {"not_run": "a frozen rank beside a living one needs two GPUs"}
     async with v.engine(v.gpus) as (unit, engine, _ready), _loaded(engine.url):

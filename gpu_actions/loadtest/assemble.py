@@ -33,7 +33,7 @@ VERSION = "0.1.0"
 
 @dataclass(frozen=True, slots=True)
 class Early:
-    """Why and when (seconds of the measured part) the sending ended before the schedule did. No reason: it did not."""
+    """Why and when (seconds of the measured part) the sending ended before the schedule did. `reason` is None if it did not."""
 
     reason: str | None = None
     at_s: float | None = None

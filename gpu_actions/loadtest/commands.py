@@ -136,7 +136,7 @@ def _record(options: argparse.Namespace, store: BaselineStore) -> int:
 
 
 def compare_command(argv: list[str]) -> int:
-    """Run `compare A B`. Return 0 when A is as good, 1 when it regressed, 3 when that is open or refused."""
+    """Run `compare A B`. Return 0 when A is as good, 1 when it regressed, 3 when the comparison is inconclusive or refused."""
     parser = argparse.ArgumentParser(prog="loadtest compare")
     parser.add_argument("candidate", type=Path, metavar="A", help="a run: its load_test.json or folder")
     parser.add_argument("baseline", metavar="B", help="a baseline's name, or another run's file or folder")

@@ -1,9 +1,9 @@
 """Compare a run with a baseline: a verdict per metric with a 95 % interval, never a bare percentage.
 
 Latency: bootstrap of the relative change over the requests of each run, with the spread between the baseline's runs added on
-both sides, so that a run is not called worse for what runs of one healthy service differ by anyway. Served share: Newcombe's
-interval of the difference of two shares (Statistics in Medicine 1998, method 10). Throughput: the prediction interval of one
-more run of the baseline (Student's t), since one run has one figure; a baseline of one run has none.
+both sides, so that a run is not called worse for differences that runs of one healthy service show anyway. Served share:
+Newcombe's interval of the difference of two shares (Statistics in Medicine 1998, method 10). Throughput: the prediction
+interval of one more run of the baseline (Student's t), since one run has one figure; a baseline of one run has none.
 """
 
 import math
@@ -48,7 +48,7 @@ STUDENT_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Of 1 to 9 degrees of freedom."""
 SAME_LENGTH = 0.1
 ENOUGH_RUNS = 5
-"""The spread of fewer runs is known badly: its 95 % interval reaches to 6 times the estimate for 3 runs, to 3 times for 5."""
+"""The spread of fewer runs is poorly known: its 95 % interval reaches to 6 times the estimate for 3 runs, to 3 times for 5."""
 
 
 class Change(StrEnum):

@@ -265,7 +265,8 @@ class ClientFacts(Frozen):
     max_rss_mib: float
     seed: int
     nonce: int | None = Field(
-        default=None, description="with the seed, the prompts of this run; null in results of older versions"
+        default=None,
+        description="with the seed, it determines the prompts of this run; null in results of older versions",
     )
 
 

@@ -29,7 +29,7 @@ API_KEY_VARIABLE = "GPU_ONCALL_LOADTEST_API_KEY"
 T = TypeVar("T")
 
 FLAG_NAMES = {"duration_s": "--duration", "gpu_uuids": "--gpu-uuid", "measure_energy": "--no-energy"}
-"""Flags whose names do not follow from their field: the runbook's, and those that read better."""
+"""Flags whose names do not follow from their field: those of the runbook, and those that read better."""
 METAVARS = {"_s": "SECONDS", "_ms": "MS", "_qps": "QPS", "_percent": "PERCENT", "_kwh": "USD"}
 
 

@@ -16,7 +16,7 @@ class TierProgress(NamedTuple):
 
     flowing: tokens were generated. idle: there is no request. flat: requests run (or the synthetic completion did) and no
     token was generated. silent: it accepts connections but does not answer. down: nothing listens. unread: the counters do
-    not say. not_expected: the tier is stopped on purpose. not_asked: no engine is configured.
+    not show it. not_expected: the tier is stopped on purpose. not_asked: no engine is configured.
     """
 
     state: State

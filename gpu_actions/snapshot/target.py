@@ -118,8 +118,8 @@ async def target_of_host(
 ) -> TriageTarget:
     """Build the target of a configured host for `tier`, or for the tier that should serve (see `serving_tier`).
 
-    If a unit's driver fails, its process ids are left out and their checks become unknown. A configured kernel log file stands
-    for the kernel's own log, so only the last `since_s` seconds of it count.
+    If a unit's driver fails, its process ids are left out and their checks become unknown. A configured kernel log file
+    replaces the kernel's own log, so only the last `since_s` seconds of it count.
     """
     if since is None and host.config.kernel_log is not None:
         since = datetime.now(UTC) - timedelta(seconds=host.thresholds.since_s)

@@ -113,7 +113,7 @@ async def triage(context: StepContext) -> StepResult:
 
 
 def _baseline(path: str | None) -> tuple[TriageBaseline, str]:
-    """Load the host's baseline. A broken file costs the baseline, not the triage: return why it was not used."""
+    """Return the host's baseline, or an empty one and the reason if its file is broken: triage goes on without it."""
     try:
         return load_baseline(path), ""
     except (OSError, ValueError) as error:
@@ -123,7 +123,7 @@ def _baseline(path: str | None) -> tuple[TriageBaseline, str]:
 def _record_baseline(snapshot: Snapshot, verdict: Verdict, path: str | None) -> str:
     """Record a healthy snapshot as the host's baseline. Return what was recorded, or why nothing was."""
     if path is None:
-        return "no baseline was recorded: set state_dir in the settings, it holds the baselines"
+        return "no baseline was recorded: there is no folder for baselines; set state_dir in the settings"
     if verdict.verdict is not VerdictKind.HEALTHY:
         word = verdict.verdict.value.replace("_", " ")
         return f"no baseline was recorded: the host is {word}, and only a healthy host sets a baseline"

@@ -3,8 +3,8 @@
 Links from NVIDIA's product briefs: 18 on H100, H200 and Blackwell, 12 on A100. The floors lie well between the two measured
 states of a 2xH100 host: 256-331 GB/s over NVLink and 27.5 GB/s over PCIe.
 
-The GEMM rate is what a good GPU reaches in bf16: 780-806 TFLOP/s were measured on H100 and H200; of the others it is about 80 %
-of the dense peak in NVIDIA's data sheets (B200: 65 %, unmeasured).
+The GEMM rate is what a good GPU reaches in bf16: 780-806 TFLOP/s were measured on H100 and H200; for the others it is about
+80 % of the dense peak in NVIDIA's data sheets (B200: 65 %, unmeasured).
 """
 
 import re
@@ -44,7 +44,10 @@ def model_facts(name: str) -> ModelFacts | None:
 
 
 def expected_links(snapshot: Snapshot, gpu: GpuReading) -> int | None:
-    """Return how many links a GPU should have: by the settings, its model, or its best sister. None: it needs none."""
+    """Return how many links a GPU should have, or None if it needs none.
+
+    The settings decide, else its model, else the GPU of the same model with the most active links.
+    """
     nvml = snapshot.nvml
     if snapshot.expected.links is not None or nvml is None:
         return snapshot.expected.links
@@ -53,5 +56,4 @@ def expected_links(snapshot: Snapshot, gpu: GpuReading) -> int | None:
     facts = model_facts(gpu.name)
     if facts is not None:
         return facts.links
-    sisters = [other for other in nvml.whole_gpus if other.name == gpu.name]
-    return max((sister.active_links for sister in sisters), default=0) or None
+    return max((other.active_links for other in nvml.whole_gpus if other.name == gpu.name), default=0) or None

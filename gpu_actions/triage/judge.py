@@ -22,7 +22,7 @@ LINK_CAUSES = ("nvlink_loss", "nvlink_partial", "nvlink_errors", "pcie_only", "f
 """Causes that matter only to a tier of several GPUs."""
 
 PERMANENT = ("not_supported", "function_not_found", "no_permission")
-"""NVML's reasons for a field that this host does not have, or not for this user."""
+"""NVML's reasons for a field that this host does not have, or that this user may not read."""
 
 
 def judge(
@@ -78,7 +78,7 @@ def verdict_of_finding(finding: Finding, context: CheckContext) -> VerdictKind:
 def is_accepted(finding: Finding, accepted: Collection[str]) -> bool:
     """Return True if the settings accept this missing evidence: `RULE`, or `RULE:FIELD` for a rule that covers many fields.
 
-    `RULE:FIELD` accepts only that the field does not exist here; another reason must be named too (`RULE:FIELD:REASON`).
+    `RULE:FIELD` accepts only the reasons in `PERMANENT`; any other must be named too (`RULE:FIELD:REASON`).
     """
     if finding.severity is not Severity.UNKNOWN:
         return False

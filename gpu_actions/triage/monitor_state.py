@@ -1,6 +1,6 @@
-"""What a monitor makes of one verdict after another: confirm, keep, stay quiet, and make one incident of a burst. Pure.
+"""What a monitor concludes from a series of verdicts: confirm, keep, stay quiet, make one incident of a burst. Pure.
 
-A monitor passes each verdict (or None if its probe failed) to `MonitorState.observe` and acts on the signals that come back.
+A monitor passes each verdict (or None if its check failed) to `MonitorState.observe` and acts on the signals that come back.
 Time is a number of seconds from the caller; nothing here reads a clock.
 """
 
@@ -57,7 +57,7 @@ class MonitorPolicy(Frozen):
 
 
 class Signal(Frozen):
-    """What the monitor must do: open an incident, add to it, clear it, or report that it lost (or regained) sight."""
+    """What the monitor must do: open an incident, add to it, clear it, or report that its checks fail (or succeed again)."""
 
     kind: Literal["open", "join", "clear", "blind", "sighted"]
     key: str
@@ -121,7 +121,7 @@ class MonitorState(Frozen):
     def observe(
         self, verdict: Verdict | None, *, now_s: float, policy: MonitorPolicy
     ) -> tuple["MonitorState", tuple[Signal, ...]]:
-        """Take one verdict, or None for a probe that failed. Return the next state and the signals."""
+        """Take one verdict, or None for a check that failed. Return the next state and the signals."""
         if verdict is None:
             return self._without_sight(now_s, policy)
         latest = past_verdict(verdict, now_s=now_s)

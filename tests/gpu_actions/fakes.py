@@ -51,7 +51,7 @@ def build_fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 def fake_nvml(
     build_fake_nvml: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Path]]:
-    """Put a fake driver in the loader's way: `fake_nvml("gpus=8", "gpu.3.fail.*=15", absent=("nvmlX",))`."""
+    """Install a fake driver where the loader finds it first: `fake_nvml("gpus=8", "gpu.3.fail.*=15", absent=("nvmlX",))`."""
 
     def install(*lines: str, absent: tuple[str, ...] = ()) -> Path:
         folder = tmp_path / "driver"
@@ -77,7 +77,7 @@ class FakeEngine:
     metrics: str = "ok"
     dialect: str = "vllm"
     counts_at_end: bool = False
-    """Like SGLang with long streams: the token counter stands still and only the inter-token histogram moves."""
+    """As SGLang with long streams: the token counter does not move, only the inter-token histogram does."""
     url: str = ""
 
     def page(self) -> str:
@@ -175,7 +175,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def ras_server(talk: Talk) -> AsyncIterator[str]:
-    """A TCP server that speaks by `talk`; gives its HOST:PORT."""
+    """Run a TCP server that answers with `talk`. Yield its HOST:PORT."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -200,7 +200,7 @@ async def ras_server(talk: Talk) -> AsyncIterator[str]:
 
 
 def ras_talk(answer: str, *, json_format: bool = True) -> Talk:
-    """What a RAS thread does: greets, obeys, answers STATUS and hangs up."""
+    """Behave as a RAS thread: greet, accept the settings, answer STATUS and close."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := (await reader.readline()).decode().strip().lower():
@@ -219,7 +219,7 @@ def ras_talk(answer: str, *, json_format: bool = True) -> Talk:
 
 
 def process_state(pid: int) -> str:
-    """The kernel's letter for a process."""
+    """Return the kernel's letter for the state of a process."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 

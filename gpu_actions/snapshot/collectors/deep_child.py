@@ -147,9 +147,8 @@ def measure(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> No
     if gpu:
         torch.cuda.set_device(device)
         uuid = f"GPU-{str(torch.cuda.get_device_properties(device).uuid).removeprefix('GPU-')}"
-    deadline = timedelta(
-        seconds=options.timeout_s + 30
-    )  # the parent kills the ranks earlier: a hang must not look like an error
+    # The parent kills the ranks earlier: a hang must not look like an error.
+    deadline = timedelta(seconds=options.timeout_s + 30)
     store = dist.FileStore(options.store, options.world_size)
     store.set_timeout(deadline)
     dist.init_process_group(

@@ -14,7 +14,7 @@ from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
 
 
 class GoldenCheckReading(Frozen):
-    """The tier's answers, judged by the record as they came in, so that the snapshot holds no copy of the record."""
+    """How the tier's answers compare with the record. The snapshot has only the judgement, not a copy of the record."""
 
     judgement: GoldenJudgement
     idle: bool = False

@@ -25,7 +25,7 @@ from gpu_actions.system.processes import ProcessResult, run_process
 from gpu_actions.system.redact import redacted_head
 
 MAX_EVENTS = 200
-"""Kept of a log. Beyond it, the oldest events of the most frequent kind are folded into later ones: a storm hides nothing."""
+"""Events kept from a log. Beyond it, the oldest of the most frequent kind are folded into later ones: a flood hides nothing."""
 
 MAX_OOM_KILLS = 20
 MAX_LINE = 4096
@@ -47,7 +47,7 @@ _GPU_RESET = re.compile(
     r"|recovery action changed\b.{0,80}\bto (?:0x)?0\b",
     re.IGNORECASE,
 )
-"""Of nvidia-smi and NVSentinel (sent to syslog), of the PCI core, and the driver's Xid 154 after a reset."""
+"""Messages of nvidia-smi and NVSentinel (sent to syslog), of the PCI core, and the driver's Xid 154 after a reset."""
 _SINCE_BOOT = re.compile(r"^(?:<\d+>)?\[\s*(\d{1,10}\.\d{1,9})\]")
 _KMSG = re.compile(r"^\d+,(\d{1,18}),(\d{1,16}),[^;]*;")
 _ISO = re.compile(r"^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:[.,]\d+)?\s?(Z|[+-]\d\d:?\d\d)?")
@@ -355,7 +355,9 @@ async def _journal(since: datetime, *, now: datetime, max_bytes: int, why: str) 
 
     result = await ask("--since", f"@{since.timestamp():.0f}")
     lines = journal_lines(result.stdout)
-    if not lines:  # quiet since then, or not readable: the last message of this boot tells
+    if (
+        not lines
+    ):  # Quiet since then, or not readable: a readable journal shows at least one message of this boot.
         lines = journal_lines((await ask("--lines", "1")).stdout)
     if not lines:
         raise CollectorFailed(

@@ -1,4 +1,4 @@
-"""The only program that calls NVML: a child that reads all GPUs, waits for the window, reads the counters again, and exits.
+"""The child in which triage calls NVML: it reads all GPUs, waits for the window, reads the counters again, and exits.
 
 NVML calls can block for minutes on a sick driver. So it writes the whole reading again after each GPU (one JSON object a line,
 in the form of `NvmlReading`), and a second thread names the call that does not return. It imports only the standard library and
@@ -310,7 +310,7 @@ class Gpu:
 
 
 def _three_states(value: int) -> bool | None:
-    """Convert NVML's tri-state: 1 true, 2 false, 0 not applicable."""
+    """Convert NVML's tri-state: 1 true, 2 false, otherwise not applicable."""
     return {1: True, 2: False}.get(value)
 
 

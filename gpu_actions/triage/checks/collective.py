@@ -286,7 +286,7 @@ def _counts(communicator: RasCommunicator) -> dict[str, dict[str, int]]:
 
 
 def _inside_collective(context: CheckContext) -> Iterator[Suspicion]:
-    """Find ranks that are all inside a collective. A single one counts only if no other stack could be taken."""
+    """Find ranks that are all inside a collective. A single stack counts only if the tier has a single rank."""
     stacks = context.snapshot.stacks
     if stacks is None:
         return

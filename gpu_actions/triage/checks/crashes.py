@@ -20,8 +20,8 @@ RULES = Rules(
         source="the unit's restarts and log; kernel log", cause="crash_loop", threshold="crash_loop_restarts",
     ),
     rule(
-        "serving.crashed", WATCH, "the tier's process ended by an error that its log or the kernel log names",
-        "One restart is right (its supervisor does it). If it ends the same way again, fall back.",
+        "serving.crashed", WATCH, "the tier's process ended with an error that its log or the kernel log names",
+        "A single restart is enough (its supervisor does it). If it ends the same way again, fall back.",
         source="the unit's restarts and log; kernel log", cause="engine_crashed", threshold="crash_loop_s",
     ),
 )  # fmt: skip
@@ -75,7 +75,7 @@ def check_crashes(context: CheckContext) -> Iterator[Finding]:
     recent = [at_s for at_s in unit.restarted_at_s if now_s - at_s <= limits.crash_loop_s]
     restarts = len(recent)
     if not unit.restarted_at_s and (age_s is None or age_s <= limits.crash_loop_s):
-        restarts = unit.restarts  # when they happened is not known
+        restarts = unit.restarts  # it is not known when they happened
     cause = crash_cause(context)
     evidence: dict[str, Any] = {
         "restarts": unit.restarts,

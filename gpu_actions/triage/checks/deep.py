@@ -13,7 +13,7 @@ from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, r
 PROBE = "deep probe"
 
 RULES = Rules(
-    rule("deep.ok", OK, "all-reduce, copies and GEMM reach their figures", source=PROBE),
+    rule("deep.ok", OK, "all-reduce, copies and GEMM reach their expected figures", source=PROBE),
     rule(
         "deep.hang", CRITICAL, "a fresh all-reduce over all GPUs did not finish",
         "Fall back: collectives hang on this host even without an engine.", source=PROBE, cause="nccl_hang",
@@ -96,7 +96,7 @@ def measured(deep: DeepReading) -> str:
 
 
 def _corruptions(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
-    """Report corrupt copies on the GPUs that have most: both of a single pair, or the one that spoils all its copies."""
+    """Report corrupt copies on the GPUs with most of them: both of a single pair, or the one that corrupts all its copies."""
     nvml = context.snapshot.nvml
     subjects = {gpu.index: gpu.subject for gpu in (nvml.gpus if nvml is not None else ())}
     corrupt = [pair for pair in deep.pairs if pair.corrupt]
@@ -126,9 +126,8 @@ def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
     facts = model = None
     if deep.backend == "nccl" and nvml is not None and nvml.gpus:  # not for CPU tensors
         model = model_facts(nvml.gpus[0].name)
-        facts = (
-            None if context.snapshot.expected.links == 0 else model
-        )  # their floors are for GPUs with links
+        # The floors of a model are those of GPUs with links.
+        facts = None if context.snapshot.expected.links == 0 else model
 
     limit, reason = _limit(baseline.busbw_gbps, limits.busbw_ratio, facts and facts.busbw_floor_gbps)
     if deep.busbw_gbps is not None and deep.world_size > 1:

@@ -28,7 +28,7 @@ RULES = Rules(
     rule(
         "fabric.manager_down", CRITICAL,
         "the fabric manager is installed but does not run; NVML still shows the state from before (it is latched)",
-        "Start the service. A running tier goes on, but a new one cannot start without it.", source="systemctl",
+        "Start the service. A running tier keeps running, but a new one cannot start without it.", source="systemctl",
         cause="fabric_manager_down", verdict=VerdictKind.WATCH, when_broken=VerdictKind.FALL_BACK,
     ),
     rule(

@@ -18,13 +18,13 @@ from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, r
 CATALOGUE = "NVIDIA Xid catalogue"
 
 RULES = Rules(
-    rule("kernel_log.ok", OK, "the kernel log has no NVIDIA error since the time named", source="kernel log"),
+    rule("kernel_log.ok", OK, "the kernel log has no NVIDIA error in the period that was read", source="kernel log"),
     rule(
         "kernel_log.unread", UNKNOWN, "the kernel log could not be read, or is empty",
         "Run triage as root or in the group adm or systemd-journal, or pass --kernel-log FILE.", source="kernel log",
     ),
     rule(
-        "kernel_log.lost", UNKNOWN, "kernel messages of the time judged were lost or overwritten before they were read",
+        "kernel_log.lost", UNKNOWN, "kernel messages within the judged period were lost or overwritten before they were read",
         "Read the whole log (journalctl -k, or a file with --kernel-log FILE); a larger log_buf_len keeps more.",
         source="/dev/kmsg sequence numbers", threshold="kernel_log_max_bytes",
     ),

@@ -253,7 +253,7 @@ def test_the_store_keeps_the_names_and_the_baseline_in_force_of_each_workload(
     assert isinstance(store.get(PUBLISHED), Reference)
 
 
-def test_the_store_refuses_to_overwrite_and_to_read_what_is_no_baseline(
+def test_the_store_refuses_to_overwrite_and_to_read_what_is_not_a_baseline(
     tmp_path: Path, baseline: Baseline
 ) -> None:
     store = BaselineStore(tmp_path)

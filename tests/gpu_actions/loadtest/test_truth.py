@@ -25,7 +25,7 @@ def close_to(truth_ms: float) -> object:
 def served_ms(server: Truth, until: str, *, at_least: float) -> object:
     """Return the median time from arrival to the "first" or "last" token as the server logged it, within the tolerance.
 
-    On an idle machine it is what the server was told to do; on a busy one the server's own timers are late too.
+    On an idle machine it is the time that the server was set to; on a busy one the server's own timers are late too.
     """
     entries = server.logged()
     times_ms = [(entry[until] - entry["arrived"]) * 1000 for entry in entries]

@@ -28,9 +28,8 @@ class Server:
         self.every = options.get("every", 1)
         self.freeze_after = options.get("freeze_after_s")
         self.freeze_for = options.get("freeze_for_s", 2.0)
-        self.slots = options.get(
-            "slots"
-        )  # requests served at once: capacity = slots / (ttft + itl * (tokens - 1))
+        # Requests served at once: capacity = slots / (ttft + itl * (tokens - 1)).
+        self.slots = options.get("slots")
         self.max_queue = options.get("max_queue")
         self.keep_alive = options.get("keep_alive", True)
         self.die_after = options.get("die_after")
