@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 3
-# Wants exactly the torch of constraints.txt; raise both together.
+# Needs exactly the torch version of constraints.txt; upgrade both together.
 VLLM ?= 0.32.0
 STAMP := $(VENV)/.installed
 
@@ -20,13 +20,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,postgres]'
 	@touch $@
 
-setup: $(STAMP)  ## make .venv, and install HAProxy where it is missing
+setup: $(STAMP)  ## make .venv, and install HAProxy if it is missing
 	@deploy/packages.sh haproxy
 
 demo: setup  ## workspace + demonstration host + bot, on this machine; Ctrl-C stops it, the next start continues
 	@$(BIN)/gpu-oncall demo
 
-test: setup lint typecheck  ## the whole suite, but what is marked heavy
+test: setup lint typecheck  ## lint, types and all tests except those marked heavy
 	@deploy/packages.sh chromium gcc
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 12
 
@@ -47,13 +47,13 @@ format: $(STAMP)  ## ruff, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-typecheck: $(STAMP)  ## mypy --strict over the three packages
+typecheck: $(STAMP)  ## mypy --strict over the four packages
 	$(BIN)/mypy
 
 bench: setup  ## the benchmarks, one after the other; results are printed
 	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
-docs: setup  ## write the generated documents again (rules, schema, manifest, settings, chaos)
+docs: setup  ## regenerate the documents made from the code (rules, schema, manifest, settings, chaos)
 	$(BIN)/python -m bot.cli.generate_docs
 	$(BIN)/python -m tests.chaos.table
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the named Debian packages where their programs are missing; says plainly what to do where it may not.
+# Installs the named Debian packages whose programs are missing. If it may not install them, it says what to do.
 set -euo pipefail
 
 missing=()

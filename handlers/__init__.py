@@ -173,4 +173,4 @@ async def _unknown_button(call: Call, _: str) -> None:
 
 
 async def _ignore() -> None:
-    """Ignore messages that do not mention the bot; Slack sends them all where the app is in the channel."""
+    """Ignore messages that do not mention the bot; Slack sends every message of the channels that the app is in."""

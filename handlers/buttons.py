@@ -69,7 +69,7 @@ async def _acknowledge(call: Call, value: str) -> None:
 
 
 async def _signal(signal: Signal, effect: str, call: Call, value: str) -> None:
-    """Send a signal to the step that is shifting traffic."""
+    """Send a signal to the running step, which compares or shifts traffic."""
     run = _active_run_of(call, value)
     await require_role(call, run.action, f"{signal} {run.action} on {run.host}")
     await call.services.runs.signal(run.id, signal, by=call.person)

@@ -1,4 +1,4 @@
-"""`/loadtest plan|start|status|stop|compare|baseline`: an open-loop load test, and what its figures are compared with."""
+"""`/loadtest plan|start|status|stop|compare|baseline`: run load tests, compare their results, and manage baselines."""
 
 from bot.incidents.loadtest_results import LoadTestResults
 from bot.presenter import loadtests as texts

@@ -123,7 +123,7 @@ def golden_record(
     tier: TierOption = "tp",
     repeats: Annotated[int, typer.Option(min=1, max=50, help="answers to each prompt at batch 1")] = 3,
     concurrency: Annotated[
-        int, typer.Option(min=0, max=256, help="completions beside which the prompts are scored again")
+        int, typer.Option(min=0, max=256, help="concurrent completions while the prompts are scored again")
     ] = 8,
 ) -> None:
     """Record a tier's answers while it is healthy, best while it is idle. Restore and triage compare with them."""
@@ -137,7 +137,7 @@ def golden_record(
 
 @golden_app.command("check")
 def golden_check(config: ConfigOption = None, host: HostOption = None, tier: TierOption = "tp") -> None:
-    """Compare a tier with its golden prompts. Exit 0 matches, 1 differs, 4 unknown."""
+    """Compare a tier with its golden prompts. Exit 0: it matches; 1: it differs; 4: unknown."""
     from bot.cli.golden import check
 
     raise typer.Exit(asyncio.run(check(_settings(config), host=host, tier=tier)))

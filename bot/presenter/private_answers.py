@@ -7,7 +7,7 @@ from bot.presenter.mrkdwn import capitalized, clock, code, duration, link, one_l
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
 from bot.presenter.verdict_card import verdict_of, verdict_title
-from bot.presenter.vocabulary import VERDICT_SIGNS, action_name, diagnoses
+from bot.presenter.vocabulary import VERDICT_SIGNS, action_name, count, diagnoses
 from bot.store.records import RunRecord, RunStatus
 
 
@@ -76,7 +76,9 @@ def status_message(
 def runs_message(runs: Sequence[RunRecord], context: RenderContext) -> Message:
     if not runs:
         return plain("Nothing is running.")
-    return compose(f"{len(runs)} runs", [Lines(tuple(run_line(run, context) for run in runs), noun="runs")])
+    return compose(
+        count(len(runs), "run"), [Lines(tuple(run_line(run, context) for run in runs), noun="runs")]
+    )
 
 
 def run_line(run: RunRecord, context: RenderContext) -> str:

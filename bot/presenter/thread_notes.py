@@ -91,7 +91,7 @@ def _step_note(step: StepRecord) -> Note:
 
 
 def _end_is_announced(run: RunRecord) -> bool:
-    """Return True for an end that somebody waits for; triage cards and quick runs speak for themselves."""
+    """Return True for an end that someone is waiting for; triage cards and quick runs need no announcement."""
     if not run.status.final or diagnoses(run.action) or run.status in (RunStatus.REFUSED, RunStatus.DENIED):
         return False
     took_s = (run.ended_at or run.created_at) - (run.started_at or run.created_at)

@@ -50,7 +50,7 @@ class Approvals:
         self, run_id: str, user: Person, decision: str, plan_hash: str, reason: str
     ) -> tuple[bool, str]:
         if decision not in VERBS:
-            return False, f"{decision!r} is not a decision. Possible are: {', '.join(VERBS)}."
+            return False, f"{decision!r} is not a decision. Use one of: {', '.join(VERBS)}."
         if decision == "override" and not reason:
             return False, "An override needs a reason; it is kept in the record."
         if self._store.get(run_id) is None:

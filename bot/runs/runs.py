@@ -85,7 +85,7 @@ class Runs:
             raise UserError("I am just starting or ending: nothing was started. Try again in a few seconds.")
         if not await asyncio.to_thread(self.engine.has_worker):
             raise UserError(
-                "The worker of this host does not run, so nothing was started: start `gpu-oncall worker`, then ask again. "
+                "The worker of this host is not running, so nothing was started: start `gpu-oncall worker`, then ask again. "
                 f"From a shell on the host: gpu-oncall {spec.name} --local."
             )
         for _ in range(ID_ATTEMPTS):

@@ -132,7 +132,7 @@ class Monitors(Collector):
         return changing or any(spec is not None and kind.name in spec.pauses_monitors for spec in specs)
 
     def _announce(self, host: str, kind: MonitorKind, signal: Signal) -> None:
-        """Log a signal, and tell an open incident's thread what is not an alert."""
+        """Log a signal. Post one that is not an alert in the thread of the host's open incident."""
         log.info(
             "monitor",
             host=host,

@@ -1,4 +1,4 @@
-"""Alerts, kept as rows until people have them: a bot that is killed in between delivers them after its next start.
+"""Alerts, kept as rows until they are delivered: a bot that is killed before that delivers them after its next start.
 
 A monitor's alert is written in one transaction with the state that raised it, so neither exists without the other.
 """

@@ -235,7 +235,7 @@ class Engine:
             time.sleep(self._options.slow_ms / 1000)
 
     def _plan_step(self) -> tuple[StepPlan, list[Request]] | None:
-        """Free the slots of gone clients, admit waiting requests, and plan."""
+        """Free the slots of clients that have left, admit waiting requests, and plan."""
         now_s = time.monotonic()
         for request in self._scheduler.drop_abandoned():
             self._metrics.request_ended("abort", seconds=now_s - request.arrived_s)
@@ -245,7 +245,7 @@ class Engine:
         return self._scheduler.step()
 
     def _score_prompts(self, plan: StepPlan, logits: "Tensor") -> "Tensor":
-        """Note the log-probabilities of prompt tokens in their requests. Return the rows that generate a token."""
+        """Record the log-probabilities of prompt tokens in their requests. Return the rows that generate a token."""
         if not any(chunk.all_logits for chunk in plan.prefill):
             return logits
         from demo.engine.model import logprobs

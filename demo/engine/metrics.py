@@ -28,9 +28,9 @@ class Metrics:
             return kind(f"vllm:{name}", text, list(labels), registry=self._registry, **more).labels(**labels)
 
         self.running = made(Gauge, "num_requests_running", "Requests in the batch.")
-        self.waiting = made(Gauge, "num_requests_waiting", "Requests that wait.")
+        self.waiting = made(Gauge, "num_requests_waiting", "Requests that are waiting.")
         self.cache_usage = made(Gauge, "kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.")
-        self.prompt_tokens = made(Counter, "prompt_tokens", "Prompt tokens taken in.")
+        self.prompt_tokens = made(Counter, "prompt_tokens", "Prompt tokens processed.")
         self.generation_tokens = made(Counter, "generation_tokens", "Tokens generated.")
         self.ttft_s = made(Histogram, "time_to_first_token_seconds", "Seconds.", buckets=TTFT_BOUNDS_S)
         self.itl_s = made(Histogram, "inter_token_latency_seconds", "Seconds.", buckets=ITL_BOUNDS_S)

@@ -45,7 +45,7 @@ class Options:
     collective_timeout_s: float = _option(600, "a collective that takes longer ends the engine", least=1)
 
     max_num_seqs: int = _option(32, "requests in the batch at once", least=1)
-    prefill_chunk: int = _option(256, "prompt tokens that one step takes in", least=1)
+    prefill_chunk: int = _option(256, "prompt tokens that one step processes", least=1)
     max_num_queued_reqs: int | None = _option(
         None, "503 when more than this many wait; default: no limit", least=0
     )

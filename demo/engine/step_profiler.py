@@ -51,7 +51,7 @@ class StepProfiler:
         return self.active and self._steps_left <= 0
 
     def stop(self) -> bool:
-        """End and write the trace. Return False when it could not be written (the log says why); the engine serves on."""
+        """End and write the trace. Return False when it could not be written (the log says why); the engine keeps serving."""
         profile, self._profile = self._profile, None
         if profile is None or self._folder is None:
             return False

@@ -1,4 +1,4 @@
-"""What "Break something" does: real faults in real processes, which last until they are mended.
+"""What "Break something" does: real faults in real processes, which last until they are removed.
 
 `frozen-rank` stops rank 1 of the `tp` tier with SIGSTOP, so that the collective of the other rank truly hangs. While it is
 broken, a newly started rank 1 is stopped too: a sick GPU does not heal because its tier or the demonstration was started
@@ -53,7 +53,7 @@ class Breaker:
 
     @property
     def remembered(self) -> str | None:
-        """The fault that was in when the last demonstration ended."""
+        """The fault that was active when the last demonstration ended."""
         text = self._file.read_text(errors="replace").strip() if self._file.exists() else ""
         return next((fault.id for fault in FAULTS if fault.id == text), None)
 

@@ -19,7 +19,7 @@ PROGRAMS = {
     "router": "haproxy",
     "supervisor": "gpu_actions.system.supervisor",
 }
-"""Processes of a demonstration: the name and the word of the command line that tells them."""
+"""Processes of a demonstration: the name of each and the word of its command line that identifies it."""
 
 
 class AlreadyRunning(Exception):

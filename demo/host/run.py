@@ -236,7 +236,7 @@ def _continued(layout: Layout, serves: str, open_runs: list[str], fault: str | N
     parts = [f"\nContinuing where the last demonstration of {layout.state_dir} ended: {serves}."]
     parts += [f"Run {run} continues." for run in open_runs]
     if fault is not None:
-        parts.append(f"The fault {fault} is still in.")
+        parts.append(f"The fault {fault} is still active.")
     return " ".join([*parts, "Its threads are in the workspace. `gpu-oncall demo --fresh` starts anew."])
 
 

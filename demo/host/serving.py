@@ -30,7 +30,7 @@ class ServingHost:
         """Start the router and the tiers that served last. Return what serves, in a few words.
 
         The first start serves with tp. A frozen tier stays down, and a run that has not ended starts and routes what it
-        needs itself. `fault` is the fault that is still in: a tier that hangs because of it is not waited for. Raises
+        needs itself. `fault` is the fault that is still active: a tier that hangs because of it is not waited for. Raises
         UnitError, EngineError or RouterError.
         """
         remembered = self._remembered()
@@ -44,7 +44,7 @@ class ServingHost:
         if not wanted and not open_runs:
             wanted = [self.host.fallback if states["tp"].frozen else self.host.tp]
         for tier in wanted:
-            if states[tier.name].frozen:  # it runs still, and the fallback that froze it stops it
+            if states[tier.name].frozen:  # it is still running; the fallback that froze it will stop it
                 continue
             await self._start_tier(tier, runs_already=states[tier.name].active, fault=fault)
         if not open_runs:
@@ -55,7 +55,7 @@ class ServingHost:
         said += [
             f"{name} is frozen ({state.frozen_reason})" for name, state in states.items() if state.frozen
         ]
-        return ", ".join(said) or "no tier runs"
+        return ", ".join(said) or "no tier is running"
 
     async def _start_tier(self, tier: Tier, *, runs_already: bool, fault: str | None) -> None:
         began = time.monotonic()
@@ -81,7 +81,7 @@ class ServingHost:
         )
 
     async def _route(self, running: list[Tier], *, first_start: bool) -> None:
-        """Send the traffic to a running tier, where the router's own memory does not."""
+        """Send the traffic to a running tier, unless the router's stored weights already do."""
         if not running or (not first_start and any([await self._has_weight(tier) for tier in running])):
             return
         chosen = running[-1]
@@ -92,7 +92,7 @@ class ServingHost:
         return (await self.host.router.server(tier.config.server)).weight > 0
 
     def _remembered(self) -> list[TierName] | None:
-        """Return the tiers that served last; None when nothing ever did."""
+        """Return the tiers that served last, or None if none ever did."""
         try:
             names = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -102,7 +102,7 @@ class ServingHost:
         return [name for name in self.host.tiers if name in names] if isinstance(names, list) else []
 
     async def remember(self) -> None:
-        """Write down which tiers run. A start that failed leaves the last ones."""
+        """Record which tiers are running. After a failed start the last record stays."""
         if not self._is_started:
             return
         names = [tier.name for tier in self.host.tiers.values() if (await tier.unit.state()).active]

@@ -122,7 +122,7 @@ class Clients:
             ), f"{type(error).__name__}: {error}"
 
     async def _read_stream(self, response: aiohttp.ClientResponse, answer: Answer) -> tuple[Ending, str]:
-        """Read an event stream to its end, as a client would that believes nothing but [DONE] and a finish reason."""
+        """Read an event stream to its end, as a client that trusts only [DONE] and a finish reason would."""
         request, finish_reason = answer.request, None
         async for line in response.content:
             if line.startswith(b"event: error"):

@@ -1,6 +1,6 @@
 """What people do in the workspace (write, run a command, press a button, submit a form) and what comes of it.
 
-Every act ends in something that its person can see: the app's answer, or a private note that says what went wrong.
+Every act ends in something that the person can see: the app's answer, or a private note that says what went wrong.
 """
 
 from dataclasses import dataclass

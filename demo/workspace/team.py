@@ -21,7 +21,7 @@ DEFAULT_APP_TOKEN = "xapp-local-workspace"  # noqa: S105
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person whom one can be on the page. `title` is the role shown beside the name."""
+    """A person as whom one can act on the page. `title` is the role shown beside the name."""
 
     id: str
     name: str

@@ -53,13 +53,13 @@ class HostConfig(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="short name used in commands")
     description: str = ""
     gpus: int | None = Field(
-        default=None, ge=0, le=64, description="expected GPUs; 0 = a CPU host, None = as found"
+        default=None, ge=0, le=64, description="expected GPUs; 0 = a CPU host; if left out, as found"
     )
     nvlinks: int | None = Field(
-        default=None, ge=0, le=64, description="expected NVLinks a GPU; None = by model"
+        default=None, ge=0, le=64, description="expected NVLinks per GPU; if left out, by model"
     )
     ras_address: str | None = Field(
-        default="127.0.0.1:28028", description="NCCL RAS host:port; None = do not ask"
+        default="127.0.0.1:28028", description="NCCL RAS host:port; empty = do not ask"
     )
     kernel_log: Path | None = Field(
         default=None, description="a file to read instead of the kernel's own log"

@@ -74,7 +74,7 @@ class Desk:
             except (
                 ButtonNotFound,
                 WorkspaceError,
-            ):  # not there yet, or edited between the look and the press
+            ):  # not there yet, or edited between the search and the press
                 assert time.monotonic() < deadline, f"no button {button}: {await self.texts()}"
                 await asyncio.sleep(0.02)
         assert result.ok, f"{button} was not acknowledged: {result}"

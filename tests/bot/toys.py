@@ -117,7 +117,7 @@ async def fail(context: StepContext) -> StepResult:
 @step("toy.warn")
 async def warn(context: StepContext) -> StepResult:
     """Finish with a warning."""
-    return StepResult(summary="done, but look at it", warning=True)
+    return StepResult(summary="done, but check it", warning=True)
 
 
 @step("toy.defect")

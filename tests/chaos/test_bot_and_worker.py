@@ -52,7 +52,7 @@ async def test_the_worker_carries_what_the_bot_was_asked_for_and_the_bot_sees_ea
 async def test_without_a_worker_nothing_starts_and_the_answer_says_what_to_do(
     bot_process: Runs,
 ) -> None:
-    with pytest.raises(UserError, match="The worker of this host does not run"):
+    with pytest.raises(UserError, match="The worker of this host is not running"):
         await start(bot_process, script="count:a")
     assert bot_process.list() == []
 
@@ -84,7 +84,7 @@ async def test_an_approval_given_at_the_bot_lets_the_worker_go_on(bot_process: R
 @pytest.mark.chaos(
     fault="kill -9 of the worker",
     at="during a step, while the bot lives",
-    after="the run continues; meanwhile the bot answers that no worker runs",
+    after="the run continues; meanwhile the bot answers that no worker is running",
 )
 async def test_a_killed_worker_continues_its_run_and_the_bot_is_not_affected(
     bot_process: Runs, bots: Bots

@@ -39,7 +39,7 @@ async def test_an_engine_that_never_gets_ready_is_given_up_and_nothing_was_lost(
     at="warm, where no tier served before",
     after="failed; says NOTHING IS SERVING and what a human must do",
 )
-async def test_an_engine_that_never_gets_ready_beside_a_hung_tier_leaves_one_state_that_is_told(
+async def test_an_engine_that_never_gets_ready_beside_a_hung_tier_leaves_one_state_that_is_reported(
     site_with: MakeSite,
 ) -> None:
     site = await site_with(fb=["--startup-s", "600"], ready_timeout_s=2)
@@ -90,7 +90,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 @pytest.mark.chaos(
     fault="the wall clock is set by an hour, forwards or backwards",
     at="every step of a fallback",
-    after="succeeded; no request lost or cut, no figure negative",
+    after="succeeded; no request lost or aborted, no figure negative",
 )
 @pytest.mark.parametrize(
     ("step", "jump_s"),
@@ -124,7 +124,7 @@ async def test_a_clock_that_is_set_changes_nothing_in_a_fallback(
 @pytest.mark.chaos(
     fault="the wall clock is set by an hour, forwards or backwards",
     at="a stage of a restore",
-    after="succeeded; the stage is held for its own time, neither cut short nor held for an hour",
+    after="succeeded; the stage lasts as long as planned, neither less nor an hour",
 )
 @pytest.mark.parametrize("jump_s", [pytest.param(HOUR_S, marks=pytest.mark.heavy), -HOUR_S])
 async def test_a_clock_that_is_set_neither_shortens_nor_stretches_a_stage(

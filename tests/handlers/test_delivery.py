@@ -238,17 +238,17 @@ async def test_an_answer_is_posted_if_its_response_url_is_used_up(at_desk: Desk)
     otherwise = ephemeral_answer(at_desk.bot.client, "C0INCIDENTS", "U0ONCALL", None)
     try:
         respond = AsyncRespond(response_url=f"http://127.0.0.1:{port}/", proxy=None, ssl=None)
-        await respond_answer(respond, None, otherwise)(private_answers.accepted("heard by another way"))
+        await respond_answer(respond, None, otherwise)(private_answers.accepted("answered another way"))
     finally:
         await runner.cleanup()
     dead = AsyncRespond(response_url=f"http://127.0.0.1:{port}/", proxy=None, ssl=None)
-    await respond_answer(dead, None, otherwise)(private_answers.accepted("heard though nothing listens"))
+    await respond_answer(dead, None, otherwise)(private_answers.accepted("answered though nothing listens"))
     assert len(asked) == 1
-    assert (await at_desk.hears("heard by another way")).visible_to == "oncall"
-    assert (await at_desk.hears("heard though nothing listens")).visible_to == "oncall"
+    assert (await at_desk.hears("answered another way")).visible_to == "oncall"
+    assert (await at_desk.hears("answered though nothing listens")).visible_to == "oncall"
 
 
 async def test_an_answer_whose_blocks_are_refused_is_sent_as_text(at_desk: Desk) -> None:
     answer = ephemeral_answer(at_desk.bot.client, "C0INCIDENTS", "U0ONCALL", None)
-    await answer(Message("the words stand", ({"type": "no such block"},)))
-    assert (await at_desk.hears("the words stand")).blocks == ()
+    await answer(Message("the text arrives", ({"type": "no such block"},)))
+    assert (await at_desk.hears("the text arrives")).blocks == ()

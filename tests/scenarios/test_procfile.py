@@ -118,7 +118,7 @@ async def test_people_are_answered_by_the_bot_and_their_runs_carried_by_the_work
             processes.start("bot")
             await processes.up("bot")
             assert (await people.say("oncall", "incidents", "/forensics")).ok
-            await hears(people, "The worker of this host does not run, so nothing was started")
+            await hears(people, "The worker of this host is not running, so nothing was started")
             processes.start("worker")
             await processes.up("worker")
             assert (await people.say("oncall", "incidents", "/forensics")).ok

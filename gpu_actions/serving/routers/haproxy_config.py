@@ -73,7 +73,7 @@ class HaproxySettings(RouterConfig):
     binary: str = "haproxy"
     client_timeout_s: float = Field(default=600, gt=0)
     request_log_mib: int = Field(
-        default=64, ge=1, le=4096, description="bytes of the managed router's record of requests on disk"
+        default=64, ge=1, le=4096, description="MiB of disk for the managed router's record of requests"
     )
 
     def concurrency(self) -> dict[str, int]:

@@ -247,7 +247,7 @@ def card_of(verdict: Verdict) -> Message:
     return run_message(a_run(steps=(step,)), CONTEXT)
 
 
-def test_no_sentence_stands_twice_on_a_card() -> None:
+def test_no_sentence_appears_twice_on_a_card() -> None:
     hang = "rank 1 of 2 waits in all_reduce for 31 s"
     todo = "Start the fallback."
     findings = [

@@ -82,6 +82,7 @@ def test_slack_accepts_any_list_of_runs_and_any_incident(
 ) -> None:
     (incident,) = several
     accepted(private_answers.runs_message(runs * 12, CONTEXT))
+    assert private_answers.runs_message(runs[:1], CONTEXT).text in ("1 run", "Nothing is running.")
     accepted(incidents.opened("serve1", incident.title, person, CONTEXT))
     accepted(incidents.already_open(incident, "https://x/y"))
     accepted(incidents.status(incident, "serve1", runs * 12, CONTEXT))

@@ -219,7 +219,7 @@ async def test_progress_is_stored_and_raises_the_version(runs: Runs, tmp_path: P
     await asyncio.sleep(1.2)
     now = runs.get(run.id)
     assert now is not None
-    assert 1 <= now.version - before <= 4  # the step reports 100 times a second, its row hears of it twice
+    assert 1 <= now.version - before <= 4  # the step reports 100 times a second, its row is written twice
     release(tmp_path)
     await ended(runs, run.id)
 

@@ -25,7 +25,7 @@ def an_alert(**changes: object) -> Alert:
         "cause": "nccl_hang",
         "title": "nccl_hang on toy",
         "source": "the hang watch",
-        "reason": "2 of the last 3 looks",
+        "reason": "2 of the last 3 readings",
         "verdict": VerdictKind.FALL_BACK,
         "key": "toy:serving:1",
         "at_s": time.time(),
@@ -97,14 +97,14 @@ async def test_an_undelivered_alert_survives_a_restart_of_the_bot(tmp_path: Path
     away["now"] = False
     async with desk(tmp_path, scripts=FALLS) as it:
         # the alert is first, or joins the incident that the card of the triage has opened by then
-        await it.hears("2 of the last 3 looks", timeout_s=20)
+        await it.hears("2 of the last 3 readings", timeout_s=20)
         (triage,) = it.bot.runs.list(action="triage")
         assert triage.id == before.id, "the evidence of that moment is there already"
         while UndeliveredAlerts(it.bot.store).all():
             await asyncio.sleep(0.05)
         await it.bot.alerts.retry()
         await asyncio.sleep(0.5)
-        assert len([text for text in await it.texts() if "2 of the last 3 looks" in text]) == 1
+        assert len([text for text in await it.texts() if "2 of the last 3 readings" in text]) == 1
 
 
 async def test_a_stall_that_becomes_a_reason_to_fall_back_gets_a_card_of_its_own(tmp_path: Path) -> None:
@@ -144,11 +144,11 @@ async def test_a_new_reason_to_fall_back_in_an_old_thread_is_also_posted_in_the_
 
 async def test_the_end_of_a_fault_is_posted_in_the_thread_of_an_open_incident_only(tmp_path: Path) -> None:
     async with desk(tmp_path, scripts=FALLS) as it:
-        it.bot.alerts.say("toy", cleared("toy", source="the hang watch", reason="3 good looks"))
+        it.bot.alerts.say("toy", cleared("toy", source="the hang watch", reason="3 good readings"))
         it.bot.alerts.report(an_alert())
         root = await it.hears("ALERT")
         await it.run("triage")
-        it.bot.alerts.say("toy", cleared("toy", source="the hang watch", reason="3 good looks"))
+        it.bot.alerts.say("toy", cleared("toy", source="the hang watch", reason="3 good readings"))
         message = await it.hears("no longer reports a fault on toy")
         assert message.thread_ts == root.ts
         assert len([text for text in await it.texts() if "no longer reports" in text]) == 1

@@ -41,7 +41,7 @@ def why(**changes: object) -> str:
     return why_not(SETTINGS, **given)  # type: ignore[arg-type]
 
 
-def test_it_may_start_if_every_guard_rail_passes() -> None:
+def test_the_fallback_may_start_if_every_guard_rail_passes() -> None:
     assert why() == ""
     long_ago = {"fallback": run("fallback", age_s=21_600), "restore": run("restore", age_s=3600)}
     assert why(**long_ago) == ""
@@ -70,14 +70,14 @@ def test_it_may_start_if_every_guard_rail_passes() -> None:
         ({"restore": run("restore", age_s=3500)}, "restore-1 ended less than 1 h ago"),
     ],
 )
-def test_each_guard_rail_alone_prevents_it(changes: dict[str, object], says: str) -> None:
+def test_each_guard_rail_alone_prevents_the_fallback(changes: dict[str, object], says: str) -> None:
     assert says in why(**changes)
 
 
-def test_a_restore_that_never_started_does_not_prevent_it() -> None:
+def test_a_restore_that_never_started_does_not_prevent_the_fallback() -> None:
     assert why(restore=run("restore", age_s=60, touched=False)) == ""
 
 
-def test_a_running_restore_prevents_it_for_as_long_as_it_takes() -> None:
+def test_a_running_restore_prevents_the_fallback_until_it_ends() -> None:
     at_work = run("restore", age_s=9000).model_copy(update={"ended_at": None, "status": RunStatus.RUNNING})
     assert "restore-1 is changing the host" in why(restore=at_work)

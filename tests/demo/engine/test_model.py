@@ -64,7 +64,7 @@ def test_logits_are_the_same_to_the_bit_whatever_else_is_in_the_batch(worker: Wo
         assert torch.equal(expected, found), f"step {step}"
 
 
-def test_a_prompt_in_chunks_or_token_by_token_gives_the_logits_of_the_whole(worker: Worker) -> None:
+def test_a_prompt_in_chunks_or_token_by_token_has_the_same_logits_as_in_one_piece(worker: Worker) -> None:
     """Within 1e-3 of logits whose spread is about 2: the products have other shapes, so rounding differs."""
     prompt = tokens_of(60, 5)
     whole = run(worker, prefill=(PrefillChunk(0, 0, prompt, True),))[0]

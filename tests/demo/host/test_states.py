@@ -156,7 +156,7 @@ async def a_damaged_layout_file(demo: Demonstration) -> None:
     ],
     ids=lambda leave: leave.__name__,
 )
-async def test_it_comes_up_and_tp_serves_after(
+async def test_the_demonstration_comes_up_and_tp_serves_after(
     demo: Demonstration, leave: Callable[[Demonstration], Awaitable[None]]
 ) -> None:
     await leave(demo)

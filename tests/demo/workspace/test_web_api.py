@@ -202,7 +202,9 @@ async def test_channels_can_be_created_left_joined_and_archived(api: AsyncWebCli
     assert members == ["U0ONCALL", "U0LEAD", "U0VIEWER", "U0GPUONCALL"]
 
 
-async def test_only_its_person_sees_a_direct_message(api: AsyncWebClient, people: WorkspaceClient) -> None:
+async def test_only_the_person_in_it_sees_a_direct_message(
+    api: AsyncWebClient, people: WorkspaceClient
+) -> None:
     opened = await api.conversations_open(users="U0LEAD")
     await api.chat_postMessage(channel=opened["channel"]["id"], text="wake up")
     await api.chat_postMessage(channel="U0LEAD", text="really")
