@@ -84,7 +84,7 @@ class LoadTestSettings(Frozen):
     )
 
     def over(self, common: "LoadTestSettings") -> "LoadTestSettings":
-        """Return these settings of a host with what they leave out taken from the settings for all hosts."""
+        """Return a host's settings, completed by the settings for all hosts."""
         return LoadTestSettings(
             max_qps=self.max_qps or common.max_qps,
             max_duration_s=self.max_duration_s or common.max_duration_s,
@@ -95,7 +95,7 @@ class LoadTestSettings(Frozen):
         """Return a profile by name. Raises ValueError with the known names."""
         known = {**BUILT_IN_PROFILES, **self.profiles}
         if name not in known:
-            raise ValueError(f"profile = {name}: is not known; there are: {', '.join(known)}")
+            raise ValueError(f"profile = {name}: is not known; known: {', '.join(known)}")
         return known[name]
 
     @property
@@ -113,7 +113,9 @@ class FallbackPolicy(Frozen):
     capture_budget_s: float = Field(default=10, gt=0, le=120)
     drain_timeout_s: float = Field(default=30, gt=0, le=3600)
     drain_stall_s: float = Field(
-        default=3, gt=0, description="with no generated token for this long, it never drains"
+        default=3,
+        gt=0,
+        description="seconds without a generated token after which a tier that holds requests counts as hung",
     )
     memory_limit_percent: float = Field(default=80, gt=0, le=100)
     min_free_disk_gib: float = Field(default=1, ge=0)

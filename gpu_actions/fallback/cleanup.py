@@ -53,14 +53,14 @@ def _described(state: UnitState | None) -> str:
 
 
 class Cleanup:
-    """Does every action of a clean-up, whatever fails, and collects what a person must know of it."""
+    """Tries every action of a clean-up, whatever fails, and collects what a person must know about it."""
 
     def __init__(self) -> None:
         self.failures: list[str] = []
         self.notes: list[str] = []
 
     async def attempt(self, what: str, work: Awaitable[object]) -> bool:
-        """Do one thing. Return False if it failed, and keep the reason."""
+        """Try one action. If it fails, keep the reason and return False."""
         try:
             await work
         except Exception as error:
@@ -166,7 +166,7 @@ class Cleanup:
             )
 
     async def save_evidence_first(self, context: StepContext) -> None:
-        """Save the evidence of a running tp, if this run ended before it did so, because it is stopped next."""
+        """Save the evidence of a running tp before it is stopped, unless this run has saved it already."""
         state = await self.state_of(context.host.tp)
         if state is None or state.active:
             budget_s = float(context.args["capture_budget_s"])

@@ -49,7 +49,7 @@ def choose_gpus(
 ) -> Choice:
     """Choose up to three GPUs for a tier that takes one. `wanted` is `auto`, a UUID or an index.
 
-    `own_pids` are the processes of both tiers: their memory is free once they stop, that of other processes is not.
+    `own_pids` are the processes of both tiers: their memory is free once they stop, the memory of other processes is not.
     `tp_holds_memory`: tp runs on GPUs, so NVML must list some of its processes; if it does not, process ids cannot be compared
     and memory is not counted by process. `names` are the names of processes. A single candidate is tried twice: the second
     start is a fresh process, and transient faults are common during an incident.

@@ -1,6 +1,6 @@
 """The steps of a fallback with every command, file, variable and weight they will use, and the three orders of them.
 
-What the arguments say here is what runs later. The steps decide nothing again except by probing.
+The arguments set here are what runs later. The steps decide nothing anew, except by probing.
 """
 
 from enum import StrEnum

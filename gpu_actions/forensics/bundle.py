@@ -1,4 +1,4 @@
-"""A bundle of evidence: all items collected at once within one budget, redacted, capped, and described in a manifest.
+"""A bundle of evidence: all items collected concurrently within one budget, redacted, capped, and described in a manifest.
 
 Items are independent: one that fails or comes too late is listed with its reason and costs nothing else. The file is 0600 and
 appears whole or not at all.
@@ -23,7 +23,7 @@ from gpu_actions.system.files import write_atomically
 from gpu_actions.system.redact import redact, redacted_head, whole_lines
 
 TOTAL_CAP_BYTES = 32 * 1024 * 1024
-"""A bundle of 8 GPUs and 8 ranks is about 2 MB before compression. The caps matter when a log has gone wild."""
+"""A bundle of 8 GPUs and 8 ranks is about 2 MB before compression. The caps matter when a log has grown out of hand."""
 
 PACK_SHARE = 0.15
 """Share of the budget kept for redacting and packing: 5 MB of logs take about half a second."""
@@ -54,7 +54,7 @@ class MissingEntry(Frozen):
 
 
 class Manifest(Frozen):
-    """The files of a bundle, and those that it should have and has not."""
+    """The files of a bundle, and the files that are missing from it."""
 
     version: int = 1
     host: str
@@ -91,7 +91,7 @@ async def make_bundle(
     budget_s: float,
     report: Callable[[str, float | None], None],
 ) -> Bundle:
-    """Collect all items at once, keep what came within the budget, and write `path` (a .tar.gz) with its manifest."""
+    """Collect all items concurrently, keep what arrives within the budget, and write `path` (a .tar.gz) with its manifest."""
     started = time.monotonic()
     taken_at = datetime.now(UTC).isoformat(timespec="seconds")
     outcomes = await _collect_all(items, deadline_s=budget_s * (1 - PACK_SHARE), report=report)
@@ -100,7 +100,7 @@ async def make_bundle(
 
 
 Outcome = tuple[Collected | str, float]
-"""What came of an item, or the reason why nothing did; and after how many seconds."""
+"""What was collected, or the reason why nothing was; and after how many seconds."""
 
 
 async def _collect_all(

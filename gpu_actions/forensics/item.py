@@ -68,13 +68,13 @@ class Scope:
 
     @property
     def the_tier(self) -> Tier:
-        """The tier of an item of a tier."""
+        """Return the tier of an item that belongs to one."""
         assert self.tier is not None  # noqa: S101  (items with {tier} in their path always have one)
         return self.tier
 
     @property
     def known_state(self) -> UnitState:
-        """The state of the tier's unit. Raises Missing where it is not known."""
+        """Return the state of the tier's unit. Raises Missing if it is not known."""
         if self.state is None:
             raise Missing(self.problem)
         return self.state
@@ -118,7 +118,7 @@ def while_active(scope: Scope) -> Sequence[Scope]:
 
 
 def twice(when: When) -> When:
-    """Apply twice, `gap_s` apart, where `when` applies: what should move is read at two moments."""
+    """Apply twice, `gap_s` apart, where `when` applies, to read counters that should move at two moments."""
     return lambda scope: [replace(one, number=number) for one in when(scope) for number in (1, 2)]
 
 

@@ -50,7 +50,7 @@ async def capture(
     budget_s: float,
     report: Callable[[str, float | None], None] = lambda text, fraction: None,
 ) -> Bundle:
-    """Collect everything at once into `path`. Raises OSError when the bundle cannot be written."""
+    """Collect everything concurrently into `path`. Raises OSError when the bundle cannot be written."""
     began = monotonic()
     scope = Scope(host=host, budget_s=budget_s, gap_s=min(1.5, budget_s * GAP_SHARE))
     items = await items_of(scope)
@@ -69,7 +69,7 @@ async def run_capture(context: StepContext) -> StepResult:
 
 
 async def save_evidence(context: StepContext, *, budget_s: float) -> StepResult:
-    """Save the bundle of this run, or return the one that it has already."""
+    """Save the bundle of this run, or return the existing one."""
     note = run_notes.recall(context.workdir, NOTE)
     if note is None or not Path(note["path"]).is_file():
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

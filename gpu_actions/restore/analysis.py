@@ -24,7 +24,7 @@ LATENCY_ALPHA = 0.0011
 
 FIRST_STAGE_SHARE = 0.75
 SUSPICION_ALPHA = 0.05
-"""A stage whose counts speak against it at this error does not pass, although it is not convicted: it waits for more."""
+"""A stage with a rate above its limit at this significance level does not pass: it is inconclusive and waits for more."""
 
 SLOW_SHARE = 0.01
 """A limit on the 99th percentile allows this share of requests above it."""
@@ -107,7 +107,7 @@ def judge_stage(window: Window, policy: RestorePolicy, *, min_requests: int | No
 
 
 class _Rate(Frozen):
-    """One tested proportion: what was counted, the share that is allowed, the error of this stage's test, and its words."""
+    """One tested proportion: counts, allowed share, significance level of this stage's test, and the reason to report."""
 
     counts: Counts
     limit: float
@@ -197,7 +197,7 @@ def weights_for(
 
 
 class Orders(Frozen):
-    """What people asked of this run. `holding` is a pause until `next`; `go_on` is a `next` for the current stage."""
+    """What people requested of this run. `holding` is a pause until `next`; `go_on` is a `next` for the current stage."""
 
     seen: int = 0
     holding: bool = False

@@ -29,7 +29,7 @@ CLEARED = ("NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "CUDA_LAUNCH_BLOCKING")
 
 
 def too_few_devices(value: str | None, gpus: int) -> bool:
-    """Return True if a CUDA_VISIBLE_DEVICES names fewer GPUs than the tier needs. False if unset, or for a tier on the CPU."""
+    """Return True if CUDA_VISIBLE_DEVICES names fewer GPUs than the tier needs. False if unset, or for a tier on the CPU."""
     if value is None or gpus == 0:
         return False
     return len([part for part in value.split(",") if part.strip()]) < gpus

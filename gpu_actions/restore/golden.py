@@ -37,7 +37,7 @@ async def compare_golden(context: StepContext) -> StepResult:
         run_notes.keep(context.workdir, WRONG, data)
         raise StepFailed(
             judgement.summary,
-            next_action=f"{judgement.action} To restore it as it is: /restore start {context.host.name} "
+            next_action=f"{judgement.action} To restore it anyway: /restore start {context.host.name} "
             "override_reason=...",
             data=data,
         )

@@ -55,7 +55,7 @@ def fits_beside(tier: TierConfig, memories: GpuMemories) -> tuple[bool, str]:
 
 
 def order_of(way: Way, stages: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the ids of the steps in their order."""
+    """Return the ids of the steps in order."""
     before = ("check", "prepare")
     after = ("warm", "environment", "golden")
     proof = ("loadtest", "compare")

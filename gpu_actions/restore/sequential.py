@@ -1,7 +1,7 @@
 """Exact sequential tests of a proportion: decide at any moment whether a rate is above its limit. Pure.
 
 A stage of a restore is read every half second. A fixed test repeated at each reading convicts a healthy tier sooner or later
-(49 to 92 % of restores were measured), so the boundary here is group-sequential with error spending (Lan and DeMets,
+(in 57 % of simulated restores, docs/restore.md), so the boundary here is group-sequential with error spending (Lan and DeMets,
 Biometrika 1983; Jennison and Turnbull, "Group Sequential Methods", 2000, chapter 12): the error `alpha` is divided among
 checkpoints of 25, 50, 100, 200, 400 ... requests, and each checkpoint gets the smallest count whose exact binomial tail stays
 within its share.

@@ -143,7 +143,7 @@ async def _observe(context: StepContext, watcher: Watcher, policy: RestorePolicy
 
 
 async def _top_up(context: StepContext, watcher: Watcher, policy: RestorePolicy) -> None:
-    """Send requests of our own to tp alone while the stage has too few, so that it is not judged on two requests.
+    """Send the bot's own requests to tp while the stage has too few, so that it is not judged on two requests.
 
     They are spread over the observation period and limited to `max_probes_per_s`. Each prompt is new, so that a prefix cache
     does not answer it.
@@ -172,10 +172,10 @@ async def _top_up(context: StepContext, watcher: Watcher, policy: RestorePolicy)
 
 
 async def read_orders(context: StepContext) -> Orders:
-    """Return what people asked of this step. A pause and an abort carry over to later steps.
+    """Return what people requested of this step. A pause and an abort carry over to later steps.
 
-    `next` counts for one step, and only if it came after the step's first call of this: before that the person cannot have
-    seen the question.
+    `next` counts for one step, and only if it came after the step called this function for the first time: before that
+    the person cannot have seen the question.
     """
     stage = context.step.id
     note = run_notes.recall(context.workdir, ORDERS_NOTE)

@@ -47,7 +47,7 @@ class Beginning(Frozen):
 
 
 def name_of(event: XidEvent) -> str:
-    """Return an event in a few words; equal lines of the log have equal names."""
+    """Return a short name of an event. Equal lines of the log have equal names."""
     number = f" {event.code}" if event.code is not None else ""
     when = event.at.isoformat(timespec="milliseconds") if event.at else ""
     return " ".join(f"{event.kind}{number} {event.pci} {when} {event.text[:60]}".split())
@@ -82,10 +82,10 @@ async def keep_known_xids(context: StepContext) -> None:
 
 
 class Watcher:
-    """Collects one stage's window: call `begin` once, then `read` every second or so.
+    """Collects one stage's window: call `begin` once, then `read` twice a second.
 
-    `probes` and `failed_probes` count the bot's own requests to the tier, which the router does not see; `requests` all of the
-    newest reading.
+    `probes` and `failed_probes` count the bot's own requests to the tier, which the router does not see; `requests` counts
+    all requests of the latest reading.
     """
 
     def __init__(self, host: Host, percent: int, policy: RestorePolicy, *, stall_s: float) -> None:
@@ -239,7 +239,7 @@ def _slow(between: Histogram | None, limit_ms: float) -> Counts | None:
 
 
 def _new(events: tuple[XidEvent, ...], known: tuple[str, ...]) -> list[XidEvent]:
-    """Return the events that are not known. A line that is known once and appears twice is new once."""
+    """Return the events that are not known yet. If a known line appears once more, that occurrence is new."""
     left = Counter(known)
     fresh = []
     for event in events:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
 USER_AGENT = "gpu-oncall"
-"""A router tells our probes from the requests of clients by it."""
+"""Distinguishes our probes from the requests of clients in the router's record."""
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 

@@ -228,13 +228,13 @@ class Router(Protocol):
     address: str
     """Where it is controlled: a socket or a URL, for messages."""
     standby_weight: int
-    """The weight of a server that gets only requests which another one dropped without a byte; 0 if the router has no such."""
+    """The weight of a stand-by, which gets only requests that another server dropped unanswered; 0: there is none."""
 
     async def ensure_running(self) -> None:
         """Start a managed router if it is down; check that an existing one answers."""
 
     async def obstacle(self) -> str:
-        """Return why a router that is down cannot be started; empty if nothing prevents it, or if it is not ours."""
+        """Return why a router that is down cannot be started; empty if nothing prevents it, or if the router is not managed."""
 
     async def servers(self, *, timeout_s: float = 3.0) -> tuple[ServerState, ...]:
         """Return the server lines of the configured backends. Raises RouterError, or a subclass that says why."""

@@ -56,7 +56,7 @@ class RequestEnd(NamedTuple):
 
 
 class Gap(Frozen):
-    """A time in which requests were there and no answer that finished was under way (Unix seconds)."""
+    """A time in which requests waited and no answer that finished was under way (Unix seconds)."""
 
     from_s: float
     to_s: float
@@ -107,7 +107,7 @@ class RequestAccount(Frozen):
 
     @property
     def finished_per_s(self) -> float:
-        """Return the finished requests/s, those of gpu-oncall included: it is what the tier did."""
+        """Return the finished requests/s, those of gpu-oncall included, because the tier did that work too."""
         return (self.finished + self.own_finished) / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -125,7 +125,7 @@ class Spans:
 
 
 class RequestCounter:
-    """Counts requests into an account. Requests before `since_s` serve as the figures of before."""
+    """Counts requests into an account. Requests that ended before `since_s` yield the usual rate."""
 
     def __init__(self, since_s: float, until_s: float) -> None:
         self.since_s = math.floor(since_s * 1000) / 1000  # the record has milliseconds
@@ -140,7 +140,7 @@ class RequestCounter:
         self._answering, self._present = Spans(), Spans()
 
     def add(self, request: RequestEnd) -> None:
-        """Count one request. They come in the order in which they ended."""
+        """Count one request. Requests must be added in the order in which they ended."""
         if request.ended_s > self.until_s:
             return
         if self.from_s is None:
@@ -205,7 +205,7 @@ class RequestCounter:
         return max(shares, default=None)
 
     def _longest_gap(self) -> Gap | None:
-        """Return the longest part of the window, or of a gap that reaches into it, in which requests were there unanswered."""
+        """Return the longest gap that reaches into the window: requests waited, and no answer that finished was under way."""
         edges = [(self.from_s or self.since_s, self.from_s or self.since_s), *self._answering.spans]
         holes = [
             (end, begin)

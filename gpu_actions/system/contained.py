@@ -1,4 +1,4 @@
-"""Files that another process names or puts in place, copied without being led to any other file."""
+"""Copy files that another process names or writes, without following a link to any other file."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""The token formats of detect-secrets (https://github.com/Yelp/detect-secrets) behind our own rules.
+"""The token formats of detect-secrets (https://github.com/Yelp/detect-secrets), applied after our own rules.
 
 Only detectors of a fixed format in linear time are used. Its keyword and entropy detectors would remove hashes, UUIDs and
 paths, which an engineer needs. It is imported at the first text that may hold such a token: 5 MB of memory in the bot, 80 ms.
@@ -24,7 +24,7 @@ _DETECTORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("twilio", "TwilioKeyDetector", ("AC", "SK")),
     ("discord", "DiscordBotTokenDetector", ("M", "N", "O")),
 )
-"""Module, class, and the texts of which one is in every such token, so that a text without them costs nothing."""
+"""Module, class, and texts: every such token contains one of them, so a text without them costs nothing."""
 
 
 @cache

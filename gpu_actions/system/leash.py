@@ -77,4 +77,4 @@ class Leash:
 
 
 LEASH = Leash()
-"""The only one of this process."""
+"""The only leash of this process."""

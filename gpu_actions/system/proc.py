@@ -21,7 +21,7 @@ CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"), Path("/s
 
 
 class ProcessRow(NamedTuple):
-    """The fields of /proc/PID/stat in use. With its pid, `started` (clock ticks since boot) identifies a process for good."""
+    """The fields of /proc/PID/stat in use. `pid` and `started` (clock ticks since boot) identify a process within a boot."""
 
     pid: int
     parent: int

@@ -28,7 +28,7 @@ _ORDINARY = (
     r"(?![\"']{2}|\[\s*\]|\(\s*\)|\{)"
     r"(?!\(?SecretStr\(['\"]\*|\\{0,3}[\"']<\|?[a-z_]{1,30}\|?>)"
 )
-"""What may stand behind such a name and is not a secret: nothing, a flag, a special token of a tokenizer, a masked value."""
+"""What may follow such a name and is not a secret: nothing, a flag, a special token of a tokenizer, a masked value."""
 
 _COUNT = (
     r"(?!(?:(?<=tokens)|(?<=keys))[\"']?\s{0,4}[=:]\s{0,4}[\d.]+\b)"
@@ -155,7 +155,7 @@ _RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], str], ...] = (
         "[redacted:aws]",
     ),
 )
-"""Kind, texts of which one must occur for the rule to apply (which makes the others cost nothing), pattern, replacement."""
+"""Kind, texts, pattern, replacement. A rule is skipped, at no cost, for a text that contains none of its texts."""
 
 _WORD = "[A-Za-z0-9]"
 _DASHED = "[A-Za-z0-9_-]"

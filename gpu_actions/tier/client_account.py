@@ -1,4 +1,4 @@
-"""What clients saw of a run, for the results of its steps and for people: counted from the router's record, never guessed.
+"""What clients saw during a run, for step results and for people: counted from the router's record, never guessed.
 
 `describe` is pure. Nothing here fails a step: where there is no record, the line says that it is not known, and why.
 """
@@ -31,7 +31,7 @@ class Clients(Frozen):
 
     @property
     def data(self) -> JsonObject:
-        """Return it as a part of a step's data."""
+        """Return this account as part of a step's data."""
         return {"clients": self.model_dump(mode="json")}
 
 
@@ -109,7 +109,7 @@ def _gap(account: RequestAccount) -> str:
 
 
 def _capacity(account: RequestAccount, served_per_s: float | None) -> str:
-    """Return what is served now against before. A service that refuses nothing serves what it is asked."""
+    """Return the share of the usual rate that is served now; empty if nothing was refused, because all demand is served."""
     if not account.refused:
         return ""
     parts = []

@@ -17,7 +17,7 @@ PROBE_PROMPT = "gpu-oncall asks: are you there?"
 PROBE_TOKENS = 2
 SAMPLE_EVERY_S = 0.25
 CONFIRM_S = 0.15
-"""A busy tier generates many tokens in this time. One that a verdict calls hung and that generates none still hangs."""
+"""A busy tier generates many tokens in this time. A tier that a verdict calls hung and that generates none is still hung."""
 RESTART_MARGIN_S = 1.0
 """A verdict is about the running process if that process was at least this old when triage began."""
 
@@ -113,7 +113,7 @@ async def read_condition(
 ) -> TierReading:
     """Find the condition of a tier whose unit is in `state`, within about `stall_s` seconds.
 
-    It sends a real request and samples the token counter beside it. A known hang is confirmed without that wait, if the same
+    Sends a real request and samples the token counter meanwhile. A known hang is confirmed without that wait, if the same
     process still has the counter that triage saw, or if the counter does not move in a short check.
     """
     if not state.active:

@@ -188,9 +188,9 @@ def silence_s(samples: Sequence[TokenSample]) -> float:
 
 
 async def _abort(context: StepContext, tier: Tier, *, expected: int) -> None:
-    """End the sessions, and record how many before and after, so that a kill in between neither loses nor doubles any.
+    """End the sessions. Record their number before and after, so that a kill in between neither loses nor doubles any.
 
-    A drained tier gets no new sessions: of those that an earlier execution was about to end, the ones still open were not.
+    A drained tier gets no new sessions, so sessions still open were not ended by an earlier execution.
     """
     name = f"cut_{tier.name}"
     note = run_notes.recall(context.workdir, name) or {}
@@ -215,8 +215,8 @@ async def _aborted_and_resent(context: StepContext, tier: Tier) -> tuple[int, in
     """Return how many requests lost their answer and how many the router sent to another tier instead.
 
     The router counts those of which no byte was answered when their session was ended. Sessions that a killed execution was
-    about to end are gone by now, so they count too. The first number comes from the router's record, if that has all requests:
-    of the sessions that were to be ended some finish, or their client leaves, in the same moment.
+    about to end are gone by now, so they count too. The first number comes from the router's record if that is
+    complete, because some of these sessions finish, or their client leaves, at the very moment they are ended.
     """
     note = run_notes.recall(context.workdir, f"cut_{tier.name}") or {}
     ended = int(note.get("cut", 0)) + int(note.get("pending", 0))

@@ -1,6 +1,6 @@
 """The child process of `read_gpus`: print the memory of all GPUs and its holders as one JSON object.
 
-It imports only the standard library and nvidia-ml-py, so that it starts in 50 ms: a fallback waits for it first of all.
+It imports only the standard library and nvidia-ml-py, so that it starts in 50 ms: planning a fallback waits for it.
 """
 
 import json

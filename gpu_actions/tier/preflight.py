@@ -66,7 +66,7 @@ class Facts(Frozen):
 
 async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
     """Read both tiers, the router, the disk and the GPUs concurrently. Changes nothing. A hung tier takes a few seconds,
-    unless a verdict says already that it hangs."""
+    unless a verdict already says that it hangs."""
     needs_gpu = any(tier.config.gpus for tier in host.tiers.values())
     tp, fallback, memories = await asyncio.gather(
         _tier_facts(host, host.tp, known=known),

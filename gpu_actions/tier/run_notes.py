@@ -24,7 +24,7 @@ _in_memory: dict[Path, JsonObject] = {}
 def keep(workdir: Path, name: str, value: JsonObject) -> JsonObject:
     """Write a note atomically and return it.
 
-    On a full disk only this process remembers it: moving the traffic matters more than what a kill now would lose.
+    On a full disk it is kept in this process only: moving the traffic matters more than a note that a kill would lose.
     """
     path = _path(workdir, name)
     try:
@@ -58,7 +58,7 @@ def began(workdir: Path) -> Moment:
 
 
 def began_at_s(workdir: Path) -> float:
-    """Return the same in Unix seconds, for people. Durations are `began(...).seconds_ago()`."""
+    """Return when this run's first step began in Unix seconds, for people. Durations are `began(...).seconds_ago()`."""
     return began(workdir).wall_s
 
 

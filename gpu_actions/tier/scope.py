@@ -1,6 +1,6 @@
 """The step `fallback.scope`: an explicit environment for the single-GPU tier, without leftover NCCL variables.
 
-The runbook's `unset` and `export` last as long as one shell. Here the unit's next start gets the variables themselves.
+The runbook's `unset` and `export` last as long as one shell. Here the variables are set for the unit's next start.
 """
 
 import time

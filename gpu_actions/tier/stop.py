@@ -1,4 +1,4 @@
-"""The step `tier.stop`: freeze a tier so that nothing starts it again, stop all of it, and see its GPU memory released.
+"""The step `tier.stop`: freeze a tier so that nothing starts it again, stop all of it, and verify that its GPU memory is free.
 
 An exit code proves nothing here. Success means that no process is left and none holds GPU memory.
 """

@@ -96,7 +96,7 @@ class HttpEngine:
     """Its name in the settings (`engine.kind`)."""
 
     metric_names: ClassVar[Mapping[str, Names]] = {}
-    """The metric names of each figure of `EngineMetrics`. Empty: the page is read in the dialect that it shows."""
+    """The metric names of each figure of `EngineMetrics`. Empty: the page is read as that of the engine whose names it uses."""
 
     metric_prefix: ClassVar[str] = ""
     """The prefix that only this engine's metrics have. Empty for an engine that exports another's metric names."""
@@ -120,7 +120,7 @@ class HttpEngine:
     """Find a line of its log that holds a prompt or a completion; what group 1 matches may stay."""
 
     packages: ClassVar[tuple[str, ...]] = ()
-    """Python packages whose versions belong into an evidence bundle."""
+    """Python packages whose versions belong in an evidence bundle."""
 
     batch_flag: ClassVar[str] = ""
     """The flag of its command line that limits the requests in a batch."""
@@ -173,9 +173,7 @@ class HttpEngine:
         try:
             return reader.read_page(text, model=self.model, taken_at_s=boot_clock_s())
         except ValueError as error:
-            raise EngineError(
-                f"{self.url}/metrics answered with something else than metrics: {error}"
-            ) from error
+            raise EngineError(f"{self.url}/metrics did not return metrics: {error}") from error
 
     async def is_live(self, *, timeout_s: float = 2.0) -> bool:
         try:

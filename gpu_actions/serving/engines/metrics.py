@@ -1,7 +1,7 @@
 """Parse an engine's Prometheus page into `EngineMetrics`, and compute with its histograms.
 
 The parser is our own because prometheus_client's takes nine times as long on a vLLM page (docs/serving.md), and a restore
-reads one every second.
+reads one twice a second.
 """
 
 import math

@@ -1,4 +1,5 @@
 """Golden prompts: answers that an engine gave on a good day, and the judgement whether it still gives them.
 
-An engine can answer quickly and wrongly, after a corrupted load of its weights, say. No counter shows that; its answers do.
+An engine can answer quickly and wrongly, for example after its weights were corrupted while loading. No counter shows that;
+its answers do.
 """

@@ -27,7 +27,7 @@ OWN_AGENT = "gpu-oncall"
 
 MARK_PATH = "/_router/mark"
 MARK_STATUS = 204
-"""A mark is the only request of the router's own paths that has a line. Once it is in the file, so is all that ended before."""
+"""Of the requests to the router's own paths only a mark has a line. Lines of requests that ended earlier precede it."""
 
 END, STARTED, ADOPTED, LOST = "end_ms", "started_ms", "adopted_ms", "lost_lines"
 """A line has one of these: a request, or what the supervisor adds (`system/output_file.py`)."""
@@ -40,7 +40,7 @@ REFUSALS = (429, 503)
 def read_back(path: Path, since_ms: float) -> Iterator[dict[str, Any] | None]:
     """Yield the lines that ended since a moment, oldest first; None for one that cannot be read.
 
-    The first line yielded may be older, if the files have older ones: then nothing is missing at the beginning.
+    If the files reach further back, the first line yielded is older than that moment: nothing is missing at the beginning.
     """
     with ExitStack() as stack:
         for stream in _open_both(path, stack):
@@ -93,7 +93,7 @@ def _lines_since(stream: BinaryIO, since_ms: float) -> Iterator[dict[str, Any] |
 
 
 def _first_end_ms(stream: BinaryIO, offset: int) -> float:
-    """Return the moment of the first line with one after `offset`; infinite if there is none."""
+    """Return the moment of the first line after `offset` that has one; infinite if there is none."""
     stream.seek(offset)
     if offset:
         stream.readline()

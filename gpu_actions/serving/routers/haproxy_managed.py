@@ -39,7 +39,7 @@ START_TIMEOUT_S = 15.0
 
 LOG_BYTES = 4096
 GIVE_UP_RESTARTS = 2
-"""A first start may find its port still held by a process that is ending; a third one may not."""
+"""The first attempts may find the port still held by a process that is ending; the third must not."""
 
 SOCKET_TIMEOUT_S = 2.0
 """A router that has just started binds its admin socket within 30 ms."""
@@ -261,7 +261,7 @@ class ManagedRouter(HaproxyRouter):
     async def _answers(self) -> None:
         """Check that the admin socket and the clients' address both belong to this instance."""
         if await self._variable("configuration") is None:
-            raise RouterError(f"the router behind {self.admin.path} is not ours")
+            raise RouterError(f"the router behind {self.admin.path} was not started by gpu-oncall")
         url = f"{self.url}/_router/alive"
         try:
             status = (await fetch(url, timeout_s=3)).status

@@ -1,4 +1,4 @@
-"""Read the managed router's record of requests into an account, and find out whether the record has all of them."""
+"""Count the managed router's record of requests into an account, and determine whether the record is complete."""
 
 import asyncio
 import json
@@ -23,12 +23,12 @@ from gpu_actions.serving.routers.haproxy_log import (
 from gpu_actions.system.files import write_json
 
 MARK_TIMEOUT_S = 3.0
-"""A line is written within 0.1 s. After this long nobody writes: the disk is full, or the supervisor is gone."""
+"""A line is written within 0.1 s. If none appears for this long, the disk is full or the supervisor is gone."""
 
 MARK_AGAIN_S = 0.5
 
 READ_BEFORE_S = BEFORE_S + 120
-"""How far before the window lines are read: the usual rate, and trouble that began before somebody acted."""
+"""How far before the window lines are read: the usual rate, and trouble that began before the run."""
 
 CLOCK_SLACK_S = 0.005
 

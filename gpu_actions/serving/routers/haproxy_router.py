@@ -252,7 +252,7 @@ class HaproxyRouter:
 class ExistingRouter(HaproxyRouter):
     """An existing HAProxy: only its admin socket and only names that it has are used.
 
-    The socket can set the concurrency alone. Queue timeout, 429 and windows belong into its own configuration
+    The socket can set the concurrency alone. Queue timeout, 429 and windows belong in its own configuration
     (docs/serving.md has the lines), so they are not reported as in force.
     """
 

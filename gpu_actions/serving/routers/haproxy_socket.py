@@ -74,7 +74,9 @@ class HaproxySocket:
                 f"the router did not answer {command!r} on {self.path} within {timeout_s:.0f} s: it hangs or is overloaded"
             ) from None
         except PermissionError as error:
-            raise RouterDenied(f"may not open {self.path}: run as its owner or in its group") from error
+            raise RouterDenied(
+                f"permission denied for {self.path}: run as its owner or in its group"
+            ) from error
         except OSError as error:
             raise RouterError(
                 f"the router's admin socket {self.path} does not answer ({error.strerror or error}): "

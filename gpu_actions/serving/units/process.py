@@ -43,7 +43,7 @@ KILL_WAIT_S = 10.0
 """How long processes may take to end after SIGKILL. One stuck in the driver (state D) takes longer."""
 
 DRAIN_GRACE_S = 5.0
-"""A longer grace is meant for running requests to finish, so only the main process gets SIGTERM and ends its own children.
+"""A longer grace is meant to let running requests finish, so only the main process gets SIGTERM and ends its own children.
 Some engines break every stream if all their processes are signalled (`group_stop_hazard` of `HttpEngine`)."""
 
 PRODUCT_ROOT = Path(supervisor.__file__).parents[2]

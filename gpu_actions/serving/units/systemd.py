@@ -198,13 +198,13 @@ class SystemdService:
             )
 
     async def unfreeze(self) -> None:
-        """Remove mask and drop-in. Raises UnitError if a mask of someone else remains."""
+        """Remove mask and drop-in. Raises UnitError if another administrator's mask remains."""
         (self.drop_ins / FREEZE_FILE).unlink(missing_ok=True)
         await self._systemctl("unmask", "--runtime", self.unit)
         await self._systemctl("daemon-reload")
         if (await self._show())["LoadState"] == "masked":
             raise UnitError(
-                f"unit {self.unit} is masked permanently, not by us: run "
+                f"unit {self.unit} is masked permanently, not by gpu-oncall: run "
                 f"'systemctl unmask {self.unit}' if that is no longer wanted"
             )
 
@@ -319,7 +319,7 @@ class SystemdService:
         file = self.drop_ins / FREEZE_FILE
         if file.exists():
             return freeze_reason(file.read_text())
-        return "masked in systemd, not by us" if shown["LoadState"] == "masked" else None
+        return "masked in systemd, not by gpu-oncall" if shown["LoadState"] == "masked" else None
 
     def _journal_words(self) -> str:
         return f"'journalctl {'--user ' if self.config.user else ''}--unit={self.unit}'"

@@ -62,7 +62,7 @@ def test_a_typed_option_wins_over_the_profile_and_its_whole_range(tmp_path: Path
 
 
 def test_an_unknown_profile_is_refused_with_those_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(PlanRefused, match="profile = tpp: is not known; there are: quick, fallback, tp"):
+    with pytest.raises(PlanRefused, match="profile = tpp: is not known; known: quick, fallback, tp"):
         requested(tmp_path, profile="tpp")
 
 

@@ -1,4 +1,4 @@
-"""Restores of a tier that answers wrongly: real processes, a real HAProxy, and no traffic for a liar."""
+"""Restores of a tier that answers wrongly: real processes, a real HAProxy, and no traffic for that tier."""
 
 from pathlib import Path
 from typing import Any

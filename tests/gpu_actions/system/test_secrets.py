@@ -1,4 +1,4 @@
-"""No secret leaves by any way out, and no prompt by an engine's log."""
+"""No secret leaves the host by any output, and no prompt leaves it in an engine's log."""
 
 import io
 import json

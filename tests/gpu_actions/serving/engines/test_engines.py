@@ -217,11 +217,11 @@ async def test_metrics_include_the_time_and_the_missing_figures(serve: Serve) ->
     assert "generation_tokens" in metrics.missing
 
 
-async def test_a_metrics_page_of_something_else_is_an_error(serve: Serve) -> None:
+async def test_a_metrics_page_that_is_not_metrics_is_an_error(serve: Serve) -> None:
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="vllm:num_requests_running{ <html>")
 
-    with pytest.raises(EngineError, match="something else than metrics"):
+    with pytest.raises(EngineError, match="did not return metrics"):
         await (await serve({"/metrics": page})).metrics()
 
 

@@ -81,7 +81,7 @@ async def test_a_drained_server_and_one_in_maintenance_get_nothing_whatever_thei
     assert site.tp.served == 0
 
 
-async def test_requests_without_a_byte_of_answer_go_to_the_other_tier_when_tp_is_cut(
+async def test_unanswered_requests_go_to_the_other_tier_when_tps_sessions_are_aborted(
     make_router: MakeRouter,
 ) -> None:
     site, router = await make_router()

@@ -131,7 +131,7 @@ async def test_recorded_freeze_of_a_running_unit_does_not_mask_it(recorded: Path
 async def test_recorded_mask_of_another_administrator_is_reported_and_not_removed(recorded: Path) -> None:
     given_state(recorded, LoadState="masked", UnitFileState="masked")
     unit = service(recorded)
-    assert (await unit.state()).frozen_reason == "masked in systemd, not by us"
+    assert (await unit.state()).frozen_reason == "masked in systemd, not by gpu-oncall"
     with pytest.raises(UnitError, match="masked permanently"):
         await unit.unfreeze()
 
