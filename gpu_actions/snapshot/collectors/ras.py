@@ -92,7 +92,7 @@ class RasReading(Frozen):
 async def collect_ras(source: Source) -> RasReading:
     """Poll RAS now and at the end of the window. Raises CollectorSkipped without an address, CollectorFailed for a bad one."""
     address = source.target.ras
-    if address is None:
+    if not address:
         raise CollectorSkipped("no RAS address is configured")
     host, _, port = address.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536 or not host:

@@ -1,4 +1,4 @@
-"""Approvals: who may decide, when, and on which plan; the first writer wins and the others are told."""
+"""Approvals: who may decide, when, and on which plan; the first writer wins and everyone else is told."""
 
 import asyncio
 from collections.abc import AsyncIterator

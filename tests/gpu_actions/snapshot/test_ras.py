@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.snapshot.collector import CollectorFailed, Source
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.ras import RasReading, collect_ras, parse_json_answer, parse_text_answer
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.judge import judge
@@ -212,6 +212,11 @@ async def test_anything_but_a_report_is_silent_or_garbage_within_the_deadline(
     reading = await ask(talk, timeout_s=1.0 if talk is _endless_report else 0.4)
     assert [poll.outcome for poll in reading.polls] == [outcome, outcome], reading.polls[0].detail
     assert time.monotonic() - began < 4
+
+
+async def test_an_empty_address_asks_nobody() -> None:
+    with pytest.raises(CollectorSkipped, match="no RAS address is configured"):
+        await collect_ras(source_of("", timeout_s=0.4))
 
 
 async def test_a_closed_port_is_refused_and_a_bad_address_is_reported() -> None:
