@@ -1,6 +1,6 @@
 """Find the knee: the highest rate that holds the limits, from trials of some seconds each.
 
-A trial ends as soon as it cannot hold any more, and what it has in flight is dropped soon after, so that the service is
+A trial ends as soon as it can no longer hold, and what it has in flight is dropped soon after, so that the service is
 overloaded for seconds only.
 """
 
@@ -43,7 +43,7 @@ OVERHEAD_S = 1.0
 SHOW_EVERY_S = 1.0
 LEAST_REQUESTS = 3
 JUDGE_FROM_S = (1.5, 5.0)
-"""A trial is not ended before, so that the rate which the service completes can be read from it."""
+"""A trial is not ended earlier, so that the rate which the service completes can be read from it."""
 
 
 class _Trial:
@@ -60,19 +60,19 @@ class _Trial:
         self._completed: list[tuple[float, int]] = []
 
     def judge(self, progress: LoadProgress) -> str | None:
-        """Return why the trial cannot hold any more, or None."""
+        """Return why the trial can no longer hold, or None."""
         if progress.elapsed_s <= self.spec.duration_s:
             self._completed.append((progress.elapsed_s, progress.done))
         if progress.elapsed_s < self._judge_from_s:
             return None
         allowed = 0.01 * self._scheduled
         if progress.late > allowed:
-            return (
-                f"{progress.late} requests over the TTFT limit, {allowed:.0f} of {self._scheduled:.0f} may be"
-            )
+            return f"{progress.late} requests over the TTFT limit, at most {allowed:.0f} of {self._scheduled:.0f} may be"
         allowed = self.spec.max_error_percent / 100 * self._scheduled
         if progress.errors > allowed:
-            return f"{progress.errors} requests failed, {allowed:.0f} of {self._scheduled:.0f} may"
+            return (
+                f"{progress.errors} requests failed, at most {allowed:.0f} of {self._scheduled:.0f} may fail"
+            )
         if progress.in_flight > self._most_in_flight:
             return f"{progress.in_flight} requests in flight: a new one waits longer than the TTFT limit"
         return None
@@ -92,9 +92,8 @@ def _between(value: float, limits: tuple[float, float]) -> float:
 
 def _trial_spec(spec: LoadSpec, tried: Try, number: int, e2e_s: float, left_s: float) -> LoadSpec | None:
     """Return the spec of a trial, or None if the time that is left is too short for one."""
-    warmup_s = _between(
-        1.1 * e2e_s, WARMUP_S
-    )  # as many streams as the rate needs are running after one answer's time
+    # After the time of one answer, as many streams are running as the rate needs.
+    warmup_s = _between(1.1 * e2e_s, WARMUP_S)
     wanted_s = _between(max(2 * e2e_s, FULL_REQUESTS / tried.rate), FULL_S) if tried.is_full else SHORT_S
     window_s = max(wanted_s, LEAST_REQUESTS / tried.rate)
     fits_s = left_s - warmup_s - (e2e_s + 0.5) - OVERHEAD_S
@@ -115,7 +114,7 @@ def _trial_spec(spec: LoadSpec, tried: Try, number: int, e2e_s: float, left_s: f
 
 
 def _holds(result: LoadTestResult) -> bool:
-    """Return True if a trial met its limits, be it with a client that was late.
+    """Return True if a trial met its limits, even with a late client.
 
     Latencies count from the due time, so a late client makes them longer: limits that hold in spite of it do hold.
     """

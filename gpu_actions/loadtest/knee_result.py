@@ -11,7 +11,7 @@ from gpu_actions.system.redact import redact
 KNEE_JSON, KNEE_PNG = "knee.json", "knee.png"
 BUDGET_RANGE_S = (20.0, 600.0)
 BUDGET_S = 75.0
-"""Seconds of a search, if nobody says otherwise."""
+"""Default duration of a search, in seconds."""
 
 
 class KneeTrial(Frozen):
@@ -41,7 +41,7 @@ class KneeResult(Frozen):
     knee_version: int = 1
     name: str
     verdict: RunVerdict = Field(
-        description="passed: a knee was found; failed: no rate holds; void: it cannot be told"
+        description="passed: a knee was found; failed: no rate holds; void: inconclusive"
     )
     reasons: tuple[str, ...] = ()
     knee_qps: float | None = Field(

@@ -88,9 +88,8 @@ class KneeSearch:
     def note(self, tried: Try, *, held: bool, completed: float | None) -> None:
         """Take in how a trial ended. `completed`: requests a second that the service completed, if the trial failed."""
         if held:
-            self._failures = [
-                rate for rate in self._failures if rate > tried.rate
-            ]  # what failed below it was a stall
+            # A lower rate that failed did so because of a stall.
+            self._failures = [rate for rate in self._failures if rate > tried.rate]
             if tried.is_full:
                 self.held = max(tried.rate, self.held or 0)
             else:

@@ -28,8 +28,8 @@ PROBE_TIMEOUT_S = 30.0
 REFUSED_FOR_S = 30.0
 AGAIN_S = 0.3
 REFUSALS = (Outcome.HTTP_429, Outcome.HTTP_503)
-"""A full router refuses some requests, at worst after its queue's timeout, and serves others. Only one that refuses every
-request for so long is not tested."""
+"""A full router refuses some requests, at worst after its queue's timeout, and serves others. Only a service that refuses
+every request for `REFUSED_FOR_S` is not tested."""
 
 MAX_SPECIAL_TOKENS = 2
 """A tokenizer may add a begin and an end token."""
