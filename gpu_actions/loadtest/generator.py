@@ -66,7 +66,7 @@ class Generator:
         self._busy: set[Connection] = set()
         self._connecting: dict[int, asyncio.Task[None]] = {}
         self._start_at = 0.0
-        self._timer: asyncio.Future[None] | None = None
+        self._sent_all: asyncio.Future[None] | None = None
         self._sending = True
         self._all_ended = asyncio.Event()
 
@@ -85,7 +85,7 @@ class Generator:
         stopper = loop.create_task(stop.wait())
         self._precise = PreciseTimer(self._fire)
         sent_all = loop.create_future()
-        self._timer = sent_all
+        self._sent_all = sent_all
         try:
             if len(self._rows):
                 self._precise.arm(start_at + self._due[self._rows[0]])
@@ -141,8 +141,8 @@ class Generator:
             self._next += 1
             batch += 1
             self._dispatch(row, due_at, now)
-        if self._timer is not None and not self._timer.done():
-            self._timer.set_result(None)
+        if self._sent_all is not None and not self._sent_all.done():
+            self._sent_all.set_result(None)
 
     def _dispatch(self, row: int, due_at: float, now: float) -> None:
         self.records.dispatched_s[row] = now - self._start_at

@@ -1,4 +1,4 @@
-"""Nobody types anything: a rank freezes, and the bot's own looks open the incident, bring the card, and see the end of it."""
+"""Nobody types anything: a rank freezes, and the bot's own checks open the incident, bring the card, and see the end of it."""
 
 import asyncio
 import time
