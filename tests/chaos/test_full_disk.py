@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from bot.store.records import RunStatus
+from gpu_actions.serving.interfaces import UnitError
+from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
 from tests.chaos.conftest import MakeSite
 from tests.chaos.real_host import real_host
 from tests.gpu_actions.site import data_of, summary_of
@@ -101,3 +103,29 @@ async def test_a_run_whose_database_is_full_continues_when_there_is_room_again(
         await it.site.check_serving("fallback")
         it.end_workers()
         assert await it.strays() == []
+
+
+@pytest.mark.chaos(
+    fault="disk full",
+    at="the unit's own folder, a running tier is frozen and stopped",
+    after="stopped and frozen, with a warning in the log",
+)
+async def test_a_tier_is_frozen_and_stopped_although_its_folder_is_full(
+    tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    folder = small_disk(tmp_path / "disk", "1m")
+    unit = SupervisedProcess("tp", ProcessUnit(argv=("sleep", "300"), stop_grace_s=5), state_dir=folder)
+    await unit.start()
+    filler = fill(folder)
+    try:
+        await unit.freeze("a test of a full disk")
+        report = await unit.stop()
+        assert report.was_active
+        state = await unit.state()
+        assert (state.active, state.pids, state.frozen) == (False, (), True)
+        with pytest.raises(UnitError, match="frozen"):
+            await unit.start()
+    finally:
+        filler.unlink()
+        await unit.unfreeze()
+        await unit.stop(grace_s=0)

@@ -1,10 +1,11 @@
 """A unit that keeps its freeze, its scope and its lock in a folder of its own (mode 0700)."""
 
+import errno
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,23 @@ class FolderUnit:
         """Refuse starts from now on. A running process goes on. Raises ValueError without a reason."""
         reason = check_reason(reason)
         make_private_folder(self.folder)
-        write_json(self.folder / "frozen", {"reason": reason, "at_s": time.time()})
+        try:
+            write_json(self.folder / "frozen", {"reason": reason, "at_s": time.time()})
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            logger.warning("%s: the disk is full, so the freeze has no reason: %s", self.folder, reason)
+            (self.folder / "frozen").touch()  # an empty file freezes as well
+
+    @contextmanager
+    def _surviving_a_full_disk(self, name: str) -> Iterator[None]:
+        """Continue if a note does not fit on the disk: a tier must be stoppable then, too. An empty note counts as one."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            logger.warning("%s: the disk is full, %s was not written", self.folder, name)
 
     async def unfreeze(self) -> None:
         (self.folder / "frozen").unlink(missing_ok=True)

@@ -121,7 +121,8 @@ class SupervisedProcess(FolderUnit):
         grace = self.config.stop_grace_s if grace_s is None else grace_s
         async with self._fenced(grace + KILL_WAIT_S + ANSWER_TIMEOUT_S):
             begun = time.monotonic()
-            (self.folder / "stopping").write_text(str(begun + grace))
+            with self._surviving_a_full_disk("stopping"):
+                (self.folder / "stopping").write_text(str(begun + grace))
             record = self._record()
             keeper = self._keeper(record)
             if keeper is not None:
@@ -130,10 +131,11 @@ class SupervisedProcess(FolderUnit):
             seen: dict[int, ProcessRow] = {}
             killed = await self._end_all(seen, deadline=begun + grace, main_first=grace > DRAIN_GRACE_S)
             if record:
-                write_json(
-                    self.folder / "state.json",
-                    {**self._record(), "main": None, "session": None, "known": []},
-                )
+                with self._surviving_a_full_disk("state.json"):
+                    write_json(
+                        self.folder / "state.json",
+                        {**self._record(), "main": None, "session": None, "known": []},
+                    )
             (self.folder / "stopping").unlink(missing_ok=True)
             return StopReport(
                 was_active=was_active,
