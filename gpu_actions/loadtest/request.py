@@ -64,7 +64,7 @@ def refuse_above_caps(arguments: LoadTestArguments, settings: LoadTestSettings, 
         ("duration", arguments.duration, settings.duration_cap_s, "s", "max_duration_s"),
     )
     problems = [
-        f"{name} = {value:g}: is above the cap of {cap:g} {unit} for {host}; ask for {cap:g} or less, "
+        f"{name} = {value:g} is above the cap of {cap:g} {unit} for {host}; ask for {cap:g} or less, "
         f"or raise loadtest.{setting} in the settings"
         for name, value, cap, unit, setting in asked
         if value is not None and value > cap

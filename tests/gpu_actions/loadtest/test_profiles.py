@@ -77,9 +77,9 @@ def test_a_typed_rate_or_duration_above_the_cap_is_refused_with_the_cap(tmp_path
     caps = LoadTestSettings(max_qps=60)
     with pytest.raises(PlanRefused) as refused:
         requested(tmp_path, caps, qps=61, duration=7200)
-    assert refused.value.problems[0].startswith("qps = 61: is above the cap of 60 requests/s")
+    assert refused.value.problems[0].startswith("qps = 61 is above the cap of 60 requests/s")
     assert "raise loadtest.max_qps" in refused.value.problems[0]
-    assert refused.value.problems[1].startswith("duration = 7200: is above the cap of 3600 s")
+    assert refused.value.problems[1].startswith("duration = 7200 is above the cap of 3600 s")
     load, notes = requested(tmp_path, caps, profile="tp", qps=10)
     assert (load.target_qps, load.duration_s, notes) == (10, 900, ("profile tp",))
 
