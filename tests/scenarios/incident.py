@@ -73,7 +73,7 @@ class Incident:
         return mine[0]
 
     async def run(
-        self, action: str, *, until: Callable[[RunRecord], bool], timeout_s: float = 90, after: float = 0
+        self, action: str, *, until: Callable[[RunRecord], bool], timeout_s: float = 240, after: float = 0
     ) -> RunRecord:
         """The newest run of an action once `until` holds."""
         deadline = time.monotonic() + timeout_s
@@ -85,7 +85,7 @@ class Incident:
             await asyncio.sleep(0.1)
         raise AssertionError(f"{action} did not get there in {timeout_s} s: {describe(run)}")
 
-    async def ended(self, action: str, *, timeout_s: float = 90, after: float = 0) -> RunRecord:
+    async def ended(self, action: str, *, timeout_s: float = 240, after: float = 0) -> RunRecord:
         return await self.run(action, until=lambda run: run.status.final, timeout_s=timeout_s, after=after)
 
     async def says(self, text: str, *, timeout_s: float = 15) -> ReadMessage:

@@ -107,7 +107,7 @@ async def the_tier_comes_back_behind_an_approval(it: Incident) -> None:
     assert run.decisions == (), "who asked cannot approve"
 
     await it.press("approve", user="lead", run=run.id)
-    await it.run("restore", until=lambda r: step_is(r, "compare", StepStatus.RUNNING), timeout_s=60)
+    await it.run("restore", until=lambda r: step_is(r, "compare", StepStatus.RUNNING))
     await it.press("next", user="oncall", run=run.id)
     run = await it.ended("restore", timeout_s=150)
     assert run.status is RunStatus.SUCCEEDED, describe(run)
