@@ -32,9 +32,6 @@ class Counts(Frozen):
     bad: int = 0
     total: int = 0
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(bad=self.bad + other.bad, total=self.total + other.total)
-
 
 def checkpoints() -> Iterator[tuple[int, float]]:
     """Yield each checkpoint's number of requests with its share of `alpha`; the shares sum to 1."""
@@ -52,15 +49,17 @@ def checkpoints() -> Iterator[tuple[int, float]]:
 def boundary(requests: int, limit: float, alpha: float) -> int:
     """Return the smallest count k with P(Binomial(requests, limit) >= k) <= alpha; `requests + 1` where none exists.
 
-    Summed from the upper end in logarithms, so that tails of 1e-300 stay exact enough to compare.
+    Summed downward in logarithms from 40 standard deviations (and 40 counts) above the mean: what is beyond is far below any
+    `alpha`, and a stage of 100,000 requests must not block the event loop.
     """
     if limit <= 0:
         return 1
     if limit >= 1:
         return requests + 1
     log_p, log_q = math.log(limit), math.log1p(-limit)
+    highest = requests * limit + 40 * math.sqrt(requests * limit * (1 - limit)) + 40
     tail = 0.0
-    for count in range(requests, -1, -1):
+    for count in range(min(requests, math.ceil(highest)), -1, -1):
         log_pmf = (
             math.lgamma(requests + 1)
             - math.lgamma(count + 1)

@@ -52,7 +52,7 @@ async def saturating(site: Site) -> AsyncIterator[tuple[Account, Weights]]:
 
 
 def check_shares(account: Account, weights: Weights, stages: Sequence[int]) -> None:
-    """Check the share of each stage, and that whoever was sent to tp waited for nobody else."""
+    """Check the share of each stage, and that no request sent to tp waited behind another tier."""
     for percent in stages:
         start, end = weights.span(weights_for(percent, tp_weight=100, fallback_weight=100, standby_weight=1))
         asked = account.sent_between(start + 0.1, end - 0.1)
