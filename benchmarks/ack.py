@@ -5,6 +5,7 @@ the workspace's own: from the command until the app's answer to its envelope.
 """
 
 import asyncio
+import math
 import statistics
 import tempfile
 from pathlib import Path
@@ -23,16 +24,22 @@ async def main() -> int:
             results = await asyncio.gather(
                 *(it.client.say("oncall", "incidents", COMMANDS[n % len(COMMANDS)]) for n in range(AT_ONCE))
             )
-    waited = sorted(result.waited_ms for result in results if result.ok)
-    unacknowledged = AT_ONCE - len(waited)
-    p99 = waited[int(0.99 * len(waited)) - 1] if waited else float("inf")
+    return report([result.waited_ms if result.ok else math.inf for result in results])
+
+
+def report(waited_ms: list[float]) -> int:
+    """Print the figures. Return the exit code: 0 if the goal is met. A command that was not acknowledged waited for ever."""
+    ranked = sorted(waited_ms)
+    unacknowledged = ranked.count(math.inf)
+    p99 = ranked[math.ceil(0.99 * len(ranked)) - 1]
+    met = p99 < GOAL_P99_MS and not unacknowledged
     print(
-        f"{AT_ONCE} commands at once: p50 {statistics.median(waited):.0f} ms, p99 {p99:.0f} ms, max {waited[-1]:.0f} ms"
+        f"{len(ranked)} commands at once: p50 {statistics.median_low(ranked):.0f} ms, p99 {p99:.0f} ms, max {ranked[-1]:.0f} ms"
     )
     print(
-        f"not acknowledged: {unacknowledged}; goal p99 < {GOAL_P99_MS} ms: {'met' if p99 < GOAL_P99_MS else 'MISSED'}"
+        f"not acknowledged: {unacknowledged}; goal p99 < {GOAL_P99_MS} ms and all acknowledged: {'met' if met else 'MISSED'}"
     )
-    return 0 if p99 < GOAL_P99_MS and unacknowledged == 0 else 1
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

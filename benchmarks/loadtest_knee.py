@@ -1,11 +1,14 @@
 """The knee that a search finds, beside the capacity of servers whose truth is known: places / time of an answer.
 
-Prints one line per server. Exits 1 when a knee is more than 10 % off or a search took more than 90 s. The TTFT limit is some
-answers long, so that the queue of a server that is nearly full stays within it and the knee is close to the capacity.
+`python -m benchmarks.loadtest_knee [RUNS]` prints one line per search, then one per server (default: one run). Exits 1 when a
+knee is more than 10 % off or a search took more than 90 s. The TTFT limit is some answers long, so that the queue of a server
+that is nearly full stays within it and the knee is close to the capacity.
 """
 
 import asyncio
 import json
+import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +28,8 @@ GOAL_PERCENT = 10.0
 GOAL_S = 90.0
 
 
-def search(places: int, ttft_ms: int, itl_ms: int, tokens: int, slo_ms: int) -> bool:
-    """Search on one server, print what was found, and return True if it is within the goals."""
+def search(places: int, ttft_ms: int, itl_ms: int, tokens: int, slo_ms: int) -> tuple[float, float]:
+    """Search on one server and print what was found. Return how far off it is in percent, and the seconds."""
     options = {"slots": places, "ttft_ms": ttft_ms, "itl_ms": itl_ms}
     server = subprocess.Popen(
         [sys.executable, str(SERVER), json.dumps(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -54,14 +57,26 @@ def search(places: int, ttft_ms: int, itl_ms: int, tokens: int, slo_ms: int) -> 
         f"{len(result.trials)} trials in {result.seconds:.0f} s, {result.verdict.value}",
         flush=True,
     )
-    return off is not None and abs(off) <= GOAL_PERCENT and result.seconds <= GOAL_S
+    return math.inf if off is None else off, result.seconds
 
 
-def main() -> int:
-    """Search on every server, one after the other."""
-    failed = sum(not search(*case) for case in CASES)
-    return 1 if failed else 0
+def main(runs: int) -> int:
+    """Search on every server, one after the other, `runs` times."""
+    found: dict[tuple[int, ...], list[tuple[float, float]]] = {case: [] for case in CASES}
+    for _ in range(runs):
+        for case in CASES:
+            found[case].append(search(*case))
+    missed = 0
+    for case, searches in found.items():
+        offs = [off for off, _ in searches]
+        missed += sum(abs(off) > GOAL_PERCENT or seconds > GOAL_S for off, seconds in searches)
+        print(
+            f"{case[0]:3} places: {min(offs):+.1f} to {max(offs):+.1f} % off, median {statistics.median(offs):+.1f} %, "
+            f"longest search {max(seconds for _, seconds in searches):.0f} s, {runs} runs"
+        )
+    print(f"goal {GOAL_PERCENT:g} % within {GOAL_S:g} s: {'met' if not missed else f'MISSED by {missed}'}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1))

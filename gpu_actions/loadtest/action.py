@@ -246,7 +246,7 @@ SPEC = ActionSpec(
         ("status [host]", "show its progress and the figures so far"),
         ("stop [host]", "end it early and keep what was measured"),
     ),
-    usage_hint="start|status|stop|compare|baseline [qps=3 duration=20]",
+    usage_hint="plan|start|status|stop|compare|baseline [qps=3 duration=20]",
     keeps_partial_results=True,
     pauses_monitors=frozenset({"probe", "regression"}),
 )

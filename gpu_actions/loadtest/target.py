@@ -118,7 +118,8 @@ def _tls_context(spec: LoadSpec) -> ssl.SSLContext:
 async def fetch(target: Target, url: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
     """GET a page and return its status and body. Raises OSError, TimeoutError or ValueError (not HTTP, too large).
 
-    A URL on the target's own authority goes to its resolved address with its TLS settings; the bearer token goes nowhere else.
+    A URL on the target's own authority goes to its resolved address; the bearer token goes nowhere else. The TLS settings
+    hold for the target's host only: another host is verified as usual.
     """
     return await asyncio.wait_for(asyncio.to_thread(_get, target, url, timeout_s), timeout_s)
 
@@ -134,9 +135,11 @@ def _get(target: Target, url: str, timeout_s: float) -> tuple[int, bytes]:
     connection.sock = socket.create_connection((address, port_of(url)), timeout_s)
     try:
         if parts.scheme == "https":
-            tls = target.tls or ssl.create_default_context()
+            own = target.tls if parts.hostname == target.host else None
+            tls = own or ssl.create_default_context()
             connection.sock = tls.wrap_socket(connection.sock, server_hostname=parts.hostname)
-        connection.request("GET", parts.path or "/", headers=headers)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         body = response.read(MAX_PAGE_BYTES + 1)
     except http.client.HTTPException as error:

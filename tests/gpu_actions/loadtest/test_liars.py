@@ -1,6 +1,7 @@
 """Bad answers that other tools count as served are each recognised and put in their own class."""
 
 import asyncio
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from gpu_actions.loadtest.outcomes import Outcome
 from gpu_actions.loadtest.preflight import preflight
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.loadtest.run import measure
-from gpu_actions.loadtest.target import LoadTestRefused, resolve_target
+from gpu_actions.loadtest.target import LoadTestRefused, fetch, resolve_target
 from tests.gpu_actions.loadtest.conftest import StartServer, Truth
 from tests.gpu_actions.loadtest.test_truth import generate
 
@@ -161,6 +162,33 @@ async def test_tls_works_with_its_authority_and_is_refused_without_it(
     assert trusted.verdict is RunVerdict.PASSED, trusted.reasons
     with pytest.raises(LoadTestRefused, match="not trusted"):
         await measure(server.spec(url=url))
+
+
+async def test_a_certificate_that_is_trusted_for_the_service_is_not_trusted_for_a_metrics_page_of_another_host(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = start_server(cert=str(certificate(tmp_path)), ttft_ms=5)
+    service, other = f"https://127.0.0.1:{server.port}", f"https://localhost:{server.port}/metrics"
+    for tls in ({"tls_insecure": True}, {"tls_ca": tmp_path / "cert.pem"}):
+        target = await resolve_target(server.spec(url=service, **tls))
+        assert (await fetch(target, f"{service}/metrics"))[0] == 200
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await fetch(target, other)
+
+
+async def test_the_query_of_a_metrics_url_is_sent(start_server: StartServer) -> None:
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as page:
+        port = page.sockets[0].getsockname()[1]
+        target = await resolve_target(start_server().spec())
+        await fetch(target, f"http://127.0.0.1:{port}/federate?match=vllm&x=1")
+    assert asked == [b"GET /federate?match=vllm&x=1 HTTP/1.1\r\n"]
 
 
 async def test_https_to_a_plain_port_is_refused_in_one_line(
