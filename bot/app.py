@@ -31,6 +31,7 @@ from bot.slack.access import Access
 from bot.slack.connection import CannotStart, bot_user_id, connected
 from bot.slack.live_messages import LiveMessages
 from bot.store.store import Store
+from bot.store.upgrade import DatabaseTooNew
 from bot.watch.alertmanager import Webhook
 from bot.watch.alerts import Alerts
 from bot.watch.monitor_memory import MonitorMemory
@@ -69,7 +70,7 @@ async def serve(settings: Settings, *, role: ProcessRole = "all") -> int:
     try:
         async with running(settings, stop=stop, role=role):
             await stop.wait()
-    except (CannotStart, AlreadyRunning) as error:
+    except (CannotStart, AlreadyRunning, DatabaseTooNew) as error:
         log.error(str(error))
         return 1
     return 0
@@ -78,7 +79,11 @@ async def serve(settings: Settings, *, role: ProcessRole = "all") -> int:
 async def serve_worker(settings: Settings) -> int:
     """Execute the runs of this host until SIGTERM or SIGINT, without Slack. Return 1 if another process does so."""
     stop = _prepare(settings)
-    store, artifacts = _storage(settings)
+    try:
+        store, artifacts = _storage(settings)
+    except DatabaseTooNew as error:
+        log.error(str(error))
+        return 1
     runs = Runs(settings, store=store, artifacts=artifacts, actions=actions(), role="worker")
     try:
         await runs.engine.launch()

@@ -32,7 +32,11 @@ golden_app = typer.Typer(
     help="Golden prompts: record a tier's answers on a good day, and check it against them.",
     no_args_is_help=True,
 )
+audit_app = typer.Typer(
+    help="The record of who did what: check that it is unchanged, and export it.", no_args_is_help=True
+)
 app.add_typer(golden_app, name="golden")
+app.add_typer(audit_app, name="audit")
 app.add_typer(demo_app, name="demo")
 app.add_typer(workspace_app, name="workspace")
 
@@ -133,6 +137,33 @@ def golden_record(
     raise typer.Exit(
         asyncio.run(record(settings, host=host, tier=tier, repeats=repeats, concurrency=concurrency))
     )
+
+
+@audit_app.command("verify")
+def audit_verify(
+    config: ConfigOption = None,
+    expect: Annotated[
+        str, typer.Option(help="a hash that an earlier check printed and that must still be there")
+    ] = "",
+) -> None:
+    """Check the hash chain of the audit trail. Exit 0: intact; 1: an entry was changed, removed or inserted."""
+    from bot.cli.audit import verify
+
+    raise typer.Exit(verify(_settings(config), expected=expect))
+
+
+@audit_app.command("export")
+def audit_export(
+    config: ConfigOption = None,
+    days: Annotated[float, typer.Option(min=0, help="only the last N days; default: all")] = 0,
+) -> None:
+    """Print the audit trail as JSON lines, oldest entry first."""
+    import time
+
+    from bot.cli.audit import export
+
+    since = time.time() - days * 86_400 if days else 0.0
+    raise typer.Exit(export(_settings(config), since=since))
 
 
 @golden_app.command("check")

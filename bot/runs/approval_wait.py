@@ -8,6 +8,7 @@ from collections import defaultdict
 
 from bot.runs.plan_phase import Phase, next_phase
 from bot.store.records import RunStatus
+from bot.store.row_to_record import OTHER_VERSION, plan_problem
 from bot.store.store import Store
 
 RECHECK_S = 30.0
@@ -44,6 +45,9 @@ class ApprovalWait:
                 row = await asyncio.to_thread(self._store.row, run_id)
                 if row.status != RunStatus.WAITING:
                     return next_phase(row.status)
+                if problem := plan_problem(row.plan):
+                    await self._refuse(run_id, problem)
+                    continue
                 left_s = row.gate_expires_at - self._store.clock()
                 if left_s <= 0:
                     await self._expire(run_id)
@@ -55,6 +59,18 @@ class ApprovalWait:
                     continue
         finally:
             self._wakes.pop(run_id, None)
+
+    async def _refuse(self, run_id: str, problem: str) -> None:
+        outcome = f"{OTHER_VERSION}: {problem}. Nothing was touched."
+        values = {"outcome": outcome, "next_action": "start the action again"}
+        await asyncio.to_thread(
+            self._store.move,
+            run_id,
+            allowed=(RunStatus.WAITING,),
+            to=RunStatus.FAILED,
+            text=outcome,
+            values=values,
+        )
 
     async def _expire(self, run_id: str) -> None:
         await asyncio.to_thread(

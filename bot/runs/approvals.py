@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from bot.store.records import Decision, Person, RunRecord, RunStatus
-from bot.store.row_to_record import decision_record, stored_plan
+from bot.store.row_to_record import OTHER_VERSION, decision_record, plan_problem, stored_plan
 from bot.store.schema import decisions
 from bot.store.store import RunChange, Store
 from gpu_actions.models import Frozen
@@ -105,6 +105,8 @@ def _refusal(
     status = RunStatus(row.status)
     if status is not RunStatus.WAITING:
         return _too_late(row.id, status, earlier)
+    if problem := plan_problem(row.plan):
+        return f"{OTHER_VERSION}: {problem}. Start the action again."
     if gate is None:
         return f"{row.id} needs no approval."
     if row.gate_expires_at is not None and change.at >= row.gate_expires_at:

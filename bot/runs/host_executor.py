@@ -18,7 +18,7 @@ from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore, attempt_folder
 from bot.runs.step_progress import StepProgress
 from bot.store.records import Person, RunStatus
-from bot.store.row_to_record import stored_plan
+from bot.store.row_to_record import OTHER_VERSION, plan_problem, stored_plan
 from bot.store.step_rows import StepRows
 from bot.store.store import Store
 from gpu_actions.action import Signal, StepContext
@@ -91,7 +91,7 @@ class HostExecutor:
             return {"ended": True}
         plan = stored_plan(row.plan)
         if plan is None or _hash(row.plan) != row.plan_hash:
-            await self._conclude(run_id, RunStatus.FAILED, *_unusable(plan))
+            await self._conclude(run_id, RunStatus.FAILED, *_unusable(plan_problem(row.plan)))
             return {"ended": True}
         outcomes = await asyncio.to_thread(self._rows.outcomes, run_id)
         move = next_move(plan, outcomes, cancelled=row.stop_requested is not None)
@@ -198,10 +198,10 @@ def _hash(stored: Any) -> str:
     return sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _unusable(plan: Plan | None) -> tuple[str, str]:
-    if plan is None:
+def _unusable(problem: str) -> tuple[str, str]:
+    if problem:
         return (
-            "The plan was made by another version of gpu-oncall and cannot be read by this one. It was not continued.",
+            f"{OTHER_VERSION}: {problem}.",
             "check the host with triage, then start the action again",
         )
     return (
@@ -218,7 +218,7 @@ def _ending(plan: Plan, ended: Ended, outcomes: list[Outcome], row: Any) -> tupl
     if ended.status == "succeeded":
         return (last.summary if last is not None else "There was nothing to do."), ""
     if ended.status == "cancelled":
-        by = Person.model_validate(row.stop_requested) if row.stop_requested else None
+        by = Person.model_validate(row.stop_requested, extra="ignore") if row.stop_requested else None
         who = f" by {by.name or by.id}" if by is not None else ""
         return f"Stopped{who}. {left or 'There was nothing to undo.'}", (last.next_action if last else "")
     failed = next(o for o in reversed(outcomes) if o.step_id == ended.failed_step)

@@ -39,7 +39,7 @@ class PlanPhase:
         if row.status != RunStatus.PLANNING:
             return next_phase(row.status)
         try:
-            requester = Person.model_validate(row.requester)
+            requester = Person.model_validate(row.requester, extra="ignore")
             plan = await self._planner.plan(row.action, row.host, row.options, requester)
         except PlanRefused as refusal:
             return await self._refuse(run_id, refusal.problems)

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bot.store.schema import metadata
+from bot.store.upgrade import upgrade
 
 BUSY_TIMEOUT_MS = 10_000
 POOL_SIZE = 4
@@ -35,10 +35,10 @@ class Database:
         return self.url.startswith("sqlite")
 
     def create(self) -> None:
-        """Create the folder, the file (mode 0600, WAL) and the tables that are missing."""
+        """Create the folder, the file (mode 0600, WAL) and the tables, or upgrade them. Raise DatabaseTooNew."""
         if self.is_sqlite:
             create_sqlite_file(self.url)
-        metadata.create_all(self.engine)
+        upgrade(self.engine)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:

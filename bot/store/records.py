@@ -132,6 +132,9 @@ class RunRecord(Frozen):
     decisions: tuple[Decision, ...] = ()
     artifacts: tuple[ArtifactRecord, ...] = ()
     version: int = Field(default=0, description="rises with every change; the live message compares it")
+    unreadable: tuple[str, ...] = Field(
+        default=(), description="parts of another version that this one cannot read"
+    )
 
     @property
     def short_of_approvals(self) -> int:

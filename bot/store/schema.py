@@ -6,6 +6,9 @@ JSON; nothing is pickled.
 
 import sqlalchemy as sa
 
+SCHEMA_VERSION = "0002"
+"""The newest migration in `bot.store.migrations`."""
+
 metadata = sa.MetaData()
 
 runs = sa.Table(
@@ -143,6 +146,18 @@ timeline = sa.Table(
     sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("text", sa.Text, nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False, server_default=""),
+)
+
+audit_chain = (
+    sa.Table(  # one row: the hash of the newest entry, and that of the newest entry that retention removed
+        "audit_chain",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("hash", sa.String(64), nullable=False),
+        sa.Column("anchor", sa.String(64), nullable=False),
+        sa.Column("anchor_id", sa.Integer, nullable=False),
+    )
 )
 
 deliveries = sa.Table(

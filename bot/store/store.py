@@ -13,11 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from bot.store.audit import Audit, append
+from bot.store.audit import Audit, append, begin_chain
 from bot.store.database import Database
 from bot.store.deliveries import Deliveries
 from bot.store.records import FINAL, Person, RunRecord, RunStatus, TimelineEntry
-from bot.store.row_to_record import run_records
+from bot.store.row_to_record import readable, run_records
 from bot.store.schema import artifacts, counters, host_locks, runs, signals, steps
 from gpu_actions.action import Signal
 from gpu_actions.models import JsonObject, Verdict
@@ -100,9 +100,10 @@ class Store:
         self._subscribers: list[Callable[[str], None]] = []
 
     def create(self) -> None:
-        """Create the tables that are missing."""
+        """Create the tables, or upgrade those of an older version. Raise DatabaseTooNew for those of a newer one."""
         self.database.create()
         with self.database.write() as connection:
+            begin_chain(connection)
             query = sa.select(counters.c.value).where(counters.c.name == "changes")
             if connection.execute(query).scalar() is None:
                 connection.execute(counters.insert().values(name="changes", value=0))
@@ -270,7 +271,9 @@ class Store:
         )
         with self.database.read() as connection:
             found = connection.execute(query).one_or_none()
-        return None if found is None else (Verdict.model_validate(found[0]), self.clock() - found[1])
+        if found is None or (verdict := readable(Verdict, found[0])) is None:
+            return None
+        return verdict, self.clock() - found[1]
 
 
 def _insert(

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import sqlalchemy as sa
-from pydantic import ValidationError
 
 from bot.settings.model import MonitorSettings
 from bot.store.records import Alert
+from bot.store.row_to_record import readable
 from bot.store.schema import monitor_states
 from bot.store.store import Store
 from bot.watch.monitor_kinds import MONITOR_KINDS
@@ -79,10 +79,7 @@ class MonitorMemory:
 def _read(connection: sa.Connection, host: str, monitor: str) -> MonitorState:
     here = (monitor_states.c.host == host, monitor_states.c.look == monitor)
     kept = connection.execute(sa.select(monitor_states.c.state).where(*here).with_for_update()).scalar()
-    try:
-        return MonitorState(host=host) if kept is None else MonitorState.model_validate(kept)
-    except ValidationError:
-        return MonitorState(host=host)
+    return readable(MonitorState, kept) or MonitorState(host=host)
 
 
 def _write(connection: sa.Connection, monitor: str, state: MonitorState) -> None:
