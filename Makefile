@@ -27,11 +27,11 @@ demo: setup  ## workspace + demonstration host + bot, on this machine; Ctrl-C st
 	@$(BIN)/gpu-oncall demo
 
 test: setup lint typecheck  ## lint, types and all tests except those marked heavy
-	@deploy/packages.sh chromium gcc
+	@deploy/packages.sh chromium gcc postgresql
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 12
 
 test-heavy: setup  ## the marked tests: minutes long, or gigabytes of downloads
-	@deploy/packages.sh chromium gcc
+	@deploy/packages.sh chromium gcc postgresql
 	$(BIN)/pytest -m heavy
 
 test-vllm: setup  ## the real vLLM on the CPU behind its adapter (3 GB of downloads, minutes)

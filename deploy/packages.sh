@@ -4,7 +4,10 @@ set -euo pipefail
 
 missing=()
 for package in "$@"; do
-  command -v "$package" >/dev/null 2>&1 || missing+=("$package")
+  case "$package" in
+    postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=("$package") ;;  # not on PATH in Debian
+    *) command -v "$package" >/dev/null 2>&1 || missing+=("$package") ;;
+  esac
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
