@@ -172,7 +172,7 @@ def build(
         incidents=incidents,
         store=store,
         access=access,
-        monitors=monitors if settings.monitors.enabled else None,
+        monitors=monitors,
         actions=specs,
         bot_user_id=bot_user_id,
     )

@@ -27,7 +27,7 @@ class Services:
     incidents: "Incidents"
     store: "Store"
     access: Access
-    monitors: "Monitors | None" = None
+    monitors: "Monitors"
     actions: Mapping[str, "ActionSpec"] = field(default_factory=dict)
     bot_user_id: str = ""
 

@@ -58,10 +58,6 @@ async def _acknowledge(call: Call, value: str) -> None:
     host, _, cause = value.partition(":")
     services = call.services
     await services.access.require(call.person, services.access.change_role, f"acknowledge {cause} on {host}")
-    if services.monitors is None:
-        raise UserError(
-            "The monitors are off (monitors.enabled in the settings), so there is nothing to acknowledge."
-        )
     quiet_s = await asyncio.to_thread(services.monitors.acknowledge, host, cause, by=call.person)
     if (incident := services.incidents.active(host)) is not None:
         services.incidents.note(incident.id, by=call.person, text=f"acknowledged {cause}")

@@ -27,6 +27,20 @@ def joined(alert: Alert) -> Message:
     return compose(text, [section(text), _acknowledge(alert)])
 
 
+def group(alert: Alert, *, is_root: bool, total: int, firing: int) -> Message:
+    """Return the message of a group of alerts with one cause: what it said first, and how many there are now."""
+    count = "1 alert" if total == 1 else f"{total} alerts"
+    if firing == 0:
+        text = (
+            f":large_green_circle: *{one_line(alert.cause)}* on {one_line(alert.host)} is resolved ({count})."
+        )
+        todo = "The incident stays open until a person closes it." if is_root else ""
+        return compose(text, [section(text), *([footnote(todo)] if todo else [])])
+    shown = opened(alert) if is_root else joined(alert)
+    counted = f"{count} so far, {firing} firing; the last one: {one_line(alert.reason, 200)}"
+    return compose(f"{shown.text} ({count})", [*shown.blocks, footnote(counted)])
+
+
 def cleared(host: str, *, source: str, reason: str) -> Message:
     """Return the reply when a fault is gone. People close the incident."""
     who, why = capitalized(one_line(source)), one_line(reason, 200)

@@ -36,3 +36,12 @@ class Deliveries:
         old = deliveries.c.at < self._clock() - older_than_s
         with self._database.write() as connection:
             return int(connection.execute(deliveries.delete().where(old)).rowcount)
+
+
+def first_time(connection: sa.Connection, key: str, at: float) -> bool:
+    """Remember a key in the caller's transaction. Return True if it is new."""
+    known = sa.select(deliveries.c.key).where(deliveries.c.key == key)
+    if connection.execute(known).first() is not None:
+        return False
+    connection.execute(deliveries.insert().values(key=key, at=at))
+    return True

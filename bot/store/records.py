@@ -181,10 +181,18 @@ class Alert(Frozen):
         default=None, description="seconds that triage must read to see the same; None: as the settings say"
     )
 
+    fingerprint: str = Field(
+        default="", description="Alertmanager's name of it; alerts with one are grouped by cause"
+    )
+    resolved: bool = False
+
     @property
     def id(self) -> str:
         """A hash of 32 characters: a repeat of the same alert starts nothing new."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+        later = {
+            name for name in ("fingerprint", "resolved") if not getattr(self, name)
+        }  # rows from before them keep their id
+        return hashlib.sha256(self.model_dump_json(exclude=later).encode()).hexdigest()[:32]
 
 
 class TimelineEntry(Frozen):

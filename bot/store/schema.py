@@ -6,7 +6,7 @@ JSON; nothing is pickled.
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 """The newest migration in `bot.store.migrations`."""
 
 metadata = sa.MetaData()
@@ -181,6 +181,32 @@ untold_alarms = sa.Table(  # alerts that are not yet delivered
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("alarm", sa.JSON, nullable=False),
     sa.Column("at", sa.Double, nullable=False),
+)
+
+alert_groups = sa.Table(  # Alertmanager's alerts of one cause on one host, and the message that counts them
+    "alert_groups",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("host", sa.String(64), nullable=False),
+    sa.Column("cause", sa.String(64), nullable=False),
+    sa.Column("channel", sa.String(64)),
+    sa.Column("ts", sa.String(32)),
+    sa.Column("is_root", sa.Boolean, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("shown", sa.Integer, nullable=False),  # the total that the message shows; -1: it must be edited
+    sa.Column("firing", sa.JSON, nullable=False),
+    sa.Column("alert", sa.JSON, nullable=False),
+    sa.Column("first_at", sa.Double, nullable=False),
+    sa.Column("last_at", sa.Double, nullable=False),
+    sa.Column("closed_at", sa.Double),
+)
+sa.Index(
+    "one_open_group_a_cause",
+    alert_groups.c.host,
+    alert_groups.c.cause,
+    unique=True,
+    sqlite_where=alert_groups.c.closed_at.is_(None),
+    postgresql_where=alert_groups.c.closed_at.is_(None),
 )
 
 counters = sa.Table(

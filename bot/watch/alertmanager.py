@@ -4,7 +4,6 @@ It stores the alerts, answers, and works afterwards. Alertmanager repeats a noti
 (same alert, same start) starts nothing new. Source: prometheus.io/docs/alerting/latest/configuration/#webhook_config.
 """
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -16,7 +15,6 @@ import structlog
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from bot.presenter import alerts as texts
 from bot.settings.model import WebSettings
 from bot.store.records import Alert
 from bot.store.store import Store
@@ -90,7 +88,7 @@ class Webhook:
         return await self._take(payload)
 
     async def _take(self, payload: Payload) -> web.Response:
-        accepted, unknown, new = 0, [], []
+        accepted, unknown, received = 0, [], []
         for alert in payload.alerts:
             host = self.host_of(alert)
             if host is None:
@@ -99,16 +97,10 @@ class Webhook:
             accepted += 1
             key = alert.fingerprint or _labels_key(alert)
             once = f"alert:{key}:{alert.starts_at.isoformat()}:{alert.status}"[:255]
-            if not await asyncio.to_thread(self.store.deliveries.first_time, once):
-                continue
-            new.append((alert, host, key))
-        firing = [self._alert_of(*one) for one in new if one[0].status == "firing"]
-        await self.alerts.keep(firing)  # before the answer: Alertmanager does not repeat what got a 202
-        for one in firing:
+            received.append((once, self._alert_of(alert, host, key)))
+        # Kept before the answer, with their delivery keys: Alertmanager does not repeat what got a 202.
+        for one in await self.alerts.keep_new(received):
             self.alerts.report(one)
-        for alert, host, _ in new:
-            if alert.status == "resolved":
-                self.alerts.say(host, texts.resolved(host, alert.labels.get("alertname", "alert")))
         if unknown:
             labels = ", ".join(self.settings.alert_host_labels)
             names = ", ".join(sorted({alert.labels.get("alertname", "?") for alert in unknown})[:5])
@@ -140,6 +132,8 @@ class Webhook:
             verdict=VerdictKind.WATCH if quiet else VerdictKind.FALL_BACK,
             key=f"{key}:{alert.starts_at.isoformat()}",
             at_s=self.store.clock(),
+            fingerprint=key,
+            resolved=alert.status == "resolved",
         )
 
 

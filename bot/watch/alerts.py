@@ -21,10 +21,11 @@ from bot.presenter.verdict_card import verdict_of
 from bot.runs.runs import Runs
 from bot.settings.model import MonitorSettings
 from bot.slack.channels import Channels
-from bot.slack.posts import post
+from bot.slack.posts import edit, post
 from bot.slack.retry import AWAY, until_accepted
 from bot.store.records import Alert, IncidentRecord, Person, Place, RunRecord, UserError
 from bot.store.store import Store
+from bot.watch.alert_groups import AlertGroup, AlertGroups
 from bot.watch.auto_fallback import why_not
 from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.models import VerdictKind
@@ -36,6 +37,9 @@ log = structlog.get_logger()
 MONITOR = Person(id="monitor", name="monitor")
 FIRST_POST_S = 3.0
 """The triage waits this long for the alert to be posted first. That reads better, but evidence matters more."""
+EDIT_PAUSE_S = 2.0
+"""The count of a group is edited at most this often: a storm of alerts costs few of the edits that Slack allows."""
+ALERT_EVENT = "gpu_oncall_alert"
 RECENT_TRIAGE_S = 60.0
 """A triage that started within this time before an alert may serve for it."""
 SAME_MOMENT_S = 15.0
@@ -63,6 +67,8 @@ class Alerts:
     def __post_init__(self) -> None:
         self._channels = Channels(self.client)
         self._undelivered = UndeliveredAlerts(self.store)
+        self._groups = AlertGroups(self.store)
+        self._refreshing: set[int] = set()
         self._delivering: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._host_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -84,10 +90,16 @@ class Alerts:
         """Store alerts until they are delivered, so that they survive a restart."""
         await asyncio.to_thread(self._undelivered.keep, tuple(alerts))
 
+    async def keep_new(self, alerts: Iterable[tuple[str, Alert]]) -> list[Alert]:
+        """Store the alerts whose delivery key is new, together with it. Return them."""
+        return await asyncio.to_thread(self._undelivered.keep_new, tuple(alerts))
+
     async def retry(self) -> None:
-        """Report the alerts that an earlier process, or an hour without Slack, left undelivered."""
+        """Report the alerts, and edit the counts, that an earlier process or an hour without Slack left undelivered."""
         for alert in await asyncio.to_thread(self._undelivered.all):
             self.report(alert)
+        for group in await asyncio.to_thread(self._groups.outdated):
+            self._refresh(group)
 
     def say(self, host: str, message: Message) -> None:
         """Post a message into the thread of the host's open incident, if there is one."""
@@ -117,16 +129,51 @@ class Alerts:
         try:
             await self.keep([alert])
             async with self._host_locks[alert.host]:  # two alerts about one fault must not open two incidents
-                incident = await asyncio.to_thread(self.incidents.active, alert.host)
-                run = await (self._open(alert) if incident is None else self._join(alert, incident))
+                run = await self._handle(alert)
             await asyncio.to_thread(self._undelivered.delivered, alert)
         finally:
             self._delivering.discard(alert.id)
         if run is not None and alert.cause in self.settings.auto_fallback:
             await self._fall_back(alert, await self.runs.wait(run.id, until=lambda run: run.status.final))
 
-    async def _open(self, alert: Alert) -> RunRecord | None:
-        place = Place(channel=await until_accepted(lambda: self._channels.id_of(self.channel)))
+    async def _handle(self, alert: Alert) -> RunRecord | None:
+        """Post an alert, or count it in the message of its group. Return the triage that shows what it is about."""
+        if alert.resolved:
+            await self._resolve(alert)
+            return None
+        group = await asyncio.to_thread(self._groups.add, alert) if alert.fingerprint else None
+        incident = await asyncio.to_thread(self.incidents.active, alert.host)
+        if group is not None:
+            self._refresh(group)
+            if await asyncio.to_thread(self.acknowledged, alert.host, alert.cause):
+                if incident is not None:
+                    await self._note(alert, incident)
+                return None
+            if not group.is_new and group.last_at - group.previous_at <= self.settings.burst_s:
+                return None
+        return await (self._open(alert, group) if incident is None else self._join(alert, incident, group))
+
+    async def _resolve(self, alert: Alert) -> None:
+        group = await asyncio.to_thread(self._groups.resolve, alert)
+        if group is not None:
+            self._refresh(group)
+        if group is None or group.closed:
+            self.say(alert.host, texts.resolved(alert.host, alert.cause))
+
+    async def _open(self, alert: Alert, group: AlertGroup | None) -> RunRecord | None:
+        finding = asyncio.create_task(until_accepted(lambda: self._channels.id_of(self.channel)))
+        try:
+            await asyncio.wait({finding}, timeout=FIRST_POST_S)
+            if (
+                not finding.done()
+            ):  # the card is posted when the channel is found; the evidence does not wait for it
+                run = await self._triage(alert, Place(channel=self.channel.removeprefix("#")), None)
+                place = Place(channel=await finding)
+                if run is not None:
+                    await asyncio.to_thread(self.store.update_run, run.id, place=place.model_dump())
+            place = Place(channel=await finding)
+        finally:
+            finding.cancel()
         if alert.verdict is not VerdictKind.FALL_BACK:  # no incident: the verdict card is enough
             return await self._triage(alert, place, None)
         posting = asyncio.create_task(self._post(place, texts.opened(alert)))
@@ -136,6 +183,8 @@ class Alerts:
             thread = Place(channel=place.channel, thread_ts=await posting)
         finally:
             posting.cancel()
+        if group is not None:
+            await asyncio.to_thread(self._groups.posted, group, thread, is_root=True)
         await asyncio.to_thread(self._record, alert, thread, run)
         return run
 
@@ -153,15 +202,29 @@ class Alerts:
         if run is not None and run.incident_id is None:
             self.incidents.join(incident.id, run.id)
 
-    async def _join(self, alert: Alert, incident: IncidentRecord) -> RunRecord | None:
+    async def _join(
+        self, alert: Alert, incident: IncidentRecord, group: AlertGroup | None
+    ) -> RunRecord | None:
+        await self._note(alert, incident)
+        if group is None or group.place is None:
+            # Nobody watches the thread of yesterday's incident for a new reason to fall back.
+            late = alert.at_s - incident.opened_at > self.settings.burst_s
+            loud = late and alert.verdict is VerdictKind.FALL_BACK
+            self._spawn(self._say_joined(alert, incident, group, in_channel_too=loud))
+        return await self._triage(alert, incident.place, incident.id)
+
+    async def _say_joined(
+        self, alert: Alert, incident: IncidentRecord, group: AlertGroup | None, *, in_channel_too: bool
+    ) -> None:
+        ts = await self._post(incident.place, texts.joined(alert), in_channel_too=in_channel_too)
+        if group is not None:
+            place = Place(channel=incident.place.channel, thread_ts=ts)
+            await asyncio.to_thread(self._groups.posted, group, place, is_root=False)
+            self._refresh(group)
+
+    async def _note(self, alert: Alert, incident: IncidentRecord) -> None:
         text = f"{alert.source}: {alert.cause} ({alert.reason})"
         await asyncio.to_thread(self.incidents.note, incident.id, by=MONITOR, text=text)
-        message = texts.joined(alert)
-        # Nobody watches the thread of yesterday's incident for a new reason to fall back.
-        late = alert.at_s - incident.opened_at > self.settings.burst_s
-        loud = late and alert.verdict is VerdictKind.FALL_BACK
-        self._spawn(self._say(alert.host, message, in_channel_too=loud))
-        return await self._triage(alert, incident.place, incident.id)
 
     async def _triage(self, alert: Alert, place: Place, incident_id: str | None) -> RunRecord | None:
         latest = self.runs.latest(action="triage", host=alert.host)
@@ -222,6 +285,26 @@ class Alerts:
         )
 
     # -- Slack ---------------------------------------------------------------------------------------------------
+
+    def _refresh(self, group: AlertGroup) -> None:
+        """Edit a group's message soon; what arrives until then is in the same edit."""
+        if group.id not in self._refreshing:
+            self._refreshing.add(group.id)
+            self._spawn(self._edit_group(group.id))
+
+    async def _edit_group(self, group_id: int) -> None:
+        try:
+            await asyncio.sleep(EDIT_PAUSE_S)
+        finally:
+            self._refreshing.discard(group_id)
+        group = await asyncio.to_thread(self._groups.get, group_id)
+        if group.place is None or group.shown == group.total:
+            return
+        ts, channel = str(group.place.thread_ts), group.place.channel
+        message = texts.group(group.alert, is_root=group.is_root, total=group.total, firing=len(group.firing))
+        about = {"event_type": ALERT_EVENT, "event_payload": {"group": group.id}}
+        await until_accepted(lambda: edit(self.client, message, channel=channel, ts=ts, about=about))
+        await asyncio.to_thread(self._groups.shown, group)
 
     async def _say(self, host: str, message: Message, *, in_channel_too: bool = False) -> None:
         incident = await asyncio.to_thread(self.incidents.active, host)

@@ -6,9 +6,10 @@ A monitor's alert is written in one transaction with the state that raised it, s
 from collections.abc import Iterable
 
 import sqlalchemy as sa
-from pydantic import ValidationError
 
+from bot.store.deliveries import first_time
 from bot.store.records import Alert
+from bot.store.row_to_record import readable
 from bot.store.schema import untold_alarms
 from bot.store.store import Store
 
@@ -27,6 +28,16 @@ class UndeliveredAlerts:
         with self._store.database.write() as connection:
             keep_alerts(connection, alerts)
 
+    def keep_new(self, alerts: Iterable[tuple[str, Alert]]) -> list[Alert]:
+        """Keep the alerts whose delivery key is new, in one transaction with their keys. Return them."""
+        new = []
+        with self._store.database.write() as connection:
+            for key, alert in alerts:
+                if first_time(connection, key, self._store.clock()):
+                    keep_alerts(connection, [alert])
+                    new.append(alert)
+        return new
+
     def delivered(self, alert: Alert) -> None:
         with self._store.database.write() as connection:
             connection.execute(untold_alarms.delete().where(untold_alarms.c.id == alert.id))
@@ -39,9 +50,9 @@ class UndeliveredAlerts:
             rows = connection.execute(untold_alarms.select().order_by(untold_alarms.c.at)).all()
             alerts = []
             for row in rows:
-                try:
-                    alerts.append(Alert.model_validate(row.alarm))
-                except ValidationError:
+                if (alert := readable(Alert, row.alarm)) is not None:
+                    alerts.append(alert)
+                else:
                     connection.execute(untold_alarms.delete().where(untold_alarms.c.id == row.id))
         return alerts
 

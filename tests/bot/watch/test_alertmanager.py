@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from bot.settings.model import WebSettings
+from bot.store.records import RunStatus
 from bot.watch.alertmanager import Payload, PayloadAlert, Webhook
+from demo.workspace.webapi import ApiCall, Handler
 from gpu_actions.models import JsonObject
 from tests.bot.desk import Desk, desk
 from tests.ports import free_port
@@ -74,6 +76,93 @@ async def test_a_firing_alert_opens_one_incident_and_its_end_is_posted(at_desk: 
     await at_desk.hears("NvlinkDown is resolved")
     assert len(at_desk.bot.runs.list(action="triage")) == 1
     assert len([text for text in await at_desk.texts() if text.startswith("ALERT")]) == 1
+
+
+def storm(count: int, **alert: object) -> JsonObject:
+    """One notification with many alerts of one cause, as eight GPUs and their links bring."""
+    body = notification(**alert)
+    body["alerts"] = [{**body["alerts"][0], "fingerprint": f"f{number}"} for number in range(count)]
+    return body
+
+
+async def test_a_storm_of_alerts_is_one_message_that_counts(at_desk: Desk) -> None:
+    for part in (30, 40):  # ten new ones in the second notification
+        await post(at_desk, storm(part))
+    root = await at_desk.hears("ALERT: NvlinkDown on toy (40 alerts)", timeout_s=20)
+    await at_desk.hears("FALL BACK: nccl_hang on toy")
+    assert "40 alerts so far, 40 firing" in root.text
+    await asyncio.sleep(0.5)
+    about_it = [text for text in await at_desk.texts() if "NvlinkDown" in text]
+    assert len(about_it) == 1, about_it
+    assert len(at_desk.bot.runs.list(action="triage")) == 1
+    await post(at_desk, storm(39, status="resolved"))
+    await at_desk.hears("40 alerts so far, 1 firing", timeout_s=20)
+    assert not [text for text in await at_desk.texts() if "is resolved" in text]
+    last = {**storm(1)["alerts"][0], "fingerprint": "f39", "status": "resolved"}
+    await post(at_desk, {**notification(), "alerts": [last]})
+    await at_desk.hears("*NvlinkDown* on toy is resolved (40 alerts)", timeout_s=20)
+    await at_desk.hears("Alertmanager: NvlinkDown is resolved on toy")
+    assert at_desk.bot.services.incidents.active("toy") is not None, "people close the incident"
+
+
+async def test_after_its_end_the_same_cause_is_reported_again(at_desk: Desk) -> None:
+    await post(at_desk, storm(3))
+    await at_desk.hears("ALERT: NvlinkDown on toy")
+    await post(at_desk, storm(3, status="resolved"))
+    await at_desk.hears("is resolved on toy")
+    await post(at_desk, storm(1, startsAt="2026-11-23T04:00:00Z"))
+    await at_desk.hears("Alertmanager also reports *NvlinkDown*")
+
+
+async def test_an_acknowledged_cause_stays_quiet_and_is_noted(at_desk: Desk) -> None:
+    await post(at_desk, notification())
+    root = await at_desk.hears("ALERT: NvlinkDown on toy")
+    await at_desk.hears("FALL BACK: nccl_hang on toy")
+    await at_desk.press("Acknowledge")
+    await at_desk.hears("is acknowledged")
+    before = len(await at_desk.texts())
+    await post(at_desk, storm(5, startsAt="2026-11-23T04:00:00Z"))
+    incident = at_desk.bot.services.incidents.active("toy")
+    assert incident is not None
+    while (
+        len([e for e in at_desk.bot.services.incidents.timeline(incident.id) if "NvlinkDown" in e.text]) < 6
+    ):
+        await asyncio.sleep(0.05)
+    assert len(await at_desk.texts()) == before
+    assert len(at_desk.bot.runs.list(action="triage")) == 1
+    assert root.ts
+
+
+async def test_an_alert_that_was_kept_when_the_bot_died_is_delivered_after_its_start(tmp_path: Path) -> None:
+    web = WebSettings(port=free_port(), alert_token=SecretStr(TOKEN))
+    async with desk(tmp_path, scripts={"triage": "verdict:look"}, web=web) as it:
+        it.bot.alerts.report = lambda alert: None  # type: ignore[method-assign]  # the bot dies right after its answer
+        assert (await post(it, notification()))[0] == 202
+    async with desk(tmp_path, scripts={"triage": "verdict:look"}, web=web) as it:
+        assert (await post(it, notification()))[0] == 202  # Alertmanager's repeat is no new alert
+        await it.bot.alerts.retry()
+        await it.hears("ALERT: NvlinkDown on toy")
+        await it.hears("FALL BACK: nccl_hang on toy")
+        assert len(it.bot.runs.list(action="triage")) == 1
+
+
+async def test_a_missing_channel_delays_the_message_and_not_the_triage(tmp_path: Path) -> None:
+    missing = {"now": True}
+
+    async def hide(call: ApiCall, handler: Handler) -> JsonObject:
+        answer = await handler(call)
+        if missing["now"] and call.method == "conversations.list":
+            return {**answer, "channels": []}
+        return answer
+
+    web = WebSettings(port=free_port(), alert_token=SecretStr(TOKEN))
+    async with desk(tmp_path, scripts={"triage": "verdict:look"}, web=web, middlewares=[hide]) as it:
+        await post(it, notification())
+        run = await it.run("triage")
+        assert run.status is RunStatus.SUCCEEDED
+        missing["now"] = False
+        await it.hears("ALERT: NvlinkDown on toy", timeout_s=30)
+        await it.hears("FALL BACK: nccl_hang on toy", timeout_s=30)
 
 
 async def test_a_warning_brings_a_card_without_an_incident(at_desk: Desk) -> None:
