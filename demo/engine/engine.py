@@ -298,6 +298,8 @@ class Engine:
             self._metrics.itl_s.observe(now_s - request.last_token_s)
         if finish_reason is not None:
             self._metrics.request_ended(finish_reason, seconds=now_s - request.arrived_s)
+            self._metrics.prompt_lengths.observe(len(request.prompt))
+            self._metrics.answer_lengths.observe(len(request.generated))
 
 
 def _deliver(requests: list[Request], events: list[TokenEvent]) -> None:

@@ -14,6 +14,9 @@ REQUEST_BOUNDS_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 2
                     1920, 7680)  # fmt: skip
 """vLLM's bounds start at 0.3 s; three finer ones come first."""
 
+TOKEN_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+"""vLLM's bounds of lengths, up to its longest context."""
+
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
@@ -36,6 +39,12 @@ class Metrics:
         self.itl_s = made(Histogram, "inter_token_latency_seconds", "Seconds.", buckets=ITL_BOUNDS_S)
         self.e2e_s = made(Histogram, "e2e_request_latency_seconds", "Seconds.", buckets=REQUEST_BOUNDS_S)
         self.queue_s = made(Histogram, "request_queue_time_seconds", "Seconds.", buckets=REQUEST_BOUNDS_S)
+        self.prompt_lengths = made(
+            Histogram, "request_prompt_tokens", "Tokens of a prompt.", buckets=TOKEN_BOUNDS
+        )
+        self.answer_lengths = made(
+            Histogram, "request_generation_tokens", "Tokens of an answer.", buckets=TOKEN_BOUNDS
+        )
         ended = Counter(
             "vllm:request_success",
             "Ended requests by reason.",

@@ -1,7 +1,7 @@
 """How each action behaves on a host. The figures are the runbook's: memory under 80 %, 20 s of load at 3 requests/s."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,9 +17,42 @@ def split_token_range(fields: Any) -> Any:
     return {**fields, "min_new_tokens": low, "max_new_tokens": high}
 
 
+def ranges_of_lengths(fields: Any) -> Any:
+    """Set the ranges to the shortest and the longest of the lengths that are listed, before validation."""
+    if not isinstance(fields, dict):
+        return fields
+    ranges: dict[str, int] = {}
+    if prompts := fields.get("prompt_lengths"):
+        ranges.update(prompt_len_min=min(prompts), prompt_len_max=max(prompts))
+    if answers := fields.get("answer_lengths"):
+        ranges.update(min_new_tokens=min(answers), max_new_tokens=max(answers))
+    return {**fields, **ranges}
+
+
 def token_range(low: int | None, high: int) -> str:
     """Return `4`, or `16-64` for a range."""
     return f"{high}" if low is None or low == high else f"{low}-{high}"
+
+
+class LatencyLimits(Protocol):
+    """The limits of latencies, of a policy, a load test or its result."""
+
+    @property
+    def slo_ttft_ms(self) -> float: ...
+    @property
+    def slo_e2e_ms(self) -> float: ...
+    @property
+    def slo_itl_ms(self) -> float | None: ...
+    @property
+    def slo_e2e_per_token_ms(self) -> float | None: ...
+
+
+def limits_text(limits: LatencyLimits) -> str:
+    """Return the limits of the p99s that are judged: `TTFT p99 2500 ms, E2E p99 10000 ms`."""
+    per_token = limits.slo_e2e_per_token_ms
+    e2e = f"p99 {limits.slo_e2e_ms:g} ms" if per_token is None else f"per token p99 {per_token:g} ms"
+    itl = "" if limits.slo_itl_ms is None else f", ITL p99 {limits.slo_itl_ms:g} ms"
+    return f"TTFT p99 {limits.slo_ttft_ms:g} ms, E2E {e2e}{itl}"
 
 
 class LoadPolicy(Frozen):
@@ -35,14 +68,29 @@ class LoadPolicy(Frozen):
     )
     prompt_len_min: int = Field(default=32, ge=1)
     prompt_len_max: int = Field(default=64, ge=1)
+    prompt_lengths: tuple[int, ...] = Field(
+        default=(), max_length=100, description="lengths drawn equally often, instead of the range"
+    )
+    answer_lengths: tuple[int, ...] = Field(
+        default=(), max_length=100, description="new tokens drawn equally often, instead of max_new_tokens"
+    )
     slo_ttft_ms: float = Field(default=2500, gt=0)
     slo_e2e_ms: float = Field(default=10_000, gt=0)
+    slo_itl_ms: float | None = Field(
+        default=None, gt=0, description="p99 limit of the time between two tokens; default: not judged"
+    )
+    slo_e2e_per_token_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="p99 limit of E2E divided by the tokens of the answer, in place of slo_e2e_ms: fits mixed lengths",
+    )
     max_error_percent: float = Field(default=1.0, ge=0, le=100)
+    timeout_s: float = Field(default=60, gt=0, le=3600, description="a request's deadline, from its due time")
 
     @model_validator(mode="before")
     @classmethod
     def _token_range(cls, fields: Any) -> Any:
-        return split_token_range(fields)
+        return ranges_of_lengths(split_token_range(fields))
 
     @model_validator(mode="after")
     def _range_is_a_range(self) -> Self:

@@ -67,7 +67,8 @@ def workload_of(spec: LoadSpec, schedule: Schedule, unit: Literal["bytes", "word
         trace_sha256=schedule.trace_sha256,
     )
     # A field that is newer than the first baselines counts only where it is set: their fingerprints stay valid.
-    left_out = {"fingerprint"} | ({"min_new_tokens"} if workload.min_new_tokens is None else set())
+    newer = ("min_new_tokens", "prompt_lengths", "answer_lengths")
+    left_out = {"fingerprint"} | {name for name in newer if getattr(workload, name) in (None, ())}
     digest = hashlib.sha256(workload.model_dump_json(exclude=left_out).encode()).hexdigest()[:12]
     return workload.model_copy(update={"fingerprint": digest})
 
@@ -122,6 +123,8 @@ def assemble(
         limits=Limits(
             slo_ttft_ms=spec.slo_ttft_ms,
             slo_e2e_ms=spec.slo_e2e_ms,
+            slo_itl_ms=spec.slo_itl_ms,
+            slo_e2e_per_token_ms=spec.slo_e2e_per_token_ms,
             max_error_percent=spec.max_error_percent,
             timeout_s=spec.timeout_s,
             stall_s=spec.stall_s,

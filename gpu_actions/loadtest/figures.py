@@ -71,7 +71,14 @@ class Figures:
         self.e2e_ms = (self.ended - self.due) * 1000
         several = self.ok & (self.tokens > 1)
         self.tpot_ms = (self.last_token - self.first)[several] * 1000 / (self.tokens[several] - 1)
-        self.good = self.ok & (self.ttft_ms <= spec.slo_ttft_ms) & (self.e2e_ms <= spec.slo_e2e_ms)
+        # A censored request has no usage: what it was asked for bounds its time per token from below.
+        asked = numpy.maximum(self.tokens, column(schedule.new_tokens)[first:])
+        self.e2e_per_token_ms = self.e2e_ms / numpy.where(self.ok, numpy.maximum(self.tokens, 1), asked)
+        self.good = self.ok & (self.ttft_ms <= spec.slo_ttft_ms)
+        if spec.slo_e2e_per_token_ms is None:
+            self.good &= self.e2e_ms <= spec.slo_e2e_ms
+        else:
+            self.good &= self.e2e_per_token_ms <= spec.slo_e2e_per_token_ms
 
     def latency(self, gaps: LogHistogram) -> Latency:
         """Return the latency distributions.
@@ -88,6 +95,7 @@ class Figures:
             e2e=describe(self.e2e_ms[self.ok], self.e2e_ms[self.censored]),
             itl=describe_histogram(gaps),
             tpot=describe(self.tpot_ms),
+            e2e_per_token=describe(self.e2e_per_token_ms[self.ok], self.e2e_per_token_ms[self.censored]),
             ttft_from_send=describe(
                 ((self.first - self.written) * 1000)[has_first], ran_from_send_ms[no_first & was_written]
             ),

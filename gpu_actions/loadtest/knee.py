@@ -25,6 +25,7 @@ from gpu_actions.loadtest.report import RENDER_TIMEOUT_S, TEXT_NAME
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
 from gpu_actions.loadtest.run import measure
 from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.loadtest.verdict import judged_latencies
 from gpu_actions.system.files import write_atomically
 from gpu_actions.system.processes import run_process
 from gpu_actions.system.redact import redacted_json, redacted_tail
@@ -118,17 +119,16 @@ def _holds(result: LoadTestResult) -> bool:
 
     Latencies count from the due time, so a late client makes them longer: limits that hold in spite of it do hold.
     """
-    p99s = (
-        (result.latency.ttft.p99, result.limits.slo_ttft_ms),
-        (result.latency.e2e.p99, result.limits.slo_e2e_ms),
-    )
+    p99s = judged_latencies(result.latency, result.limits)
+    one_token = result.workload.max_new_tokens == 1  # it has no time between tokens
     return (
         not result.partial
         and result.requests.ok > 0
         and result.error_percent <= result.limits.max_error_percent
         and not result.saturation.over_saturated
         and all(
-            p99.value_ms is not None and not p99.at_least and p99.value_ms <= limit for p99, limit in p99s
+            (one_token if p99.value_ms is None else not p99.at_least and p99.value_ms <= limit)
+            for _, p99, limit in p99s
         )
     )
 
@@ -214,6 +214,8 @@ async def find_knee(
         reached_cap=search.held == max_qps,
         slo_ttft_ms=spec.slo_ttft_ms,
         slo_e2e_ms=spec.slo_e2e_ms,
+        slo_itl_ms=spec.slo_itl_ms,
+        slo_e2e_per_token_ms=spec.slo_e2e_per_token_ms,
         max_error_percent=spec.max_error_percent,
         started_at=started_at,
         seconds=round(monotonic() - began, 1),

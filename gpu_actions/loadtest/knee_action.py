@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gpu_actions.action import StepContext, StepResult, step
+from gpu_actions.config.policies import limits_text
 from gpu_actions.loadtest.child import find_knee_in_child
 from gpu_actions.loadtest.knee_result import KNEE_JSON, KNEE_PNG, knee_lines, knee_text, read_knee
 from gpu_actions.loadtest.report import TEXT_NAME
@@ -21,7 +22,7 @@ def knee_step(
     spec: LoadSpec, tier: str, *, target: str, max_qps: float, budget_s: float, notes: tuple[str, ...]
 ) -> Step:
     """Return the step that searches for `budget_s` up to `max_qps`."""
-    limits = f"TTFT p99 {spec.slo_ttft_ms:g} ms, E2E p99 {spec.slo_e2e_ms:g} ms, errors {spec.max_error_percent:g} %"
+    limits = f"{limits_text(spec)}, errors {spec.max_error_percent:g} %"
     return Step(
         id="knee",
         verb="loadtest.knee",

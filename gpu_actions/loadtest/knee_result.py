@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from gpu_actions.config.policies import limits_text
 from gpu_actions.loadtest.result import EXIT_CODES, EngineFacts, HostFacts, RunVerdict, Workload
 from gpu_actions.models import Frozen
 from gpu_actions.system.redact import redact
@@ -57,6 +58,8 @@ class KneeResult(Frozen):
     )
     slo_ttft_ms: float
     slo_e2e_ms: float
+    slo_itl_ms: float | None = None
+    slo_e2e_per_token_ms: float | None = None
     max_error_percent: float
     started_at: str
     seconds: float
@@ -92,7 +95,7 @@ def _ms(value: float | None) -> str:
 
 def knee_lines(result: KneeResult) -> tuple[str, ...]:
     """Return the result in four lines: the knee, the load at it, the way there, and the reasons."""
-    limits = f"TTFT p99 {result.slo_ttft_ms:g} ms, E2E p99 {result.slo_e2e_ms:g} ms"
+    limits = limits_text(result)
     if result.knee_qps is None:
         first = f"{result.verdict.value.upper()}: {result.name}, no rate is known to hold {limits}"
     else:

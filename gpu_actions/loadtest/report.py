@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gpu_actions.loadtest.page import page_html
 from gpu_actions.loadtest.result import Distribution, Energy, LoadTestResult, Percentile
+from gpu_actions.loadtest.statistics import unbounded_text
 from gpu_actions.system.files import write_atomically
 from gpu_actions.system.processes import run_process
 from gpu_actions.system.redact import redact, redacted_json, redacted_tail
@@ -46,9 +47,8 @@ def summary_lines(result: LoadTestResult) -> tuple[str, str, str, str, str]:
     if reasons:
         verdict += f": {reasons[0]}" + (f" (+{len(reasons) - 1} more)" if len(reasons) > 1 else "")
     times = f"{_latency('TTFT', latency.ttft)}; {_latency('E2E', latency.e2e)} from the due time"
-    confidence = latency.ttft.p99.confidence_percent
-    if confidence is not None and confidence < 95:
-        times += f" (p99 seen with {confidence:.0f} % confidence, n={latency.ttft.count})"
+    if unbounded := unbounded_text(latency.ttft):
+        times += f" ({unbounded})"
     goodput = "none" if rates.goodput_percent is None else f"{rates.goodput_percent:.1f} %"
     throughput = (
         f"offered {rates.offered_qps:.2f} QPS, achieved {rates.achieved_qps:.2f}, good {goodput}; "

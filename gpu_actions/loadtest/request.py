@@ -32,6 +32,10 @@ class LoadTestArguments(Frozen):
     prompt_len_max: int | None = Field(default=None, ge=1, description="longest prompt, in tokens")
     slo_ttft_ms: float | None = Field(default=None, gt=0, description="limit of the TTFT p99")
     slo_e2e_ms: float | None = Field(default=None, gt=0, description="limit of the E2E p99")
+    slo_itl_ms: float | None = Field(default=None, gt=0, description="limit of the p99 between two tokens")
+    slo_e2e_per_token_ms: float | None = Field(
+        default=None, gt=0, description="limit of the p99 of E2E per token, in place of slo_e2e_ms"
+    )
     arrival: Literal["poisson", "constant", "burst", "ramp"] = Field(
         default="poisson", description="how requests arrive"
     )
@@ -136,8 +140,12 @@ def _typed(arguments: LoadTestArguments) -> dict[str, Any]:
         "prompt_len_max": arguments.prompt_len_max,
         "slo_ttft_ms": arguments.slo_ttft_ms,
         "slo_e2e_ms": arguments.slo_e2e_ms,
+        "slo_itl_ms": arguments.slo_itl_ms,
+        "slo_e2e_per_token_ms": arguments.slo_e2e_per_token_ms,
     }
     typed: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if "max_new_tokens" in typed:
-        typed["min_new_tokens"] = None  # a typed number replaces the whole range of the profile
+        typed |= {"min_new_tokens": None, "answer_lengths": ()}  # it replaces the whole range of the profile
+    if {"prompt_len_min", "prompt_len_max"} & typed.keys():
+        typed["prompt_lengths"] = ()
     return typed

@@ -36,6 +36,8 @@ class Workload(Frozen):
     min_new_tokens: int | None = Field(default=None, description="null: every answer has max_new_tokens")
     prompt_len_min: int
     prompt_len_max: int
+    prompt_lengths: tuple[int, ...] = Field(default=(), description="drawn equally often; empty: the range")
+    answer_lengths: tuple[int, ...] = Field(default=(), description="drawn equally often; empty: the range")
     prompt_unit: str = Field(description="bytes: exact for byte tokenizers; words: about one token each")
     ignore_eos: bool
     burst_size: int | None = None
@@ -52,6 +54,10 @@ class Limits(Frozen):
 
     slo_ttft_ms: float
     slo_e2e_ms: float
+    slo_itl_ms: float | None = None
+    slo_e2e_per_token_ms: float | None = Field(
+        default=None, description="where set, slo_e2e_ms is not judged"
+    )
     max_error_percent: float
     timeout_s: float
     stall_s: float
@@ -156,12 +162,14 @@ class Distribution(Frozen):
 
 
 class Latency(Frozen):
-    """ttft, e2e: from the due time. itl: gaps between chunks with text. tpot: (last - first token) / (tokens - 1)."""
+    """ttft, e2e: from the due time. itl: gaps between chunks with text. tpot: (last - first token) / (tokens - 1).
+    e2e_per_token: e2e / tokens; null in results of older versions."""
 
     ttft: Distribution
     e2e: Distribution
     itl: Distribution
     tpot: Distribution
+    e2e_per_token: Distribution | None = None
     ttft_from_send: Distribution
     e2e_from_send: Distribution
 

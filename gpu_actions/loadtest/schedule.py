@@ -10,7 +10,7 @@ import json
 import math
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,19 +53,31 @@ def make_schedule(spec: LoadSpec) -> Schedule:
         due.extend(at - spec.warmup_s for at in flow)
     warmup = len(due)
     due.extend(_arrivals(spec, generator))
-    span = spec.prompt_len_max - spec.prompt_len_min + 1
-    lengths = array("i", (spec.prompt_len_min + int(generator.random() * span) for _ in range(len(due))))
+    if spec.prompt_lengths:
+        lengths = _equally_often(spec.prompt_lengths, len(due), generator)
+    else:
+        span = spec.prompt_len_max - spec.prompt_len_min + 1
+        lengths = array("i", (spec.prompt_len_min + int(generator.random() * span) for _ in range(len(due))))
     return Schedule(due_s=due, prompt_len=lengths, new_tokens=_new_tokens(spec, len(due)), warmup=warmup)
 
 
 def _new_tokens(spec: LoadSpec, count: int) -> "array[int]":
-    """Return the number of new tokens of each request, uniform over the range."""
+    """Return the number of new tokens of each request: of the list, or uniform over the range."""
     if spec.min_new_tokens is None:
         return array("i", [spec.max_new_tokens]) * count
     # A generator of its own: the due times and the prompts do not depend on the range.
     generator = random.Random(f"{spec.seed} new tokens")
+    if spec.answer_lengths:
+        return _equally_often(spec.answer_lengths, count, generator)
     span = spec.max_new_tokens - spec.min_new_tokens + 1
     return array("i", (spec.min_new_tokens + int(generator.random() * span) for _ in range(count)))
+
+
+def _equally_often(lengths: Sequence[int], count: int, generator: random.Random) -> "array[int]":
+    """Return each length equally often, give or take one, in a random order: two runs of one workload ask for the same work."""
+    drawn = [lengths[number % len(lengths)] for number in range(count)]
+    generator.shuffle(drawn)
+    return array("i", drawn)
 
 
 def _whole(expected: float) -> int:

@@ -74,7 +74,8 @@ def _flag_options(name: str, field: FieldInfo) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
     if get_origin(kind) is tuple:
-        return {"action": "append", "metavar": "UUID"}
+        of = get_args(kind)[0]
+        return {"action": "append", "type": of, "metavar": "UUID" if of is str else "TOKENS"}
     if kind is str:
         return {}
     ending = next((word for ending, word in METAVARS.items() if name.endswith(ending)), "N")
@@ -94,7 +95,12 @@ def spec_from(options: argparse.Namespace) -> LoadSpec:
     if options.profile is not None:
         profile = _profile(options.profile, options.settings).model_dump()
         if "max_new_tokens" in fields:
-            profile["min_new_tokens"] = None  # a flag replaces the whole range of the profile
+            profile |= {
+                "min_new_tokens": None,
+                "answer_lengths": (),
+            }  # a flag replaces the profile's whole range
+        if {"prompt_len_min", "prompt_len_max"} & fields.keys():
+            profile["prompt_lengths"] = ()
         fields = {**profile, **fields}
     if "seed" in fields:
         fields.setdefault("nonce", 0)  # who names a seed wants the same prompts again

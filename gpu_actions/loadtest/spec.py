@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from gpu_actions.config.policies import LoadPolicy, split_token_range, token_range
+from gpu_actions.config.policies import LoadPolicy, ranges_of_lengths, split_token_range, token_range
 from gpu_actions.models import Frozen
 
 Arrival = Literal["poisson", "constant", "burst", "ramp", "replay"]
@@ -79,6 +79,14 @@ class LoadSpec(Frozen):
     )
     prompt_len_min: int = Field(default=32, ge=1, le=1_000_000)
     prompt_len_max: int = Field(default=64, ge=1, le=1_000_000)
+    prompt_lengths: tuple[int, ...] = Field(
+        default=(),
+        max_length=100,
+        description="lengths drawn equally often, instead of the range; repeatable",
+    )
+    answer_lengths: tuple[int, ...] = Field(
+        default=(), max_length=100, description="new tokens drawn equally often; repeatable"
+    )
     prompt_unit: PromptUnit = Field(
         default="auto",
         description="bytes: 1 ASCII byte a token; words: about 1 word a token; auto: detected by a probe",
@@ -91,6 +99,14 @@ class LoadSpec(Frozen):
     )
     slo_e2e_ms: float = Field(
         default=10_000, gt=0, description="p99 limit, and a good request's limit, from the due time"
+    )
+    slo_itl_ms: float | None = Field(
+        default=None, gt=0, description="p99 limit of the time between two tokens; default: not judged"
+    )
+    slo_e2e_per_token_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="p99 limit of E2E divided by the tokens of the answer, in place of slo_e2e_ms",
     )
     max_error_percent: float = Field(
         default=1.0, ge=0, le=100, description="more failed requests than this fail the run"
@@ -147,7 +163,7 @@ class LoadSpec(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _token_range(cls, fields: Any) -> Any:
-        return split_token_range(fields)
+        return ranges_of_lengths(split_token_range(fields))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -156,6 +172,8 @@ class LoadSpec(Frozen):
                 f"min_new_tokens = {self.min_new_tokens}: is above max_new_tokens = {self.max_new_tokens}; "
                 f"write the range as 16-64"
             )
+        if min((*self.prompt_lengths, *self.answer_lengths), default=1) < 1:
+            raise ValueError("prompt_lengths and answer_lengths: a length is 1 token or more")
         if self.prompt_len_min > self.prompt_len_max:
             raise ValueError(
                 f"prompt_len_min = {self.prompt_len_min}: is above prompt_len_max = {self.prompt_len_max}; "

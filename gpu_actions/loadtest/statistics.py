@@ -1,7 +1,8 @@
 """Percentiles with honest intervals, from samples in which some requests never ended.
 
 Order-statistic intervals are distribution-free: the number of samples below the true p-quantile is binomial(n, p)
-(David and Nagaraja, Order Statistics, 7.1). numpy is imported where it is used, after the load is over.
+(David and Nagaraja, Order Statistics, 7.1; Conover, Practical Nonparametric Statistics, 3.2). They hold at any sample size,
+where a bootstrap of a tail only repeats the largest samples seen. numpy is imported where it is used, after the load is over.
 """
 
 import math
@@ -49,6 +50,24 @@ def order_interval(n: int, share: float) -> tuple[int | None, int | None]:
 def reach_confidence_percent(n: int, share: float) -> float | None:
     """Return the chance that the largest of n samples is above the true quantile: for p99, 45 % at 60 and 95 % at 299."""
     return 100.0 * (1 - share**n) if n else None
+
+
+def unbounded_text(distribution: Distribution) -> str:
+    """Return which percentiles so few requests cannot bound from above, with how many would; empty if all are bounded."""
+    n = distribution.count
+    open_ended = [(name, share) for name, share in SHARES if n and order_interval(n, share)[1] is None]
+    if not open_ended:
+        return ""
+    name, share = open_ended[-1]
+    return (
+        f"{' and '.join(name for name, _ in open_ended)} cannot be bounded from above by {n} request{'s' * (n > 1)}: "
+        f"{name} needs {requests_to_bound(share)}"
+    )
+
+
+def requests_to_bound(share: float) -> int:
+    """Return the fewest requests whose largest is above the quantile with 97.5 %, so that its 95 % interval is closed."""
+    return math.ceil(math.log(0.025) / math.log(share))
 
 
 def percentile_rank(n: int, share: float) -> int:

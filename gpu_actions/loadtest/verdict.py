@@ -1,15 +1,30 @@
 """The verdict of a run: passed, failed or void, with the reasons as sentences. Pure."""
 
+from gpu_actions.config.policies import LatencyLimits
 from gpu_actions.loadtest.result import (
     CrossCheck,
     ErrorClass,
     Latency,
     Lateness,
+    Percentile,
     Requests,
     RunVerdict,
     Saturation,
 )
 from gpu_actions.loadtest.spec import LoadSpec
+from gpu_actions.loadtest.statistics import unbounded_text
+
+
+def judged_latencies(latency: Latency, limits: LatencyLimits) -> list[tuple[str, Percentile, float]]:
+    """Return the p99s that have a limit, with its name and its limit in ms. A limit per token replaces that of an answer."""
+    judged = [("TTFT", latency.ttft.p99, limits.slo_ttft_ms)]
+    if limits.slo_e2e_per_token_ms is not None and latency.e2e_per_token is not None:
+        judged.append(("E2E per token", latency.e2e_per_token.p99, limits.slo_e2e_per_token_ms))
+    else:
+        judged.append(("E2E", latency.e2e.p99, limits.slo_e2e_ms))
+    if limits.slo_itl_ms is not None:
+        judged.append(("ITL", latency.itl.p99, limits.slo_itl_ms))
+    return judged
 
 
 def judge(
@@ -51,24 +66,19 @@ def judge(
         failed.append(
             f"{error_percent:.1f} % of the requests failed, limit {spec.max_error_percent:g} %: {classes}"
         )
-    for label, p99, limit in (
-        ("TTFT", latency.ttft.p99, spec.slo_ttft_ms),
-        ("E2E", latency.e2e.p99, spec.slo_e2e_ms),
-    ):
+    for label, p99, limit in judged_latencies(latency, spec):
         if p99.value_ms is not None and (p99.value_ms > limit or p99.at_least):
             sign = "at least " if p99.at_least else ""
-            failed.append(f"p99 {label} is {sign}{p99.value_ms:,.0f} ms, limit {limit:,.0f} ms")
+            digits = 0 if limit >= 100 else 1
+            failed.append(f"p99 {label} is {sign}{p99.value_ms:,.{digits}f} ms, limit {limit:,.{digits}f} ms")
     if saturation.over_saturated:
         failed.append(saturation.summary)
     if not requests.sent:
         void.append("nothing was sent in the measured part")
     elif partial_reason and not ended_by_service and not failed:
         void.append(partial_reason)
-    confidence = latency.ttft.p99.confidence_percent
-    if confidence is not None and confidence < 95:
-        warnings.append(
-            f"{latency.ttft.count} requests show the true p99 with {confidence:.0f} % confidence; 299 give 95 %"
-        )
+    if unbounded := unbounded_text(latency.ttft):
+        warnings.append(f"TTFT {unbounded}")
     if requests.retried_on_stale_connection > max(1, requests.sent // 100):
         warnings.append(
             f"{requests.retried_on_stale_connection} requests were sent again because their idle connection had been closed"

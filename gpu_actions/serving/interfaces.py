@@ -83,6 +83,14 @@ class Histogram(Frozen):
     total_s: float
 
 
+class TokenHistogram(Frozen):
+    """A histogram of lengths: upper bounds in tokens (the last is infinity) and cumulative counts of requests."""
+
+    bounds_tokens: tuple[float, ...]
+    counts: tuple[float, ...]
+    total_tokens: float
+
+
 class ReplicaMetrics(Frozen):
     """The counters of one data-parallel replica of an engine."""
 
@@ -108,6 +116,8 @@ class EngineMetrics(Frozen):
     itl: Histogram | None = None
     e2e: Histogram | None = None
     queue: Histogram | None = None
+    prompt_lengths: TokenHistogram | None = None
+    answer_lengths: TokenHistogram | None = None
     replicas: tuple[ReplicaMetrics, ...] = Field(default=(), description="if there are several")
     missing: tuple[str, ...] = ()
 

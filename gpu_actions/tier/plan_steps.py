@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gpu_actions.config.policies import LoadPolicy, token_range
+from gpu_actions.config.policies import LoadPolicy, limits_text, token_range
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
@@ -119,5 +119,5 @@ def load_details(load: LoadPolicy, url: str) -> tuple[str, ...]:
     return (
         f"{load.duration_s:g} s at {load.target_qps:g} requests/s at {url}, "
         f"{new_tokens} new tokens, prompts {load.prompt_len_min}-{load.prompt_len_max}",
-        f"limits: TTFT p99 {load.slo_ttft_ms:g} ms, E2E p99 {load.slo_e2e_ms:g} ms, errors {load.max_error_percent:g} %",
+        f"limits: {limits_text(load)}, errors {load.max_error_percent:g} %",
     )

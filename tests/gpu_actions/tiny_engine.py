@@ -22,18 +22,21 @@ RANK = (
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+TOKEN_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+
+
 class Histogram:
-    def __init__(self, name: str) -> None:
-        self.name, self.values = name, [0] * (len(BOUNDS) + 1)
+    def __init__(self, name: str, bounds: tuple[float, ...] = BOUNDS) -> None:
+        self.name, self.bounds, self.values = name, bounds, [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.total += seconds
-        self.values[sum(seconds > bound for bound in BOUNDS)] += 1
+    def add(self, value: float) -> None:
+        self.total += value
+        self.values[sum(value > bound for bound in self.bounds)] += 1
 
     def text(self) -> str:
         seen, lines = 0, []
-        for bound, count in zip((*map(str, BOUNDS), "+Inf"), self.values, strict=True):
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.values, strict=True):
             seen += count
             lines.append(f'{self.name}_bucket{{le="{bound}"}} {seen}')
         return "\n".join([*lines, f"{self.name}_sum {self.total}", f"{self.name}_count {seen}"])
@@ -50,6 +53,8 @@ class Engine:
         self.ttft = Histogram("vllm:time_to_first_token_seconds")
         self.e2e = Histogram("vllm:e2e_request_latency_seconds")
         self.queue = Histogram("vllm:request_queue_time_seconds")
+        self.prompt_lengths = Histogram("vllm:request_prompt_tokens", TOKEN_BOUNDS)
+        self.answer_lengths = Histogram("vllm:request_generation_tokens", TOKEN_BOUNDS)
         self.answers = 0
 
     async def start_ranks(self) -> None:
@@ -175,10 +180,15 @@ class Engine:
         self.e2e.add(time.monotonic() - began)
         self.finished += 1
         self.prompt_tokens += len(str(body["prompt"]))
+        self.prompt_lengths.add(len(str(body["prompt"])))
+        self.answer_lengths.add(count)
 
     @staticmethod
     async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
         await response.write(f"data: {json.dumps(data)}\n\n".encode())
+
+    def histograms(self) -> tuple[Histogram, ...]:
+        return (self.ttft, self.e2e, self.queue, self.prompt_lengths, self.answer_lengths)
 
     async def mute(self) -> None:
         """Never answer while `--mute-file` exists, as an engine does whose event loop is starved."""
@@ -198,7 +208,7 @@ class Engine:
             f"vllm:prompt_tokens_total {self.prompt_tokens}",
             f'vllm:request_success_total{{finished_reason="length"}} {self.finished}',
             "vllm:kv_cache_usage_perc 0.1",
-            *(histogram.text() for histogram in (self.ttft, self.e2e, self.queue)),
+            *(histogram.text() for histogram in self.histograms()),
         ]
         return web.Response(text="\n".join(lines) + "\n")
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from gpu_actions.serving.interfaces import EngineMetrics, Histogram, ReplicaMetrics
+from gpu_actions.serving.interfaces import EngineMetrics, Histogram, ReplicaMetrics, TokenHistogram
 
 
 class Names(NamedTuple):
@@ -21,8 +21,11 @@ class Names(NamedTuple):
 
 NUMBERS = ("running", "waiting", "generation_tokens", "prompt_tokens", "requests_finished", "kv_cache_usage")
 HISTOGRAMS = ("ttft", "itl", "e2e", "queue")
-FIGURES = (*NUMBERS, *HISTOGRAMS)
+LENGTHS = ("prompt_lengths", "answer_lengths")
+FIGURES = (*NUMBERS, *HISTOGRAMS, *LENGTHS)
 """The figures of `EngineMetrics` that an engine may export."""
+
+Figure = float | Histogram | TokenHistogram | None
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*$")
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
@@ -93,22 +96,26 @@ def read_engine_metrics(
     )
 
 
-def _figures(
-    by_name: Mapping[str, list[Sample]], names: Mapping[str, Names]
-) -> dict[str, float | Histogram | None]:
-    figures: dict[str, float | Histogram | None] = dict.fromkeys(FIGURES)
+def _figures(by_name: Mapping[str, list[Sample]], names: Mapping[str, Names]) -> dict[str, Figure]:
+    figures: dict[str, Figure] = dict.fromkeys(FIGURES)
     for figure, (candidates, combine) in names.items():
         for name in candidates:
-            found = _histogram(by_name, name) if figure in HISTOGRAMS else _number(by_name, name, combine)
+            found: Figure
+            if figure in NUMBERS:
+                found = _number(by_name, name, combine)
+            else:
+                found = _histogram(by_name, name)
+                if found is not None and figure in LENGTHS:
+                    found = TokenHistogram(
+                        bounds_tokens=found.bounds_s, counts=found.counts, total_tokens=found.total_s
+                    )
             if found is not None:
                 figures[figure] = found
                 break
     return figures
 
 
-def _progress(
-    figures: Mapping[str, float | Histogram | None], progress: tuple[str, ...]
-) -> float | Histogram | None:
+def _progress(figures: Mapping[str, Figure], progress: tuple[str, ...]) -> Figure:
     counts = [_count(figures[figure]) for figure in progress if figures[figure] is not None]
     return math.fsum(counts) if counts else figures["generation_tokens"]
 
@@ -140,8 +147,10 @@ def _replicas(
     return tuple(replicas)
 
 
-def _count(figure: float | Histogram | None) -> float:
-    return histogram_count(figure) if isinstance(figure, Histogram) else figure or 0.0
+def _count(figure: Figure) -> float:
+    if isinstance(figure, Histogram):
+        return histogram_count(figure)
+    return figure if isinstance(figure, float) else 0.0
 
 
 def _number(by_name: Mapping[str, list[Sample]], name: str, combine: str) -> float | None:
@@ -188,6 +197,19 @@ def histogram_delta(before: Histogram, after: Histogram) -> Histogram:
         bounds_s=after.bounds_s,
         counts=tuple(new - old for old, new in zip(before.counts, after.counts, strict=True)),
         total_s=max(0.0, after.total_s - before.total_s),
+    )
+
+
+def lengths_delta(before: TokenHistogram, after: TokenHistogram) -> TokenHistogram:
+    """Return the requests between two readings, as `histogram_delta` does; all of `after` if the buckets differ."""
+    if before.bounds_tokens != after.bounds_tokens or any(
+        new < old for old, new in zip(before.counts, after.counts, strict=True)
+    ):
+        return after
+    return TokenHistogram(
+        bounds_tokens=after.bounds_tokens,
+        counts=tuple(new - old for old, new in zip(before.counts, after.counts, strict=True)),
+        total_tokens=max(0.0, after.total_tokens - before.total_tokens),
     )
 
 

@@ -18,6 +18,8 @@ METRIC_NAMES = {
     "itl": Names(("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds")),
     "e2e": Names(("sglang:e2e_request_latency_seconds",)),
     "queue": Names(("sglang:queue_time_seconds",)),
+    "prompt_lengths": Names(("sglang:prompt_tokens_histogram",)),
+    "answer_lengths": Names(("sglang:generation_tokens_histogram",)),
 }
 
 

@@ -19,6 +19,8 @@ METRIC_NAMES = {
     "itl": Names(("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")),
     "e2e": Names(("vllm:e2e_request_latency_seconds",)),
     "queue": Names(("vllm:request_queue_time_seconds",)),
+    "prompt_lengths": Names(("vllm:request_prompt_tokens",)),
+    "answer_lengths": Names(("vllm:request_generation_tokens",)),
 }
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from gpu_actions.action import PlanRefused
 from gpu_actions.config.policies import LoadPolicy, LoadTestSettings
 from gpu_actions.loadtest.assemble import workload_of
+from gpu_actions.loadtest.baseline import differing_fields
 from gpu_actions.loadtest.cli import main
 from gpu_actions.loadtest.request import LoadTestArguments, requested_spec
+from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.loadtest.run import measure
 from gpu_actions.loadtest.schedule import make_schedule
 from gpu_actions.loadtest.shell import add_load_flags, spec_from
@@ -153,3 +156,39 @@ async def test_each_request_of_a_range_is_served_with_its_own_number(start_serve
     schedule = make_schedule(load)
     assert result.rates.output_tokens == sum(schedule.new_tokens[schedule.warmup :])
     assert result.workload.min_new_tokens == 4
+
+
+def test_listed_lengths_are_drawn_equally_often_and_are_another_workload() -> None:
+    mixed = LoadSpec(
+        url="http://h:1", model="m", target_qps=10, duration_s=6, warmup_s=0, seed=3,
+        prompt_lengths=(10, 10, 500), answer_lengths=(4, 200),
+    )  # fmt: skip
+    schedule = make_schedule(mixed)
+    assert Counter(schedule.prompt_len) == {10: 40, 500: 20}
+    assert Counter(schedule.new_tokens) == {4: 30, 200: 30}
+    assert (mixed.prompt_len_min, mixed.prompt_len_max, mixed.new_tokens_text) == (10, 500, "4-200")
+    plain = mixed.model_copy(update={"prompt_lengths": ()})
+    listed, ranged = (workload_of(one, make_schedule(one), "bytes") for one in (mixed, plain))
+    assert listed.fingerprint != ranged.fingerprint
+    assert "prompt_lengths" in differing_fields(listed, ranged)[0]
+
+
+async def test_a_limit_per_token_suits_answers_of_mixed_lengths_and_catches_slow_tokens(
+    start_server: StartServer,
+) -> None:
+    """Answers take 0.03 to 0.6 s: one limit for whole answers would pass the short slow ones or fail the long quick ones."""
+    server = start_server(ttft_ms=20, itl_ms=20)
+    load = {
+        "answer_lengths": (4, 8, 30), "target_qps": 15, "duration_s": 2, "slo_e2e_ms": 100, "slo_e2e_per_token_ms": 200,
+    }  # fmt: skip
+    passed = await measure(server.spec(**load))
+    assert passed.verdict is RunVerdict.PASSED, passed.reasons
+    assert passed.latency.e2e_per_token is not None
+    assert 20 <= (passed.latency.e2e_per_token.p50.value_ms or 0) < 100
+    assert passed.rates.goodput_percent == 100
+    failed = await measure(server.spec(**load, slo_itl_ms=10))
+    assert failed.verdict is RunVerdict.FAILED
+    assert failed.reasons[0].startswith("p99 ITL is 2")
+    slow = await measure(server.spec(**{**load, "slo_e2e_per_token_ms": 15}))
+    assert slow.reasons[0].startswith("p99 E2E per token is")
+    assert slow.rates.goodput_percent == 0

@@ -18,9 +18,10 @@ from gpu_actions.serving.engines.metrics import (
     histogram_count,
     histogram_delta,
     histogram_percentile,
+    lengths_delta,
     parse_samples,
 )
-from gpu_actions.serving.interfaces import EngineMetrics, Histogram
+from gpu_actions.serving.interfaces import EngineMetrics, Histogram, TokenHistogram
 from gpu_actions.serving.registry import ENGINES, engine_of_page
 
 VLLM_PAGE = """\
@@ -62,7 +63,24 @@ def test_label_sets_are_summed_and_the_fullest_cache_counts() -> None:
     assert metrics.requests_finished == 9
     assert metrics.kv_cache_usage == 0.75
     assert metrics.ttft == Histogram(bounds_s=(0.1, 1.0, math.inf), counts=(2, 4, 5), total_s=5.55)
-    assert metrics.missing == ("itl", "e2e", "queue")
+    assert metrics.missing == ("itl", "e2e", "queue", "prompt_lengths", "answer_lengths")
+
+
+def test_lengths_of_requests_are_read_and_a_restarted_engine_starts_anew() -> None:
+    def page(short: int, long: int) -> EngineMetrics:
+        return read(
+            f'vllm:request_prompt_tokens_bucket{{le="10.0"}} {short}\n'
+            f'vllm:request_prompt_tokens_bucket{{le="+Inf"}} {short + long}\n'
+            f"vllm:request_prompt_tokens_sum {5 * short + 50 * long}\n"
+        )
+
+    before, after = page(4, 1).prompt_lengths, page(6, 4).prompt_lengths
+    assert before is not None
+    assert after is not None
+    assert lengths_delta(before, after) == TokenHistogram(
+        bounds_tokens=(10, math.inf), counts=(2, 5), total_tokens=160
+    )
+    assert lengths_delta(after, before) == before
 
 
 def test_among_several_models_only_the_requested_one_counts() -> None:
