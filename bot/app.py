@@ -30,6 +30,7 @@ from bot.settings.model import Settings
 from bot.slack.access import Access
 from bot.slack.connection import CannotStart, bot_user_id, connected
 from bot.slack.live_messages import LiveMessages
+from bot.store.retention import sweep_rows
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
 from bot.watch.alertmanager import Webhook
@@ -255,6 +256,7 @@ def _schedule(bot: Bot) -> Schedule:
     for name, sweep, first_after_s in (
         ("artifacts", bot.artifacts.sweep, 60.0),
         ("deliveries", bot.store.deliveries.sweep, 90.0),
+        ("rows", partial(sweep_rows, bot.store, older_than_s=bot.settings.retention.days * 86_400), 120.0),
     ):
         run = partial(asyncio.to_thread, sweep)
         schedule.every(SWEEP_S, f"sweep {name}", run, first_after_s=first_after_s)

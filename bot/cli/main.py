@@ -114,6 +114,17 @@ def manifest(config: ConfigOption = None) -> None:
     typer.echo(render(_settings(config).slack, SLASH_COMMANDS), nl=False)
 
 
+@app.command()
+def links(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run, for example fb-7k2m")],
+    config: ConfigOption = None,
+) -> None:
+    """Print new links to the files of a run: those in its message expire after web.link_days."""
+    from bot.cli.links import print_links
+
+    raise typer.Exit(print_links(_settings(config), run_id))
+
+
 HostOption = Annotated[
     str | None, typer.Option("--host", help="host name; default: the first one in the settings")
 ]

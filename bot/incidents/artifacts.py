@@ -1,7 +1,7 @@
 """The artifact store: files of runs, copied to `run/step/name`, checked against their sha256, and reached by a signed link.
 
-The link's signature is an HMAC over the path. Its key is created once and kept in the state folder (mode 0600), unless the
-settings provide one.
+A link carries the time until which it works, and an HMAC over that and the path. Its key is created once and kept in the state
+folder (mode 0600), unless the settings provide one.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import hmac
 import re
 import secrets
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -18,9 +18,9 @@ import structlog
 
 from bot.incidents.artifact_backends import backend_for
 from bot.settings.model import Settings
-from bot.store.records import ArtifactRecord, UserError
+from bot.store.records import ArtifactRecord, IncidentStatus, RunRecord, UserError
 from bot.store.row_to_record import artifact_record
-from bot.store.schema import artifacts
+from bot.store.schema import artifacts, incidents, runs
 from bot.store.store import Store
 from gpu_actions.models import Artifact
 from gpu_actions.system.files import write_atomically
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 SECRET_FILE = "link-secret"  # noqa: S105  (the name of the file, not the secret)
 SIGNATURE_CHARACTERS = 32
 BLOCK_BYTES = 1024 * 1024
+ROWS_AT_ONCE = 500
 _SAFE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}$")
 
 
@@ -44,6 +45,8 @@ class ArtifactStore:
         self._store = store
         self._max_bytes = settings.artifacts.max_mib * 1024 * 1024
         self._retention_s = settings.artifacts.retention_days * 86_400
+        self._max_total_bytes = settings.artifacts.max_total_gib * 2**30
+        self._link_s = settings.web.link_days * 86_400
         self._public_url = settings.public_url
         self._backend = backend_for(settings.artifacts.url or str(settings.state_dir / "artifacts"))
         configured = settings.web.link_secret.get_secret_value().encode()
@@ -65,17 +68,27 @@ class ArtifactStore:
         return await asyncio.to_thread(self._record, run_id, step_id, artifact, url, problem)
 
     def link(self, run_id: str, step_id: str, name: str) -> str:
-        """Return the signed URL of a stored file, served by the bot's web server."""
+        """Return the signed URL of a stored file, which works for `web.link_days` from now."""
         path = _path(run_id, step_id, name)
-        return f"{self._public_url}/artifacts/{quote(path)}?sig={self.signature(path)}"
+        until = str(int(self._store.clock() + self._link_s))
+        return f"{self._public_url}/artifacts/{quote(path)}?until={until}&sig={self.signature(path, until)}"
 
-    def signature(self, path: str) -> str:
-        """Return the signature of `run/step/name`."""
-        return hmac.new(self._secret, path.encode(), hashlib.sha256).hexdigest()[:SIGNATURE_CHARACTERS]
+    def fresh_links(self, run: RunRecord) -> list[tuple[ArtifactRecord, str]]:
+        """Return the run's stored files, each with a new link."""
+        return [
+            (record, self.link(run.id, record.step_id, record.artifact.name))
+            for record in run.artifacts
+            if record.url
+        ]
 
-    def open(self, path: str, signature: str) -> tuple[ArtifactRecord, IO[bytes]]:
-        """Open `run/step/name`; the caller closes it. Raise UserError for a wrong link or a file that is gone."""
-        if not hmac.compare_digest(self.signature(path).encode(), signature.encode()):
+    def signature(self, path: str, until: str = "") -> str:
+        """Return the signature of `run/step/name` until a Unix time; links of earlier versions have no time."""
+        signed = f"{path}?{until}" if until else path
+        return hmac.new(self._secret, signed.encode(), hashlib.sha256).hexdigest()[:SIGNATURE_CHARACTERS]
+
+    def open(self, path: str, signature: str, until: str = "") -> tuple[ArtifactRecord, IO[bytes]]:
+        """Open `run/step/name`; the caller closes it. Raise UserError for a wrong or expired link, or a file that is gone."""
+        if not hmac.compare_digest(self.signature(path, until).encode(), signature.encode()):
             raise UserError(
                 "This link is not one of mine, or it was cut off: open it from the message again."
             )
@@ -85,7 +98,12 @@ class ArtifactStore:
             row = connection.execute(query).one_or_none()
         if row is None or row.swept_at is not None:
             raise UserError(
-                "This file was removed: it is older than artifacts.retention_days in the settings."
+                "This file was removed: it is older than artifacts.retention_days in the settings, or made room for newer ones."
+            )
+        if self._store.clock() > (float(until) if until else row.stored_at + self._link_s):
+            raise UserError(
+                f"This link has expired: links work for {self._link_s / 86_400:g} days. The file is still stored; "
+                f"`gpu-oncall links {run_id}` on the bot's host prints new links."
             )
         try:
             return artifact_record(row), self._backend.open(path, "rb")
@@ -93,22 +111,28 @@ class ArtifactStore:
             raise UserError("This file is missing from the artifact store.") from None
 
     def sweep(self) -> int:
-        """Remove the files that are older than the retention; their rows stay. Return how many."""
-        query = artifacts.select().where(
-            artifacts.c.stored_at < self._store.clock() - self._retention_s, artifacts.c.swept_at.is_(None)
-        )
+        """Remove the files that are older than the retention, and the oldest ones above `artifacts.max_total_gib`.
+
+        Their rows stay. Files of an open incident are never removed. Return how many were removed.
+        """
+        now = self._store.clock()
         with self._store.database.read() as connection:
-            old = connection.execute(query).all()
-        for row in old:
+            rows = connection.execute(_removable()).all()
+            stored = artifacts.select().where(artifacts.c.swept_at.is_(None), artifacts.c.url != "")
+            excess = sum(_size(row) for row in connection.execute(stored)) - self._max_total_bytes
+        removed = []
+        for row in rows:
+            if row.stored_at >= now - self._retention_s and excess <= 0:
+                continue
             if row.url:
                 self._backend.remove(_path(row.run_id, row.step_id, row.name))
+                excess -= _size(row)
+            removed.append(row.id)
         with self._store.database.write() as connection:
-            connection.execute(
-                artifacts.update()
-                .where(artifacts.c.id.in_([row.id for row in old]))
-                .values(swept_at=self._store.clock())
-            )
-        return len(old)
+            for first in range(0, len(removed), ROWS_AT_ONCE):
+                these = artifacts.c.id.in_(removed[first : first + ROWS_AT_ONCE])
+                connection.execute(artifacts.update().where(these).values(swept_at=now))
+        return len(removed)
 
     def _copy(self, run_id: str, step_id: str, artifact: Artifact) -> None:
         path = _path(run_id, step_id, artifact.name)
@@ -153,6 +177,23 @@ class ArtifactStore:
                 data={"step": step_id, "name": artifact.name, "sha256": artifact.sha256},
             )
             return artifact_record(change.connection.execute(artifacts.select().where(this)).one())
+
+
+def _removable() -> sa.Select[Any]:
+    """Select the stored artifacts that belong to no open incident, oldest first."""
+    is_open = incidents.c.status == IncidentStatus.OPEN.value
+    of_open_incidents = (
+        sa.select(runs.c.id).join(incidents, incidents.c.id == runs.c.incident_id).where(is_open)
+    )
+    return (
+        artifacts.select()
+        .where(artifacts.c.swept_at.is_(None), artifacts.c.run_id.not_in(of_open_incidents))
+        .order_by(artifacts.c.stored_at, artifacts.c.id)
+    )
+
+
+def _size(row: Any) -> int:
+    return int(row.artifact.get("size_bytes", 0))
 
 
 def attempt_folder(step_id: str, attempt: int) -> str:

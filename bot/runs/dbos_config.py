@@ -7,7 +7,9 @@
 """
 
 import asyncio
+import datetime
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -23,6 +25,7 @@ ENGINE_VERSION = "1"
 MAX_THREADS = 12
 """DBOS makes its pool the default executor of the loop, so every `asyncio.to_thread` of the bot shares it."""
 TASK_END_S = 0.5
+SWEEP_BATCH = 200
 NOTIFICATION_POLL_S = 1.0  # no workflow waits in recv; this only delays the end of the poller
 QUIET_QUEUE_POLL_S = 30.0
 SCHEDULER_POLL_S = 3600.0  # DBOS schedules are not used
@@ -87,6 +90,27 @@ def quieten_recovery() -> None:
     from dbos._dbos import _get_or_create_dbos_registry
 
     _get_or_create_dbos_registry().get_internal_queue()._polling_interval_sec = QUIET_QUEUE_POLL_S
+
+
+async def sweep_workflows(*, older_than_s: float) -> int:
+    """Remove the rows of workflows that ended longer ago than this. Return how many workflows were removed.
+
+    An ended run is read from its own rows; the engine's only serve a restart in the middle of it.
+    """
+    removed = 0
+    cutoff = datetime.datetime.fromtimestamp(time.time() - older_than_s, datetime.UTC).isoformat()
+    while True:
+        old = await DBOS.list_workflows_async(
+            status=["SUCCESS", "ERROR", "CANCELLED"],
+            completed_before=cutoff,
+            limit=SWEEP_BATCH,
+            load_input=False,
+            load_output=False,
+        )
+        if not old:
+            return removed
+        await DBOS.delete_workflows_async([workflow.workflow_id for workflow in old])
+        removed += len(old)
 
 
 async def close_dbos() -> None:

@@ -5,6 +5,7 @@ resumable. docs/runs.md has the states and the guarantees.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from dbos import DBOS
 from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
 from bot.runs.approval_wait import ApprovalWait
-from bot.runs.dbos_config import close_dbos, open_dbos, quieten_recovery
+from bot.runs.dbos_config import close_dbos, open_dbos, quieten_recovery, sweep_workflows
 from bot.runs.host_executor import HostExecutor
 from bot.runs.plan_phase import PlanPhase
 from bot.runs.planning import Planner
@@ -25,6 +26,7 @@ from bot.runs.stranded_runs import StrandedRun, find_stranded_runs, resume_runs
 from bot.runs.workflow import StartWorkflow, register_workflows
 from bot.settings.model import Settings
 from bot.store.records import RunStatus
+from bot.store.retention import sweep_run_folders
 from bot.store.run_changes import RunChanges, poll_changes
 from bot.store.store import Store
 
@@ -35,6 +37,7 @@ ProcessRole = Literal["all", "worker", "bot"]
 
 WATCH_PERIOD_S = 60.0
 RECOVERY_S = 15.0
+SWEEP_PERIOD_S = 3600.0
 MIN_AGE_S = 10.0
 """A younger run may be between its row and its workflow. At launch nothing else can be starting it, so its age is ignored."""
 
@@ -160,12 +163,24 @@ class RunEngine:
     async def _watch(self) -> None:
         await asyncio.sleep(RECOVERY_S)
         quieten_recovery()
+        swept_at = time.monotonic() - SWEEP_PERIOD_S
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
             try:
                 await self.repair()
+                if time.monotonic() - swept_at >= SWEEP_PERIOD_S:
+                    swept_at = time.monotonic()
+                    await self.sweep()
             except Exception:
                 log.exception("the watchdog over stranded runs failed; it will try again")
+
+    async def sweep(self) -> None:
+        """Remove what ended runs leave on this host: the engine's rows of them, and their folders."""
+        retention = self._settings.retention
+        await sweep_workflows(older_than_s=retention.engine_days * 86_400)
+        folders = [self._settings.host_dir(host.name) / "runs" for host in self._settings.hosts]
+        older_than_s = self._settings.artifacts.retention_days * 86_400
+        await asyncio.to_thread(sweep_run_folders, self._store, folders, older_than_s=older_than_s)
 
     async def stranded(self, *, min_age_s: float = MIN_AGE_S) -> Sequence[StrandedRun]:
         """Return the active runs that no workflow will continue."""

@@ -101,8 +101,24 @@ class ArtifactSettings(Frozen):
 
     url: str = Field(default="", description="empty: the folder `artifacts` in the state folder")
     retention_days: float = Field(default=30, gt=0)
+    max_total_gib: float = Field(
+        default=50,
+        gt=0,
+        description="above it the oldest files are removed, except those of an open incident",
+    )
     max_mib: int = Field(
         default=512, ge=1, description="limit for one file; a larger one is listed, not stored"
+    )
+
+
+class RetentionSettings(Frozen):
+    """How long the bot remembers what has ended. Nothing of an open incident is removed; files: `artifacts`."""
+
+    days: float = Field(
+        default=180, ge=1, description="runs, closed incidents and the beginning of the audit trail"
+    )
+    engine_days: float = Field(
+        default=3, ge=1, description="the workflow engine's rows of ended runs, which only a restart needs"
     )
 
 
@@ -112,6 +128,7 @@ class WebSettings(Frozen):
     host: str = "127.0.0.1"
     port: int = Field(default=8801, ge=0, le=65535)
     base_url: str = Field(default="", description="the address for people; empty: http://host:port")
+    link_days: float = Field(default=7, gt=0, description="how long an artifact link works")
     link_secret: SecretStr = Field(
         default=SecretStr(""), description="signs artifact links; empty: generated and kept"
     )
@@ -190,6 +207,7 @@ class Settings(BaseSettings):
     slack: SlackSettings = SlackSettings()
     access: AccessSettings = AccessSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
+    retention: RetentionSettings = RetentionSettings()
     web: WebSettings = WebSettings()
     monitors: MonitorSettings = MonitorSettings()
     triage: TriageThresholds = TriageThresholds()

@@ -2,7 +2,7 @@
 
 `/health` answers 200 while the process works and its Slack connection is alive, judged by the age of the last ping or pong
 (`is_connected` of slack_sdk can stay true for hours on a dead connection). `/metrics` is Prometheus text, and
-`/artifacts/run/step/name?sig=...` returns a stored file.
+`/artifacts/run/step/name?until=...&sig=...` returns a stored file.
 """
 
 import asyncio
@@ -75,9 +75,11 @@ def web_app(
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def artifact(request: web.Request) -> web.StreamResponse:
-        path, signature = request.match_info["path"], request.query.get("sig", "")
+        path, query = request.match_info["path"], request.query
         try:
-            record, file = await asyncio.to_thread(artifacts.open, path, signature)
+            record, file = await asyncio.to_thread(
+                artifacts.open, path, query.get("sig", ""), query.get("until", "")
+            )
         except (UserError, ValueError) as error:
             return web.Response(status=404, text=str(error))
         media_type = record.artifact.media_type

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from bot.cli.doctor.hosts import check_engines, check_golden, check_plans, check_router, check_units
+from bot.cli.doctor.links import check_links
 from bot.cli.doctor.machine import check_nvml, check_py_spy, check_state_dir
 from bot.cli.doctor.roles import check_roles
 from bot.cli.doctor.slack import check_slack
@@ -22,6 +23,7 @@ CHECKS: tuple[Callable[[Settings], Awaitable[list[SetupCheck]]], ...] = (
     check_slack,
     check_state_dir,
     check_roles,
+    check_links,
     check_py_spy,
     check_nvml,
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bot.cli.doctor import examine
+from bot.cli.doctor.links import judge_address
 from demo.workspace import Workspace
 from demo.workspace.webapi import ApiCall, Handler
 from gpu_actions.models import JsonObject
@@ -74,3 +75,19 @@ def test_a_systemd_unit_must_be_there_and_let_vllm_finish_its_streams(
     hazard = ENGINES[kind].group_stop_hazard
     checks = SystemdUnit(name="vllm.service").judge("h.tp", shown, "no such unit", group_stop_hazard=hazard)
     assert [check.status for check in checks] == statuses
+
+
+@pytest.mark.parametrize(
+    ("address", "api", "status"),
+    [
+        ("http://127.0.0.1:8801", "https://slack.com/api/", "failed"),
+        ("http://localhost:8801", "https://slack.com/api/", "failed"),
+        ("http://[::1]:8801", "https://slack.com/api/", "failed"),
+        ("http://0.0.0.0:8801", "https://slack.com/api/", "failed"),
+        ("https://oncall.example.com", "https://slack.com/api/", "ok"),
+        ("http://10.0.0.7:8801", "https://slack.com/api/", "ok"),
+        ("http://127.0.0.1:8801", "http://127.0.0.1:8800/api/", "ok"),
+    ],
+)
+def test_links_to_this_machine_itself_fail_when_slack_is_real(address: str, api: str, status: str) -> None:
+    assert judge_address(address, api).status == status

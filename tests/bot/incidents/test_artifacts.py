@@ -4,11 +4,13 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
 from bot.incidents.artifacts import ArtifactStore, attempt_folder
-from bot.settings.model import ArtifactSettings
+from bot.incidents.incidents import Incidents
+from bot.settings.model import ArtifactSettings, WebSettings
 from bot.store.records import Person, Place, RunRecord, RunStatus, UserError
 from bot.store.store import Store
 from gpu_actions.models import Artifact
@@ -30,7 +32,7 @@ class Shelf:
         self.folder = folder
         self.clock = Clock()
         settings = toy_settings(folder / "state").model_copy(
-            update={"artifacts": ArtifactSettings(url=url, max_mib=1)}
+            update={"artifacts": ArtifactSettings(url=url, max_mib=1), "web": WebSettings(link_days=7)}
         )
         self.store = Store(settings.own_database_url, clock=self.clock)
         self.store.create()
@@ -66,24 +68,29 @@ def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shelf]:
     made.store.close()
 
 
-def parts(url: str) -> tuple[str, str]:
-    path, _, signature = url.split("/artifacts/")[1].partition("?sig=")
-    return path, signature
+def parts(url: str) -> tuple[str, str, str]:
+    """Return the path, the signature and the end of a link."""
+    path, _, query = url.split("/artifacts/")[1].partition("?")
+    values = parse_qs(query)
+    return path, values["sig"][0], values["until"][0]
 
 
 async def test_a_stored_file_opens_with_its_own_link_only(shelf: Shelf) -> None:
     record = await shelf.artifacts.store(RUN, "capture", shelf.file())
-    path, signature = parts(record.url)
+    path, signature, until = parts(record.url)
     assert path == f"{RUN}/capture/report.txt"
-    found, content = shelf.artifacts.open(path, signature)
+    found, content = shelf.artifacts.open(path, signature, until)
     with content:
         assert content.read() == b"evidence"
     assert found.id == record.id
     for wrong in (signature[:-1], "0" * 32, "", "é"):
         with pytest.raises(UserError, match="not one of mine"):
-            shelf.artifacts.open(path, wrong)
+            shelf.artifacts.open(path, wrong, until)
     with pytest.raises(UserError, match="not one of mine"):
-        shelf.artifacts.open(f"{RUN}/capture/../../../secret", signature)
+        shelf.artifacts.open(f"{RUN}/capture/../../../secret", signature, until)
+    for other in ("", str(int(until) + 1)):
+        with pytest.raises(UserError, match="not one of mine"):
+            shelf.artifacts.open(path, signature, other)
 
 
 async def test_a_file_that_changed_since_it_was_described_gets_no_link(shelf: Shelf) -> None:
@@ -127,6 +134,43 @@ async def test_the_same_name_replaces_a_file_and_another_attempt_does_not(shelf:
     assert run.artifacts[0].slack_file_id == "F123"
 
 
+async def test_a_link_expires_and_a_new_one_opens_the_file(shelf: Shelf) -> None:
+    record = await shelf.artifacts.store(RUN, "capture", shelf.file())
+    earlier = (f"{RUN}/capture/report.txt", shelf.artifacts.signature(f"{RUN}/capture/report.txt"))
+    shelf.artifacts.open(*earlier)[1].close()  # a link of a version whose links had no end
+    shelf.clock.now += 8 * 86_400
+    for link in (parts(record.url), earlier):
+        with pytest.raises(UserError, match=f"has expired.*gpu-oncall links {RUN}"):
+            shelf.artifacts.open(*link)
+    run = shelf.store.get(RUN)
+    assert run is not None
+    ((_, fresh),) = shelf.artifacts.fresh_links(run)
+    shelf.artifacts.open(*parts(fresh))[1].close()
+
+
+async def test_the_oldest_files_make_room_and_those_of_an_open_incident_stay(tmp_path: Path) -> None:
+    made = Shelf(tmp_path)
+    limit = ArtifactSettings(max_total_gib=3000 / 2**30)
+    settings = toy_settings(tmp_path / "state").model_copy(update={"artifacts": limit})
+    store = ArtifactStore(settings, made.store)
+    records = []
+    for name in ("a", "b", "c", "d"):
+        made.clock.now += 60
+        records.append(await store.store(RUN, "capture", made.file(b"x" * 1000, name=f"{name}.txt")))
+    incidents = Incidents(made.store)
+    incident = incidents.open(host="toy", title="t", place=Place(channel="C"), by=Person(id="U"))
+    incidents.join(incident.id, RUN)
+    made.clock.now += 400 * 86_400
+    assert store.sweep() == 0, "evidence of an open incident is never removed"
+    made.clock.now -= 400 * 86_400
+    incidents.close(incident.id, by=Person(id="U"))
+    assert store.sweep() == 1
+    with pytest.raises(UserError, match="made room"):
+        store.open(*parts(records[0].url))
+    store.open(*parts(records[1].url))[1].close()
+    made.store.close()
+
+
 async def test_old_files_are_removed_and_their_links_say_so(shelf: Shelf) -> None:
     old = await shelf.artifacts.store(RUN, "capture", shelf.file(name="old.txt"))
     shelf.clock.now += 20 * 86_400
@@ -136,7 +180,10 @@ async def test_old_files_are_removed_and_their_links_say_so(shelf: Shelf) -> Non
     assert shelf.artifacts.sweep() == 0
     with pytest.raises(UserError, match="retention_days"):
         shelf.artifacts.open(*parts(old.url))
-    shelf.artifacts.open(*parts(young.url))[1].close()
+    run = shelf.store.get(RUN)
+    assert run is not None
+    links = {record.id: link for record, link in shelf.artifacts.fresh_links(run)}
+    shelf.artifacts.open(*parts(links[young.id]))[1].close()
 
 
 async def test_links_survive_a_restart_and_their_key_is_private(tmp_path: Path) -> None:

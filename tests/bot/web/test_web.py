@@ -44,14 +44,18 @@ async def test_a_link_from_a_message_opens_the_file_and_an_altered_one_does_not(
     assert (status, text) == (200, "evidence\n")
     assert "sandbox" in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
-    address, _, signature = link.partition("?sig=")
+    address, _, query = link.partition("?")
+    signed, _, signature = link.partition("&sig=")
     for changed in (
         address,
-        f"{address}?sig=",
-        f"{address}?sig={signature[:-1]}x",
+        signed,
+        f"{signed}&sig=",
+        f"{signed}&sig={signature[:-1]}x",
+        f"{signed}0&sig={signature}",
+        f"{address}?sig={signature}",
         link.replace("report.txt", "other.txt"),
-        address.replace("/report.txt", "/..%2f..%2f..%2fbot.lock") + f"?sig={signature}",
-        f"http://127.0.0.1:{at_desk.bot.settings.web.port}/artifacts/../link-secret?sig={signature}",
+        address.replace("/report.txt", "/..%2f..%2f..%2fbot.lock") + f"?{query}",
+        f"http://127.0.0.1:{at_desk.bot.settings.web.port}/artifacts/../link-secret?{query}",
     ):
         assert (await get(at_desk, changed))[0] == 404, changed
 
