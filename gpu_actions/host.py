@@ -44,6 +44,10 @@ class Host:
             return None
         return golden_path(self.baselines_dir, host=self.name, tier=tier)
 
+    def knee_path(self, tier: TierName) -> Path | None:
+        """Return where the latest knee of a tier is kept, or None."""
+        return None if self.baselines_dir is None else self.baselines_dir / f"knee-{self.name}-{tier}.json"
+
     @property
     def name(self) -> str:
         return self.config.name

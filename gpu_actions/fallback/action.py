@@ -12,6 +12,7 @@ from gpu_actions.fallback import settle, validate
 from gpu_actions.fallback.gpus import Choice, choose_gpus
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, settle_step
 from gpu_actions.host import Host
+from gpu_actions.loadtest.knee_limits import fallback_limits
 from gpu_actions.models import Frozen, Verdict
 from gpu_actions.plan import Plan
 from gpu_actions.tier import drain, launch, scope, stop, traffic, warm
@@ -122,6 +123,7 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
     warnings = list(choice.warnings)
     if facts.router_error:
         warnings.append(f"the router does not answer and will be started: {facts.router_error}")
+    warnings += fallback_limits(host).warnings
     if arguments.skip_validation:
         warnings.append("the load test is left out, so nothing will prove the fallback under load")
     how = {

@@ -8,6 +8,7 @@ from enum import StrEnum
 from gpu_actions.fallback.gpus import Choice
 from gpu_actions.forensics.step import capture_step
 from gpu_actions.host import Host
+from gpu_actions.loadtest.knee_limits import FallbackLimits, fallback_limits
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
 from gpu_actions.tier import scope
@@ -60,6 +61,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
     policy, config = host.config.fallback, host.config
     tp, fallback = host.tp.config, host.fallback.config
     settings = config.router.back_pressure
+    limits = fallback_limits(host)
     load = policy.validate_load
     refused = f"meanwhile new requests get 503 with Retry-After: {settings.retry_after_s}"
     capture = capture_step(host, budget_s=policy.capture_budget_s)
@@ -113,8 +115,16 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             id="backpressure",
             verb="fallback.backpressure",
             title="apply back-pressure",
-            args={"wanted": _wanted_limits(host)},
-            details=tuple(f"{name} {value}" for name, value in settings.model_dump().items()),
+            args={
+                "wanted": _wanted_limits(host, limits),
+                "given": dict(limits.given),
+                "notes": [*limits.notes, *limits.warnings],
+            },
+            details=(
+                *(f"{name} {value}" for name, value in limits.pressure.model_dump().items()),
+                *limits.notes,
+                *limits.warnings,
+            ),
             timeout_s=30,
             expected_s=0.1,
         ),
@@ -159,9 +169,9 @@ def _scope_step(host: Host, choice: Choice) -> Step:
     )
 
 
-def _wanted_limits(host: Host) -> JsonObject:
+def _wanted_limits(host: Host, limits: FallbackLimits) -> JsonObject:
     """Return the limits that must be read back from the router. An existing router can only be given `max_concurrent`."""
-    wanted: JsonObject = host.config.router.back_pressure.model_dump()
+    wanted: JsonObject = limits.pressure.model_dump()
     names = {"max_concurrent"}
     if host.config.router.managed:
         names |= {"max_queue", "queue_timeout_s", "long_window_s", "retry_after_s", "long_body_bytes"}

@@ -5,6 +5,7 @@ from pathlib import Path
 from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.config.policies import limits_text
 from gpu_actions.loadtest.child import find_knee_in_child
+from gpu_actions.loadtest.knee_limits import keep_knee, limits_of
 from gpu_actions.loadtest.knee_result import KNEE_JSON, KNEE_PNG, knee_lines, knee_text, read_knee
 from gpu_actions.loadtest.report import TEXT_NAME
 from gpu_actions.loadtest.result import RunVerdict
@@ -30,6 +31,7 @@ def knee_step(
         args={
             "spec": spec.model_dump(mode="json", exclude={"api_key"}),
             "tier": tier,
+            "target": target,
             "max_qps": max_qps,
             "budget_s": budget_s,
         },
@@ -65,11 +67,23 @@ async def knee(context: StepContext) -> StepResult:
                 stop=stop,
             ),
         )
+    offered = limits_of(result)
+    text = knee_text(result)
+    if offered is not None:
+        text += f"limits that fit: {offered.text}\n"
+        if context.args.get("target") == context.args["tier"]:
+            keep_knee(context.host, context.args["tier"], result)
+        else:
+            text += (
+                "not kept for the fallback: it was measured through the router, with the limits of the router; "
+                f"measure with target={context.args['tier']}\n"
+            )
     return StepResult(
         summary=knee_lines(result)[0],
         data={
             "verdict": result.verdict.value,
-            "thread_text": knee_text(result),
+            "thread_text": text,
+            "limits": None if offered is None else offered.model_dump(),
             "knee_folder": str(folder),
             "knee_qps": result.knee_qps,
         },

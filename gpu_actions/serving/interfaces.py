@@ -267,8 +267,13 @@ class Router(Protocol):
     async def abort_sessions(self, server: str) -> int:
         """End its open sessions and return how many there were."""
 
-    async def apply_back_pressure(self, server: str) -> dict[str, float]:
-        """Apply the configured limits to a tier's server and return those in force, by name."""
+    async def apply_back_pressure(
+        self, server: str, limits: Mapping[str, int] | None = None
+    ) -> dict[str, float]:
+        """Apply the configured limits to a tier's server and return those in force, by name.
+
+        `limits` replace configured ones by name until they are lifted; None keeps those that were given before.
+        """
 
     async def clear_back_pressure(self, server: str) -> None:
         """Lift the limits."""

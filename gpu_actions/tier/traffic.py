@@ -126,7 +126,9 @@ async def backpressure(context: StepContext) -> StepResult:
     """Effect: the configured limits are in force for the fallback tier. Verified by reading them back from the router."""
     router = context.host.router
     await ready_router(router)
-    in_force = await router.apply_back_pressure(context.host.fallback.config.server)
+    in_force = await router.apply_back_pressure(
+        context.host.fallback.config.server, context.args.get("given", {})
+    )
     shown = ", ".join(
         f"{name.removesuffix('_s').removesuffix('_bytes').replace('_', ' ')} {value:g}{UNITS.get(name, '')}"
         for name, value in in_force.items()
@@ -144,5 +146,8 @@ async def backpressure(context: StepContext) -> StepResult:
         if missing
         else ""
     )
-    result = StepResult(summary=f"in force: {shown}{note}", data={"in_force": in_force, "missing": missing})
+    why = "".join(f"; {sentence}" for sentence in context.args.get("notes", ()))
+    result = StepResult(
+        summary=f"in force: {shown}{note}{why}", data={"in_force": in_force, "missing": missing}
+    )
     return await with_clients(context, result)

@@ -8,7 +8,14 @@ one line in `CHECKS` or `HOST_CHECKS`; the checks of a kind of unit or router ar
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from bot.cli.doctor.hosts import check_engines, check_golden, check_plans, check_router, check_units
+from bot.cli.doctor.hosts import (
+    check_engines,
+    check_golden,
+    check_knee,
+    check_plans,
+    check_router,
+    check_units,
+)
 from bot.cli.doctor.links import check_links
 from bot.cli.doctor.machine import check_nvml, check_py_spy, check_state_dir
 from bot.cli.doctor.roles import check_roles
@@ -34,6 +41,7 @@ HOST_CHECKS: tuple[Callable[[Host], Awaitable[list[SetupCheck]]], ...] = (
     check_engines,
     check_router,
     check_golden,
+    check_knee,
     check_plans,
 )
 """Run for each host of the settings."""

@@ -4,6 +4,7 @@ import asyncio
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
 from gpu_actions.host import Host, Tier
+from gpu_actions.loadtest.knee_limits import fallback_limits, latest_knee
 from gpu_actions.registry import actions
 from gpu_actions.serving.golden.record import GoldenUnreadable, load_golden
 from gpu_actions.serving.interfaces import RouterError
@@ -70,6 +71,19 @@ async def check_golden(host: Host) -> list[SetupCheck]:
         was = f"golden prompts are of {record.engine_kind} with {record.model}"
         return [warning(name, f"{was}, the settings name {engine.kind} with {engine.model}", fix)]
     return [ok(name, f"{len(record.prompts)} golden prompts, recorded on {record.recorded_at:%Y-%m-%d}")]
+
+
+async def check_knee(host: Host) -> list[SetupCheck]:
+    """Check that the limits of the fallback agree with its latest knee."""
+    name = f"{host.name}.fallback.limits"
+    knee, limits = latest_knee(host, "fallback"), fallback_limits(host)
+    if knee.result is None:
+        fix = f"while the fallback serves: /loadtest start {host.name} target=fallback find=knee"
+        return [warning(name, f"{knee.problem}, so its limits are those of the settings", fix)]
+    said = "; ".join((*limits.warnings, *limits.notes)) or f"they agree with {knee.text}"
+    if limits.warnings:
+        return [warning(name, said, "take the setting out, so that the knee decides, or measure again")]
+    return [ok(name, said)]
 
 
 async def check_plans(host: Host) -> list[SetupCheck]:

@@ -76,13 +76,12 @@ class HaproxySettings(RouterConfig):
         default=64, ge=1, le=4096, description="MiB of disk for the managed router's record of requests"
     )
 
-    def concurrency(self) -> dict[str, int]:
+    def concurrency(self, pressure: BackPressure) -> dict[str, int]:
         """Return the concurrent requests that back-pressure allows a server, by backend: short ones, long ones.
 
         Both lines lead to one engine and count separately, so `max_concurrent` is split. Raises RouterError for a share
         of 0, which HAProxy treats as "no limit".
         """
-        pressure = self.back_pressure
         if pressure.long_share == 0:
             raise RouterError(
                 "router.back_pressure.long_share is 0, which HAProxy treats as no limit: set it to at least 1"
@@ -115,9 +114,10 @@ def render_config(
     *,
     lua: Path,
     limited: frozenset[str],
+    in_force: BackPressure,
     socket: Path | None = None,
 ) -> str:
-    """Return the text of haproxy.cfg. `limited` names the servers under back-pressure.
+    """Return the text of haproxy.cfg. `limited` names the servers under back-pressure, `in_force` is theirs.
 
     Raises RouterError for what a managed router cannot do: TLS towards clients, an engine below a path, names that
     HAProxy refuses, a share of 0 for long contexts.
@@ -167,7 +167,7 @@ def render_config(
         ],
         "pools": [
             {"name": backend, "limits": dict.fromkeys(limited, limit)}
-            for backend, limit in router.concurrency().items()
+            for backend, limit in router.concurrency(in_force).items()
         ],
     }
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701
@@ -184,14 +184,12 @@ def configuration_fingerprint(host: RoutedHost) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def render_map(host: RoutedHost, limited: frozenset[str]) -> str:
+def render_map(host: RoutedHost, limited: frozenset[str], in_force: BackPressure) -> str:
     """Return the text of the back-pressure map: two keys per server, 0 if no limit is in force."""
     lines = [
         f"{key} {value}"
         for tier in host.tiers.values()
-        for key, value in map_entries(
-            tier.server, host.router.back_pressure if tier.server in limited else None
-        ).items()
+        for key, value in map_entries(tier.server, in_force if tier.server in limited else None).items()
     ]
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from gpu_actions.serving.http import HttpFailure, fetch
@@ -116,7 +117,9 @@ class ManagedRouter(HaproxyRouter):
         await self._saved()
         await self.unit.stop()
 
-    async def apply_back_pressure(self, server: str) -> dict[str, float]:
+    async def apply_back_pressure(
+        self, server: str, limits: Mapping[str, int] | None = None
+    ) -> dict[str, float]:
         """Apply the configured limits to the server and return those that the running router reports, by name.
 
         Raises RouterError if concurrency, queue length or window read back differently. Times and sizes that HAProxy
@@ -124,8 +127,9 @@ class ManagedRouter(HaproxyRouter):
         """
         async with self._changing():
             lines = self._lines(await self.servers(), server)
-            pressure = self.config.back_pressure
-            wanted = self.config.concurrency()
+            self._keep_given(limits)
+            pressure = self._pressure()
+            wanted = self.config.concurrency(pressure)
             self._keep_limited(self.limited() | {server})
             in_force = await self._set_limits(lines, wanted)
             entries = map_entries(server, pressure)
@@ -147,6 +151,7 @@ class ManagedRouter(HaproxyRouter):
             self._keep_limited(self.limited() - {server})
             await self._set_limits(lines, {self.config.backend: 0, self.config.long_backend: 0})
             await self._set_map(map_entries(server, None))
+            self._forget_given()
 
     async def requests(self, since_s: float, until_s: float) -> RequestAccount:
         """Count what clients saw. The account says `incomplete` where the record may lack requests.
@@ -183,9 +188,12 @@ class ManagedRouter(HaproxyRouter):
         if socket is not None:
             socket = socket.absolute()
         lua = Path(__file__).with_name("long_windows.lua").absolute()
-        text = haproxy_config.render_config(self.host, self.config, lua=lua, limited=limited, socket=socket)
+        pressure = self._pressure()
+        text = haproxy_config.render_config(
+            self.host, self.config, lua=lua, limited=limited, in_force=pressure, socket=socket
+        )
         self._replace(haproxy_config.CONFIG_NAME, text)
-        self._replace(haproxy_config.MAP_NAME, haproxy_config.render_map(self.host, limited))
+        self._replace(haproxy_config.MAP_NAME, haproxy_config.render_map(self.host, limited, pressure))
         if not (self.folder / haproxy_config.STATE_NAME).exists():
             self._replace(haproxy_config.STATE_NAME, haproxy_config.EMPTY_STATE)
 

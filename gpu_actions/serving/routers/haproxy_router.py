@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gpu_actions.serving.interfaces import BackendUnknown, RequestsUnknown, RouterError, ServerState
 from gpu_actions.serving.request_account import RequestAccount
+from gpu_actions.serving.routers.base import BackPressure
 from gpu_actions.serving.routers.haproxy_config import HaproxySettings
 from gpu_actions.serving.routers.haproxy_socket import ASK_TIMEOUT_S, HaproxySocket
 from gpu_actions.system.files import write_json
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_WEIGHT = 256
 """HAProxy's own limit for absolute weights."""
+
+LIMITS_NAME = "limits_given.json"
 
 AMPLE_LIMIT = 100_000
 """A limit that is never reached: HAProxy runs out of file descriptors first."""
@@ -138,6 +141,20 @@ class HaproxyRouter:
                     )
                 await asyncio.sleep(0.01)
             return count
+
+    def _pressure(self) -> BackPressure:
+        """Return the limits of a limited server: the configured ones, and what was given when they were applied."""
+        file = self.folder / LIMITS_NAME
+        given = json.loads(file.read_text()) if file.exists() else {}
+        return BackPressure.model_validate({**self.config.back_pressure.model_dump(), **given})
+
+    def _keep_given(self, limits: Mapping[str, int] | None) -> None:
+        """Store given limits before they are set. None keeps the earlier ones."""
+        if limits is not None:
+            write_json(self.folder / LIMITS_NAME, dict(limits))
+
+    def _forget_given(self) -> None:
+        (self.folder / LIMITS_NAME).unlink(missing_ok=True)
 
     # -- details -------------------------------------------------------------------------------------------------
 
@@ -274,7 +291,9 @@ class ExistingRouter(HaproxyRouter):
             return (self.config.backend,)
         return super()._wanted_backends(present)
 
-    async def apply_back_pressure(self, server: str) -> dict[str, float]:
+    async def apply_back_pressure(
+        self, server: str, limits: Mapping[str, int] | None = None
+    ) -> dict[str, float]:
         """Limit the concurrent requests and return the limits in force. `clear_back_pressure` restores the earlier ones."""
         async with self._changing():
             lines = self._lines(await self.servers(), server)
@@ -285,9 +304,11 @@ class ExistingRouter(HaproxyRouter):
                     self.folder / "limits_before.json",
                     {**kept, server: await self._limits(server, backends)},
                 )
-            wanted = {self.config.backend: self.config.back_pressure.max_concurrent}
+            self._keep_given(limits)
+            pressure = self._pressure()
+            wanted = {self.config.backend: pressure.max_concurrent}
             if self.config.long_backend in backends:
-                wanted = self.config.concurrency()
+                wanted = self.config.concurrency(pressure)
             return self.config.as_limits(await self._set_limits(lines, wanted))
 
     async def clear_back_pressure(self, server: str) -> None:
@@ -298,6 +319,7 @@ class ExistingRouter(HaproxyRouter):
                 return
             await self._set_limits(self._lines(await self.servers(), server), kept.pop(server))
             write_json(self.folder / "limits_before.json", kept)
+            self._forget_given()
 
     async def requests(self, since_s: float, until_s: float) -> RequestAccount:
         raise RequestsUnknown("an existing router's record of requests is not read")

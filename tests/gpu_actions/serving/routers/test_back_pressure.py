@@ -225,3 +225,20 @@ async def test_clearing_is_complete_and_may_be_repeated(make_router: MakeRouter)
     assert site.fallback.peak == 12
     assert router.limited() == frozenset()
     assert "maxconn" not in (router.folder / "haproxy.cfg").read_text()
+
+
+async def test_given_limits_replace_the_configured_ones_until_they_are_lifted_also_after_a_restart(
+    make_router: MakeRouter,
+) -> None:
+    _, router, _ = await on_fallback(make_router, service_s=0)
+    given = {"max_concurrent": 24, "max_queue": 7}
+    wanted = {"max_concurrent": 24, "short_concurrent": 20, "long_concurrent": 4, "max_queue": 7}
+    assert wanted.items() <= (await router.apply_back_pressure("single", given)).items()
+    assert wanted.items() <= (await router.apply_back_pressure("single")).items(), "a repeat keeps them"
+    await router.stop()
+    await router.ensure_running()
+    limits = {row.backend: row.limit for row in await router.admin.stat() if row.server == "single"}
+    assert limits == {"serve": 20, "serve_long": 4}
+    await router.clear_back_pressure("single")
+    configured = await router.apply_back_pressure("single")
+    assert (configured["max_concurrent"], configured["max_queue"]) == (16, 32)
