@@ -30,6 +30,7 @@ from bot.settings.model import Settings
 from bot.slack.access import Access
 from bot.slack.connection import CannotStart, bot_user_id, connected
 from bot.slack.live_messages import LiveMessages
+from bot.slack.reports import Reports
 from bot.store.retention import sweep_rows
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
@@ -174,6 +175,13 @@ def build(
         store=store,
         access=access,
         monitors=monitors,
+        reports=Reports(
+            client=client,
+            store=store,
+            artifacts=artifacts,
+            incidents=incidents,
+            folder=settings.state_dir / "reports",
+        ),
         actions=specs,
         bot_user_id=bot_user_id,
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bot.incidents.incidents import Incidents
     from bot.runs.approvals import Approvals
     from bot.runs.runs import Runs
+    from bot.slack.reports import Reports
     from bot.store.store import Store
     from bot.watch.monitors import Monitors
     from gpu_actions.action import ActionSpec
@@ -28,6 +29,7 @@ class Services:
     store: "Store"
     access: Access
     monitors: "Monitors"
+    reports: "Reports"
     actions: Mapping[str, "ActionSpec"] = field(default_factory=dict)
     bot_user_id: str = ""
 

@@ -1,8 +1,11 @@
-"""`/incident open|status|note|timeline|close [host]`: the incident's thread and its record."""
+"""`/incident open|status|note|timeline|report|close [host]`: the incident's thread and its record."""
+
+from functools import partial
 
 from bot.presenter import incidents as texts
 from bot.slack.posts import post
 from bot.store.records import IncidentRecord, Place, UserError
+from handlers import incident_record
 from handlers.arguments import Words, split
 from handlers.call import Call, permalink
 from handlers.command import Command, host_of
@@ -64,7 +67,27 @@ async def _close(call: Call, words: Words) -> None:
     if closed.place.thread_ts is not None:
         message = texts.closed(closed, call.person, call.context)
         await post(call.client, message, closed.place)
-    await call.answer(texts.accepted_close(closed))
+    where = await services.reports.publish(closed, by=call.person)
+    await call.answer(texts.accepted_close(closed, where))
+
+
+async def _report(call: Call, words: Words) -> None:
+    """Post the report of the open incident of a host, or else of its last one."""
+    host = host_of(call, words)
+    incident = call.services.incidents.latest(host)
+    if incident is None:
+        raise UserError(f"There was no incident on {host} yet, so there is nothing to report.")
+    await incident_record.report(call, incident)
+
+
+async def severity(call: Call, text: str) -> None:
+    host, word = _host_and_text(call, text)
+    await incident_record.severity(call, _active(call, host), word)
+
+
+async def role(name: str, call: Call, text: str) -> None:
+    host, word = _host_and_text(call, text)
+    await incident_record.role(call, _active(call, host), name, word)
 
 
 def _active(call: Call, host: str) -> IncidentRecord:
@@ -86,15 +109,24 @@ def _host_and_text(call: Call, text: str) -> tuple[str, str]:
 COMMAND = Command(
     name="incident",
     summary="Keep the record of an incident: its thread, its runs, its timeline.",
-    hint="open|status|note|timeline|close [host]",
+    hint="open|status|note|timeline|report|close [host]",
     usages={
         "open [host] WHAT IS WRONG": "open one; its thread collects everything",
         "status [host]": "show the open incident and what is running",
         "note [host] TEXT": "add a line to the timeline",
         "timeline [host]": "show everything that happened, in order",
-        "close [host]": "close it",
+        "severity [host] SEV2": "say how bad it is, SEV1 (worst) to SEV5",
+        "lead|scribe [host] [@PERSON]": "say who leads, and who writes; without a name: you",
+        "report [host]": "post the report: summary, impact, timeline, deviations, follow-ups",
+        "close [host]": "close it, and post its report",
     },
-    subcommands={"status": _status, "timeline": _timeline, "close": _close},
-    free_text={"open": open_incident, "note": note},
+    subcommands={"status": _status, "timeline": _timeline, "report": _report, "close": _close},
+    free_text={
+        "open": open_incident,
+        "note": note,
+        "severity": severity,
+        "lead": partial(role, "lead"),
+        "scribe": partial(role, "scribe"),
+    },
     takes_options=False,
 )

@@ -35,7 +35,9 @@ golden_app = typer.Typer(
 audit_app = typer.Typer(
     help="The record of who did what: check that it is unchanged, and export it.", no_args_is_help=True
 )
+incident_app = typer.Typer(help="The report of an incident, without Slack.", no_args_is_help=True)
 app.add_typer(golden_app, name="golden")
+app.add_typer(incident_app, name="incident")
 app.add_typer(audit_app, name="audit")
 app.add_typer(demo_app, name="demo")
 app.add_typer(workspace_app, name="workspace")
@@ -148,6 +150,23 @@ def golden_record(
     raise typer.Exit(
         asyncio.run(record(settings, host=host, tier=tier, repeats=repeats, concurrency=concurrency))
     )
+
+
+@incident_app.command("report")
+def incident_report(
+    incident_id: Annotated[
+        str, typer.Argument(metavar="INCIDENT", help="its id, for example inc-7k2m; empty: the newest")
+    ] = "",
+    config: ConfigOption = None,
+    folder: Annotated[Path, typer.Option("--out", help="where to write it")] = Path(),
+    local: Annotated[
+        bool, typer.Option("--local", help="accepted for symmetry: this command never uses Slack")
+    ] = False,
+) -> None:
+    """Write an incident's report as Markdown, HTML and JSON, from the record alone."""
+    from bot.cli.incident import report
+
+    raise typer.Exit(report(_settings(config), incident_id, folder))
 
 
 @audit_app.command("verify")

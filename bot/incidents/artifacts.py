@@ -110,6 +110,14 @@ class ArtifactStore:
         except FileNotFoundError:
             raise UserError("This file is missing from the artifact store.") from None
 
+    def read(self, record: ArtifactRecord) -> bytes:
+        """Return the content of a stored file, or nothing if it is gone."""
+        try:
+            with self._backend.open(_path(record.run_id, record.step_id, record.artifact.name), "rb") as file:
+                return file.read()
+        except (OSError, ArtifactRefused):
+            return b""
+
     def sweep(self) -> int:
         """Remove the files that are older than the retention, and the oldest ones above `artifacts.max_total_gib`.
 

@@ -53,6 +53,10 @@ class Incidents:
         """Return the open incident of a host, or None."""
         return self._one(incidents.c.host == host, incidents.c.status == IncidentStatus.OPEN.value)
 
+    def latest(self, host: str) -> IncidentRecord | None:
+        """Return the open incident of a host, or else its newest one."""
+        return self.active(host) or self._one(incidents.c.host == host)
+
     def for_place(self, place: Place) -> IncidentRecord | None:
         """Return the newest open incident in a thread, or in the channel if the place has no thread."""
         conditions = [incidents.c.channel == place.channel, incidents.c.status == IncidentStatus.OPEN.value]
@@ -81,6 +85,13 @@ class Incidents:
         if not text.strip():
             raise UserError("There is nothing to note: say what happened.")
         self._store.audit.record(self._entry(incident_id, incident.host, by, "note", text.strip()))
+
+    def decide(self, incident_id: str, *, by: Person, what: str, text: str, **data: str) -> None:
+        """Record something about the incident itself: `severity`, `lead`, `scribe`, `report`. The last one counts."""
+        incident = self._existing(incident_id)
+        self._store.audit.record(
+            self._entry(incident_id, incident.host, by, f"incident.{what}", text, **data)
+        )
 
     def close(self, incident_id: str, *, by: Person) -> IncidentRecord:
         """Close an incident. Raise UserError if it is already closed."""

@@ -1,12 +1,17 @@
 """The texts of incidents: opened, status, timeline, closed."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bot.presenter.message import Lines, Message, compose, footnote, header, section
 from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user
 from bot.presenter.private_answers import plain, run_line
 from bot.presenter.render_context import RenderContext
-from bot.store.records import IncidentRecord, Person, RunRecord, TimelineEntry
+from bot.presenter.vocabulary import count
+from bot.store.records import IncidentRecord, IncidentStatus, Person, RunRecord, TimelineEntry
+
+if TYPE_CHECKING:
+    from bot.incidents.report.facts import IncidentFacts
 
 
 def opened(host: str, title: str, by: Person, context: RenderContext) -> Message:
@@ -71,5 +76,39 @@ def closed(incident: IncidentRecord, by: Person, context: RenderContext) -> Mess
     )
 
 
-def accepted_close(incident: IncidentRecord) -> Message:
-    return plain(f":white_check_mark: Incident {code(incident.id)} is closed.")
+def accepted_close(incident: IncidentRecord, kept_at: str) -> Message:
+    """Return the answer to a close. `kept_at` is where the report is if Slack did not take it."""
+    where = f"written to {code(kept_at)} on the bot's host" if kept_at else "in its thread and pinned"
+    return plain(f":white_check_mark: Incident {code(incident.id)} is closed. Its report is {where}.")
+
+
+def decided(incident: IncidentRecord, what: str) -> Message:
+    return plain(f":white_check_mark: Recorded in {code(incident.id)}: {what}.")
+
+
+def reported(incident: IncidentRecord, kept_at: str) -> Message:
+    """Return the answer to a request for a report. `kept_at` is set if Slack did not take it."""
+    if kept_at:
+        where = f"On the bot's host: {code(kept_at)}."
+        return plain(
+            f":warning: The report of {code(incident.id)} is written, but Slack did not take it. {where}"
+        )
+    return plain(f":white_check_mark: The report of {code(incident.id)} is in its thread and pinned.")
+
+
+def report(facts: "IncidentFacts") -> Message:
+    """Return the message above a report's files: how it stands, the summary, what is left to do."""
+    incident = facts.incident
+    state = "is closed" if incident.status is IncidentStatus.CLOSED else "is still open"
+    first = f"REPORT: {incident.title} ({incident.id} {state})"
+    lines = tuple(one_line(sentence, 300) for sentence in facts.summary)
+    left = f"{count(len(facts.follow_ups), 'follow-up')}, {count(len(facts.deviations), 'deviation')} from the runbook"
+    return compose(
+        one_line(first),
+        [
+            header(first),
+            section(f"*What to do:* read it, correct it, and work through the follow-ups ({left})."),
+            Lines(lines, noun="sentences"),
+            footnote(f"report of {clock(facts.made_at, with_date=True)}; Markdown, HTML and JSON below"),
+        ],
+    )

@@ -21,6 +21,7 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "conversations_list": ("channels:read", "groups:read"),
     "conversations_replies": ("channels:history", "groups:history"),
     "files_upload_v2": ("files:write",),
+    "pins_add": ("pins:write",),
     "usergroups_list": ("usergroups:read",),
     "usergroups_users_list": ("usergroups:read",),
     "views_publish": (),

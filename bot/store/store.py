@@ -192,6 +192,12 @@ class Store:
         with self.database.read() as connection:
             return run_records(connection, query)
 
+    def of_incident(self, incident_id: str) -> Sequence[RunRecord]:
+        """Return the runs of an incident, oldest first."""
+        query = runs.select().where(runs.c.incident_id == incident_id).order_by(runs.c.created_at)
+        with self.database.read() as connection:
+            return run_records(connection, query)
+
     def active(self) -> Sequence[Any]:
         """Return the rows of all runs that have not ended."""
         with self.database.read() as connection:

@@ -1,0 +1,59 @@
+"""Publish an incident's report: written to the state folder, uploaded to the incident's thread, pinned to its channel."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from slack_sdk.web.async_client import AsyncWebClient
+
+from bot.incidents.artifacts import ArtifactStore
+from bot.incidents.incidents import Incidents
+from bot.incidents.report.collect import read_facts, write_report
+from bot.presenter import incidents as texts
+from bot.slack.posts import SLACK_FAILURES, post
+from bot.store.records import IncidentRecord, Person
+from bot.store.store import Store
+from gpu_actions.system.redact import redacted_head
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reports:
+    """Writes and publishes reports."""
+
+    client: AsyncWebClient
+    store: Store
+    artifacts: ArtifactStore
+    incidents: Incidents
+    folder: Path
+
+    async def publish(self, incident: IncidentRecord, *, by: Person) -> str:
+        """Write the report and post it in the incident's thread. Return where it is if Slack does not take it, else ''."""
+        paths = await asyncio.to_thread(write_report, self.store, self.artifacts, incident.id, self.folder)
+        facts = await asyncio.to_thread(read_facts, self.store, incident.id)
+        self.incidents.decide(incident.id, by=by, what="report", text="report written")
+        try:
+            ts = await post(self.client, texts.report(facts), incident.place)
+            thread = incident.place.thread_ts or ts
+            for path in paths:
+                await self.client.files_upload_v2(
+                    file=str(path),
+                    filename=path.name,
+                    title=path.name,
+                    channel=incident.place.channel,
+                    thread_ts=thread,
+                )
+        except SLACK_FAILURES as error:
+            log.error(
+                "a report could not be posted", incident=incident.id, error=redacted_head(str(error), 300)
+            )
+            return str(self.folder / f"{incident.id}.html")
+        try:
+            await self.client.pins_add(channel=incident.place.channel, timestamp=ts)
+        except SLACK_FAILURES as error:
+            log.warning(
+                "a report could not be pinned", incident=incident.id, error=redacted_head(str(error), 300)
+            )
+        return ""
