@@ -5,12 +5,14 @@ with the reason.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from bot.presenter import alerts, private_answers
 from bot.presenter.alerts import ACKNOWLEDGE
 from bot.presenter.approval_request import APPROVE, DENY
+from bot.presenter.plan_message import START_PROPOSED
 from bot.presenter.run_message import ABORT, HOLD, NEXT, STOP
 from bot.presenter.verdict_card import START_FALLBACK, TRIAGE_AGAIN, verdict_of
 from bot.store.records import Place, RunRecord, RunStatus, UserError
@@ -53,6 +55,16 @@ async def _stop(call: Call, value: str) -> None:
     await stop_run(call, _active_run_of(call, value))
 
 
+async def _start_proposed(call: Call, value: str) -> None:
+    """Start what an assistant proposed, as the person who presses."""
+    try:
+        proposed = json.loads(value)
+        action, host, options = str(proposed["action"]), str(proposed["host"]), dict(proposed["options"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError("This proposal cannot be read; type the command yourself.") from None
+    await start_run(call, action, host, {str(name): str(given) for name, given in options.items()})
+
+
 async def _acknowledge(call: Call, value: str) -> None:
     """Keep quiet about an alert's cause for a while. The value is `HOST:CAUSE`."""
     host, _, cause = value.partition(":")
@@ -79,6 +91,7 @@ async def _decide(decision: str, call: Call, value: str) -> None:
 PRESSES: Mapping[str, Press] = {
     START_FALLBACK: _start_fallback,
     TRIAGE_AGAIN: _triage_again,
+    START_PROPOSED: _start_proposed,
     ACKNOWLEDGE: _acknowledge,
     STOP: _stop,
     HOLD: partial(_signal, "hold", "pauses at this stage until someone presses Next stage now"),

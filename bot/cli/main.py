@@ -117,6 +117,23 @@ def manifest(config: ConfigOption = None) -> None:
 
 
 @app.command()
+def mcp(
+    config: ConfigOption = None,
+    http: Annotated[
+        bool, typer.Option("--http", help="serve on mcp.host and mcp.port instead of stdio")
+    ] = False,
+) -> None:
+    """Serve what the bot knows to assistants (Model Context Protocol). Tools read; none changes a host."""
+    from bot.cli.mcp_server import serve
+
+    settings = _settings(config)
+    if http and not settings.mcp.token.get_secret_value():
+        typer.echo("mcp.token is not set: set GPU_ONCALL_MCP__TOKEN to a long random string", err=True)
+        raise typer.Exit(USAGE_ERROR)
+    raise typer.Exit(serve(settings, http=http))
+
+
+@app.command()
 def links(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of a run, for example fb-7k2m")],
     config: ConfigOption = None,

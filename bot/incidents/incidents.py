@@ -1,5 +1,7 @@
 """Incidents: a thread in a channel, the runs that belong to it, and its timeline. One open incident per host."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
@@ -52,6 +54,14 @@ class Incidents:
     def active(self, host: str) -> IncidentRecord | None:
         """Return the open incident of a host, or None."""
         return self._one(incidents.c.host == host, incidents.c.status == IncidentStatus.OPEN.value)
+
+    def newest(self, *, host: str | None = None, limit: int = 20) -> list[IncidentRecord]:
+        """Return incidents, newest first."""
+        query = incidents.select().order_by(incidents.c.opened_at.desc()).limit(limit)
+        if host is not None:
+            query = query.where(incidents.c.host == host)
+        with self._store.database.read() as connection:
+            return [_record(row) for row in connection.execute(query)]
 
     def latest(self, host: str) -> IncidentRecord | None:
         """Return the open incident of a host, or else its newest one."""
@@ -135,8 +145,10 @@ class Incidents:
         query = incidents.select().where(*conditions).order_by(incidents.c.opened_at.desc()).limit(1)
         with self._store.database.read() as connection:
             row = connection.execute(query).one_or_none()
-        if row is None:
-            return None
-        values = dict(row._mapping)
-        place = Place(channel=values.pop("channel"), thread_ts=values.pop("thread_ts"))
-        return IncidentRecord.model_validate({**values, "place": place})
+        return None if row is None else _record(row)
+
+
+def _record(row: Any) -> IncidentRecord:
+    values = dict(row._mapping)
+    place = Place(channel=values.pop("channel"), thread_ts=values.pop("thread_ts"))
+    return IncidentRecord.model_validate({**values, "place": place}, extra="ignore")

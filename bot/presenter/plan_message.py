@@ -3,7 +3,10 @@
 An approval is bound to that hash: what was shown is what runs.
 """
 
-from bot.presenter.message import Lines, Message, Part, compose, footnote, header, section
+import json
+from collections.abc import Mapping
+
+from bot.presenter.message import Lines, Message, Part, actions, button, compose, footnote, header, section
 from bot.presenter.mrkdwn import code, duration, one_line
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import costs
@@ -39,6 +42,26 @@ def plan_message(plan: Plan, context: RenderContext) -> Message:
     parts.append(Lines(tuple(alternatives), noun="alternatives", small=True))
     parts.append(footnote(f"plan {code(plan.hash)}"))
     return compose(f"{title}\n{todo}", parts)
+
+
+START_PROPOSED = "start_proposed"
+
+
+def proposal(plan: Plan, options: Mapping[str, str], reason: str, context: RenderContext) -> Message:
+    """Return a plan that an assistant proposes: who presses the button starts it, with their own rights."""
+    first = f"PROPOSED: {action_name(plan.action).lower()} on {plan.host}"
+    details = context.command(plan.action, f"plan {plan.host}")
+    todo = f"*What to do:* press *Start* if you agree. Nothing has started. To see it all: {details}."
+    value = json.dumps({"action": plan.action, "host": plan.host, "options": dict(options)})
+    parts: list[Part] = [
+        header(first),
+        section(f"An assistant says: {one_line(reason, 300)}\n{todo}"),
+        actions(button("Start", START_PROPOSED, value)),
+        *costs(plan.losses, plan.warnings),
+        plan_lines(plan),
+        footnote(f"plan {code(plan.hash)}"),
+    ]
+    return compose(f"{first}: {one_line(reason, 300)}", parts)
 
 
 def _start(plan: Plan) -> str:

@@ -185,6 +185,16 @@ class MonitorSettings(Frozen):
         return value
 
 
+class McpSettings(Frozen):
+    """`gpu-oncall mcp --http`: the address and the token of the Model Context Protocol server."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8802, ge=1, le=65535)
+    token: SecretStr = Field(
+        default=SecretStr(""), description="bearer token; empty: no HTTP server, only stdio"
+    )
+
+
 class Settings(BaseSettings):
     """All settings. Build it with `load_settings`, which explains what is wrong."""
 
@@ -209,6 +219,7 @@ class Settings(BaseSettings):
     artifacts: ArtifactSettings = ArtifactSettings()
     retention: RetentionSettings = RetentionSettings()
     web: WebSettings = WebSettings()
+    mcp: McpSettings = McpSettings()
     monitors: MonitorSettings = MonitorSettings()
     triage: TriageThresholds = TriageThresholds()
     loadtest: LoadTestSettings = Field(
