@@ -20,7 +20,7 @@ from bot.settings.load import SettingsError
 from bot.settings.model import SlackSettings
 from bot.store.records import Person, UserError
 from gpu_actions.registry import actions
-from handlers import buttons, gpu, home, incident, loadtest, mentions
+from handlers import approvals, buttons, command, gpu, home, incident, loadtest, mentions, modals
 from handlers.arguments import did_you_mean
 from handlers.call import Call, Request, ephemeral_answer, guarded, respond_answer
 from handlers.command import Command, action_command
@@ -31,6 +31,9 @@ COMMANDS: Mapping[str, Command] = {
 }
 """Every slash command by its name in the settings, in the order of help and manifest."""
 SLASH_COMMANDS: tuple[CommandText, ...] = (*COMMANDS.values(), gpu.UMBRELLA)
+
+FORMS: Mapping[str, modals.Form] = {**approvals.FORMS, **command.FORMS, **incident.FORMS}
+"""Every form by its callback id."""
 
 ARRIVED = "gpu_oncall_arrived"
 ACK_LIMIT_S = 3.0
@@ -77,10 +80,12 @@ def register(app: AsyncApp, services: Services) -> None:
 
     slash = services.settings.slack.command
     app.use(stamp_arrival)
-    for command in COMMANDS.values():
-        app.command(slash(command.name))(listener(_command, command.run))
+    for one in COMMANDS.values():
+        app.command(slash(one.name))(listener(_command, one.run))
     app.command(slash(gpu.UMBRELLA.name))(listener(_command, umbrella))
     app.command(re.compile(r".*"))(listener(_command, _unknown_command))
+    for callback, form in FORMS.items():
+        app.view(callback)(_form_listener(services, form))
     for action_id, press in buttons.PRESSES.items():
         app.action(action_id)(listener(_button, press))
     app.action(re.compile(r".*"))(listener(_button, _unknown_button))
@@ -111,6 +116,36 @@ def _listener(
     return listener
 
 
+def _form_listener(services: Services, form: modals.Form) -> Callable[..., Awaitable[None]]:
+    """Return the listener of a form: a wrong field is answered in the form, anything else after it has closed."""
+
+    async def listener(ack: AsyncAck, body: Body, client: AsyncWebClient, context: AsyncBoltContext) -> None:
+        view = body["view"]
+        about, values, user = modals.about_of(view), modals.values_of(view), body["user"]
+        channel, thread = str(about.get("channel") or user["id"]), about.get("thread")
+        call = Call(
+            person=Person(id=str(user["id"]), name=str(user.get("username") or user.get("name") or "")),
+            channel=channel,
+            thread_ts=thread,
+            key=f"view:{body['trigger_id']}",
+            what=f"the form {view['title']['text']!r}",
+            services=services,
+            client=client,
+            answer=ephemeral_answer(client, channel, str(user["id"]), thread),
+        )
+        if errors := form.check(call, about, values):
+            await ack(response_action="errors", errors=dict(errors))
+            return
+        await ack()
+
+        async def work(call: Call, _: str) -> None:
+            await form.submit(call, about, values)
+
+        await guarded(call, work, late_s=time.monotonic() - context[ARRIVED], limit_s=ACK_LIMIT_S)
+
+    return listener
+
+
 def _command(body: Body) -> Request:
     return Request(
         person=Person(id=str(body["user_id"]), name=str(body.get("user_name") or "")),
@@ -118,6 +153,7 @@ def _command(body: Body) -> Request:
         key=f"command:{body['trigger_id']}",
         what=str(body.get("command") or "the command"),
         text=str(body.get("text") or ""),
+        trigger_id=str(body["trigger_id"]),
     )
 
 
@@ -133,6 +169,7 @@ def _button(body: Body) -> Request | None:
         key=f"action:{body['trigger_id']}:{action.get('action_ts', '')}",
         what=f"the button {str(label)!r}",
         text=str(action.get("value") or ""),
+        trigger_id=str(body["trigger_id"]),
     )
 
 

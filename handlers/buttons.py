@@ -11,14 +11,15 @@ from functools import partial
 
 from bot.presenter import alerts, private_answers
 from bot.presenter.alerts import ACKNOWLEDGE
-from bot.presenter.approval_request import APPROVE, DENY
+from bot.presenter.approval_request import APPROVE, DENY, SHOW_PLAN, split_approval_value
+from bot.presenter.details import details_view
 from bot.presenter.plan_message import START_PROPOSED
 from bot.presenter.run_message import ABORT, HOLD, NEXT, STOP
-from bot.presenter.verdict_card import START_FALLBACK, TRIAGE_AGAIN, verdict_of
+from bot.presenter.verdict_card import DETAILS, START_FALLBACK, TRIAGE_AGAIN, verdict_of
 from bot.store.records import Place, RunRecord, RunStatus, UserError
 from gpu_actions.action import Signal
 from gpu_actions.models import VerdictKind
-from handlers import approvals
+from handlers import approvals, modals
 from handlers.call import Call
 from handlers.command import require_role, start_run, stop_run
 
@@ -84,8 +85,31 @@ async def _signal(signal: Signal, effect: str, call: Call, value: str) -> None:
     await call.answer(private_answers.accepted(f"{run.id} {effect}."))
 
 
-async def _decide(decision: str, call: Call, value: str) -> None:
-    await approvals.press(call, decision, value)
+async def _approve(call: Call, value: str) -> None:
+    await approvals.press(call, "approve", value)
+
+
+async def _deny(call: Call, value: str) -> None:
+    """Ask for a reason, unless it is too late to decide."""
+    run_id, plan_hash = split_approval_value(value)
+    run = _run_of(call, run_id)
+    if closed := private_answers.approval_closed(run):
+        raise UserError(closed)
+    await approvals.ask_to_deny(call, run, plan_hash)
+
+
+async def _show_plan(call: Call, value: str) -> None:
+    run_id, plan_hash = split_approval_value(value)
+    await approvals.show_plan(call, _run_of(call, run_id), plan_hash)
+
+
+async def _details(call: Call, value: str) -> None:
+    run = _run_of(call, value)
+
+    async def build() -> modals.View:
+        return await asyncio.to_thread(details_view, run, call.context)
+
+    await modals.show(call, "Details", build)
 
 
 PRESSES: Mapping[str, Press] = {
@@ -97,8 +121,10 @@ PRESSES: Mapping[str, Press] = {
     HOLD: partial(_signal, "hold", "pauses at this stage until someone presses Next stage now"),
     NEXT: partial(_signal, "next", "moves on to the next stage now"),
     ABORT: partial(_signal, "abort", "moves all traffic back to the fallback"),
-    APPROVE: partial(_decide, "approve"),
-    DENY: partial(_decide, "deny"),
+    APPROVE: _approve,
+    DENY: _deny,
+    SHOW_PLAN: _show_plan,
+    DETAILS: _details,
 }
 
 

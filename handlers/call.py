@@ -32,7 +32,10 @@ Answer = Callable[[Message], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person sent. `key` is the same for every delivery of one request; `text` is the words, or a button's value."""
+    """What a person sent. `key` is the same for every delivery of one request; `text` is the words, or a button's value.
+
+    `trigger_id` opens one modal within 3 s; mentions and messages have none.
+    """
 
     person: Person
     channel: str
@@ -41,6 +44,7 @@ class Request:
     what: str
     text: str = ""
     sent_at: float | None = None
+    trigger_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,24 @@
 A command module declares one `Command`; the slash command, `/gpu NAME` and a mention in a thread all call its `run`.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from bot.presenter import private_answers
+from bot.presenter import forms, private_answers
 from bot.presenter.help import CommandText, command_help
 from bot.presenter.plan_message import plan_message
 from bot.presenter.vocabulary import action_name, diagnoses
+from bot.runs.planning import typed_options
 from bot.store.records import Place, RunRecord, UserError
 from gpu_actions.action import ActionSpec
+from handlers import modals
 from handlers.arguments import Grammar, Words, parse
 from handlers.call import Call, permalink
+
+FORM_FROM = 3
+"""An action with this many options has a form for them: on a phone nobody types them."""
 
 Subcommand = Callable[[Call, Words], Awaitable[None]]
 FreeText = Callable[[Call, str], Awaitable[None]]
@@ -69,12 +75,15 @@ def action_command(
 ) -> Command:
     """Build the command of an action from what the action declares, plus further subcommands."""
     shared = {"plan": _plan, "start": _start, "status": _status, "stop": _stop}
+    subcommands = {name: partial(shared[name], spec.name) for name in spec.subcommands}
+    filled = {"form": partial(_form, spec.name)} if len(spec.arguments.model_fields) >= FORM_FROM else {}
+    form = {"form [host]": "choose the options in a form"} if filled else {}
     return Command(
         name=spec.name,
         summary=spec.summary,
         hint=spec.usage_hint,
-        usages=dict(spec.usages) | dict(usages or {}),
-        subcommands={name: partial(shared[name], spec.name) for name in spec.subcommands},
+        usages=dict(spec.usages) | form | dict(usages or {}),
+        subcommands=subcommands | filled,
         free_text=free_text or {},
         default="start" if spec.starts_by_name else "",
         flags=spec.flags,
@@ -96,7 +105,10 @@ async def require_role(call: Call, action: str, doing: str) -> None:
 async def start_run(
     call: Call, action: str, host: str, options: Mapping[str, str], *, place: Place | None = None
 ) -> None:
-    """Start a run and answer with where to follow it. `place` defaults to where the person is (see `_place_for`)."""
+    """Start a run. Its message is the answer where the person is; elsewhere they are told where to follow it.
+
+    `place` defaults to where the person is (see `_place_for`).
+    """
     await require_role(call, action, f"start {action} on {host}")
     services = call.services
     incident = services.incidents.active(host)
@@ -111,6 +123,12 @@ async def start_run(
             incident_id=incident.id if incident is not None else None,
         )
     run = result.run
+    if (
+        not result.duplicate
+        and run.place.channel == call.channel
+        and run.place.thread_ts in (None, call.thread_ts)
+    ):
+        return  # its message appears here
     url = await permalink(call.client, run.place.channel, run.message_ts or run.place.thread_ts)
     await call.answer(private_answers.started(run, duplicate=result.duplicate, url=url))
 
@@ -196,3 +214,51 @@ def _place_for(call: Call, action: str, host: str) -> Place:
     if not diagnoses(action) and incident is not None and incident.place.channel == call.channel:
         return incident.place
     return Place(channel=call.channel)
+
+
+async def _form(action: str, call: Call, words: Words) -> None:
+    """Show an action's options as a form."""
+    host = host_of(call, words)
+    if not call.trigger_id:
+        slash = call.slash(action, "form")
+        raise UserError(
+            f"A form opens from a slash command only: {slash}. Or write the options as key=value."
+        )
+    await require_role(call, action, f"start {action} on {host}")
+    spec = call.services.actions[action]
+
+    async def build() -> modals.View:
+        about = json.dumps({"action": action, "channel": call.channel, "thread": call.thread_ts})
+        return forms.options_view(spec, host, call.services.hosts, callback=OPTIONS, metadata=about)
+
+    await modals.show(call, spec.label, build, otherwise=forms.no_form(call.slash(action, "help")))
+
+
+def _options_of(values: modals.Values) -> dict[str, str]:
+    return {
+        name.removeprefix(forms.OPTION): value
+        for name, value in values.items()
+        if name.startswith(forms.OPTION)
+    }
+
+
+def _wrong_option(call: Call, about: modals.View, values: modals.Values) -> Mapping[str, str]:
+    """Return the first option that is wrong, under its own field."""
+    spec = call.services.actions.get(str(about.get("action")))
+    if spec is None:
+        return {forms.HOST: "This form belongs to another version of the bot: open it again."}
+    try:
+        typed_options(spec, _options_of(values))
+    except UserError as error:
+        name = next((n for n in spec.arguments.model_fields if str(error).startswith(f"{n}=")), "")
+        return {f"{forms.OPTION}{name}" if name else forms.HOST: str(error)[:150]}
+    return {}
+
+
+async def _start_filled(call: Call, about: modals.View, values: modals.Values) -> None:
+    host = values.get(forms.HOST) or call.services.settings.default_host.name
+    await start_run(call, str(about["action"]), host, _options_of(values))
+
+
+OPTIONS = "options"
+FORMS: Mapping[str, modals.Form] = {OPTIONS: modals.Form(submit=_start_filled, check=_wrong_option)}

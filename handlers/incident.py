@@ -1,11 +1,14 @@
 """`/incident open|status|note|timeline|report|close [host]`: the incident's thread and its record."""
 
+import json
+from collections.abc import Mapping
 from functools import partial
 
+from bot.presenter import forms
 from bot.presenter import incidents as texts
 from bot.slack.posts import post
 from bot.store.records import IncidentRecord, Place, UserError
-from handlers import incident_record
+from handlers import incident_record, modals
 from handlers.arguments import Words, split
 from handlers.call import Call, permalink
 from handlers.command import Command, host_of
@@ -53,8 +56,8 @@ async def _timeline(call: Call, words: Words) -> None:
     await call.answer(texts.timeline(incident, entries[-TIMELINE_LINES:]))
 
 
-async def _close(call: Call, words: Words) -> None:
-    host = host_of(call, words)
+async def closable(call: Call, host: str) -> IncidentRecord:
+    """Return the open incident of a host. Raises UserError if it cannot be closed now, or not by this person."""
     services = call.services
     await services.access.require(call.person, services.access.change_role, f"close the incident on {host}")
     incident = _active(call, host)
@@ -63,12 +66,46 @@ async def _close(call: Call, words: Words) -> None:
         raise UserError(
             f"{incident.id} stays open: {ids} still running on {host}. Wait for the end, or stop it first."
         )
-    closed = services.incidents.close(incident.id, by=call.person)
+    return incident
+
+
+async def close(call: Call, host: str, *, cause: str = "", repair: str = "") -> None:
+    """Close the incident of a host; the cause and the repair go into its timeline and its thread."""
+    incident = await closable(call, host)
+    for word, text in (("cause", cause), ("repair", repair)):
+        if text:
+            call.services.incidents.note(incident.id, by=call.person, text=f"{word}: {text}")
+    closed = call.services.incidents.close(incident.id, by=call.person)
     if closed.place.thread_ts is not None:
-        message = texts.closed(closed, call.person, call.context)
+        message = texts.closed(closed, call.person, call.context, cause=cause, repair=repair)
         await post(call.client, message, closed.place)
-    where = await services.reports.publish(closed, by=call.person)
+    where = await call.services.reports.publish(closed, by=call.person)
     await call.answer(texts.accepted_close(closed, where))
+
+
+async def _close(call: Call, words: Words) -> None:
+    """Ask for the cause and the repair, then close the incident; a mention closes it at once."""
+    host = host_of(call, words)
+    known = await closable(call, host)
+    if not call.trigger_id:
+        await close(call, host)
+        return
+
+    async def build() -> modals.View:
+        about = json.dumps({"host": host, "channel": call.channel, "thread": call.thread_ts})
+        return forms.close_view(known, callback=CLOSE_INCIDENT, metadata=about)
+
+    instead = f"@gpu-oncall incident close {host}"
+    await modals.show(call, "Close the incident", build, otherwise=forms.no_form(instead))
+
+
+async def _closed(call: Call, about: modals.View, values: modals.Values) -> None:
+    host = str(about.get("host") or call.services.settings.default_host.name)
+    await close(call, host, cause=values.get(forms.CAUSE, ""), repair=values.get(forms.REPAIR, ""))
+
+
+CLOSE_INCIDENT = "close_incident"
+FORMS: Mapping[str, modals.Form] = {CLOSE_INCIDENT: modals.Form(submit=_closed)}
 
 
 async def _report(call: Call, words: Words) -> None:
@@ -118,7 +155,7 @@ COMMAND = Command(
         "severity [host] SEV2": "say how bad it is, SEV1 (worst) to SEV5",
         "lead|scribe [host] [@PERSON]": "say who leads, and who writes; without a name: you",
         "report [host]": "post the report: summary, impact, timeline, deviations, follow-ups",
-        "close [host]": "close it, and post its report",
+        "close [host]": "close it: a form asks for cause and repair; its report follows",
     },
     subcommands={"status": _status, "timeline": _timeline, "report": _report, "close": _close},
     free_text={

@@ -69,11 +69,16 @@ def timeline(incident: IncidentRecord, entries: Sequence[TimelineEntry]) -> Mess
     return compose(first, [section(f"*{first}*"), shown])
 
 
-def closed(incident: IncidentRecord, by: Person, context: RenderContext) -> Message:
+def closed(
+    incident: IncidentRecord, by: Person, context: RenderContext, *, cause: str = "", repair: str = ""
+) -> Message:
+    """Return the last message of an incident: how long it took, its cause and its repair."""
     took = duration((incident.closed_at or context.now) - incident.opened_at)
-    return plain(
-        f":white_check_mark: Incident {code(incident.id)} closed by {user(by)} after {took}: {one_line(incident.title)}"
-    )
+    lines = [f":white_check_mark: Closed by {user(by)} after {took}: {one_line(incident.title)}"]
+    lines += [f"*Cause:* {one_line(cause, 500)}"] if cause else []
+    lines += [f"*Repair:* {one_line(repair, 500)}"] if repair else []
+    text = "\n".join(lines)
+    return compose(text, [section(text), footnote(code(incident.id))])
 
 
 def accepted_close(incident: IncidentRecord, kept_at: str) -> Message:

@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bot.presenter.mrkdwn import clip, clip_escaped
+from bot.presenter.mrkdwn import clip, clip_escaped, one_line
 from gpu_actions.system.redact import redact
 
 Block = dict[str, Any]
 
 MAX_BLOCKS = 50
+MAX_MODAL_BLOCKS = 100
+MAX_MODAL_TITLE = 24
 MAX_SECTION = 3000
 MAX_HEADER = 150
 MAX_TOTAL = 13_200
+MAX_MODAL_TOTAL = 100_000
+"""Slack refuses a view above 250,000 bytes (`view_too_large`); nobody reads that much on a phone."""
 MAX_TEXT = 3000
 MAX_BUTTON_TEXT = 75
 MAX_BUTTON_VALUE = 2000
@@ -39,6 +43,13 @@ class Message:
         """Return the message with a `block_id` per block; a new prefix at each edit makes clients redraw it."""
         blocks = tuple({**block, "block_id": f"{prefix}:{n}"} for n, block in enumerate(self.blocks))
         return replace(self, blocks=blocks)
+
+    def simpler(self) -> "Message":
+        """Return the message for a Slack that refuses its blocks: tables as lines of text, else the text alone."""
+        if not any(block["type"] == "table" for block in self.blocks):
+            return replace(self, blocks=())
+        blocks = [_table_as_lines(block) if block["type"] == "table" else block for block in self.blocks]
+        return replace(self, blocks=tuple(blocks))
 
 
 @dataclass(frozen=True)
@@ -128,22 +139,58 @@ def actions(*buttons: Block) -> Block:
     return {"type": "actions", "elements": list(buttons)}
 
 
-def compose(text: str, parts: Sequence[Part]) -> Message:
-    """Compose a message of at most 50 blocks and 13,200 characters of JSON.
+def table(rows: Sequence[Sequence[str]]) -> Block:
+    """Return a native table; its first row is the head, its first column the names. Slack accepts one per message."""
+    cells = [
+        [{"type": "raw_text", "text": clip(redact(cell).text, 60) or "-"} for cell in row] for row in rows
+    ]
+    align = [{"align": "left"}, *({"align": "right"} for _ in rows[0][1:])]
+    return {"type": "table", "rows": cells, "column_settings": align}
+
+
+def _table_as_lines(block: Block) -> Block:
+    head, *rows = [[cell["text"] for cell in row] for row in block["rows"]]
+    lines = []
+    for name, *values in rows:
+        figures = ", ".join(f"{column} {value}" for column, value in zip(head[1:], values, strict=False))
+        lines.append(f"*{one_line(name)}* {one_line(figures)}")
+    return section("\n".join(lines)) | {name: block[name] for name in ("block_id",) if name in block}
+
+
+def modal(
+    title: str, blocks: Sequence[Block], *, submit: str = "", metadata: str = "", callback: str = ""
+) -> Block:
+    """Return a modal; `metadata` comes back with its submission. Without `submit` it can only be closed."""
+    view: Block = {
+        "type": "modal",
+        "title": {"type": "plain_text", "text": clip(title, MAX_MODAL_TITLE)},
+        "close": {"type": "plain_text", "text": "Close"},
+        "blocks": list(blocks),
+        "private_metadata": metadata,
+        "callback_id": callback,
+    }
+    return view | (
+        {"submit": {"type": "plain_text", "text": clip(submit, MAX_MODAL_TITLE)}} if submit else {}
+    )
+
+
+def compose(text: str, parts: Sequence[Part], *, of_modal: bool = False) -> Message:
+    """Compose a message of at most 50 blocks and 13,200 characters of JSON; a modal may be larger.
 
     Lines are dropped from the longest list first. Blocks are dropped only if they alone are too many, from the end.
     """
+    room = (MAX_MODAL_BLOCKS, MAX_MODAL_TOTAL) if of_modal else (MAX_BLOCKS, MAX_TOTAL)
     fitted = [_clipped(part) if isinstance(part, Lines) else part for part in parts]
     while True:
         blocks = [b for part in fitted for b in (part.blocks() if isinstance(part, Lines) else (part,))]
         shrinkable = [part for part in fitted if isinstance(part, Lines) and part.kept]
-        if _fits(blocks) or not shrinkable:
+        if _fits(blocks, *room) or not shrinkable:
             break
         longest = max(shrinkable, key=lambda part: sum(len(line) + 1 for line in part.kept))
         # Steps of a tenth are fast for thousands of lines and exact for a few.
         more = longest.dropped + max(1, len(longest.kept) // 10)
         fitted[fitted.index(longest)] = replace(longest, dropped=more)
-    while len(blocks) > 1 and not _fits(blocks):
+    while len(blocks) > 1 and not _fits(blocks, *room):
         blocks.pop()
     return Message(clip_escaped(text, MAX_TEXT), tuple(blocks))
 
@@ -153,7 +200,7 @@ def _clipped(part: Lines) -> Lines:
     return replace(part, lines=lines, dropped=max(0, len(lines) - MAX_LINES))
 
 
-def _fits(blocks: Sequence[Block]) -> bool:
+def _fits(blocks: Sequence[Block], max_blocks: int, max_total: int) -> bool:
     """Return True if Slack accepts the blocks, with room for the block ids that `stamped` adds."""
     size = len(json.dumps(list(blocks), ensure_ascii=False)) + _ROOM_FOR_BLOCK_IDS * len(blocks)
-    return len(blocks) <= MAX_BLOCKS and size <= MAX_TOTAL
+    return len(blocks) <= max_blocks and size <= max_total

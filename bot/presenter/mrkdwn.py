@@ -4,12 +4,14 @@ All text from people, logs and hosts goes through `escape` or `one_line`: a `<!c
 secrets are removed. Times use Slack's date format, which shows them in the reader's own time zone.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from bot.store.records import Person
 from gpu_actions.system.redact import redact
 
+_CLAUSE_END = re.compile(r"(?<=[;.:!?]) (?=\S)")
 _CONTROL = {code: " " for code in range(32) if code != 10} | {127: " "}
 
 
@@ -32,6 +34,24 @@ def one_line(text: str, limit: int = 300) -> str:
     return _entities(clip(" ".join(redact(text).text.split()), limit))
 
 
+def gist(text: str, words: int, *, chars: int = 300) -> str:
+    """Return the first whole clauses of a text that fit into `words` words, escaped on one line.
+
+    A first clause that is itself too long is cut at a word. Secrets are removed before anything is cut.
+    """
+    clean = " ".join(redact(text).text.split())
+    kept: list[str] = []
+    for clause in _CLAUSE_END.split(clean):
+        if kept and sum(len(part.split()) for part in (*kept, clause)) > words:
+            break
+        kept.append(clause)
+    shown = " ".join(" ".join(kept).split()[:words])
+    if len(shown) < len(clean):
+        shown = shown.rstrip(" ;,:.-")
+        shown += "" if len(kept) > 1 or clean[len(shown) : len(shown) + 1] in ";.:" else "..."
+    return _entities(clip(shown, chars))
+
+
 def capitalized(text: str) -> str:
     """Return the text as the beginning of a sentence; unlike `str.capitalize` it changes only the first letter."""
     return text[:1].upper() + text[1:]
@@ -50,6 +70,11 @@ def clip(text: str, limit: int) -> str:
 def code(text: str, limit: int = 2800) -> str:
     """Return a short literal in code type. Back ticks in it are replaced, because they would end it."""
     return f"`{one_line(text, limit).replace('`', chr(39))}`"
+
+
+def literal(text: str) -> str:
+    """Return text in code type as it is, without looking for secrets: for a command to send back, whose values are clean."""
+    return f"`{_entities(' '.join(text.split())).replace('`', chr(39))}`"
 
 
 def code_block(text: str, limit: int = 2800) -> str:
@@ -82,7 +107,7 @@ def user(person: Person) -> str:
     """Return a person as a mention if the id is a Slack id, else by name (a shell, a monitor)."""
     if person.id and person.id[0] in "UW" and person.id.isalnum():
         return f"<@{person.id}>"
-    return escape(person.name or person.id or "unknown")
+    return gist(person.name or person.id or "unknown", 3, chars=60) or "unknown"
 
 
 def link(url: str, title: str) -> str:
@@ -121,6 +146,12 @@ def clock(at: float, *, with_date: bool = False) -> str:
     form = "{date_short_pretty} {time_secs}" if with_date else "{time_secs}"
     utc = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"<!date^{int(at)}^{form}|{utc}>"
+
+
+def ago(at: float) -> str:
+    """Return how long ago a moment is (`3 minutes ago`), kept up to date by the client; in UTC if it cannot show that."""
+    utc = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"<!date^{int(at)}^{{ago}}|{utc}>"
 
 
 def words(items: Sequence[str]) -> str:

@@ -7,24 +7,28 @@ import json
 from collections.abc import Mapping
 
 from bot.presenter.message import Lines, Message, Part, actions, button, compose, footnote, header, section
-from bot.presenter.mrkdwn import code, duration, one_line
+from bot.presenter.mrkdwn import code, duration, literal, one_line
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import costs
 from bot.presenter.steps import plan_lines
 from bot.presenter.vocabulary import action_name, count
 from gpu_actions.plan import Plan
+from gpu_actions.system.redact import redact
 
 
 def plan_message(plan: Plan, context: RenderContext) -> Message:
     """Return what an action would do, before anything starts."""
     title = f"Plan: {action_name(plan.action).lower()} on {plan.host}, {count(len(plan.steps), 'step')}"
     takes = f" It takes about {duration(plan.expected_s)}." if plan.expected_s else ""
-    todo = f"Nothing has started.{takes} To run it: {context.command(plan.action, _start(plan))}."
-    parts: list[Part] = [
-        header(title),
-        section(f"{one_line(plan.title, 300)}\n{todo}"),
-        *costs(plan.losses, plan.warnings),
-    ]
+    todo = f"Nothing has started.{takes} To run it: {_command(plan, context)}."
+    parts = [header(title), section(todo), *plan_parts(plan, context), plan_lines(plan)]
+    parts.append(footnote(f"plan {code(plan.hash)}"))
+    return compose(f"{title}\n{todo}", parts)
+
+
+def plan_parts(plan: Plan, context: RenderContext) -> list[Part]:
+    """Return what a plan is for, what it costs, and who must approve it."""
+    parts: list[Part] = [section(one_line(plan.title, 300)), *costs(plan.losses, plan.warnings)]
     if plan.gate is not None:
         gate = plan.gate
         parts.append(
@@ -33,15 +37,22 @@ def plan_message(plan: Plan, context: RenderContext) -> Message:
                 f"within {duration(gate.expires_s)}: {one_line(gate.reason, 400)}"
             )
         )
-    parts.append(plan_lines(plan))
     alternatives = [
         f"If {one_line(group)} fails: {len(choices) - 1} more to try"
         for group, choices in plan.alternatives.items()
         if len(choices) > 1
     ]
     parts.append(Lines(tuple(alternatives), noun="alternatives", small=True))
-    parts.append(footnote(f"plan {code(plan.hash)}"))
-    return compose(f"{title}\n{todo}", parts)
+    return parts
+
+
+def _command(plan: Plan, context: RenderContext) -> str:
+    """Return the command that starts this plan again, in code type.
+
+    Slack must show each option as it is sent back, so the words are escaped but only a value that is a secret by itself is
+    removed: `max_new_tokens=64` reads like one to the rules for log lines.
+    """
+    return literal(context.typed(plan.action, _start(plan)))
 
 
 START_PROPOSED = "start_proposed"
@@ -71,6 +82,8 @@ def _start(plan: Plan) -> str:
 
 
 def _typed(value: object) -> str:
-    """Return an option's value as a person types it."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return f'"{text}"' if " " in text else text
+    """Return an option's value as a person types it: quoted if it has spaces or quotes, each secret in it removed."""
+    text = str(value).lower() if isinstance(value, bool) else redact(str(value)).text
+    if '"' in text:
+        text = text.replace('"', "'") if "'" not in text else text.replace('"', "")
+    return f'"{text}"' if any(c.isspace() for c in text) or "'" in text else text

@@ -21,7 +21,11 @@ class RenderContext:
 
     def command(self, name: str, rest: str = "") -> str:
         """Return a slash command to type, in code type: `/fallback start demo`."""
-        return code(f"{self.commands.get(name, '/' + name)} {rest}".strip())
+        return code(self.typed(name, rest))
+
+    def typed(self, name: str, rest: str = "") -> str:
+        """Return a slash command as a person types it, under the name that it has in the settings."""
+        return f"{self.commands.get(name, '/' + name)} {rest}".strip()
 
     def start(self, action: str, host: str) -> str:
         """Return the command that starts an action on a host."""

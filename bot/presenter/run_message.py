@@ -1,11 +1,12 @@
-"""The one message of a run, edited live: its state first, then what is happening or what to do, then the steps.
+"""The one message of a run, edited live: its state first, then what is happening or what to do, then the buttons.
 
-`run_message` is pure. A triage run with a verdict becomes the verdict card.
+Finished steps are one line; every step, file and figure is behind the button Details. `run_message` is pure. A triage run
+with a verdict becomes the verdict card.
 """
 
 from collections.abc import Iterator
 
-from bot.presenter.approval_request import approval_blocks
+from bot.presenter.approval_request import decision_lines
 from bot.presenter.message import (
     Block,
     Lines,
@@ -18,10 +19,10 @@ from bot.presenter.message import (
     header,
     section,
 )
-from bot.presenter.mrkdwn import capitalized, clock, code, duration, first_line, link, one_line, size, user
+from bot.presenter.mrkdwn import ago, capitalized, code, duration, first_line, gist, link, one_line, user
 from bot.presenter.render_context import RenderContext
-from bot.presenter.steps import failed_step, plan_lines, position, running_step, step_lines
-from bot.presenter.verdict_card import verdict_card, verdict_of
+from bot.presenter.steps import failed_step, folded_lines, position, running_step
+from bot.presenter.verdict_card import DETAILS, verdict_card, verdict_of
 from bot.presenter.vocabulary import action_name, count, diagnoses
 from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
 
@@ -29,6 +30,10 @@ STOP = "stop"
 HOLD = "hold"
 NEXT = "next"
 ABORT = "abort"
+MAX_PROBLEMS = 2
+MAX_FILES = 2
+OUTCOME_WORDS = 20
+CLIENT_WORDS = 16
 STEERED = frozenset({"restore.shift", "restore.compare"})
 """The steps that listen to `hold`, `next` and `abort`."""
 
@@ -51,30 +56,33 @@ def run_message(run: RunRecord, context: RenderContext) -> Message:
     """Return the message of a run in its current state."""
     verdict = verdict_of(run) if diagnoses(run.action) else None
     if verdict is not None and run.status.final:
-        return verdict_card(run, verdict, context, links=_artifact_links(run), footer=_footer(run, context))
+        return verdict_card(run, verdict, context)
     title = run_title(run)
     now = now_line(run, context)
-    problems = tuple(f":small_red_triangle: {one_line(problem, 500)}" for problem in run.problems)
-    waiting = run.status is RunStatus.WAITING and run.plan is not None
-    buttons = _buttons(run)
     parts: list[Part] = [
         header(title),
         section(f"{state_sign(run)} {now}"),
-        Lines(problems, noun="problems"),
-        *_what_it_costs(run),
+        Lines(tuple(_problems(run)), noun="problems"),
+        *([buttons] if (buttons := _buttons(run)) else []),
+        folded_lines(run),
         Lines(tuple(_what_clients_saw(run, now)), noun="lines on clients"),
-        *approval_blocks(run, context),
-        plan_lines(run.plan) if waiting and run.plan is not None else step_lines(run, context.now),
-        *([buttons] if buttons else []),
-        _artifact_links(run),
+        Lines(tuple(decision_lines(run)), noun="decisions", small=True),
         _footer(run, context),
     ]
     return compose(f"{title}\n{now}", parts)
 
 
+def _problems(run: RunRecord) -> Iterator[str]:
+    """Yield the first reasons why a plan was refused, and how many more there are."""
+    if run.status is RunStatus.REFUSED:
+        yield from (f":small_red_triangle: {gist(problem, 20)}" for problem in run.problems[:MAX_PROBLEMS])
+        if (more := len(run.problems) - MAX_PROBLEMS) > 0:
+            yield f"{more} more in Details"
+
+
 def run_title(run: RunRecord) -> str:
-    """Return the header: `Fallback on demo: running (fb-7k2m)`."""
-    return f"{action_name(run.action)} on {run.host}: {state_word(run)} ({run.id})"
+    """Return the header: `Fallback on demo: running`."""
+    return f"{action_name(run.action)} on {run.host}: {state_word(run)}"
 
 
 def state_word(run: RunRecord) -> str:
@@ -96,39 +104,40 @@ def now_line(run: RunRecord, context: RenderContext) -> str:
         case RunStatus.PLANNING:
             return "Reading the host to make the plan. Nothing has changed yet."
         case RunStatus.WAITING:
-            gate = run.plan.gate if run.plan is not None else None
-            who = context.role(gate.approvers) if gate is not None else "an approver"
-            return f"Waiting for {count(run.short_of_approvals, 'approval')} from {who}. Nothing has changed yet."
+            return f"{count(run.short_of_approvals, 'approval')} needed: see the request. Nothing has changed yet."
         case RunStatus.QUEUED:
             return f"Queued: starts as soon as {one_line(run.host)} is free."
         case RunStatus.RUNNING:
             step = running_step(run)
-            return "Between two steps." if step is None else _step_now(run, step)
+            return "Between two steps." if step is None else _step_now(run, step, context.now)
         case RunStatus.SETTLING:
             step, failed = running_step(run), failed_step(run)
-            why = "" if failed is None else f"{_failure(failed, 200)}. "
-            doing = "" if step is None else f" {_step_now(run, step)}"
+            why = "" if failed is None else f"{_failure(failed, 15)}. "
+            doing = "" if step is None else f"\n{_step_now(run, step, context.now)}"
             return f"{why}Returning the host to a defined state.{doing}"
         case _:
             return _ended(run, context)
 
 
-def _step_now(run: RunRecord, step: StepRecord) -> str:
+def _step_now(run: RunRecord, step: StepRecord, now_s: float) -> str:
     place = position(run, step)
-    progress = f" {step.progress * 100:.0f} %." if step.progress is not None else ""
-    summary = one_line(first_line(step.summary), 300)
-    return f"{f'Step {place}: ' if place else ''}*{one_line(step.title, 150)}*{progress}{f' {summary}' if summary else ''}"
+    progress = "" if step.progress is None else f" {step.progress * 100:.0f} %"
+    took = "" if step.started_at is None else f" for {duration(now_s - step.started_at)}"
+    resumed = ", resumed after a restart" if step.executions > 1 else ""
+    summary = gist(first_line(step.summary), 15)
+    first = f"{f'Step {place}: ' if place else ''}*{gist(step.title, 8)}*{progress}{took}{resumed}"
+    return f"{first}\n{summary}" if summary else first
 
 
-def _failure(step: StepRecord, limit: int) -> str:
-    return f"{one_line(step.title, 120)} failed: {one_line(first_line(step.summary), limit)}".rstrip(".")
+def _failure(step: StepRecord, words: int) -> str:
+    return f"{gist(step.title, 8)} failed: {gist(first_line(step.summary), words)}".rstrip(".")
 
 
 def _ended(run: RunRecord, context: RenderContext) -> str:
-    outcome = one_line(run.outcome, 700) or _outcome(run)
+    outcome = gist(run.outcome, OUTCOME_WORDS) or _outcome(run)
     if not outcome.startswith("tp "):  # the tier's name stays in lower case
         outcome = capitalized(outcome)
-    next_action = one_line(run.next_action, 500)
+    next_action = gist(run.next_action, OUTCOME_WORDS)
     if not next_action and run.status in (RunStatus.EXPIRED, RunStatus.DENIED):
         next_action = f"To ask again: {context.start(run.action, run.host)}."
     return f"{outcome}\n*Next:* {next_action}" if next_action else outcome
@@ -139,9 +148,9 @@ def _outcome(run: RunRecord) -> str:
     match run.status:
         case RunStatus.SUCCEEDED:
             last = next((s for s in reversed(run.steps) if s.summary), None)
-            return one_line(first_line(last.summary), 500) if last is not None else "Done."
+            return gist(first_line(last.summary), OUTCOME_WORDS) if last is not None else "Done."
         case RunStatus.FAILED if failed is not None:
-            return _failure(failed, 500)
+            return _failure(failed, OUTCOME_WORDS)
         case RunStatus.REFUSED:
             return "The plan cannot work. Nothing was changed."
         case RunStatus.DENIED:
@@ -152,13 +161,6 @@ def _outcome(run: RunRecord) -> str:
             return "Stopped."
         case _:
             return "Failed."
-
-
-def _what_it_costs(run: RunRecord) -> tuple[Part, ...]:
-    """Return the plan's warnings while it is active, and what is lost while it waits."""
-    if run.plan is None or run.status.final:
-        return ()
-    return costs(run.plan.losses if run.status is RunStatus.WAITING else "", run.plan.warnings)
 
 
 def costs(losses: str, warnings: tuple[str, ...]) -> tuple[Part, ...]:
@@ -174,50 +176,52 @@ def _what_clients_saw(run: RunRecord, now: str) -> Iterator[str]:
     for step in reversed(run.steps):
         clients = step.data.get("clients")
         if isinstance(clients, dict) and clients.get("text"):
-            text = one_line(str(clients["text"]), 500)
+            text = gist(str(clients["text"]), CLIENT_WORDS)
             if text not in now and capitalized(text) not in now:
                 yield f"*Clients:* {text}"
             return
 
 
 def _buttons(run: RunRecord) -> Block | None:
-    """Return Stop while the run is active, and Pause, Next stage now and Put it back while a step listens to them."""
-    if run.status.final or run.status is RunStatus.SETTLING:
-        return None
-    buttons = []
+    """Return the buttons that act now: Details; Stop while the run is active; three more while a step listens to them."""
+    buttons = [button("Details", DETAILS, run.id)] if run.plan or run.steps or len(run.problems) > 1 else []
+    if not run.status.final and run.status is not RunStatus.SETTLING:
+        buttons += [*_steering(run), _stop(run)]
+    return actions(*buttons) if buttons else None
+
+
+def _steering(run: RunRecord) -> list[Block]:
     step = running_step(run)
     planned = run.plan.steps if run.plan is not None else ()
-    if step is not None and any(p.id == step.step_id and p.verb in STEERED for p in planned):
-        back = "All traffic goes back to the fallback tier at once."
-        buttons = [
-            button("Pause", HOLD, run.id),
-            button("Next stage now", NEXT, run.id),
-            button("Put it back", ABORT, run.id, style="danger", confirm=back),
-        ]
+    if step is None or not any(p.id == step.step_id and p.verb in STEERED for p in planned):
+        return []
+    back = "All traffic goes back to the fallback tier at once."
+    return [
+        button("Pause", HOLD, run.id),
+        button("Next stage now", NEXT, run.id),
+        button("Put it back", ABORT, run.id, style="danger", confirm=back),
+    ]
+
+
+def _stop(run: RunRecord) -> Block:
     cleans_up = run.plan is not None and bool(run.plan.compensation)
-    question = f"{action_name(run.action)} on {run.host} ends now." + (
-        " The host is returned to a defined state." if cleans_up else ""
-    )
-    return actions(*buttons, button("Stop", STOP, run.id, style="danger", confirm=question))
-
-
-def _artifact_links(run: RunRecord) -> Lines:
-    """Return a link and a size per artifact; a link works even if its upload fails."""
-    lines = (
-        f":paperclip: {link(a.url, a.artifact.title or a.artifact.name)} {size(a.artifact.size_bytes)}"
-        for a in run.artifacts
-    )
-    return Lines(tuple(lines), noun="files", small=True)
+    question = f"{action_name(run.action)} on {run.host} ends now."
+    question += " The host is returned to a defined state." if cleans_up else ""
+    return button("Stop", STOP, run.id, style="danger", confirm=question)
 
 
 def _footer(run: RunRecord, context: RenderContext) -> Block:
-    """Return who asked, when, how long it took, and the ids."""
-    parts = [f"requested by {user(run.requester)} at {clock(run.created_at, with_date=True)}"]
+    """Return the newest files, who asked, how long ago, how long it took, and the ids."""
+    # A picture is in the thread itself once it is uploaded; until then, and if Slack refuses it, the link leads to it.
+    shown = [a for a in run.artifacts if not (a.artifact.inline and a.slack_file_id)][-MAX_FILES:]
+    parts = [link(a.url, gist(a.artifact.title or a.artifact.name, 3)) for a in shown]
+    if more := len(run.artifacts) - len(shown):
+        parts.append(f"{count(more, 'more file')} in Details" if shown else count(more, "file"))
+    parts.append(f"{user(run.requester)} {ago(run.created_at)}")
     if run.started_at is not None and run.ended_at is not None:
         parts.append(f"took {duration(run.ended_at - run.started_at)}")
     elif run.started_at is not None:
         parts.append(f"running for {duration(context.now - run.started_at)}")
     if run.plan_hash:
         parts.append(f"plan {code(run.plan_hash)}")
-    parts.append(code(run.id))
-    return footnote(" · ".join(parts))
+    return footnote(" · ".join((*parts, code(run.id))))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bot.presenter.message import Lines
-from bot.presenter.mrkdwn import code, duration, first_line, one_line
+from bot.presenter.mrkdwn import code, duration, first_line, gist, one_line
 from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
 from gpu_actions.plan import Plan, Step
 
@@ -16,6 +16,9 @@ STEP_SIGNS = {
     StepStatus.SKIPPED: ":fast_forward:",
     StepStatus.CANCELLED: ":octagonal_sign:",
 }
+
+MAX_NOTED = 2
+NOTE_WORDS = 10
 
 
 def running_step(run: RunRecord) -> StepRecord | None:
@@ -33,6 +36,25 @@ def position(run: RunRecord, step: StepRecord) -> str:
     """Return `3 of 9`, counted in the plan; empty for clean-up steps."""
     ids = [planned.id for planned in run.plan.steps] if run.plan is not None else []
     return f"{ids.index(step.step_id) + 1} of {len(ids)}" if step.step_id in ids else ""
+
+
+def folded_lines(run: RunRecord) -> Lines:
+    """Return the finished steps as one line, and one line for each that failed or warned; the running one is said above."""
+    if not run.steps or run.status in (RunStatus.DENIED, RunStatus.EXPIRED, RunStatus.REFUSED):
+        return Lines(())
+    steps = _all_steps(run)
+    forward = [step for step in steps if not step.compensating]
+    noted = [step for step in steps if step.status in (StepStatus.FAILED, StepStatus.WARNING)]
+    done = sum(step.status in (StepStatus.DONE, StepStatus.WARNING) for step in forward)
+    cleaned = sum(step.status is StepStatus.DONE for step in steps if step.compensating)
+    sign = STEP_SIGNS[StepStatus.DONE if done else StepStatus.PENDING]
+    counted = f"{sign} {done} of {len({step.step_id for step in forward})} steps done"
+    counted += f", {cleaned} of the clean-up" if cleaned else ""
+    lines = [
+        f"{STEP_SIGNS[step.status]} *{gist(step.title, 6)}* {gist(first_line(step.summary), NOTE_WORDS)}".rstrip()
+        for step in noted[-MAX_NOTED:]
+    ]
+    return Lines((counted, *lines), noun="steps", drop="start")
 
 
 def step_lines(run: RunRecord, now: float) -> Lines:

@@ -6,23 +6,29 @@ person must notice (a request for approval, the end of a long run) is a note.
 
 from dataclasses import dataclass
 
-from bot.presenter.message import Message, compose, section
-from bot.presenter.mrkdwn import clock, code, code_block, duration, escape, first_line, one_line, user
+from bot.presenter.approval_request import approval_request, reminder
+from bot.presenter.message import Message, compose, section, table
+from bot.presenter.mrkdwn import capitalized, code, code_block, escape, first_line, gist, one_line, user
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
-from bot.presenter.vocabulary import action_name, count, diagnoses
+from bot.presenter.vocabulary import action_name, diagnoses
 from bot.store.records import RunRecord, RunStatus, StepRecord
 
+ASK = "ask:"
+REMIND = "remind:"
+"""A request and its reminder have the plan's hash behind these; once it is replaced, they say so."""
+MAX_ROWS = 4
 LONG_RUN_S = 20.0
 """The end of a longer run is announced in a note: its requester has looked away by then."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """One reply in the thread, posted once under its key."""
+    """One reply in the thread, posted once under its key. With `if_posted` it is only edited: it is too late to post it."""
 
     key: str
     message: Message
+    if_posted: bool = False
 
 
 def thread_notes(run: RunRecord, context: RenderContext) -> list[Note]:
@@ -37,9 +43,8 @@ def thread_notes(run: RunRecord, context: RenderContext) -> list[Note]:
         notes.append(Note("expired", _text(text)))
     elif _end_is_announced(run):
         who = f"{user(run.requester)} {action_name(run.action)} on {one_line(run.host)}"
-        notes.append(
-            Note("end", _text(f"{state_sign(run)} {who}: {state_word(run)}. {now_line(run, context)}"))
-        )
+        end = first_line(now_line(run, context))
+        notes.append(Note("end", _text(f"{state_sign(run)} {who}: {state_word(run)}. {end}")))
     return notes
 
 
@@ -55,39 +60,49 @@ def override_notice(run: RunRecord) -> Message | None:
 
 
 def _approval_notes(run: RunRecord, context: RenderContext) -> list[Note]:
-    """Return the request for approval and, near its end, the reminder."""
+    """Return the request for approval and, near its end, the reminder; both as they read now."""
     gate = run.plan.gate if run.plan is not None else None
-    if gate is None or run.status is not RunStatus.WAITING:
+    if gate is None or run.status is RunStatus.PLANNING:
         return []
-    expires_at, approvers = run.gate_expires_at, context.role(gate.approvers)
-    how = (
-        f"Decide with the buttons on the message above, or write {context.mention(f'approve {run.id}')} "
-        f"or {context.mention(f'deny {run.id} why')}."
-    )
-    until = "" if expires_at is None else f" until {clock(expires_at)}"
-    request = (
-        f":raised_hand: {approvers}: {user(run.requester)} asks to run *{action_name(run.action).lower()}* on "
-        f"{one_line(run.host)} ({code(run.id)}, plan {code(run.plan_hash)}){until}. {one_line(gate.reason, 300)}\n{how}"
-    )
-    notes = [Note(f"ask:{run.plan_hash}", _text(request))]
+    waits, expires_at = run.status is RunStatus.WAITING, run.gate_expires_at
+    request = approval_request(run, context)
+    notes = [Note(f"{ASK}{run.plan_hash}", request, if_posted=not waits)]
+    if not waits:
+        return [*notes, Note(f"{REMIND}{run.plan_hash}", request, if_posted=True)]
     # A request that is shorter than the reminder's time needs no reminder: it was made just now.
     if expires_at is not None and gate.remind_before_s > 0:
         remind_at = expires_at - gate.remind_before_s
         if run.created_at < remind_at <= context.now < expires_at:
-            missing = count(run.short_of_approvals, "approval")
-            reminder = (
-                f":alarm_clock: {code(run.id)} expires in {duration(expires_at - context.now)}. "
-                f"{missing} from {approvers} still needed.\n{how}"
+            notes.append(
+                Note(f"{REMIND}{run.plan_hash}", reminder(run, gate, remind_at, expires_at, context))
             )
-            notes.append(Note(f"remind:{run.plan_hash}", _text(reminder)))
     return notes
 
 
 def _step_note(step: StepRecord) -> Note:
-    """Return a step's text for the thread: escaped, because it comes from the host, and a code block if it is long."""
+    """Return a step's result for the thread: its first line, then its figures as a table, or its text as it is."""
     text = str(step.data["thread_text"])
+    rows = _rows(step.data.get("table"))
+    if rows:
+        first = (
+            f"*{gist(step.title, 10)}*\n{capitalized(gist(first_line(step.summary) or first_line(text), 30))}"
+        )
+        return Note(
+            f"step:{step.step_id}:{step.attempt}", compose(first_line(first), [section(first), table(rows)])
+        )
     body = code_block(text) if "\n" in text.strip() else escape(text.strip())
     return Note(f"step:{step.step_id}:{step.attempt}", _text(f"*{one_line(step.title, 150)}*\n{body}"))
+
+
+def _rows(value: object) -> list[list[str]]:
+    """Return the rows of a step's table, or an empty list if its data has none that can be shown."""
+    if (
+        not isinstance(value, list)
+        or not all(isinstance(row, list) and row for row in value)
+        or len(value) < 2
+    ):
+        return []
+    return [[str(cell) for cell in row] for row in value if len(row) == len(value[0])][:MAX_ROWS]
 
 
 def _end_is_announced(run: RunRecord) -> bool:

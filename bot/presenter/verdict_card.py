@@ -1,22 +1,33 @@
-"""The verdict card of triage: verdict and cause first, then what to do, then the findings by component, worst first.
+"""The verdict card of triage: verdict and cause first, then the worst finding, then what to do and the button for it.
 
-What is healthy is one line. Only a `fall_back` verdict has the button Start fallback. No sentence appears twice.
+At most 60 words, and no sentence twice; everything else is behind the button Details. Only a `fall_back` verdict has the
+button Start fallback.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bot.presenter.message import Block, Lines, Message, Part, actions, button, compose, header, section
-from bot.presenter.mrkdwn import clip, code, one_line
+from bot.presenter.message import Message, Part, actions, button, compose, footnote, header, section
+from bot.presenter.mrkdwn import ago, capitalized, clip, code, gist, one_line, user
 from bot.presenter.render_context import RenderContext
-from bot.presenter.vocabulary import SEVERITY_SIGNS, VERDICT_SIGNS, VERDICT_WORDS, WORST_FIRST
+from bot.presenter.vocabulary import (
+    SEVERITY_SIGNS,
+    VERDICT_SIGNS,
+    VERDICT_WORDS,
+    WORST_FIRST,
+    count,
+)
 from bot.store.records import RunRecord
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 
 START_FALLBACK = "start_fallback"
 TRIAGE_AGAIN = "triage_again"
+DETAILS = "details"
+SUMMARY_WORDS = 15
+ACTION_WORDS = 12
 MAX_FACTS = 6
 """Figures on a finding's line; the raw snapshot has all of them."""
+NOTHING = "No action needed."
 
 
 def verdict_of(run: RunRecord) -> Verdict | None:
@@ -30,41 +41,63 @@ def verdict_title(verdict: Verdict, host: str) -> str:
     return f"{VERDICT_WORDS[verdict.verdict]}: {cause}{host}"
 
 
-def verdict_card(
-    run: RunRecord, verdict: Verdict, context: RenderContext, *, links: Lines, footer: Block
-) -> Message:
+def verdict_card(run: RunRecord, verdict: Verdict, context: RenderContext) -> Message:
     """Return the card of a finished triage run."""
     title = verdict_title(verdict, run.host)
+    true = capitalized(gist(verdict.summary, SUMMARY_WORDS))
     todo = _what_to_do(verdict, run.host, context)
-    parts: list[Part] = [header(title), section(f"{VERDICT_SIGNS[verdict.verdict]} {todo}")]
-    problems = [finding for finding in verdict.findings if finding.severity in WORST_FIRST[:3]]
-    if verdict.summary and not any(verdict.summary.startswith(finding.summary) for finding in problems):
-        parts.append(section(one_line(verdict.summary, 1000)))
-    parts.append(Lines(tuple(_finding_lines(problems, said={verdict.action})), noun="findings"))
-    parts.append(Lines(tuple(_calm_lines(verdict.findings)), noun="components", small=True))
-    buttons = [button("Triage again", TRIAGE_AGAIN, run.id)]
+    said = (
+        f"{true.rstrip('.')}. {todo}" if todo == NOTHING and true else "\n".join(filter(None, (true, todo)))
+    )
+    buttons = [button("Details", DETAILS, run.id), button("Triage again", TRIAGE_AGAIN, run.id)]
     if verdict.verdict is VerdictKind.FALL_BACK:
-        buttons.insert(0, button("Start fallback", START_FALLBACK, run.id, style="primary"))
-    parts += [actions(*buttons), links, footer]
+        question = f"The fallback serves {run.host} from now on. The full tier is stopped once its evidence is saved."
+        fall_back = button("Start fallback", START_FALLBACK, run.id, style="primary", confirm=question)
+        buttons.insert(0, fall_back)
+    parts: list[Part] = [
+        header(title),
+        section(f"{VERDICT_SIGNS[verdict.verdict]} {said}"),
+        actions(*buttons),
+    ]
+    parts.append(
+        footnote(" · ".join((*_counts(verdict.findings), user(run.requester), ago(_at(run)), code(run.id))))
+    )
     return compose(f"{title}\n{todo}", parts)
 
 
+def _at(run: RunRecord) -> float:
+    return run.ended_at or run.created_at
+
+
+def _counts(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield how many findings there are beside the one that the card names, and how many checks are healthy."""
+    problems = [finding for finding in findings if finding.severity in WORST_FIRST[:3]]
+    if len(problems) > 1:
+        worst = min((problem.severity for problem in problems[1:]), key=WORST_FIRST.index)
+        yield f"{SEVERITY_SIGNS[worst]} {count(len(problems) - 1, 'more finding')}"
+    if healthy := sum(finding.severity is Severity.OK for finding in findings):
+        yield f"{SEVERITY_SIGNS[Severity.OK]} {healthy} OK"
+
+
 def _what_to_do(verdict: Verdict, host: str, context: RenderContext) -> str:
-    if verdict.action:
-        todo = one_line(verdict.action, 600)
-    elif verdict.verdict is VerdictKind.HEALTHY:
-        return "No action needed."
+    if verdict.verdict is VerdictKind.HEALTHY or verdict.action.lower().startswith(
+        ("nothing to do", "no action")
+    ):
+        return NOTHING
+    if verdict.action and not verdict.summary.startswith(verdict.action.rstrip(".")):
+        todo = gist(verdict.action, ACTION_WORDS).rstrip(".")
     elif verdict.verdict is VerdictKind.FALL_BACK:
-        todo = f"Fall back: press the button, or {context.start('fallback', host)}."
+        todo = "start the fallback"
     else:
-        todo = f"Read the findings, then run {context.command('triage', f'{host} deep')}."
+        todo = f"read Details, then {context.command('triage', f'{host} deep')}"
     if verdict.verdict is VerdictKind.FALL_BACK and (gpu := verdict.fallback_gpu) is not None:
-        todo += f" Serve from GPU {gpu.index} ({code(gpu.uuid)}): {one_line(gpu.reason, 300)}."
-    return f"*What to do:* {todo}"
+        todo += f". Serve from GPU {gpu.index}"
+    return f"*Next:* {todo}."
 
 
-def _finding_lines(problems: Iterable[Finding], *, said: set[str]) -> list[str]:
-    """Return lines by component, the component with the worst finding first; an action in `said` is not repeated."""
+def finding_lines(problems: Iterable[Finding]) -> list[str]:
+    """Return lines by component, the component with the worst finding first; no action is repeated."""
+    said: set[str] = set()
     by_component: dict[str, list[Finding]] = {}
     for finding in sorted(problems, key=lambda f: (WORST_FIRST.index(f.severity), f.component, f.id)):
         by_component.setdefault(finding.component, []).append(finding)
@@ -82,7 +115,7 @@ def _finding_lines(problems: Iterable[Finding], *, said: set[str]) -> list[str]:
     return lines
 
 
-def _calm_lines(findings: Iterable[Finding]) -> Iterator[str]:
+def calm_lines(findings: Iterable[Finding]) -> Iterator[str]:
     """Yield what is healthy as one line, `OK: gpu 12, nvlink 18`, and what is only worth knowing as another."""
     healthy: dict[str, int] = {}
     infos = []

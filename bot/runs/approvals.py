@@ -111,13 +111,15 @@ def _refusal(
         return f"{row.id} needs no approval."
     if row.gate_expires_at is not None and change.at >= row.gate_expires_at:
         return _too_late(row.id, RunStatus.EXPIRED, earlier)
+    if not plan_hash:
+        return f"The decision on {row.id} names no plan, so it does not count: use the newest request."
     if plan_hash != row.plan_hash:
         return f"The plan of {row.id} has changed since you saw it (now {row.plan_hash}): read it again, then decide."
     own = next((d for d in earlier if d.user.id == user.id and d.plan_hash == plan_hash), None)
     if own is not None:
         return f"You have already {VERBS[own.decision]} {row.id}; another person must decide."
-    if decision == "approve" and row.requester.get("id") == user.id:
-        return f"You asked for {row.id} yourself, so another person must approve it. You can stop it."
+    if decision != "deny" and row.requester.get("id") == user.id:
+        return f"You asked for {row.id} yourself, so another person must {decision} it. You can stop it."
     return ""
 
 

@@ -24,7 +24,9 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "pins_add": ("pins:write",),
     "usergroups_list": ("usergroups:read",),
     "usergroups_users_list": ("usergroups:read",),
+    "views_open": (),
     "views_publish": (),
+    "views_update": (),
 }
 """Web API method (as slack_sdk names it) -> bot scopes it needs. Source: Slack's method reference."""
 

@@ -4,7 +4,7 @@ A `kill -9` between a post and its record would otherwise post twice. Each post 
 id and the post's key; after a restart the channel or thread is read once per run.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -50,10 +50,10 @@ def retry_after_s(error: BaseException) -> float | None:
 
 @dataclass
 class Found:
-    """A run's posts found in Slack; `files` maps a title to a file id."""
+    """A run's posts found in Slack; `notes` maps a key to a ts, `files` a title to a file id."""
 
     message_ts: str | None = None
-    notes: set[str] = field(default_factory=set)
+    notes: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
     def add(self, messages: list[dict[str, Any]], run_id: str) -> None:
@@ -64,7 +64,7 @@ class Found:
                 if about.get("event_type") == RUN_EVENT:
                     self.message_ts = str(message["ts"])
                 elif about.get("event_type") == NOTE_EVENT:
-                    self.notes.add(str(payload.get("key", "")))
+                    self.notes[str(payload.get("key", ""))] = str(message["ts"])
             for file in message.get("files") or ():
                 self.files[str(file.get("title", ""))] = str(file["id"])
 
@@ -104,8 +104,8 @@ async def post(
 ) -> str:
     """Post a message and return its ts; with `in_channel_too`, a reply is shown in the channel as well.
 
-    If Slack refuses the blocks, the text is posted alone; if the thread is gone, the channel gets the message. Raises
-    whatever the client raises for anything else.
+    If Slack refuses the blocks, simpler ones are posted, in the end the text alone; if the thread is gone, the channel
+    gets the message. Raises whatever the client raises for anything else.
     """
     try:
         answer = await client.chat_postMessage(
@@ -121,11 +121,11 @@ async def post(
         code = error.response.get("error")
         if code in REFUSED_BLOCKS and message.blocks:
             log.error(
-                "Slack refused the blocks; posting the text alone",
+                "Slack refused the blocks; posting simpler ones or the text alone",
                 text=message.text,
                 answer=redacted_head(str(error), 500),
             )
-            message = replace(message, blocks=())
+            message = message.simpler()
         elif code == THREAD_GONE and place.thread_ts is not None:
             place = Place(channel=place.channel)
         else:
@@ -146,8 +146,8 @@ async def edit(
         if error.response.get("error") not in REFUSED_BLOCKS or not message.blocks:
             raise
         log.error(
-            "Slack refused the blocks; showing the text alone",
+            "Slack refused the blocks; showing simpler ones or the text alone",
             about=about,
             answer=redacted_head(str(error), 500),
         )
-        await edit(client, replace(message, blocks=()), channel=channel, ts=ts, about=about)
+        await edit(client, message.simpler(), channel=channel, ts=ts, about=about)

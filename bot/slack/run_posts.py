@@ -11,10 +11,11 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.incidents.incidents import Incidents
+from bot.presenter.approval_request import outdated_request
 from bot.presenter.message import Message
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import run_message
-from bot.presenter.thread_notes import override_notice, thread_notes
+from bot.presenter.thread_notes import ASK, REMIND, override_notice, thread_notes
 from bot.presenter.verdict_card import verdict_of
 from bot.presenter.vocabulary import diagnoses
 from bot.slack.posts import NOTE_EVENT, RUN_EVENT, edit, file_title, find_posts, metadata, post, retry_after_s
@@ -42,7 +43,8 @@ class RunPosts:
     def __post_init__(self) -> None:
         self._edits = 0
         self._searched = False
-        self._notes: set[str] = set()
+        self._notes: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
         self._files: dict[str, str] = {}
 
     async def show(self, run: RunRecord, context: RenderContext, *, search: bool) -> None:
@@ -60,8 +62,15 @@ class RunPosts:
         message_ts = await self._message_ts(run)
         root = run.place.thread_ts or message_ts
         await self._open_incident(run, root)
-        for note in thread_notes(run, context):
-            await self._post_note(run, note.key, note.message, thread_ts=root)
+        notes = thread_notes(run, context)
+        for note in notes:
+            if note.key in self._notes:
+                await self._edit_note(run, note.key, note.message)
+            elif not note.if_posted:
+                await self._post_note(run, note.key, note.message, thread_ts=root)
+        for key in self._notes.keys() - {note.key for note in notes}:
+            if key.startswith((ASK, REMIND)):  # its plan was replaced
+                await self._edit_note(run, key, outdated_request(run))
         if (notice := override_notice(run)) is not None:
             await self._post_note(run, "override", notice, thread_ts=None)
         await self._upload_pictures(run, root)
@@ -72,7 +81,7 @@ class RunPosts:
 
     async def _show_message(self, run: RunRecord, context: RenderContext) -> None:
         message = run_message(run, context)
-        digest = hashlib.sha256(repr((message.text, message.blocks)).encode()).hexdigest()
+        digest = _digest(message)
         if digest == self.digest:
             return
         ts = await self._message_ts(run)
@@ -120,9 +129,27 @@ class RunPosts:
         if key in self._notes or await asyncio.to_thread(self.store.deliveries.seen, delivery):
             return
         about = metadata(NOTE_EVENT, run.id, key)
-        await post(self.client, message, Place(channel=run.place.channel, thread_ts=thread_ts), about=about)
-        self._notes.add(key)
+        place = Place(channel=run.place.channel, thread_ts=thread_ts)
+        self._notes[key] = await post(self.client, message, place, about=about)
+        self._shown[key] = _digest(message)
         await asyncio.to_thread(self.store.deliveries.first_time, delivery)
+
+    async def _edit_note(self, run: RunRecord, key: str, message: Message) -> None:
+        """Edit a request whose state has changed; every other note stays as it was posted."""
+        if not key.startswith((ASK, REMIND)) or self._shown.get(key) == _digest(message):
+            return
+        self.spend_edit()
+        self._edits += 1
+        stamped = message.stamped(f"{run.id}.{key}.{self._edits}")
+        about = metadata(NOTE_EVENT, run.id, key)
+        try:
+            await edit(self.client, stamped, channel=run.place.channel, ts=self._notes[key], about=about)
+        except SlackApiError as error:
+            if (
+                error.response.get("error") != "message_not_found"
+            ):  # deleted by a person: there is nothing to edit
+                raise
+        self._shown[key] = _digest(message)
 
     async def _upload_pictures(self, run: RunRecord, root: str | None) -> None:
         for record in run.artifacts:
@@ -153,3 +180,7 @@ class RunPosts:
             return ""
         files = answer.get("files") or [answer.get("file") or {}]
         return str(files[0].get("id", ""))
+
+
+def _digest(message: Message) -> str:
+    return hashlib.sha256(repr((message.text, message.blocks)).encode()).hexdigest()

@@ -13,6 +13,8 @@ ELEMENT_TYPES = frozenset(
         "timepicker", "plain_text_input", "number_input", "image", "workflow_button",
     }
 )  # fmt: skip
+INPUT_TYPES = ELEMENT_TYPES - {"button", "overflow", "image", "workflow_button"}
+"""What an input block may hold."""
 OPTION_LIMITS = {"static_select": 100, "overflow": 5, "checkboxes": 100, "radio_buttons": 100}
 RICH_TEXT_PARTS = ("rich_text_section", "rich_text_list", "rich_text_preformatted", "rich_text_quote")
 TASK_WORDS = {"complete": "[ok]", "error": "[failed]", "in_progress": "[..]", "pending": "[ ]"}

@@ -12,13 +12,22 @@ import secrets
 from collections.abc import Callable
 from itertools import zip_longest
 
-from demo.workspace.block_walk import BlockWalk, type_of
+from demo.workspace.block_walk import INPUT_TYPES, BlockWalk, type_of
 from demo.workspace.plain_text import Names
 from demo.workspace.records import JsonObject
 
 MAX_MESSAGE_BLOCKS = 50
 MAX_VIEW_BLOCKS = 100
 MAX_TOTAL_CHARACTERS = 13_200
+MAX_TABLE_CHARACTERS = 10_000
+SURFACES: dict[str, tuple[str, ...]] = {
+    "alert": ("modal",),
+    "markdown": ("message",),
+    "plan": ("message",),
+    "table": ("message", "home"),
+    "task_card": ("message",),
+}
+"""Where the blocks exist that are not for every surface."""
 
 
 class BlocksError(Exception):
@@ -30,8 +39,16 @@ class BlocksError(Exception):
         self.messages = messages
 
 
-def checked_blocks(blocks: object, *, limit: int = MAX_MESSAGE_BLOCKS) -> list[JsonObject]:
+def checked_blocks(
+    blocks: object,
+    *,
+    limit: int = MAX_MESSAGE_BLOCKS,
+    total: int = MAX_TOTAL_CHARACTERS,
+    surface: str = "message",
+) -> list[JsonObject]:
     """Return a copy of the blocks with missing `block_id` and `action_id` filled in.
+
+    `surface` is `message`, `modal` or `home`: some blocks exist on some of them only.
 
     Raises BlocksError (`invalid_blocks_format`, `invalid_blocks`, `msg_blocks_too_long`).
     """
@@ -42,17 +59,26 @@ def checked_blocks(blocks: object, *, limit: int = MAX_MESSAGE_BLOCKS) -> list[J
     if len(copied) > limit:
         walk.refuse(f"no more than {limit} items allowed", "/blocks")
     _walk(walk, copied)
+    _check_surface(walk, copied, surface)
     if walk.problems:
         raise BlocksError("invalid_blocks", walk.problems)
-    if len(json.dumps(copied, ensure_ascii=False, separators=(",", ":"))) > MAX_TOTAL_CHARACTERS:
-        raise BlocksError(
-            "msg_blocks_too_long", [f"all blocks together exceed {MAX_TOTAL_CHARACTERS} characters"]
-        )
+    if len(json.dumps(copied, ensure_ascii=False, separators=(",", ":"))) > total:
+        raise BlocksError("msg_blocks_too_long", [f"all blocks together exceed {total} characters"])
     for block in copied:
         block["block_id"] = block.get("block_id") or secrets.token_urlsafe(4)
     for _, element in walk.controls:
         element["action_id"] = element.get("action_id") or secrets.token_urlsafe(4)
     return copied
+
+
+def _check_surface(walk: BlockWalk, blocks: list[JsonObject], surface: str) -> None:
+    """Refuse blocks that the surface does not have, and a second table (docs.slack.dev/reference/block-kit/blocks)."""
+    for index, block in enumerate(blocks):
+        if surface not in SURFACES.get(type_of(block), (surface,)):
+            walk.refuse(f"unsupported type: {type_of(block)}", f"/blocks/{index}/type")
+    tables = [index for index, block in enumerate(blocks) if type_of(block) == "table"]
+    for index in tables[1:]:
+        walk.refuse("only_one_table_allowed", f"/blocks/{index}")
 
 
 def sent_blocks(value: object) -> list[JsonObject] | None:
@@ -167,6 +193,11 @@ def _table(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
     rows = []
     for row, where in walk.items(block.get("rows"), 1, 100, f"{place}/rows"):
         rows.append([_cell(walk, cell, at) for cell, at in walk.items(row, 1, 20, where)])
+    if sum(len(cell) for row in rows for cell in row) > MAX_TABLE_CHARACTERS:
+        walk.refuse(f"must be less than {MAX_TABLE_CHARACTERS + 1} characters", f"{place}/rows")
+    for settings, where in walk.items(block.get("column_settings", []), 0, 20, f"{place}/column_settings"):
+        if isinstance(settings, dict):
+            walk.one_of(settings.get("align"), ("left", "center", "right"), f"{where}/align")
     widths = [max(len(cell) for cell in column) for column in zip_longest(*rows, fillvalue="")]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
@@ -178,8 +209,8 @@ def _cell(walk: BlockWalk, cell: object, place: str) -> str:
         return ""
     if kind == "rich_text":
         return walk.rich_text(cell, place).replace("\n", " ")
-    if kind == "raw_text" and not isinstance(cell.get("text"), str):
-        walk.refuse("missing required field: text", place)
+    if kind == "raw_text":
+        walk.required(cell, "text", place)
     return str(cell.get("text", cell.get("value", ""))).replace("\n", " ")
 
 
@@ -198,7 +229,16 @@ def _plan(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
 @block_kind("input")
 def _input(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
     label = walk.text(block.get("label"), 2000, f"{place}/label", plain_only=True)
-    walk.element(block, block.get("element"), f"{place}/element")
+    if "hint" in block:
+        walk.text(block["hint"], 2000, f"{place}/hint", plain_only=True)
+    element = block.get("element")
+    if type_of(element) not in INPUT_TYPES:
+        walk.refuse(f"unsupported type: {type_of(element)}", f"{place}/element/type")
+    elif isinstance(element, dict):
+        walk.element(block, element, f"{place}/element")
+        high = element.get("max_length")
+        if high is not None and not (isinstance(high, int) and 1 <= high <= 3000):
+            walk.refuse("must be between 1 and 3000", f"{place}/element/max_length")
     return [f"{label}: ____"]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import aiohttp
 
+from demo.workspace.controls import form_values
 from demo.workspace.interactions import ActResult
 from demo.workspace.page_routes import CLIENT_HEADER
 from demo.workspace.records import JsonObject
@@ -113,6 +114,33 @@ class WorkspaceClient:
         query = {name: value for name, value in (("channel", channel), ("user", user)) if value}
         body = await self._request("GET", "/client/messages", params=query)
         return conversation(body["messages"], body["names"])
+
+    async def modals(self, user: str) -> list[JsonObject]:
+        """Return the modals that a person has open, the newest last. Raises WorkspaceError."""
+        return list((await self.state(user))["views"]["modals"])
+
+    async def home(self, user: str) -> JsonObject | None:
+        """Open the app's Home tab as a person, and return what is published there now. Raises WorkspaceError."""
+        await self._act("/client/home", {"user": user})
+        view: JsonObject | None = (await self.state(user))["views"]["home"]
+        return view
+
+    async def press_view(self, user: str, action: str, view_id: str) -> ActResult:
+        """Press the button with an action id in a modal or on the Home tab. Raises WorkspaceError."""
+        return await self._act("/client/press", {"user": user, "view_id": view_id, "action_id": action})
+
+    async def submit(self, user: str, fields: dict[str, str] | None = None) -> JsonObject:
+        """Fill in the newest open modal by block id and submit it; return the app's `response_action`, empty if it closed.
+
+        Raises WorkspaceError, and ValueError for a field that the form does not have or if no modal is open.
+        """
+        open_modals = await self.modals(user)
+        if not open_modals:
+            raise ValueError(f"{user} has no modal open")
+        view = open_modals[-1]
+        body = {"user": user, "view_id": view["id"], "values": form_values(view["blocks"], fields or {})}
+        answer = (await self._request("POST", "/client/view", json=body))["answer"]
+        return dict(answer)
 
     async def state(self, user: str) -> JsonObject:
         """Return everything that the page of `user` shows, including `app.connected`. Raises WorkspaceError."""

@@ -6,7 +6,8 @@ Every act ends in something that the person can see: the app's answer, or a priv
 from dataclasses import dataclass
 
 from demo.workspace import payloads
-from demo.workspace.blocks import BlocksError, pressable_elements
+from demo.workspace.blocks import BlocksError
+from demo.workspace.controls import chosen_action, missing_inputs
 from demo.workspace.open_interactions import OpenInteractions
 from demo.workspace.records import Channel, JsonObject, Message
 from demo.workspace.socket_mode import Delivery, SocketMode
@@ -14,6 +15,7 @@ from demo.workspace.state import SLACKBOT, State
 from demo.workspace.team import User
 from demo.workspace.transcript import message_lines
 from demo.workspace.typed_text import slash_command_of, stored_text
+from demo.workspace.view_checks import ViewError, checked_view, stored_view
 
 MAX_TYPED_CHARACTERS = 40_000
 
@@ -55,7 +57,15 @@ class Interactions:
         if person is None:
             known = self._state.user_names()
             raise ActError(f"there is no user {user!r} in this workspace; there are {known}", 404)
+        if person.is_deactivated:
+            raise ActError(f"{person.name} is deactivated and can do nothing in this workspace", 403)
         if channel.removeprefix("@") == self._state.team.app.name:
+            if person.kind == "partner":
+                raise ActError(
+                    f"{person.name} belongs to another workspace and has no direct messages here", 403
+                )
+            if not self._state.team.app.has_messages_tab:
+                raise ActError("sending messages to this app has been turned off", 403)
             return person, self._state.direct_channel(person.id)
         place = self._state.channel_by_name(channel)
         if place is None:
@@ -84,9 +94,31 @@ class Interactions:
         if self._state.bot_user in place.members:
             is_mention = f"<@{self._state.bot_user}>" in message.text and not place.is_im
             for kind in ("message", "app_mention") if is_mention else ("message",):
-                event = payloads.message_event(self._state, kind, place, message)
-                self._socket_mode.deliver_event(event)
+                if self._subscribes(kind, place):
+                    event = payloads.message_event(self._state, kind, place, message)
+                    self._socket_mode.deliver_event(event)
         return ActResult(ok=True, kind="message", ts=message.ts)
+
+    def _subscribes(self, kind: str, place: Channel) -> bool:
+        """Return True if the app asked for this event and has its scope."""
+        app = self._state.team.app
+        if kind == "app_mention":
+            name, scope = "app_mention", "app_mentions:read"
+        else:
+            name, scope = (
+                ("message.im", "im:history") if place.is_im else ("message.channels", "channels:history")
+            )
+        return (app.events is None or name in app.events) and scope in app.scopes
+
+    async def open_home(self, *, user: str) -> ActResult:
+        """Open the app's Home tab as `user`. Raises ActError if the app has none."""
+        person, place = self._who_and_where(user, "@" + self._state.team.app.name)
+        if not self._state.team.app.has_home_tab:
+            raise ActError("this app has no Home tab", 404)
+        events = self._state.team.app.events
+        if events is None or "app_home_opened" in events:
+            self._socket_mode.deliver_event(payloads.home_opened(self._state, place, person.id))
+        return ActResult(ok=True, kind="home")
 
     async def _run_command(
         self, person: User, channel: Channel, name: str, text: str, thread_ts: str | None
@@ -94,6 +126,9 @@ class Interactions:
         if thread_ts is not None:
             reason = f"{name} is not supported in threads. Sorry! Write it in the channel instead."
             return self._failed(person, channel, reason, "not_supported_in_threads", thread_ts)
+        if person.kind == "partner" or "commands" not in self._state.team.app.scopes:
+            reason = f"`{name}` is not available to you: apps' commands are for members of their workspace."
+            return self._failed(person, channel, reason, "unknown_command")
         if self._state.commands_declared and name not in self._state.commands:
             known = ", ".join(f"`{entry}`" for entry in sorted(self._state.commands))
             reason = f"`{name}` is not a valid command. This app has {known or 'none'}."
@@ -131,7 +166,7 @@ class Interactions:
         message = self._state.message(place.id, ts)
         if message is None or message.visible_to not in (None, person.id):
             raise ActError(f"there is no message {ts} that {person.name} can see here; it may be gone", 404)
-        action = _action(message, action_id, block_id, selected)
+        action = chosen_action(message.blocks, action_id, block_id, selected)
         if action is None:
             raise ActError(
                 f"the message no longer has the button {action_id!r}; it was edited meanwhile", 409
@@ -145,26 +180,80 @@ class Interactions:
             return self._failed(person, place, reason, delivery.error, message.thread_ts, waited_ms=waited_ms)
         return ActResult(ok=True, kind="press", ts=message.ts, waited_ms=waited_ms)
 
+    async def press_view(
+        self,
+        *,
+        user: str,
+        view_id: str,
+        action_id: str,
+        block_id: str | None = None,
+        selected: str | None = None,
+    ) -> ActResult:
+        """Press a button of a modal or of the Home tab as `user`. Raises ActError if it is not there."""
+        person, view = self._open_view(user, view_id)
+        action = chosen_action(view["blocks"], action_id, block_id, selected)
+        if action is None:
+            raise ActError(f"the view no longer has the button {action_id!r}; it was updated meanwhile", 409)
+        payload = payloads.view_actions(self._state, self._interactions.begin(person), view, action)
+        delivery = await self._socket_mode.deliver("interactive", payload, accepts_response=False)
+        if delivery.error:
+            raise ActError(f"The button did nothing: {self._why(delivery)}", 504)
+        return ActResult(ok=True, kind="press", waited_ms=delivery.waited_ms)
+
+    def _open_view(self, user: str, view_id: str) -> tuple[User, JsonObject]:
+        person = self._state.user_by_name(user)
+        view = self._state.views.get(view_id)
+        if person is None or view is None or self._state.view_owner[view_id] != person.id:
+            raise ActError(f"there is no open view {view_id} for {user!r}", 404)
+        if person.is_deactivated:
+            raise ActError(f"{person.name} is deactivated and can do nothing in this workspace", 403)
+        return person, view
+
     async def submit_view(self, *, user: str, view_id: str, values: JsonObject) -> JsonObject:
         """Submit a modal with `values` (block id -> action id -> value object).
 
-        Returns the app's `response_action` object, empty if it only acknowledged. Raises ActError.
+        Returns the app's `response_action` object, empty if it only acknowledged, or `errors` for a required field that is
+        empty, which the client itself refuses. Raises ActError.
         """
-        person = self._state.user_by_name(user)
-        view = self._state.views.get(view_id)
-        if person is None or view is None:
-            raise ActError(f"there is no open view {view_id} for {user!r}", 404)
+        person, view = self._open_view(user, view_id)
+        if missing := missing_inputs(view["blocks"], values):
+            return {"response_action": "errors", "errors": missing}
         submitted = {**view, "state": {"values": values}}
         payload = payloads.view_submission(self._state, self._interactions.begin(person), submitted)
         delivery = await self._socket_mode.deliver("interactive", payload, accepts_response=True)
         if delivery.error:
-            raise ActError(f"the form was not accepted: {self._why(delivery)}", 504)
-        action = delivery.payload.get("response_action")
-        if action in (None, "", "clear"):
+            raise ActError(f"We had some trouble connecting. Try again? {self._why(delivery)}", 504)
+        answer, action = delivery.payload, delivery.payload.get("response_action")
+        if action == "clear":
+            for open_view in self._state.modals(person.id):
+                self._state.set_view(str(open_view["id"]), None, person.id)
+        elif action in ("update", "push"):
+            self._replaced(person, view, answer)
+        elif action != "errors":
             self._state.set_view(view_id, None, person.id)
-        elif action in ("update", "push") and isinstance(delivery.payload.get("view"), dict):
-            self._state.set_view(view_id, {**view, **delivery.payload["view"], "id": view_id}, person.id)
-        return delivery.payload
+        return answer
+
+    def _replaced(self, person: User, view: JsonObject, answer: JsonObject) -> None:
+        """Show the view of a `response_action`, checked as `views.update` and `views.push` check it."""
+        sent = answer.get("view")
+        try:
+            checked = checked_view(sent if isinstance(sent, dict) else {}, "modal")
+        except ViewError as error:
+            raise ActError(f"the app answered with a view that Slack refuses: {error}", 502) from error
+        is_update = answer["response_action"] == "update"
+        view_id = str(view["id"]) if is_update else self._state.new_id("V")
+        previous = view["previous_view_id"] if is_update else view["id"]
+        root = str(view["root_view_id"])
+        stored_view(self._state, checked, user=person.id, view_id=view_id, root=root, previous=previous)
+
+    async def close_view(self, *, user: str, view_id: str) -> ActResult:
+        """Close a modal as `user`; the app hears of it if the view says `notify_on_close`."""
+        person, view = self._open_view(user, view_id)
+        self._state.set_view(view_id, None, person.id)
+        if view.get("notify_on_close"):
+            payload = payloads.view_closed(self._state, self._interactions.begin(person), view)
+            await self._socket_mode.deliver("interactive", payload, accepts_response=False)
+        return ActResult(ok=True, kind="close")
 
     def _why(self, delivery: Delivery) -> str:
         app = self._state.team.app.name
@@ -189,21 +278,3 @@ class Interactions:
 
     def _note(self, message: Message) -> str:
         return "\n".join(message_lines(self._state.message_json(message), self._state.names_by_id()))
-
-
-def _action(
-    message: Message, action_id: str, block_id: str | None, selected: str | None
-) -> JsonObject | None:
-    """Return the `actions[0]` object of a press, or None if the message has no such element or option."""
-    for block, element in pressable_elements(message.blocks):
-        if element["action_id"] != action_id or block_id not in (None, block["block_id"]):
-            continue
-        action = {name: element[name] for name in ("type", "action_id")} | {"block_id": block["block_id"]}
-        if element["type"] == "button":
-            return action | {name: element[name] for name in ("text", "value", "style") if name in element}
-        options = element.get("options") or [
-            option for group in element.get("option_groups", []) for option in group.get("options", [])
-        ]
-        chosen = next((option for option in options if option.get("value") == selected), None)
-        return action | {"selected_option": chosen} if chosen else None
-    return None

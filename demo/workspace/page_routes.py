@@ -50,6 +50,8 @@ class PageRoutes:
             web.post("/client/say", _act(self._say)),
             web.post("/client/press", _act(self._press)),
             web.post("/client/view", _act(self._submit_view)),
+            web.post("/client/view/close", _act(self._close_view)),
+            web.post("/client/home", _act(self._open_home)),
             web.get("/panel", self._panel_listing),
             web.post("/panel/{action}", _act(self._panel_press)),
         ]
@@ -92,12 +94,19 @@ class PageRoutes:
         connected = self._socket_mode.connection_count > 0
         body: JsonObject = {
             "team": {"id": team.id, "name": team.name},
-            "app": {"name": team.app.name, "user_id": state.bot_user, "connected": connected},
+            "app": {
+                "name": team.app.name,
+                "user_id": state.bot_user,
+                "connected": connected,
+                "has_home_tab": team.app.has_home_tab,
+                "has_messages_tab": team.app.has_messages_tab,
+            },
             "users": [asdict(entry) for entry in state.people.values()],
             "groups": [asdict(entry) for entry in team.groups],
             "channels": [entry.as_slack(viewer) | {"bookmarks": entry.bookmarks} for entry in channels],
             "commands": [asdict(entry) for entry in state.commands.values()],
             "messages": {entry.id: self._visible(entry.id, viewer) for entry in channels},
+            "views": state.open_views(viewer),
         }
         return web.json_response(body)
 
@@ -177,14 +186,23 @@ class PageRoutes:
         return asdict(await self._interactions.say(**texts, thread_ts=body.get("thread_ts") or None))
 
     async def _press(self, request: web.Request, body: JsonObject) -> JsonObject:
-        texts = _texts(body, "user", "channel", "ts", "action_id")
         block_id, selected = body.get("block_id"), body.get("selected")
+        if body.get("view_id"):
+            texts = _texts(body, "user", "view_id", "action_id")
+            return asdict(await self._interactions.press_view(**texts, block_id=block_id, selected=selected))
+        texts = _texts(body, "user", "channel", "ts", "action_id")
         return asdict(await self._interactions.press(**texts, block_id=block_id, selected=selected))
 
     async def _submit_view(self, request: web.Request, body: JsonObject) -> JsonObject:
         values = body["values"] if isinstance(body.get("values"), dict) else {}
         answer = await self._interactions.submit_view(**_texts(body, "user", "view_id"), values=values)
         return {"ok": True, "answer": answer}
+
+    async def _close_view(self, request: web.Request, body: JsonObject) -> JsonObject:
+        return asdict(await self._interactions.close_view(**_texts(body, "user", "view_id")))
+
+    async def _open_home(self, request: web.Request, body: JsonObject) -> JsonObject:
+        return asdict(await self._interactions.open_home(**_texts(body, "user")))
 
     async def _panel_listing(self, request: web.Request) -> web.Response:
         try:

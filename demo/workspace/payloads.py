@@ -42,7 +42,7 @@ def _interactive(state: State, kind: str, interaction: Interaction) -> JsonObjec
     user, team = interaction.user, state.team
     return _common(state) | {
         "type": kind,
-        "user": {"id": user.id, "username": user.name, "name": user.name, "team_id": team.id},
+        "user": {"id": user.id, "username": user.name, "name": user.name, "team_id": state.team_of(user)},
         "team": {"id": team.id, "domain": team.domain},
         "enterprise": None,
         "is_enterprise_install": False,
@@ -67,6 +67,28 @@ def block_actions(
     return payload if is_ephemeral else payload | {"message": state.message_json(message)}
 
 
+def view_actions(state: State, interaction: Interaction, view: JsonObject, action: JsonObject) -> JsonObject:
+    """Build the payload of a press in a modal or on the Home tab; there is no message and no response_url."""
+    return _interactive(state, "block_actions", interaction) | {
+        "container": {"type": "view", "view_id": view["id"]},
+        "view": view,
+        "actions": [action | {"action_ts": f"{time.time():.6f}"}],
+    }
+
+
+def view_closed(state: State, interaction: Interaction, view: JsonObject) -> JsonObject:
+    """Build the payload of a modal that a person closed; sent for `notify_on_close` only."""
+    return _interactive(state, "view_closed", interaction) | {"view": view, "is_cleared": False}
+
+
+def home_opened(state: State, channel: Channel, user_id: str) -> JsonObject:
+    """Build the `app_home_opened` event."""
+    view = state.views.get(f"VHOME{user_id}")
+    event: JsonObject = {"type": "app_home_opened", "user": user_id, "channel": channel.id, "tab": "home"}
+    event |= {"event_ts": f"{time.time():.6f}"} | ({"view": view} if view else {})
+    return _event(state, event)
+
+
 def view_submission(state: State, interaction: Interaction, view: JsonObject) -> JsonObject:
     """Build the payload of a submitted modal."""
     return _interactive(state, "view_submission", interaction) | {"view": view, "response_urls": []}
@@ -88,6 +110,13 @@ def message_event(state: State, kind: str, channel: Channel, message: Message) -
         event["thread_ts"] = message.thread_ts
     if kind == "message":
         event["channel_type"] = "im" if channel.is_im else "channel"
+    sender = state.people.get(message.user)
+    if sender is not None and state.team_of(sender) != state.team.id:
+        event |= {"user_team": state.team_of(sender), "source_team": state.team_of(sender)}
+    return _event(state, event, is_shared=channel.is_shared)
+
+
+def _event(state: State, event: JsonObject, *, is_shared: bool = False) -> JsonObject:
     enterprise = {"enterprise_id": None, "is_enterprise_install": False}
     bot = {"team_id": state.team.id, "user_id": state.bot_user, "is_bot": True}
     return _common(state) | {
@@ -96,5 +125,5 @@ def message_event(state: State, kind: str, channel: Channel, message: Message) -
         "event_id": "Ev" + uuid.uuid4().hex[:12].upper(),
         "event_time": int(time.time()),
         "authorizations": [bot | enterprise],
-        "is_ext_shared_channel": False,
+        "is_ext_shared_channel": is_shared,
     }

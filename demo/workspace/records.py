@@ -28,6 +28,7 @@ class Channel:
     purpose: str = ""
     is_im: bool = False
     is_archived: bool = False
+    is_shared: bool = False
     created: int = field(default_factory=_now_s)
     creator: str = ""
     bookmarks: list[JsonObject] = field(default_factory=list)
@@ -35,7 +36,8 @@ class Channel:
     def as_slack(self, viewer: str) -> JsonObject:
         """Return the object of `conversations.info`, as the user id `viewer` sees it."""
         common: JsonObject = {"id": self.id, "created": self.created, "is_archived": self.is_archived}
-        common |= {"is_org_shared": False, "is_shared": False, "is_mpim": False}
+        common |= {"is_org_shared": False, "is_shared": self.is_shared, "is_mpim": False}
+        common |= {"is_ext_shared": self.is_shared}
         common |= {"is_im": self.is_im, "is_private": self.is_im, "is_channel": not self.is_im}
         if self.is_im:
             other = next((member for member in self.members if member != viewer), viewer)

@@ -32,6 +32,8 @@ class State:
         """Messages by channel id and ts, oldest first."""
         self.files: dict[str, StoredFile] = {}
         self.views: dict[str, JsonObject] = {}
+        self.view_owner: dict[str, str] = {}
+        """The user id of the person who sees a view, by view id."""
         self.commands: dict[str, SlashCommand] = {entry.command: entry for entry in team.commands}
         self.commands_declared = bool(team.commands)
         self._state_file = state_file
@@ -41,7 +43,10 @@ class State:
 
     def _load(self) -> None:
         for entry in self.team.channels:
-            self.channels[entry.id] = Channel(entry.id, entry.name, self.everyone, topic=entry.topic)
+            members = [*self.people, self.bot_user] if entry.is_shared else self.everyone
+            self.channels[entry.id] = Channel(
+                entry.id, entry.name, members, topic=entry.topic, is_shared=entry.is_shared
+            )
         for body in self._state_file.documents("channel"):
             self.channels[body["id"]] = Channel(**body)
         self.messages = {channel_id: {} for channel_id in self.channels}
@@ -74,8 +79,12 @@ class State:
 
     @property
     def everyone(self) -> list[str]:
-        """Return the user ids of all people and the bot."""
-        return [*self.people, self.bot_user]
+        """Return the user ids of all members and the bot; guests and partners join channels one by one."""
+        return [*(user.id for user in self.people.values() if user.kind == "member"), self.bot_user]
+
+    def team_of(self, user: User) -> str:
+        """Return the id of the workspace that a person belongs to."""
+        return user.team or self.team.id
 
     def user_by_name(self, name: str) -> User | None:
         """Return a person by id or by name, with or without `@`."""
@@ -125,12 +134,23 @@ class State:
         return people | channels | {self.bot_user: self.team.app.name, SLACKBOT: "Slackbot"}
 
     def set_view(self, view_id: str, view: JsonObject | None, user: str) -> None:
-        """Store a view, or remove it with None, and announce it to `user` (all users if empty)."""
+        """Store a view that `user` sees, or remove it with None, and announce what is open to that person."""
         if view is None:
             self.views.pop(view_id, None)
+            self.view_owner.pop(view_id, None)
         else:
             self.views[view_id] = view
-        self.announce({"type": "view", "user": user, "view": view})
+            self.view_owner[view_id] = user
+        self.announce({"type": "view", "user": user, **self.open_views(user)})
+
+    def modals(self, user: str) -> list[JsonObject]:
+        """Return a person's open modals, the newest last."""
+        own = [view for view_id, view in self.views.items() if self.view_owner[view_id] == user]
+        return [view for view in own if view["type"] == "modal"]
+
+    def open_views(self, user: str) -> JsonObject:
+        """Return what a person sees beside the messages: the stack of modals and the Home tab."""
+        return {"modals": self.modals(user), "home": self.views.get(f"VHOME{user}")}
 
     # messages
 

@@ -5,11 +5,12 @@ default team is the cast of an incident: an on-call engineer, an incident lead w
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 DEFAULT_SCOPES = (
     "app_mentions:read", "bookmarks:read", "bookmarks:write", "channels:history", "channels:join", "channels:manage",
     "channels:read", "chat:write", "chat:write.public", "commands", "files:read", "files:write", "groups:history",
-    "groups:read", "im:history", "im:write", "pins:read", "pins:write", "reactions:read", "reactions:write",
+    "groups:read", "im:history", "im:read", "im:write", "pins:read", "pins:write", "reactions:read", "reactions:write",
     "usergroups:read", "users.profile:read", "users:read",
 )  # fmt: skip
 """Scopes of the bot token. A method that needs one of them is refused without it (`missing_scope`)."""
@@ -21,12 +22,19 @@ DEFAULT_APP_TOKEN = "xapp-local-workspace"  # noqa: S105
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A person as whom one can act on the page. `title` is the role shown beside the name."""
+    """A person as whom one can act on the page. `title` is the role shown beside the name.
+
+    `kind` is a full member, a guest of this workspace, or a partner: a member of another workspace (`team`) who is here
+    through Slack Connect. A person who `is_deactivated` can do nothing.
+    """
 
     id: str
     name: str
     real_name: str
     title: str = ""
+    kind: Literal["member", "guest", "partner"] = "member"
+    team: str = ""
+    is_deactivated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +49,12 @@ class UserGroup:
 
 @dataclass(frozen=True, slots=True)
 class PublicChannel:
-    """A public channel. Everyone and the bot are members."""
+    """A public channel. All members and the bot are in it; one that `is_shared` has guests and partners too."""
 
     id: str
     name: str
     topic: str = ""
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,10 @@ class App:
     user_id: str = "U0GPUONCALL"
     name: str = "gpu-oncall"
     scopes: tuple[str, ...] = DEFAULT_SCOPES
+    events: tuple[str, ...] | None = None
+    """The bot events that the app subscribes to; None: all."""
+    has_home_tab: bool = True
+    has_messages_tab: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +93,16 @@ class Team:
         User("U0ONCALL", "oncall", "Olga Call", "on-call engineer"),
         User("U0LEAD", "lead", "Leo Lead", "incident lead"),
         User("U0VIEWER", "viewer", "Vera View", "viewer"),
+        User("U0GUEST", "guest", "Gus Guest", "guest", kind="guest"),
+        User("U0PARTNER", "partner", "Petra Partner", "other company", kind="partner", team="T0PARTNER"),
+        User("U0FORMER", "former", "Fred Former", "deactivated", is_deactivated=True),
     )
     groups: tuple[UserGroup, ...] = (
         UserGroup("S0ONCALLENGINEERS", "oncall-engineers", "On-call engineers", ("U0ONCALL", "U0LEAD")),
         UserGroup("S0INCIDENTLEADS", "incident-leads", "Incident leads", ("U0LEAD",)),
     )
     channels: tuple[PublicChannel, ...] = (
-        PublicChannel("C0INCIDENTS", "incidents", "GPU serving incidents. Type /triage to begin."),
+        PublicChannel("C0INCIDENTS", "incidents", "GPU serving incidents. Type /triage to begin.", True),
         PublicChannel("C0GENERAL", "general", "Everything else"),
     )
     commands: tuple[SlashCommand, ...] = ()

@@ -14,7 +14,15 @@ from gpu_actions.loadtest.child import run_in_child
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
 from gpu_actions.loadtest.knee_action import knee_step
 from gpu_actions.loadtest.knee_result import BUDGET_RANGE_S, BUDGET_S
-from gpu_actions.loadtest.report import HTML_NAME, JSON_NAME, PNG_NAME, TEXT_NAME, summary_lines, summary_text
+from gpu_actions.loadtest.report import (
+    HTML_NAME,
+    JSON_NAME,
+    PNG_NAME,
+    TEXT_NAME,
+    summary_lines,
+    summary_table,
+    summary_text,
+)
 from gpu_actions.loadtest.request import LoadTestArguments, requested_spec
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict, read_result
 from gpu_actions.loadtest.stoppable import run_until_stopped
@@ -144,7 +152,12 @@ def _files(folder: Path) -> tuple[Artifact, ...]:
 def _step_result(result: LoadTestResult, folder: Path) -> StepResult:
     return StepResult(
         summary=summary_lines(result)[0],
-        data={"verdict": result.verdict.value, "thread_text": summary_text(result), "folder": str(folder)},
+        data={
+            "verdict": result.verdict.value,
+            "thread_text": summary_text(result),
+            "table": summary_table(result),
+            "folder": str(folder),
+        },
         artifacts=_files(folder),
         warning=result.verdict is not RunVerdict.PASSED,
     )

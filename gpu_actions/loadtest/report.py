@@ -65,6 +65,20 @@ def summary_text(result: LoadTestResult) -> str:
     return redact("\n".join(line.replace("\n", " ") for line in summary_lines(result)) + "\n").text
 
 
+def summary_table(result: LoadTestResult) -> list[list[str]]:
+    """Return the latency figures as four rows for a narrow screen: a head, then one row a metric."""
+    latency = result.latency
+    rows = [("TTFT", latency.ttft), ("E2E", latency.e2e), ("Per token", latency.tpot)]
+    figures = [[name, _short_ms(each.p50.value_ms), _short_ms(each.p99.value_ms)] for name, each in rows]
+    return [["Latency", "p50", "p99"], *figures]
+
+
+def _short_ms(value_ms: float | None) -> str:
+    if value_ms is None:
+        return "-"
+    return f"{value_ms:.1f} ms" if value_ms < 10 else f"{value_ms:,.0f} ms"
+
+
 async def write_reports(result: LoadTestResult, out_dir: Path) -> None:
     """Write all four files, the JSON first. A picture that fails is reported on standard error and is not an error."""
     json_path = write_atomically(out_dir / JSON_NAME, redacted_json(result.model_dump_json()))

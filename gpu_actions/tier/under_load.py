@@ -6,7 +6,7 @@ from gpu_actions.action import StepContext, StepFailed
 from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Tier
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
-from gpu_actions.loadtest.report import summary_text
+from gpu_actions.loadtest.report import summary_table, summary_text
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
@@ -34,6 +34,7 @@ class UnderLoad(Frozen):
             "verdict": self.result.verdict.value,
             "reasons": list(self.result.reasons),
             "thread_text": summary_text(self.result),
+            "table": summary_table(self.result),
         }
 
 

@@ -80,21 +80,21 @@ class Desk:
         assert result.ok, f"{button} was not acknowledged: {result}"
         return result
 
-    async def messages(self) -> list[ReadMessage]:
+    async def messages(self, channel: str = "incidents") -> list[ReadMessage]:
         """Return every message and reply of the channel, private ones included."""
         found: list[ReadMessage] = []
-        for message in await self.people.read("incidents"):
+        for message in await self.people.read(channel):
             found += [message, *message.replies]
         return found
 
     async def texts(self) -> list[str]:
         return [message.text for message in await self.messages()]
 
-    async def hears(self, text: str, *, timeout_s: float = 10) -> ReadMessage:
+    async def hears(self, text: str, *, timeout_s: float = 10, channel: str = "incidents") -> ReadMessage:
         """Wait for a message that contains a text."""
         deadline = time.monotonic() + timeout_s
         while True:
-            messages = await self.messages()
+            messages = await self.messages(channel)
             for message in messages:
                 if text in message.text or text in message.fallback:
                     return message

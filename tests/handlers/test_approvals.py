@@ -50,9 +50,12 @@ async def test_if_two_people_press_at_once_only_one_decision_counts(tmp_path: Pa
         run = await waiting(at_desk)
         while not any(b.text == "Approve" for m in await at_desk.messages() for b in m.buttons):
             await asyncio.sleep(0.02)
+        await at_desk.people.press("viewer", "Deny", run=run.id)
+        async with asyncio.timeout(10):
+            while not any(view.get("submit") for view in await at_desk.people.modals("viewer")):
+                await asyncio.sleep(0.02)
         await asyncio.gather(
-            at_desk.people.press("lead", "Approve", run=run.id),
-            at_desk.people.press("viewer", "Deny", run=run.id),
+            at_desk.people.press("lead", "Approve", run=run.id), at_desk.people.submit("viewer")
         )
         done = await at_desk.run("restore")
         assert len(done.decisions) == 1
@@ -67,7 +70,7 @@ async def test_if_two_people_press_at_once_only_one_decision_counts(tmp_path: Pa
 
 async def test_a_denial_by_mention_is_recorded_with_its_reason(at_desk: Desk) -> None:
     run = await waiting(at_desk)
-    asked = await at_desk.hears("asks to run *restore* on toy")
+    asked = await at_desk.hears("approve *restore* on toy?")
     await at_desk.say(
         f"@gpu-oncall deny {run.id} the switch is not replaced yet", user="lead", thread=asked.thread_ts
     )
@@ -111,20 +114,78 @@ async def test_a_changed_plan_voids_the_button_of_the_old_plan(at_desk: Desk) ->
     assert (await at_desk.run("restore")).status is RunStatus.SUCCEEDED
 
 
-async def test_an_override_needs_its_role_and_a_reason_and_is_announced(at_desk: Desk) -> None:
+async def test_an_override_needs_its_role_a_reason_and_a_second_person_and_is_announced(
+    at_desk: Desk,
+) -> None:
     run = await waiting(at_desk, user="lead")
     await at_desk.say(f"@gpu-oncall override {run.id} no second lead is awake", user="oncall")
     await at_desk.hears("You may not override restore on toy")
+    await at_desk.say(f"@gpu-oncall override {run.id} no second lead is awake", user="lead")
+    await at_desk.hears(f"You asked for {run.id} yourself, so another person must override it")
+    assert (await at_desk.run("restore", until=lambda _: True)).status is RunStatus.WAITING
+    await at_desk.say(f"/restore stop {run.id}", user="lead")
+    await at_desk.run("restore")
+    run = await waiting(at_desk, user="oncall")
     await at_desk.say(f"@gpu-oncall override {run.id}", user="lead")
     await at_desk.hears("An override needs a reason")
-    await at_desk.say(f"@gpu-oncall override {run.id} no second lead is awake", user="lead")
+    await at_desk.say(f"@gpu-oncall override {run.id} no second approver is awake", user="lead")
     done = await at_desk.run("restore")
     assert done.status is RunStatus.SUCCEEDED
     shout = await at_desk.hears("EMERGENCY OVERRIDE by @lead on")
     assert shout.thread_ts is None, "in the channel, not only in the thread"
-    assert "no second lead is awake" in shout.text
+    assert "no second approver is awake" in shout.text
     trail = [(entry.kind, entry.text) for entry in at_desk.bot.store.audit.of_run(run.id)]
-    assert any("no second lead is awake" in text for _, text in trail), trail
+    assert any("no second approver is awake" in text for _, text in trail), trail
+
+
+async def test_a_button_without_a_plan_hash_or_from_another_channel_decides_nothing(at_desk: Desk) -> None:
+    run = await waiting(at_desk)
+    client = at_desk.bot.services.access._client
+
+    def request(value: str) -> list[dict[str, object]]:
+        button = {
+            "type": "button",
+            "text": {"type": "plain_text", "text": "Approve"},
+            "action_id": "approve",
+            "value": value,
+        }
+        return [{"type": "actions", "elements": [button]}]
+
+    for channel, value, said in (
+        ("C0INCIDENTS", run.id, "names no plan, so it decides nothing"),
+        ("C0INCIDENTS", f"{run.id}:000000000000", f"The plan of {run.id} has changed"),
+        ("C0GENERAL", f"{run.id}:{run.plan_hash}", f"Decide on {run.id} where its request is"),
+    ):
+        answer = await client.chat_postMessage(channel=channel, text="forged", blocks=request(value))
+        await at_desk.people.press("lead", "Approve", ts=str(answer["ts"]))
+        await at_desk.hears(said, channel=channel)
+    assert (await at_desk.run("restore", until=lambda _: True)).status is RunStatus.WAITING
+
+
+async def test_the_plan_is_shown_in_a_modal_where_an_approver_can_approve_with_a_reason(
+    at_desk: Desk,
+) -> None:
+    run = await waiting(at_desk)
+    await at_desk.press("Show plan", user="oncall", run=run.id)
+    await opens(at_desk, "oncall", "toy restore")
+    assert not any("submit" in view for view in await at_desk.people.modals("oncall")), (
+        "the requester only reads it"
+    )
+    await at_desk.press("Show plan", user="lead", run=run.id)
+    await opens(at_desk, "lead", "toy restore")
+    assert await at_desk.people.submit("lead", {"reason": "the switch is replaced"}) == {}
+    done = await at_desk.run("restore")
+    assert (done.status, done.decisions[0].reason) == (RunStatus.SUCCEEDED, "the switch is replaced")
+    await at_desk.hears("The switch is replaced")
+    async with asyncio.timeout(10):  # a decided request has no buttons
+        while any(b.action_id in ("approve", "deny") for m in await at_desk.messages() for b in m.buttons):
+            await asyncio.sleep(0.02)
+
+
+async def opens(at_desk: Desk, user: str, text: str) -> None:
+    async with asyncio.timeout(10):
+        while not any(text in str(view["blocks"]) for view in await at_desk.people.modals(user)):
+            await asyncio.sleep(0.02)
 
 
 async def test_a_decision_on_an_unknown_run_is_answered_with_the_waiting_runs(at_desk: Desk) -> None:

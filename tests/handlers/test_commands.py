@@ -125,9 +125,7 @@ async def test_the_button_of_a_card_starts_nothing_if_a_newer_triage_disagrees(a
 async def test_the_stop_button_ends_the_run_and_a_second_press_is_answered(at_desk: Desk) -> None:
     await at_desk.say("/fallback start")
     run = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
-    await asyncio.gather(
-        at_desk.people.press("oncall", "Stop", run=run.id), at_desk.people.press("lead", "Stop", run=run.id)
-    )
+    await asyncio.gather(at_desk.press("Stop", run=run.id), at_desk.press("Stop", user="lead", run=run.id))
     assert (await at_desk.run("fallback")).status is RunStatus.CANCELLED
     assert "is over" in await at_desk.answer(f"/fallback stop {run.id}")
 
@@ -155,8 +153,44 @@ async def test_an_incident_is_opened_noted_and_closed(at_desk: Desk) -> None:
     assert f"stays open: {run.id}" in await at_desk.answer("/incident close")
     at_desk.release()
     await at_desk.run("fallback")
-    assert "is closed" in await at_desk.answer("/incident close")
+    await at_desk.say("/incident close")
+    async with asyncio.timeout(10):
+        while not any(view.get("submit") for view in await at_desk.people.modals("oncall")):
+            await asyncio.sleep(0.02)
+    assert await at_desk.people.submit("oncall", {"cause": "a dead switch", "repair": "replaced it"}) == {}
+    closed = await at_desk.hears("Closed by @oncall")
+    assert "*Repair:* replaced it" in closed.text
+    assert closed.thread_ts == root.ts
     assert "No incident is open" in await at_desk.answer("/incident status")
+
+
+async def test_the_options_of_a_load_test_are_filled_in_on_a_form_that_names_the_wrong_field(
+    at_desk: Desk,
+) -> None:
+    await at_desk.say("/loadtest form")
+    async with asyncio.timeout(10):
+        while not any(view.get("submit") for view in await at_desk.people.modals("oncall")):
+            await asyncio.sleep(0.02)
+    refused = await at_desk.people.submit("oncall", {"option:window": "soon"})
+    assert refused["response_action"] == "errors"
+    assert "valid number" in refused["errors"]["option:window"]
+    assert await at_desk.people.submit("oncall", {"option:window": "4.5", "option:deep": "true"}) == {}
+    run = await at_desk.run("loadtest", until=lambda run: True)
+    assert (run.options["window"], run.options["deep"]) == ("4.5", "true")
+    await at_desk.say("@gpu-oncall loadtest form")
+    await at_desk.hears("A form opens from a slash command only")
+
+
+async def test_a_press_of_details_shows_every_step_in_a_modal(at_desk: Desk) -> None:
+    await at_desk.say("/fallback start")
+    run = await at_desk.run("fallback", until=lambda run: run.status is RunStatus.RUNNING)
+    await at_desk.press("Details", user="viewer", run=run.id)
+    async with asyncio.timeout(10):
+        while run.id not in str(await at_desk.people.modals("viewer")):
+            await asyncio.sleep(0.02)
+    (view,) = await at_desk.people.modals("viewer")
+    assert "submit" not in view
+    at_desk.release()
 
 
 def test_a_renamed_command_that_does_not_exist_is_refused_with_the_nearest_name() -> None:

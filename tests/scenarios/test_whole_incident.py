@@ -73,7 +73,6 @@ async def the_button_falls_back_and_a_killed_bot_goes_on(it: Incident) -> None:
     ):
         assert step_is(run, step_id, StepStatus.DONE, StepStatus.WARNING), f"{step_id}: {describe(run)}"
     await it.generate()
-    await it.says(f"({run.id})")
     message = await it.message_of(run.id)
     assert message.ts == run.message_ts, "the message was edited, not posted again"
     names = {artifact.artifact.name for artifact in run.artifacts}
@@ -100,7 +99,7 @@ async def the_tier_comes_back_behind_an_approval(it: Incident) -> None:
     assert "Mended" in await it.break_("mend")
     await it.command("/restore start cause=rank-was-frozen")
     run = await it.run("restore", until=lambda r: r.status is RunStatus.WAITING)
-    await it.says(f"approve {run.id}")
+    await it.says("approve *restore* on demo?")
 
     await it.press("approve", user="oncall", run=run.id)
     run = await it.run("restore", until=lambda r: r.status is RunStatus.WAITING)

@@ -5,13 +5,17 @@ import { link, mrkdwn } from "./mrkdwn.js";
 import { Composer } from "./composer.js";
 import { avatar, MessageList } from "./message.js";
 import { PanelView } from "./panel.js";
-import { get, Store } from "./store.js";
+import { get, post, Store } from "./store.js";
+import { Threads } from "./threads.js";
+import { ModalView, showHome } from "./views.js";
 
 const PANEL_PERIOD_MS = 5000;
 const byId = (id) => document.getElementById(id);
 const app = byId("app");
-const store = new Store(localStorage.getItem("user") ?? "");
-const open = { channel: null, thread: null };
+// Each tab may be another person: the address names one, then the tab remembers, then the browser.
+const asked = new URLSearchParams(location.search).get("user");
+const store = new Store(asked ?? sessionStorage.getItem("user") ?? localStorage.getItem("user") ?? "");
+const open = { channel: null, tab: "messages" };
 const unread = new Map();
 
 function messagesOf(channel) {
@@ -31,13 +35,14 @@ const channelList = new MessageList(byId("messages"), store, {
   messages: () => messagesOf(open.channel).filter(isInChannel),
   empty: () => h("p", { class: "empty" }, "No messages yet. Type / to see what the bot can do."),
 });
-const threadList = new MessageList(byId("replies"), store, {
-  open: null,
-  messages: () => messagesOf(open.channel).filter((message) => isInThread(message, open.thread)),
-  empty: () => h("p", { class: "empty" }, "This message was deleted."),
-});
 const composer = new Composer(byId("composer"), store, () => ({ channel: open.channel }));
-const threadComposer = new Composer(byId("thread-composer"), store, () => ({ channel: open.channel, thread_ts: open.thread }));
+const threads = new Threads(byId("threads"), store, {
+  messages: (root) => messagesOf(open.channel).filter((message) => isInThread(message, root)),
+  channel: () => open.channel,
+  title: () => title(store.channels.get(open.channel)),
+  changed: (count) => (app.dataset.thread = count ? "open" : "closed"),
+});
+const modal = new ModalView(byId("modal"), store);
 const panel = new PanelView(byId("panel"));
 
 function title(channel) {
@@ -65,7 +70,32 @@ function drawSidebar() {
 function drawAppStatus() {
   const { name, connected, user_id } = store.app;
   const presence = h("span", { class: `presence ${connected ? "on" : "off"}` }, connected ? "connected" : "not running");
-  byId("app-status").replaceChildren(avatar(store, user_id, "small"), h("span", {}, name), presence);
+  const home = h("button", { type: "button", class: "channel-link", data: { app: name }, onclick: openApp }, h("span", {}, avatar(store, user_id, "small"), " ", name), presence);
+  byId("app-status").replaceChildren(home);
+}
+
+// The app's own page: Home, and messages with it alone.
+async function openApp() {
+  try {
+    await post("/client/home", { user: store.user });
+    await store.load();
+    const own = [...store.channels.values()].find((channel) => channel.is_im);
+    if (own) openChannel(own.id, "home");
+  } catch (error) {
+    toast(error.message);
+  }
+}
+
+function drawTabs() {
+  const isApp = Boolean(store.channels.get(open.channel)?.is_im) && store.app.has_home_tab;
+  byId("tabs").hidden = !isApp;
+  const shown = isApp ? open.tab : "messages";
+  const tab = (name, label) => h("button", { type: "button", role: "tab", "aria-selected": String(shown === name), data: { tab: name }, onclick: () => (name === "home" ? openApp() : openChannel(open.channel, "messages")) }, label);
+  byId("tabs").replaceChildren(tab("home", "Home"), tab("messages", "Messages"));
+  byId("home").hidden = shown !== "home";
+  byId("messages").hidden = shown === "home";
+  byId("composer").hidden = shown === "home";
+  if (shown === "home") showHome(byId("home"), store);
 }
 
 function drawHeader() {
@@ -73,39 +103,30 @@ function drawHeader() {
   byId("channel-name").textContent = title(channel);
   byId("channel-topic").replaceChildren(...mrkdwn(channel.topic?.value ?? "", store.names));
   byId("bookmarks").replaceChildren(...(channel.bookmarks ?? []).map((entry) => link(entry.link, entry.title)));
-  byId("thread-channel").textContent = title(channel);
   composer.placeholder(`Message ${title(channel).replace("# ", "#")}`);
-  threadComposer.placeholder("Reply ...");
   document.title = `${title(channel)} \u00B7 ${store.team.name}`;
 }
 
-function openChannel(id) {
-  if (id !== open.channel) closeThread();
+function openChannel(id, tab = "messages") {
+  if (id !== open.channel) threads.closeAll();
   open.channel = id;
+  open.tab = tab;
   unread.delete(id);
   app.dataset.drawer = "closed";
   history.replaceState(null, "", `/#${store.channels.get(id).name || id}`);
   drawSidebar();
   drawHeader();
+  drawTabs();
   channelList.showAll();
 }
 
 function openThread(ts) {
-  open.thread = ts;
-  app.dataset.thread = "open";
-  threadList.showAll();
-  // On a phone, focus would open the keyboard over the messages.
-  if (matchMedia("(hover: hover)").matches) threadComposer.box.focus({ preventScroll: true });
+  threads.open(ts);
 }
 
 function redrawMessages() {
   channelList.showAll({ keepPlace: true });
-  if (open.thread) threadList.showAll({ keepPlace: true });
-}
-
-function closeThread() {
-  open.thread = null;
-  app.dataset.thread = "closed";
+  threads.redraw();
 }
 
 // /archives/C0X/p1700000000000001 is the URL of a message.
@@ -122,7 +143,7 @@ function firstOpen() {
   openChannel(channel.id);
   if (wanted.ts) {
     if (wanted.thread) openThread(wanted.thread);
-    const node = (wanted.thread ? threadList : channelList).shown.get(wanted.ts);
+    const node = wanted.thread ? threads.node(wanted.ts) : channelList.shown.get(wanted.ts);
     node?.classList.add("target");
     node?.scrollIntoView({ block: "center" });
   }
@@ -130,12 +151,15 @@ function firstOpen() {
 
 store.addEventListener("loaded", () => {
   localStorage.setItem("user", store.user);
+  sessionStorage.setItem("user", store.user);
   if (!store.channels.has(open.channel)) firstOpen();
   else {
     drawSidebar();
     drawHeader();
+    drawTabs();
     redrawMessages();
   }
+  modal.show(store.views.modals.at(-1));
 });
 store.addEventListener("message", ({ detail: { message, isNew } }) => {
   if (message.channel !== open.channel) {
@@ -144,20 +168,37 @@ store.addEventListener("message", ({ detail: { message, isNew } }) => {
     return;
   }
   if (isInChannel(message)) channelList.update(message, isNew);
-  if (isInThread(message, open.thread)) threadList.update(message, isNew);
+  threads.update(message, isNew);
 });
 store.addEventListener("deleted", ({ detail }) => {
   if (detail.channel === open.channel) redrawMessages();
 });
 store.addEventListener("app", drawAppStatus);
 store.addEventListener("link", ({ detail }) => (byId("no-answer").hidden = detail.isUp));
-store.addEventListener("view", ({ detail }) => toast(`The app opened a form (${detail.title?.text ?? detail.type}); this page does not show forms yet.`, "info"));
+store.addEventListener("view", () => {
+  modal.show(store.views.modals.at(-1));
+  drawTabs();
+});
 
 byId("user").addEventListener("change", (event) => store.become(event.target.value));
-byId("thread-close").addEventListener("click", closeThread);
 byId("menu").addEventListener("click", () => (app.dataset.drawer = "open"));
 byId("scrim").addEventListener("click", () => (app.dataset.drawer = "closed"));
-window.addEventListener("keydown", (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && (app.dataset.drawer === "open" ? (app.dataset.drawer = "closed") : closeThread()));
+window.addEventListener("keydown", (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && (app.dataset.drawer === "open" ? (app.dataset.drawer = "closed") : threads.closeLast()));
+// Keyboard: Alt+Up and Alt+Down change the channel, / goes to the message box.
+window.addEventListener("keydown", (event) => {
+  const isTyping = ["TEXTAREA", "INPUT", "SELECT"].includes(document.activeElement?.tagName) || document.querySelector("dialog[open]");
+  if (event.altKey && (event.key === "ArrowDown" || event.key === "ArrowUp")) {
+    event.preventDefault();
+    const ids = [...store.channels.values()].filter((channel) => !channel.is_archived).map((channel) => channel.id);
+    const step = event.key === "ArrowDown" ? 1 : ids.length - 1;
+    openChannel(ids[(ids.indexOf(open.channel) + step) % ids.length]);
+  } else if (event.key === "/" && !isTyping) {
+    event.preventDefault();
+    composer.box.focus();
+    composer.box.value = "/";
+    composer.changed();
+  }
+});
 
 async function start() {
   // The name stored in this browser may belong to another workspace.

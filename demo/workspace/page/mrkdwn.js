@@ -23,10 +23,42 @@ function reference(body, names) {
   const label = unescaped(rest.join("|"));
   if (target.startsWith("@")) return mention(`@${names.user(target.slice(1)) ?? (label || target.slice(1))}`, target.slice(1) === names.me);
   if (target.startsWith("#")) return h("span", { class: "mention" }, `#${label || names.channel(target.slice(1)) || target.slice(1)}`);
-  if (target.startsWith("!date")) return h("time", {}, label || target);
+  if (target.startsWith("!date^")) return moment(target, label);
   if (target.startsWith("!")) return mention(label || `@${target.slice(1).split("^")[0]}`, true);
   return link(unescaped(target), label);
 }
+
+// <!date^1700000000^{date_short_pretty} {time}|fallback>, in the reader's own time zone.
+function moment(target, label) {
+  const [, seconds, form] = target.split("^");
+  const date = new Date(Number(seconds) * 1000);
+  if (!form || Number.isNaN(date.getTime())) return h("time", {}, label);
+  const shown = form.replace(/\{(\w+)\}/g, (whole, token) => DATE_TOKENS[token]?.(date) ?? whole);
+  return h("time", { datetime: date.toISOString(), title: date.toLocaleString() }, shown);
+}
+
+const day = (date, options) => {
+  const days = Math.round((new Date(date.toDateString()) - new Date(new Date().toDateString())) / 86400000);
+  return { "-1": "yesterday", 0: "today", 1: "tomorrow" }[days] ?? date.toLocaleDateString([], options);
+};
+const clock = (date, options) => date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23", ...options });
+const DATE_TOKENS = {
+  date_num: (date) => date.toISOString().slice(0, 10),
+  date: (date) => date.toLocaleDateString([], { month: "long", day: "numeric", year: "numeric" }),
+  date_short: (date) => date.toLocaleDateString([], { month: "short", day: "numeric", year: "numeric" }),
+  date_pretty: (date) => day(date, { month: "long", day: "numeric", year: "numeric" }),
+  date_short_pretty: (date) => day(date, { month: "short", day: "numeric", year: "numeric" }),
+  date_long_pretty: (date) => day(date, { weekday: "long", month: "long", day: "numeric", year: "numeric" }),
+  time: (date) => clock(date),
+  time_secs: (date) => clock(date, { second: "2-digit" }),
+  ago: (date) => {
+    const seconds = Math.max(0, Math.round((Date.now() - date) / 1000));
+    if (seconds < 60) return "just now";
+    const [size, unit] = [[86400, "day"], [3600, "hour"], [60, "minute"]].find(([one]) => seconds >= one);
+    const count = Math.floor(seconds / size);
+    return `${count} ${unit}${count === 1 ? "" : "s"} ago`;
+  },
+};
 
 export function mention(text, isForMe = false) {
   return h("span", { class: isForMe ? "mention me" : "mention" }, text);

@@ -31,6 +31,7 @@ export class Store extends EventTarget {
     this.commands = [];
     this.app = { name: "", user_id: "", connected: false };
     this.team = { name: "" };
+    this.views = { modals: [], home: null };
     this.socket = null;
     this.isReady = false;
     this.waiting = [];
@@ -60,6 +61,7 @@ export class Store extends EventTarget {
     this.users = new Map(state.users.map((user) => [user.id, user]));
     this.channels = new Map(state.channels.map((channel) => [channel.id, channel]));
     this.commands = state.commands;
+    this.views = state.views;
     this.messages = new Map(Object.entries(state.messages).map(([id, list]) => [id, new Map(list.map((message) => [message.ts, message]))]));
     this.isReady = true;
     this.emit("loaded");
@@ -129,7 +131,8 @@ export class Store extends EventTarget {
         this.load().catch(() => this.socket?.close());
         break;
       case "view":
-        if (change.view) this.emit("view", change.view);
+        this.views = { modals: change.modals, home: change.home };
+        this.emit("view");
         break;
     }
   }

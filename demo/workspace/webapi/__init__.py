@@ -11,6 +11,7 @@ from demo.workspace.open_interactions import OpenInteractions
 from demo.workspace.records import JsonObject
 from demo.workspace.socket_mode import SocketMode
 from demo.workspace.state import State
+from demo.workspace.view_checks import ViewError
 from demo.workspace.webapi.call import METHODS, ApiCall, ApiError, Handler, Middleware, read_arguments
 
 __all__ = ["METHODS", "ApiCall", "ApiError", "Handler", "Middleware", "WebApi"]
@@ -47,6 +48,9 @@ class WebApi:
         }
         try:
             answer = await self._run(request)
+        except ViewError as refusal:
+            error = ApiError(refusal.code, *refusal.messages)
+            return web.json_response(error.body, headers=headers)
         except ApiError as error:
             return web.json_response(error.body, status=error.status, headers=headers | error.headers)
         return web.json_response({"ok": True} | answer, headers=headers)

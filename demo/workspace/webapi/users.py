@@ -19,11 +19,16 @@ def _profile(user: User) -> JsonObject:
 def _user(call: ApiCall, user_id: str) -> JsonObject:
     """Return the user object of a person or the bot. Raises ApiError `user_not_found`."""
     app = call.state.team.app
-    common = {"id": user_id, "team_id": call.state.team.id, "deleted": False}
+    common: JsonObject = {"id": user_id, "team_id": call.state.team.id, "deleted": False}
     if user_id == app.user_id:
         profile = {"real_name": app.name, "display_name": "", "bot_id": app.bot_id, "api_app_id": app.app_id}
         return common | {"name": app.name, "real_name": app.name, "is_bot": True, "profile": profile}
     person = _person(call, user_id)
+    common |= {"team_id": call.state.team_of(person), "deleted": person.is_deactivated}
+    if person.kind == "partner":
+        common["is_stranger"] = False  # they share a channel with us
+    else:
+        common |= {"is_restricted": person.kind == "guest", "is_ultra_restricted": False}
     names = {"name": person.name, "real_name": person.real_name, "profile": _profile(person)}
     return common | names | {"is_bot": False, "is_app_user": False, "tz": "Etc/UTC", "tz_offset": 0}
 
@@ -43,7 +48,9 @@ async def info(call: ApiCall) -> JsonObject:
 @api_method("users.list", "users:read")
 async def list_(call: ApiCall) -> JsonObject:
     """List everyone, the bot last."""
-    return call.page([_user(call, user_id) for user_id in call.state.everyone], "members")
+    return call.page(
+        [_user(call, user_id) for user_id in (*call.state.people, call.state.bot_user)], "members"
+    )
 
 
 @api_method("users.profile.get", "users.profile:read")

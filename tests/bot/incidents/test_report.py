@@ -167,7 +167,7 @@ async def test_the_report_is_posted_in_the_thread_and_pinned_also_when_the_incid
         assert "is in its thread" in await it.answer("/incident report")
         message = await it.hears("REPORT: it is slow")
         assert message.thread_ts == root.ts and "is still open" in message.text
-        assert "is closed. Its report" in await it.answer("/incident close")
+        assert "is closed. Its report" in await it.answer("@gpu-oncall incident close")
         incident = it.bot.services.incidents.latest("toy")
         assert incident is not None
         pins = await it.bot.client.pins_list(channel=root.channel)

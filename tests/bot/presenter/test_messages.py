@@ -4,11 +4,14 @@ The local workspace checks the blocks: it refuses what Slack refuses.
 """
 
 import json
+import re
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bot.presenter.details import details_view, plan_view
 from bot.presenter.incidents import timeline
 from bot.presenter.message import Message
 from bot.presenter.plan_message import plan_message
@@ -28,7 +31,7 @@ from bot.store.records import (
     StepStatus,
     TimelineEntry,
 )
-from demo.workspace.blocks import checked_blocks
+from demo.workspace.blocks import block_lines, checked_blocks
 from gpu_actions.models import Artifact, Finding, Severity, Verdict, VerdictKind
 from gpu_actions.plan import Gate, Plan, Step
 
@@ -181,14 +184,43 @@ def mrkdwn_of(value: Any) -> list[Any]:
     return [t for v in value for t in mrkdwn_of(v)] if isinstance(value, list | tuple) else []
 
 
+def words_of(message: Message) -> int:
+    """Count the words that a person sees, buttons and ids included; the address of a link is not seen."""
+    names = {"U0ONCALL": "oncall", "U0LEAD": "lead"}
+    shown = " ".join(block_lines(list(message.blocks), names))
+    shown = re.sub(r"\(https?://[^)\s]*\)", " ", shown)
+    shown = re.sub(r"\[(?:green|yellow|red|ok|failed|stop|\.\.|!+| )\]|:[a-z_]+:", " ", shown)
+    return sum(any(letter.isalnum() for letter in word) for word in shown.split())
+
+
 @settings(max_examples=150, deadline=None)
 @given(RUNS)
-def test_slack_accepts_the_message_and_notes_of_any_run(run: RunRecord) -> None:
+def test_slack_accepts_the_message_and_notes_of_any_run_and_a_phone_shows_them(run: RunRecord) -> None:
     accepted(run_message(run, CONTEXT))
+    short_enough(run)
+    for view in (details_view(run, CONTEXT), plan_view(run, CONTEXT)):
+        blocks = json.loads(json.dumps(view["blocks"]))
+        assert checked_blocks(blocks, limit=100, total=250_000)
+        assert SECRET not in json.dumps(blocks)
+        assert len(view["title"]["text"]) <= 24
     for note in thread_notes(run, CONTEXT):
         accepted(note.message)
     if (notice := override_notice(run)) is not None:
         accepted(notice)
+
+
+def short_enough(run: RunRecord) -> None:
+    """Assert 60 words for a verdict, 80 for a request for approval, 110 for a run with every kind of trouble at once."""
+    message = run_message(run, CONTEXT)
+    verdict = run.action == "triage" and run.status.final and any(step.verdict for step in run.steps)
+    assert words_of(message) <= (60 if verdict else 110), words_of(message)
+    kinds = [block["type"] for block in message.blocks]
+    assert kinds[:2] == ["header", "section"]
+    if "actions" in kinds and not run.problems:
+        assert kinds[2] == "actions", "the buttons are below the first two lines"
+    for note in thread_notes(run, CONTEXT):
+        if note.key.startswith("ask:"):
+            assert words_of(note.message) <= 80, words_of(note.message)
 
 
 @settings(max_examples=60, deadline=None)
@@ -221,7 +253,7 @@ def a_run(**changes: object) -> RunRecord:
     return RunRecord.model_validate({**values, **changes})
 
 
-def test_the_card_states_verdict_and_cause_first_and_what_to_do_second() -> None:
+def test_the_card_states_the_cause_first_then_what_is_true_and_what_to_do_then_the_button() -> None:
     verdict = Verdict(
         verdict=VerdictKind.FALL_BACK,
         cause="nvlink_loss",
@@ -229,25 +261,36 @@ def test_the_card_states_verdict_and_cause_first_and_what_to_do_second() -> None
         findings=(
             Finding(id="a", component="gpu", severity=Severity.OK, summary="8 GPUs"),
             Finding(id="b", component="nvlink", severity=Severity.CRITICAL, summary="GPU 3: 0 of 18"),
+            Finding(id="c", component="nvlink", severity=Severity.WATCH, summary="GPU 4: 17 of 18"),
         ),
         action="Start the fallback.",
     )
-    step = StepRecord(step_id="look", title="look", status=StepStatus.DONE, verdict=verdict)
-    message = run_message(a_run(steps=(step,)), CONTEXT)
+    message = card_of(verdict)
     assert message.blocks[0]["text"]["text"] == "FALL BACK: nvlink_loss on serve1"
-    assert "Start the fallback" in message.blocks[1]["text"]["text"]
+    assert (
+        message.blocks[1]["text"]["text"]
+        == ":red_circle: GPU 3 has lost its links\n*Next:* Start the fallback."
+    )
+    buttons = message.blocks[2]["elements"]
+    assert [b["text"]["text"] for b in buttons] == ["Start fallback", "Details", "Triage again"]
+    assert "confirm" in buttons[0], "a second thought before the full tier is stopped"
     assert message.text.splitlines()[0] == "FALL BACK: nvlink_loss on serve1"
     shown = json.dumps(message.blocks)
-    assert shown.index("GPU 3: 0 of 18") < shown.index("OK:"), "problems come before what is healthy"
-    assert "start_fallback" in shown
+    assert "1 more finding" in shown
+    details = json.dumps(details_view(run_with(verdict), CONTEXT))
+    assert details.index("GPU 3: 0 of 18") < details.index("OK:"), "problems come before what is healthy"
+
+
+def run_with(verdict: Verdict) -> RunRecord:
+    step = StepRecord(step_id="look", title="look", status=StepStatus.DONE, verdict=verdict)
+    return a_run(steps=(step,))
 
 
 def card_of(verdict: Verdict) -> Message:
-    step = StepRecord(step_id="look", title="look", status=StepStatus.DONE, verdict=verdict)
-    return run_message(a_run(steps=(step,)), CONTEXT)
+    return run_message(run_with(verdict), CONTEXT)
 
 
-def test_no_sentence_appears_twice_on_a_card() -> None:
+def test_no_sentence_appears_twice_on_a_card_or_in_its_details() -> None:
     hang = "rank 1 of 2 waits in all_reduce for 31 s"
     todo = "Start the fallback."
     findings = [
@@ -267,27 +310,29 @@ def test_no_sentence_appears_twice_on_a_card() -> None:
         findings=tuple(findings),
         action=todo,
     )
-    shown = json.dumps(card_of(verdict).blocks)
-    for sentence in (hang, todo, "Drain it."):
-        assert shown.count(sentence) == 1, sentence
+    shown = json.dumps(card_of(verdict).blocks).lower()
+    for sentence in (hang, todo):
+        assert shown.count(sentence.lower()) == 1, sentence
+    assert json.dumps(details_view(run_with(verdict), CONTEXT)).count("Drain it.") == 1
 
 
-def test_a_healthy_card_asks_for_no_action() -> None:
-    verdict = Verdict(verdict=VerdictKind.HEALTHY, cause="none", summary="all checks passed")
+def test_a_healthy_card_asks_for_no_action_once() -> None:
+    verdict = Verdict(
+        verdict=VerdictKind.HEALTHY, cause="none", summary="all checks passed", action="Nothing to do."
+    )
     message = card_of(verdict)
-    assert message.text == "HEALTHY: serve1\nNo action needed."
-    assert "What to do" not in json.dumps(message.blocks)
+    assert message.blocks[1]["text"]["text"] == ":large_green_circle: All checks passed. No action needed."
+    shown = json.dumps(message.blocks)
+    assert "What to do" not in shown
+    assert "Next" not in shown
+    assert "Nothing to do" not in shown
+    assert words_of(message) <= 25
 
 
 def test_only_a_fall_back_verdict_offers_the_fallback() -> None:
     for kind in (VerdictKind.HEALTHY, VerdictKind.WATCH, VerdictKind.UNKNOWN):
-        step = StepRecord(
-            step_id="look",
-            title="look",
-            status=StepStatus.DONE,
-            verdict=Verdict(verdict=kind, cause="none", summary="x"),
-        )
-        assert "start_fallback" not in json.dumps(run_message(a_run(steps=(step,)), CONTEXT).blocks)
+        verdict = Verdict(verdict=kind, cause="none", summary="x")
+        assert "start_fallback" not in json.dumps(card_of(verdict).blocks)
 
 
 def test_a_step_that_resumed_after_a_restart_says_so() -> None:
@@ -301,13 +346,96 @@ def test_a_step_that_resumed_after_a_restart_says_so() -> None:
 def test_findings_dropped_for_size_are_counted() -> None:
     findings = tuple(
         Finding(id=f"n.{n}", component="nvlink", severity=Severity.CRITICAL, summary=f"link {n} " + "x" * 200)
-        for n in range(144)
+        for n in range(400)
     )
     verdict = Verdict(verdict=VerdictKind.FALL_BACK, cause="nvlink_loss", summary="all", findings=findings)
-    step = StepRecord(step_id="look", title="look", status=StepStatus.DONE, verdict=verdict)
-    message = run_message(a_run(steps=(step,)), CONTEXT)
-    accepted(message)
-    assert "more findings_" in json.dumps(message.blocks)
+    accepted(card_of(verdict))
+    assert "399 more findings" in json.dumps(card_of(verdict).blocks)
+    assert "more findings_" in json.dumps(details_view(run_with(verdict), CONTEXT))
+
+
+def test_finished_steps_are_one_line_and_a_failed_one_keeps_its_own() -> None:
+    def step(name: str, status: StepStatus, summary: str = "fine") -> StepRecord:
+        return StepRecord(step_id=name, title=f"title of {name}", status=status, summary=summary)
+
+    steps = (
+        *(step(f"s{n}", StepStatus.DONE) for n in range(9)),
+        step("s9", StepStatus.WARNING, "no baseline here"),
+    )
+    run = a_run(id="fb-1a2b", action="fallback", steps=steps, outcome="it serves")
+    shown = json.dumps(run_message(run, CONTEXT).blocks)
+    assert ":white_check_mark: 10 of 10 steps done" in shown
+    assert "no baseline here" in shown
+    assert "title of s3" not in shown
+    assert "title of s3" in json.dumps(details_view(run, CONTEXT))
+
+
+def test_ids_and_hashes_appear_once_and_in_the_last_block() -> None:
+    run = a_run(id="fb-1a2b", action="fallback", status=RunStatus.RUNNING, plan_hash="b41eeea9ab4b")
+    *above, last = run_message(run, CONTEXT).blocks
+    assert "fb-1a2b" in json.dumps(last)
+    assert "b41eeea9ab4b" in json.dumps(last)
+    visible = json.dumps([block for block in above if block["type"] != "actions"])
+    assert "fb-1a2b" not in visible
+    assert "b41eeea9ab4b" not in visible
+
+
+def test_figures_of_a_load_test_are_a_table_and_lines_of_text_where_slack_refuses_it() -> None:
+    rows = [
+        ["Latency", "p50", "p99"],
+        ["TTFT", "12 ms", "17 ms"],
+        ["E2E", "27 ms", "32 ms"],
+        ["Per token", "-", "-"],
+    ]
+    step = StepRecord(step_id="load", title="4 s at 5 requests/s", status=StepStatus.DONE, summary="PASSED: 20 of 20",
+                      data={"thread_text": "PASSED\nTTFT", "table": rows})  # fmt: skip
+    note = thread_notes(a_run(action="loadtest", steps=(step,)), CONTEXT)[0].message
+    accepted(note)
+    table = note.blocks[1]
+    assert (table["type"], len(table["rows"])) == ("table", 4)
+    simpler = note.simpler()
+    assert "*TTFT* p50 12 ms, p99 17 ms" in json.dumps(simpler.blocks)
+    assert not any(block["type"] == "table" for block in simpler.blocks)
+    assert simpler.simpler().blocks == ()
+
+
+@pytest.mark.parametrize("table", [None, "x", [], [["a"]], [["a", "b"], ["1"]], [[], []], [["a"], 3]])
+def test_a_table_that_another_version_stored_otherwise_is_shown_as_its_text(table: object) -> None:
+    step = StepRecord(
+        step_id="load", title="load", status=StepStatus.DONE, data={"thread_text": "PASSED", "table": table}
+    )
+    accepted(thread_notes(a_run(action="loadtest", steps=(step,)), CONTEXT)[0].message)
+
+
+def test_a_request_carries_its_buttons_and_keeps_one_line_once_it_is_decided() -> None:
+    gate = Gate(approvals=1, approvers="approver", expires_s=600, reason="two people")
+    plan = Plan(action="restore", host="serve1", title="Bring the full tier back", gate=gate, losses="no request",
+                warnings=("no baseline", "second"), steps=(Step(id="a", verb="toy.count", title="a"),))  # fmt: skip
+    values = {
+        "id": "rs-7k2m",
+        "action": "restore",
+        "plan": plan,
+        "plan_hash": plan.hash,
+        "gate_expires_at": NOW + 300,
+    }
+    waiting = a_run(**values, status=RunStatus.WAITING)
+    request = thread_notes(waiting, CONTEXT)[0]
+    labels = [
+        b["text"]["text"]
+        for block in request.message.blocks
+        if block["type"] == "actions"
+        for b in block["elements"]
+    ]
+    assert labels == ["Approve", "Deny", "Show plan"]
+    assert not request.if_posted
+    assert [b for b in run_message(waiting, CONTEXT).blocks if "approve" in json.dumps(b)] == [], (
+        "one place to decide"
+    )
+    approved = Decision(user=Person(id="U0LEAD"), decision="approve", plan_hash=plan.hash, at=NOW)
+    decided = thread_notes(a_run(**values, status=RunStatus.RUNNING, decisions=(approved,)), CONTEXT)[0]
+    assert decided.if_posted
+    assert "Approved by <@U0LEAD>" in decided.message.text
+    assert not any(block["type"] == "actions" for block in decided.message.blocks)
 
 
 def test_the_latest_count_of_what_clients_saw_is_on_the_card_once() -> None:

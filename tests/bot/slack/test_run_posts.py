@@ -175,14 +175,17 @@ async def test_an_approval_request_reminds_once_and_its_expiry_is_announced_to_t
     async with desk(tmp_path, access=access) as it:
         await it.say("/restore start")
         run = await it.run("restore", until=lambda run: run.status is RunStatus.WAITING)
-        await it.hears(f"{run.id}` expires in")
+        await it.hears("left to decide on *restore* on toy")
         assert (await it.run("restore")).status is RunStatus.EXPIRED
         await it.hears("in time. Nothing was changed")
         await asyncio.sleep(0.5)
         texts = [reply.text for reply in await thread_of(it, run)]
-        for once in ("asks to run", "expires in", "in time. Nothing was changed"):
-            assert sum(once in text for text in texts) == 1, texts
+        assert sum("in time. Nothing was changed" in text for text in texts) == 1, texts
+        assert sum("Nobody approved it in time." in text for text in texts) == 2, (
+            "the request and its reminder"
+        )
         (message,) = await it.message_of(run.id)
-        assert not message.buttons, "an expired request offers no decision"
+        replies = [message, *await thread_of(it, run)]
+        assert {b.action_id for m in replies for b in m.buttons} == {"details"}, "nothing is left to decide"
         await it.say(f"@gpu-oncall approve {run.id}", user="lead")
         await it.hears("has expired without a decision; ask for it again")

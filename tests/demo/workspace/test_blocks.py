@@ -52,7 +52,6 @@ GOOD: list[Block] = [
         "tasks": [task(status=s) for s in ("complete", "in_progress", "error")],
     },
     task(details=RICH, output=RICH),
-    {"type": "alert", "text": text("x"), "level": "warning"},
     RICH,
 ]
 BAD: list[tuple[Block, str, str]] = [
@@ -183,3 +182,29 @@ def test_no_input_breaks_the_check_and_accepted_blocks_can_be_rendered(blocks: l
         assert error.messages
     else:
         message_lines({"blocks": taken}, {})
+
+
+@pytest.mark.parametrize(
+    ("block", "surface", "accepted"),
+    [
+        ({"type": "alert", "text": text("x"), "level": "warning"}, "modal", True),
+        ({"type": "alert", "text": text("x")}, "message", False),
+        ({"type": "markdown", "text": "x"}, "modal", False),
+        ({"type": "plan", "title": "x"}, "home", False),
+        ({"type": "table", "rows": [[{"type": "raw_text", "text": "x"}]]}, "home", True),
+        ({"type": "table", "rows": [[{"type": "raw_text", "text": "x"}]]}, "modal", False),
+        ({"type": "table", "rows": [[{"type": "raw_text", "text": ""}]]}, "message", False),
+    ],
+)
+def test_some_blocks_exist_on_some_surfaces_only(block: dict[str, Any], surface: str, accepted: bool) -> None:
+    if accepted:
+        assert checked_blocks([block], surface=surface)
+    else:
+        with pytest.raises(BlocksError, match="invalid_blocks"):
+            checked_blocks([block], surface=surface)
+
+
+def test_a_message_has_one_table() -> None:
+    table = {"type": "table", "rows": [[{"type": "raw_text", "text": "x"}]]}
+    with pytest.raises(BlocksError, match="only_one_table_allowed"):
+        checked_blocks([table, table])

@@ -161,7 +161,8 @@ async def test_impossible_acts_are_refused_with_one_clear_line(
     people: WorkspaceClient, api: AsyncWebClient
 ) -> None:
     with pytest.raises(
-        WorkspaceError, match="no user 'nobody' in this workspace; there are oncall, lead, viewer"
+        WorkspaceError,
+        match="no user 'nobody' in this workspace; there are oncall, lead, viewer, guest, partner, former",
     ):
         await people.say("nobody", "incidents", "x")
     with pytest.raises(

@@ -199,7 +199,11 @@ async def test_channels_can_be_created_left_joined_and_archived(api: AsyncWebCli
     names = [entry["name"] for entry in (await api.conversations_list(exclude_archived=True))["channels"]]
     assert names == ["incidents", "general"]
     members = (await api.conversations_members(channel=HERE))["members"]
-    assert members == ["U0ONCALL", "U0LEAD", "U0VIEWER", "U0GPUONCALL"]
+    assert members == ["U0ONCALL", "U0LEAD", "U0VIEWER", "U0GUEST", "U0PARTNER", "U0FORMER", "U0GPUONCALL"]
+    members = (await api.conversations_members(channel="C0GENERAL"))["members"]
+    assert members == ["U0ONCALL", "U0LEAD", "U0VIEWER", "U0FORMER", "U0GPUONCALL"], (
+        "outsiders are in the shared channel only"
+    )
 
 
 async def test_only_the_person_in_it_sees_a_direct_message(
@@ -226,7 +230,11 @@ async def test_people_and_groups_are_listed(api: AsyncWebClient) -> None:
     assert (await api.users_info(user="U0LEAD"))["user"]["name"] == "lead"
     assert (await api.users_info(user="U0GPUONCALL"))["user"]["is_bot"]
     assert await refused(api.users_info(user="U0NOBODY")) == "user_not_found"
-    assert len((await api.users_list())["members"]) == 4
+    kinds = {user["name"]: user for user in (await api.users_list())["members"]}
+    assert len(kinds) == 7
+    assert (kinds["guest"]["is_restricted"], kinds["guest"]["team_id"]) == (True, "T0LOCAL")
+    assert kinds["partner"]["team_id"] == "T0PARTNER"
+    assert [name for name, user in kinds.items() if user["deleted"]] == ["former"]
     assert (await api.users_profile_get(user="U0LEAD"))["profile"]["title"] == "incident lead"
 
 
@@ -270,12 +278,14 @@ VIEW = {
     "type": "modal",
     "callback_id": "note",
     "title": {"type": "plain_text", "text": "Add a note"},
+    "submit": {"type": "plain_text", "text": "Add"},
     "blocks": [
         {
             "type": "input",
             "block_id": "note",
             "label": {"type": "plain_text", "text": "Note"},
             "element": {"type": "plain_text_input", "action_id": "text"},
+            "optional": True,
         }
     ],
 }
