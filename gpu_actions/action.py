@@ -167,6 +167,8 @@ class ActionSpec:
     subcommands: tuple[str, ...] = ("plan", "start", "status", "stop")
     flags: tuple[str, ...] = ()
     """Arguments of type bool that may be given as a bare word (`deep`)."""
+    shell_verbs: tuple[str, ...] = ()
+    """Words of `gpu-oncall NAME WORD` beside plan and start; each is a module of the action's folder with `main(argv)`."""
     starts_by_name: bool = False
     """The bare command starts it (`/triage HOST`); the others need the word `start`."""
     diagnoses: bool = False

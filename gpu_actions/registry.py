@@ -34,6 +34,11 @@ def command_line(name: str) -> str | None:
     return _module(name, "cli")
 
 
+def shell_verb(name: str, verb: str) -> str | None:
+    """Return the module of a further word of the action's shell command, or None if it has no such word."""
+    return _module(name, verb) if verb in actions()[name].shell_verbs else None
+
+
 def _module(action: str, name: str) -> str | None:
     """Return a module of the action's folder, or None if it is a single file or has no such module."""
     found = find_spec(f"gpu_actions.{action}")

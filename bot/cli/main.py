@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gpu_actions.registry import ACTION_NAMES, command_line
+from gpu_actions.registry import ACTION_NAMES, command_line, shell_verb
 
 app = typer.Typer(
     name="gpu-oncall",
@@ -232,7 +232,7 @@ def _pass_through(name: str, summary: str, module: str) -> None:
 def _local_action(name: str, summary: str) -> None:
     @app.command(name, help=summary)
     def command(
-        verb: Annotated[str, typer.Argument(help="plan or start")] = "plan",
+        verb: Annotated[str, typer.Argument(help="plan or start (forensics also: verify FILE)")] = "plan",
         options: Annotated[
             list[str] | None, typer.Argument(help="options of the action as key=value")
         ] = None,
@@ -249,6 +249,8 @@ def _local_action(name: str, summary: str) -> None:
     ) -> None:
         from bot.cli.local import run_local
 
+        if module := shell_verb(name, verb):
+            raise typer.Exit(importlib.import_module(module).main(options or []))
         settings = _settings(config)
         raise typer.Exit(
             asyncio.run(

@@ -117,5 +117,6 @@ SPEC = ActionSpec(
         ("stop [host]", "end it early"),
     ),
     usage_hint="[host]",
+    shell_verbs=("verify",),
     starts_by_name=True,
 )

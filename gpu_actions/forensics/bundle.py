@@ -5,6 +5,7 @@ appears whole or not at all.
 """
 
 import asyncio
+import gzip
 import hashlib
 import io
 import json
@@ -29,6 +30,10 @@ PACK_SHARE = 0.15
 """Share of the budget kept for redacting and packing: 5 MB of logs take about half a second."""
 
 CANCEL_WAIT_S = 1.0
+
+PREFIX = "bundle/"
+MANIFEST_NAME = "manifest.json"
+CHECKSUM_NAME = "manifest.sha256"
 
 
 class Entry(Frozen):
@@ -170,9 +175,10 @@ def _pack(
             "missing": tuple(missing),
         }
     )
-    write_atomically(
-        path, _tar([("manifest.json", json.dumps(manifest.model_dump(), indent=1).encode()), *files])
-    )
+    described = json.dumps(manifest.model_dump(), indent=1).encode()
+    checksum = f"{hashlib.sha256(described).hexdigest()}\n".encode()
+    packed = [(MANIFEST_NAME, described), *sorted(files), (CHECKSUM_NAME, checksum)]
+    write_atomically(path, pack_files(packed, taken_at=manifest.taken_at))
     return Bundle(path=path, manifest=manifest)
 
 
@@ -195,21 +201,23 @@ def _kib(text: str) -> str:
     return f"{len(text.encode(errors='replace')) / 1024:,.1f} KiB"
 
 
-def _tar(files: Sequence[tuple[str, bytes]]) -> bytes:
+def pack_files(files: Sequence[tuple[str, bytes]], *, taken_at: str) -> bytes:
+    """Pack files as .tar.gz. The same files and time give the same bytes: `forensics verify` packs them again to compare."""
     buffer = io.BytesIO()
-    # Level 1: logs shrink nearly as well, in a third of the time.
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+    mtime = int(datetime.fromisoformat(taken_at).timestamp())
+    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as tar:
         for name, raw in files:
-            info = tarfile.TarInfo(f"bundle/{name}")
-            info.size, info.mode, info.mtime = len(raw), 0o600, int(time.time())
+            info = tarfile.TarInfo(f"{PREFIX}{name}")
+            info.size, info.mode, info.mtime = len(raw), 0o600, mtime
             tar.addfile(info, io.BytesIO(raw))
-    return buffer.getvalue()
+    # Level 1: logs shrink nearly as well, in a third of the time.
+    return gzip.compress(buffer.getvalue(), compresslevel=1, mtime=0)
 
 
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of a bundle. Raises OSError or tarfile.TarError for any other file."""
     with tarfile.open(path, mode="r:gz") as tar:
-        member = tar.extractfile("bundle/manifest.json")
+        member = tar.extractfile(f"{PREFIX}{MANIFEST_NAME}")
         if member is None:
             raise OSError(f"{path} has no manifest")
-        return Manifest.model_validate_json(member.read())
+        return Manifest.model_validate(json.loads(member.read()), extra="ignore")
