@@ -177,6 +177,8 @@ class ActionSpec:
     """A stop ends it early and keeps what it measured; without this, a stop cancels it and cleans up."""
     needs_approval: bool = False
     """Approvals are required unless the settings say otherwise."""
+    overrides: frozenset[str] = frozenset()
+    """Arguments that overrule a check; giving one needs the role `override`."""
     pauses_monitors: frozenset[str] = frozenset()
     """Monitors whose readings it would spoil; they pause while it runs."""
 

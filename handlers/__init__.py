@@ -91,6 +91,7 @@ def register(app: AsyncApp, services: Services) -> None:
     app.action(re.compile(r".*"))(listener(_button, _unknown_button))
     app.event("app_mention")(listener(_mention, mention))
     app.event("app_home_opened")(listener(_home_tab, home_opened))
+    app.event({"type": "message", "subtype": None})(listener(_direct_message, mention))
     app.event("message")(_ignore)
 
 
@@ -188,6 +189,11 @@ def _mention(body: Body) -> Request | None:
     )
 
 
+def _direct_message(body: Body) -> Request | None:
+    """Read a message to the bot alone as a mention; every other message of a channel is not for the bot."""
+    return _mention(body) if body["event"].get("channel_type") == "im" else None
+
+
 def _home_tab(body: Body) -> Request | None:
     event = body["event"]
     if event.get("tab", "home") != "home":
@@ -210,4 +216,4 @@ async def _unknown_button(call: Call, _: str) -> None:
 
 
 async def _ignore() -> None:
-    """Ignore messages that do not mention the bot; Slack sends every message of the channels that the app is in."""
+    """Ignore edits, joins and other messages with a subtype."""

@@ -102,6 +102,23 @@ async def require_role(call: Call, action: str, doing: str) -> None:
         await call.services.access.require(call.person, call.services.access.change_role, doing)
 
 
+async def _require_for_overrides(call: Call, action: str, host: str, options: Mapping[str, str]) -> None:
+    """Raise UserError if an option overrules a check and the person may not do that, or if nobody would see the run."""
+    spec, access = call.services.actions.get(action), call.services.access
+    if spec is None:
+        return
+    if given := sorted(spec.overrides & options.keys()):
+        await access.require(call.person, "override", f"start {action} on {host} with {', '.join(given)}")
+    if not (spec.changes_host or spec.disturbs_service):
+        if stranger := await access.stranger(call.person, f"start {action} on {host}"):
+            raise UserError(stranger)
+    elif call.channel.startswith("D"):
+        where = call.services.settings.slack.incident_channel.removeprefix("#")
+        raise UserError(
+            f"Ask for {action} in #{where}, not in a direct message: others must see what happens to {host}."
+        )
+
+
 async def start_run(
     call: Call, action: str, host: str, options: Mapping[str, str], *, place: Place | None = None
 ) -> None:
@@ -110,6 +127,7 @@ async def start_run(
     `place` defaults to where the person is (see `_place_for`).
     """
     await require_role(call, action, f"start {action} on {host}")
+    await _require_for_overrides(call, action, host, options)
     services = call.services
     incident = services.incidents.active(host)
     async with call.loading(f"Starting {action_name(action).lower()} on {host} ..."):

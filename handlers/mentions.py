@@ -1,4 +1,4 @@
-"""`@bot ...` in a channel or thread: decisions, signals, and every command without its slash.
+"""`@bot ...` in a channel or thread, and messages to the bot alone: decisions, signals, every command without its slash.
 
 Slack does not allow slash commands in threads, so in an incident's thread people mention the bot.
 """

@@ -4,7 +4,7 @@ It is built from the record at every edit, so an edit never loses a decision. A 
 """
 
 from bot.presenter.message import Message, Part, actions, button, compose, footnote, section
-from bot.presenter.mrkdwn import ago, capitalized, clock, code, duration, gist, one_line, user
+from bot.presenter.mrkdwn import ago, capitalized, code, duration, gist, one_line, until, user
 from bot.presenter.render_context import RenderContext
 from bot.presenter.vocabulary import action_name, count
 from bot.store.records import Decision, RunRecord, RunStatus
@@ -83,8 +83,8 @@ def _request(run: RunRecord, plan: Plan, gate: Gate, context: RenderContext) -> 
         more = f" (+{len(plan.warnings) - 1} in the plan)" if len(plan.warnings) > 1 else ""
         lines.append(f":warning: {capitalized(gist(plan.warnings[0], 10))}{more}")
     given = gate.approvals - run.short_of_approvals
-    until = "" if run.gate_expires_at is None else f" Open until {clock(run.gate_expires_at)}."
-    asked = f"Asked by {user(run.requester)} {ago(run.created_at)}.{until}"
+    open_for = "" if run.gate_expires_at is None else f" Open until {until(run.gate_expires_at)}."
+    asked = f"Asked by {user(run.requester)} {ago(run.created_at)}.{open_for}"
     lines.append(asked + (f" {given} of {gate.approvals} approved." if given else ""))
     parts: list[Part] = [section("\n".join(lines)), _buttons(run), _ids(run)]
     return compose(first, parts)

@@ -47,6 +47,9 @@ def gist(text: str, words: int, *, chars: int = 300) -> str:
         kept.append(clause)
     shown = " ".join(" ".join(kept).split()[:words])
     if len(shown) < len(clean):
+        comma = shown.rfind(", ")
+        if len(kept) == 1 and len(kept[0].split()) > words and comma > len(shown) // 2:
+            shown = shown[:comma]
         shown = shown.rstrip(" ;,:.-")
         shown += "" if len(kept) > 1 or clean[len(shown) : len(shown) + 1] in ";.:" else "..."
     return _entities(clip(shown, chars))
@@ -146,6 +149,12 @@ def clock(at: float, *, with_date: bool = False) -> str:
     form = "{date_short_pretty} {time_secs}" if with_date else "{time_secs}"
     utc = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"<!date^{int(at)}^{form}|{utc}>"
+
+
+def until(at: float) -> str:
+    """Return the time of day of a moment, in the reader's time zone."""
+    utc = datetime.fromtimestamp(at, UTC).strftime("%H:%M UTC")
+    return f"<!date^{int(at)}^{{time}}|{utc}>"
 
 
 def ago(at: float) -> str:

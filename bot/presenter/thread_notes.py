@@ -85,7 +85,7 @@ def _step_note(step: StepRecord) -> Note:
     rows = _rows(step.data.get("table"))
     if rows:
         first = (
-            f"*{gist(step.title, 10)}*\n{capitalized(gist(first_line(step.summary) or first_line(text), 30))}"
+            f"*{gist(step.title, 10)}*\n{capitalized(gist(first_line(text) or first_line(step.summary), 30))}"
         )
         return Note(
             f"step:{step.step_id}:{step.attempt}", compose(first_line(first), [section(first), table(rows)])

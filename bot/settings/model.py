@@ -72,9 +72,19 @@ class ApprovalRule(Frozen):
 
 
 class AccessSettings(Frozen):
-    """Roles and what they may do. Members of a role are user ids (U...), user group ids (S...) or group handles (@oncall)."""
+    """Roles and what they may do.
+
+    Members of a role are user ids (U...), user groups (S... or @oncall) and channels (C... or #name); whoever can join a
+    channel gets its role, so name a private one.
+    """
 
     roles: dict[Role, tuple[str, ...]] = Field(default_factory=dict)
+    guests: tuple[str, ...] = Field(
+        default=(), description="user ids of guests who may hold a role; all other guests may only read"
+    )
+    partner_teams: tuple[str, ...] = Field(
+        default=(), description="ids (T...) of organisations whose people may hold a role (Slack Connect)"
+    )
     change: Role = Field(
         default="responder", description="role that may change a host, load its service or profile it"
     )

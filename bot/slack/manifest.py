@@ -19,18 +19,24 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "conversations_history": ("channels:history", "groups:history"),
     "conversations_info": ("channels:read", "groups:read"),
     "conversations_list": ("channels:read", "groups:read"),
+    "conversations_members": ("channels:read", "groups:read"),
     "conversations_replies": ("channels:history", "groups:history"),
     "files_upload_v2": ("files:write",),
     "pins_add": ("pins:write",),
     "usergroups_list": ("usergroups:read",),
     "usergroups_users_list": ("usergroups:read",),
+    "users_info": ("users:read",),
     "views_open": (),
     "views_publish": (),
     "views_update": (),
 }
 """Web API method (as slack_sdk names it) -> bot scopes it needs. Source: Slack's method reference."""
 
-EVENT_SCOPES = {"app_mention": ("app_mentions:read",), "app_home_opened": ()}
+EVENT_SCOPES = {
+    "app_home_opened": (),
+    "app_mention": ("app_mentions:read",),
+    "message.im": ("im:history",),
+}
 
 
 def bot_scopes() -> list[str]:
@@ -48,7 +54,11 @@ def manifest(slack: SlackSettings, commands: Iterable[CommandText]) -> dict[str,
             "background_color": "#1d3b2a",
         },
         "features": {
-            "app_home": {"home_tab_enabled": True, "messages_tab_enabled": False},
+            "app_home": {
+                "home_tab_enabled": True,
+                "messages_tab_enabled": True,
+                "messages_tab_read_only_enabled": False,
+            },
             "bot_user": {"display_name": "gpu-oncall", "always_online": True},
             "slash_commands": [
                 {

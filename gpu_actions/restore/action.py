@@ -135,4 +135,5 @@ SPEC = ActionSpec(
         ("stop [host]", "stop it; the traffic goes back to the fallback"),
     ),
     needs_approval=True,
+    overrides=frozenset({"override_reason"}),
 )

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from bot.presenter import alerts, incidents, mrkdwn, private_answers
 from bot.presenter.help import command_help, overview
-from bot.presenter.home import home_view
+from bot.presenter.home import HomeState, HostState, home_view
 from bot.presenter.loadtests import comparison_message
 from bot.presenter.message import Lines, button, compose, section
+from bot.presenter.whoami import Rights, whoami
 from bot.store.records import Alert, IncidentRecord, IncidentStatus, Person, Place, RunRecord
 from demo.workspace.blocks import checked_blocks
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
@@ -88,8 +89,15 @@ def test_slack_accepts_any_list_of_runs_and_any_incident(
     accepted(incidents.status(incident, "serve1", runs * 12, CONTEXT))
     accepted(incidents.noted(incident, incident.title))
     accepted(incidents.closed(incident, person, CONTEXT))
-    view = home_view([("serve1", run, incident) for run in runs] * 20, runs * 20, HELPS, CONTEXT)
-    assert checked_blocks(view["blocks"], limit=100)
+    hosts = [HostState(name="serve1", triage=run, moved=run, incident=incident) for run in runs] * 20
+    rights = Rights(
+        person=person, kind="a guest", holds={"responder": incident.title}, lacks={"approver": incident.title}
+    )
+    links = {run.id: "https://x/y?a=<b>|c" for run in runs}
+    state = HomeState(hosts=hosts, active=runs * 20, for_me=runs, rights=rights, links=links)
+    accepted(whoami(rights, CONTEXT))
+    view = home_view(state, HELPS, CONTEXT)
+    assert checked_blocks(view["blocks"], limit=100, total=250_000, surface="home")
     assert SECRET not in str(view)
 
 

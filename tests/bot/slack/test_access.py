@@ -19,15 +19,16 @@ ONCALL, LEAD, VIEWER = Person(id="U0ONCALL"), Person(id="U0LEAD"), Person(id="U0
 
 
 class Groups:
-    """Counts the lookups of user groups, and refuses them if a test sets `error`."""
+    """Counts the calls, and refuses those of one family of methods if a test sets `error`."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.error: ApiError | None = None
+        self.family = "usergroups"
 
     async def __call__(self, call: ApiCall, handler: Handler) -> JsonObject:
         self.calls[call.method] += 1
-        if self.error is not None and call.method.startswith("usergroups"):
+        if self.error is not None and call.method.startswith(self.family):
             raise self.error
         return await handler(call)
 
@@ -103,3 +104,52 @@ async def test_a_mention_of_a_role_notifies_its_group(client: AsyncWebClient, tm
     assert who.mention("responder") == "@incident-leads <@U0VIEWER>"
     await who.warm()
     assert who.mention("responder").startswith("<!subteam^S")
+
+
+GUEST, PARTNER, FORMER = Person(id="U0GUEST"), Person(id="U0PARTNER"), Person(id="U0FORMER")
+OUTSIDERS = (GUEST, PARTNER, FORMER, Person(id="U0GPUONCALL"))
+
+
+async def test_a_channel_holds_a_role_for_its_full_members_only(client: AsyncWebClient) -> None:
+    """The shared channel has a guest, a person of another organisation, a deactivated one and an app among its members."""
+    for channel in ("C0INCIDENTS", "#incidents"):
+        who = access(client, channel)
+        assert await who.refusal(VIEWER, "responder", "start load") is None
+        said = [await who.refusal(person, "responder", "start load") for person in OUTSIDERS]
+        for text, why in zip(
+            said, ("a guest", "another organisation", "deactivated", "is an app"), strict=True
+        ):
+            assert text is not None
+            assert why in text
+    assert await access(client, "#nowhere").refusal(VIEWER, "responder", "x") is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({}, ()),
+        ({"guests": ("U0GUEST",)}, (GUEST,)),
+        ({"partner_teams": ("T0PARTNER",)}, (PARTNER,)),
+        ({"partner_teams": ("T0OTHER",), "guests": ("U0PARTNER",)}, ()),
+        ({"roles": {"responder": ("U0GUEST", "U0PARTNER", "U0FORMER", "U0GPUONCALL")}}, (GUEST, PARTNER)),
+    ],
+)
+async def test_outsiders_hold_a_role_only_where_the_settings_name_them(
+    client: AsyncWebClient, changes: dict[str, object], allowed: tuple[Person, ...]
+) -> None:
+    settings = AccessSettings.model_validate({"roles": {"responder": ("C0INCIDENTS",)}, **changes})
+    who = Access(settings, client)
+    may = [person for person in OUTSIDERS if await who.refusal(person, "responder", "start load") is None]
+    assert may == list(allowed)
+
+
+async def test_a_person_whose_profile_cannot_be_read_is_refused_unless_the_settings_name_them(
+    client: AsyncWebClient, groups: Groups
+) -> None:
+    groups.error = ApiError("service_unavailable", status=503)
+    groups.family = "users."
+    assert await access(client, "U0LEAD").refusal(LEAD, "responder", "x") is None
+    refusal = await access(client, "@incident-leads").refusal(LEAD, "responder", "start a fallback")
+    assert refusal is not None
+    assert "whether you are a member" in refusal
+    assert await access(client, "U0LEAD").refusal(Person(id="shell"), "responder", "x") is not None
