@@ -1,44 +1,20 @@
-"""Summarise Chrome traces in a separate process: `python -m gpu_actions.trace FILE... [--top N]` prints JSON.
+"""Summarise traces in a separate process: `python -m gpu_actions.trace FILE... [--top N]` prints JSON.
 
 A trace of 3 MB unpacks to 54 MB and takes seconds to parse, so the bot never does it itself. With the memory limit a
 hostile file ends this child, not the host.
 """
 
 import argparse
-import gzip
-import json
 import re
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
-from gpu_actions.trace.analysis import TraceSummary, find_straggler, summarise_rank
+from gpu_actions.trace.analysis import summarise_columns
+from gpu_actions.trace.columns import read_trace
+from gpu_actions.trace.summary import TraceSummary, find_straggler
 
 MEMORY_LIMIT_BYTES = 4 * 1024**3
-UNPACKED_LIMIT_BYTES = 1024**3
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read a Chrome trace, plain or gzipped. Raises ValueError naming the file when it is not one or is too large."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            raw = file.read(UNPACKED_LIMIT_BYTES + 1)
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path.name}: cannot be read: {error}") from None
-    if len(raw) > UNPACKED_LIMIT_BYTES:
-        raise ValueError(
-            f"{path.name}: is over {UNPACKED_LIMIT_BYTES // 1024**2} MiB unpacked; trace fewer iterations"
-        )
-    try:
-        document = json.loads(raw)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: is not JSON: {error}") from None
-    events = document.get("traceEvents") if isinstance(document, dict) else document
-    if not isinstance(events, list):
-        raise ValueError(f"{path.name}: has no traceEvents list")
-    return [event for event in events if isinstance(event, dict)]
 
 
 def rank_of(path: Path, position: int) -> int:
@@ -52,12 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu_actions.trace", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--top", type=int, default=10)
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="also draw the summary")
     options = parser.parse_args(argv)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     ranks, skipped = [], []
     for position, path in enumerate(options.files):
         try:
-            ranks.append(summarise_rank(read_events(path), rank=rank_of(path, position), top=options.top))
+            for rank, columns in read_trace(path, rank=rank_of(path, position)).items():
+                ranks.append(summarise_columns(columns, rank=rank, top=options.top))
         except (ValueError, MemoryError) as error:
             skipped.append(
                 str(error) or f"{path.name}: too large for {MEMORY_LIMIT_BYTES // 1024**3} GiB of memory"
@@ -66,11 +44,12 @@ def main(argv: list[str] | None = None) -> int:
         print("; ".join(skipped), file=sys.stderr)
         return 2
     ranks.sort(key=lambda rank: rank.rank)
-    print(
-        TraceSummary(
-            ranks=tuple(ranks), straggler=find_straggler(ranks), skipped=tuple(skipped)
-        ).model_dump_json()
-    )
+    summary = TraceSummary(ranks=tuple(ranks), straggler=find_straggler(ranks), skipped=tuple(skipped))
+    print(summary.model_dump_json())
+    if options.picture is not None:
+        from gpu_actions.trace.picture import draw
+
+        draw(summary, options.picture)
     return 0
 
 

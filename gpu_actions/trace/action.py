@@ -26,10 +26,11 @@ from gpu_actions.system.listening import listening_process
 from gpu_actions.system.processes import run_process
 from gpu_actions.system.redact import redacted_json, redacted_tail
 from gpu_actions.system.urls import port_of
-from gpu_actions.trace.analysis import TraceSummary, table
+from gpu_actions.trace.summary import TraceSummary, compare, table
 
 ANALYSIS_TIMEOUT_S = 120
 LOAD_STREAMS = 2
+SUMMARY_NAME = "trace_summary.json"
 
 
 class TraceArguments(Frozen):
@@ -40,6 +41,11 @@ class TraceArguments(Frozen):
         default="auto", description="which tier; auto: the one that serves"
     )
     load: bool = Field(default=True, description="send a little load of our own while tracing")
+    against: str = Field(
+        default="",
+        pattern=r"^$|^[a-z]{2,4}-[a-z0-9]{4,12}$",
+        description="an earlier trace run to compare with",
+    )
 
 
 async def serving_tier(host: Host) -> Tier | None:
@@ -62,6 +68,10 @@ async def plan_trace(request: PlanRequest) -> Plan:
         tier = request.host.tiers[arguments.tier]
         if not await tier.engine.is_live():
             raise PlanRefused([f"the tier {tier.name} does not answer at {tier.engine.url}: see /triage"])
+    if arguments.against and not _summary_of(request.host, arguments.against).is_file():
+        raise PlanRefused(
+            [f"against={arguments.against}: there is no trace of that run on {request.host.name}"]
+        )
     duration_s = arguments.duration or policy.duration_s
     return Plan(
         action="trace",
@@ -88,7 +98,7 @@ async def plan_trace(request: PlanRequest) -> Plan:
                 id="tabulate",
                 verb="trace.tabulate",
                 title="tabulate kernels",
-                args={"top": policy.top_kernels},
+                args={"top": policy.top_kernels, "against": arguments.against},
                 timeout_s=ANALYSIS_TIMEOUT_S + 10,
                 expected_s=5,
                 mutates=False,
@@ -194,13 +204,30 @@ def _take(
     return tuple(taken), refused
 
 
+def _summary_of(host: Host, run_id: str) -> Path:
+    return host.state_dir / "runs" / run_id / SUMMARY_NAME
+
+
+def _changes(host: Host, against: str, summary: TraceSummary) -> tuple[str, ...] | None:
+    """Return what changed since an earlier trace, or None if none was named."""
+    if not against:
+        return None
+    try:
+        before = TraceSummary.model_validate_json(_summary_of(host, against).read_bytes())
+    except (OSError, ValueError):
+        return (f"{against} cannot be read any more: nothing was compared",)
+    return compare(summary, before)
+
+
 @step("trace.tabulate")
 async def tabulate(context: StepContext) -> StepResult:
     """Parse the traces in a child and show the table. Effect: writes trace_summary.json. Verified by its content."""
     files = [str(path) for path in context.outputs["profile"]["files"]]
+    picture = context.workdir / "trace_summary.png"
+    picture.unlink(missing_ok=True)
+    options = ["--top", str(context.args["top"]), "--picture", str(picture)]
     result = await run_process(
-        [sys.executable, "-m", "gpu_actions.trace", "--top", str(context.args["top"]), *files],
-        timeout_s=ANALYSIS_TIMEOUT_S,
+        [sys.executable, "-m", "gpu_actions.trace", *options, *files], timeout_s=ANALYSIS_TIMEOUT_S
     )
     if result.exit_code != 0:
         reason = (
@@ -214,15 +241,20 @@ async def tabulate(context: StepContext) -> StepResult:
         )
     summary = TraceSummary.model_validate_json(result.stdout)
     path = write_atomically(
-        context.workdir / "trace_summary.json",
+        context.workdir / SUMMARY_NAME,
         redacted_json(summary.model_dump_json()),
     )
+    changes = _changes(context.host, str(context.args.get("against", "")), summary)
+    artifacts = [artifact_of(path, source="python -m gpu_actions.trace")]
+    if picture.is_file():
+        drawn = artifact_of(picture, source="python -m gpu_actions.trace", title="trace", inline=True)
+        artifacts.insert(0, drawn)
     top = summary.ranks[0].top[0]
     return StepResult(
         summary=f"top: {top.name} {top.share_percent:.0f} % of {summary.ranks[0].span_ms:.0f} ms"
         + (f"; skipped: {'; '.join(summary.skipped)}" if summary.skipped else ""),
-        data={"thread_text": table(summary), "summary": summary.model_dump(mode="json")},
-        artifacts=(artifact_of(path, source="python -m gpu_actions.trace"),),
+        data={"thread_text": table(summary, changes=changes), "summary": summary.model_dump(mode="json")},
+        artifacts=tuple(artifacts),
         warning=bool(summary.skipped),
     )
 

@@ -26,7 +26,8 @@ from gpu_actions.serving.engine_log import read_engine_log, without_prompts
 from gpu_actions.serving.interfaces import Unit
 from gpu_actions.snapshot.model import load_snapshot, save_snapshot
 from gpu_actions.system.redact import redact, redact_data, redacted_head, redacted_json, redacted_tail
-from gpu_actions.trace.analysis import TraceSummary, summarise_rank, table
+from gpu_actions.trace.analysis import summarise_rank
+from gpu_actions.trace.summary import TraceSummary, table
 from tests.bot.toys import toy_settings
 from tests.gpu_actions.loadtest.test_baseline import a_result
 from tests.gpu_actions.system.secret_forms import FORMS, ORDINARY, Form
