@@ -269,6 +269,7 @@ def _workspace_argv(layout: Layout) -> list[str]:
         *("--state", str(layout.state_dir / "workspace.sqlite")),
         *("--manifest", str(app)),
         *("--panel-url", layout.panel_url),
+        "--no-rate-limits",  # the demonstration edits its messages more often than Slack allows
     ]
 
 

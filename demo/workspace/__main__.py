@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.workspace.manifest import read_manifest_commands
+from demo.workspace.manifest import read_manifest
+from demo.workspace.rates import RateLimits
 from demo.workspace.server import DEFAULT_PORT, Workspace
-from demo.workspace.team import DEFAULT_APP_TOKEN, DEFAULT_BOT_TOKEN, Team
+from demo.workspace.team import DEFAULT_APP_TOKEN, DEFAULT_BOT_TOKEN, App, Team
 
 USAGE_ERROR = 2
 
@@ -29,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="loopback address to listen on (default 127.0.0.1)")
     add("--port", type=int, default=DEFAULT_PORT, help="port, 0 for a free one (default 8800)")
     add("--state", type=Path, metavar="FILE", help="SQLite file that stores messages and files")
-    add("--manifest", type=Path, metavar="FILE", help="app manifest (JSON or YAML) with the slash commands")
+    add("--manifest", type=Path, metavar="FILE", help="app manifest (JSON or YAML): commands, scopes, events")
+    add("--no-rate-limits", action="store_true", help="accept any number of calls (Slack would answer 429)")
     add("--panel-url", metavar="URL", help="service that lists and runs the side panel's buttons")
     return built
 
@@ -37,15 +39,16 @@ def parser() -> argparse.ArgumentParser:
 async def serve(arguments: argparse.Namespace) -> int:
     """Run until a signal. Return 0, 1 if the port is taken, 2 for a wrong argument; errors go to stderr."""
     try:
-        commands = read_manifest_commands(arguments.manifest) if arguments.manifest else ()
+        commands, app = read_manifest(arguments.manifest, App()) if arguments.manifest else ((), App())
         workspace = Workspace(
             host=arguments.host,
             port=arguments.port,
-            team=Team(commands=commands),
+            team=Team(commands=commands, app=app),
             state_file=arguments.state,
             bot_token=os.environ.get("SLACK_BOT_TOKEN") or DEFAULT_BOT_TOKEN,
             app_token=os.environ.get("SLACK_APP_TOKEN") or DEFAULT_APP_TOKEN,
             panel_url=arguments.panel_url,
+            api_middlewares=() if arguments.no_rate_limits else (RateLimits(),),
         )
     except (ValueError, OSError) as error:
         print(f"workspace: {error}", file=sys.stderr)

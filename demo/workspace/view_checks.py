@@ -49,6 +49,10 @@ def checked_view(view: JsonObject, kind: str) -> JsonObject:
         if error.code == "msg_blocks_too_long":
             raise ViewError("view_too_large") from error
         raise ViewError("invalid_arguments", *error.messages) from error
+    if not blocks:
+        raise ViewError("invalid_arguments", "no less than 1 items allowed [json-pointer:/view/blocks]")
+    if kind == "home" and (unknown := [name for name in ("title", "submit", "close") if name in view]):
+        raise ViewError("invalid_arguments", f"unexpected field: {unknown[0]} [json-pointer:/view]")
     if kind == "modal":
         text("title", required=True)
         text("close", required=False)

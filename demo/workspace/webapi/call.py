@@ -126,11 +126,21 @@ class ApiCall:
             channel = self.state.direct_channel(wanted)
         if channel is None:
             raise ApiError("channel_not_found")
+        self._check_scope_for(channel)
         if member and self.state.bot_user not in channel.members:
             raise ApiError("not_in_channel")
         if member and channel.is_archived:
             raise ApiError("is_archived")
         return channel
+
+    def _check_scope_for(self, channel: Channel) -> None:
+        """Raise ApiError `missing_scope` if the method's scope for this kind of channel is missing: `im:` or `channels:`."""
+        family, method = "im:" if channel.is_im else "channels:", METHODS.get(self.method)
+        needed = [scope for scope in (method.scopes if method else ()) if scope.startswith(family)]
+        provided = self.state.team.app.scopes
+        if needed and not set(needed) & set(provided):
+            fields = {"needed": ",".join(needed), "provided": ",".join(provided)}
+            raise ApiError("missing_scope", fields=fields)
 
     def message(self, channel: Channel, name: str = "timestamp") -> Message:
         """Return a message that is not ephemeral. Raises ApiError `message_not_found`."""

@@ -12,14 +12,21 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from demo.workspace import PanelAction, Workspace, WorkspaceClient
 from demo.workspace.client import WorkspaceError
-from demo.workspace.manifest import read_manifest_commands
+from demo.workspace.manifest import read_manifest
+from demo.workspace.team import App
 from demo.workspace.transcript import ButtonNotFound
 
-MANIFEST = {"features": {"slash_commands": [{"command": "/triage", "description": "Look"}]}}
+MANIFEST = {
+    "features": {"slash_commands": [{"command": "/triage", "description": "Look"}]},
+    "oauth_config": {
+        "scopes": {"bot": ["chat:write", "commands", "files:write", "files:read", "channels:manage"]}
+    },
+}
 
 
 @asynccontextmanager
@@ -70,7 +77,7 @@ async def test_messages_threads_and_files_survive_a_kill_of_the_process(tmp_path
     [
         (["--host", "0.0.0.0"], "loopback only"),
         (["--state", "TEXT"], "not a workspace state file"),
-        (["--manifest", "TEXT"], "cannot read slash commands from the manifest"),
+        (["--manifest", "TEXT"], "cannot read the manifest"),
         (["--manifest", "MISSING"], "MISSING"),
     ],
 )
@@ -93,14 +100,44 @@ async def test_a_wrong_argument_prints_one_line_and_exits_with_2(
 def test_commands_are_read_from_a_yaml_manifest(tmp_path: Path) -> None:
     path = tmp_path / "manifest.yaml"
     path.write_text("features:\n  slash_commands:\n    - command: /triage\n      usage_hint: '[host]'\n")
-    (command,) = read_manifest_commands(path)
+    (command,), app = read_manifest(path, App())
+    assert (app.scopes, app.events, app.has_home_tab) == ((), (), False), (
+        "what it does not name the app does not have"
+    )
     assert (command.command, command.usage_hint) == ("/triage", "[host]")
     path.write_text("features: [")
     with pytest.raises(ValueError, match="manifest"):
-        read_manifest_commands(path)
+        read_manifest(path, App())
     path.write_text("features:\n  slash_commands:\n    - command: triage\n")
     with pytest.raises(ValueError, match=r"slash_commands\[0\].command is 'triage'"):
-        read_manifest_commands(path)
+        read_manifest(path, App())
+
+
+async def test_a_process_grants_what_the_manifest_says_and_limits_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(MANIFEST))
+    async with process("--manifest", str(path)) as (_, url):
+        api = AsyncWebClient(token="xoxb-mine", base_url=f"{url}/api/")
+        with pytest.raises(SlackApiError) as refused:
+            await api.users_info(user="U0LEAD")
+        assert refused.value.response["error"] == "missing_scope"
+        assert refused.value.response["needed"] == "users:read"
+        with pytest.raises(SlackApiError, match="not_enabled"):
+            await api.views_publish(user_id="U0LEAD", view={"type": "home", "blocks": [{"type": "divider"}]})
+        for number in range(10):
+            await api.chat_postMessage(channel="C0INCIDENTS", text=str(number))
+        with pytest.raises(SlackApiError) as limited:
+            await api.chat_postMessage(channel="C0INCIDENTS", text="one too many")
+        assert (limited.value.response.status_code, limited.value.response["error"]) == (429, "ratelimited")
+        assert int(limited.value.response.headers["Retry-After"]) >= 1
+        await api.chat_postMessage(channel="C0GENERAL", text="another channel has its own limit")
+        async with WorkspaceClient(url) as people:
+            with pytest.raises(WorkspaceError, match="has been turned off"):
+                await people.say("oncall", "@gpu-oncall", "hello")
 
 
 async def test_a_state_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
