@@ -162,6 +162,11 @@ class MonitorSettings(Frozen):
     hang_period_s: float = Field(default=5, ge=0, description="token counter, ranks, NCCL RAS, router")
     probe_period_s: float = Field(default=30, ge=0, description="a synthetic completion")
     regression_period_s: float = Field(default=60, ge=0, description="TTFT and tokens/s against the baseline")
+    mirror_period_s: float = Field(
+        default=0,
+        ge=0,
+        description="a low-rate load like the recent traffic, against its baseline; 900 is useful",
+    )
     confirm_n: int = Field(default=2, ge=1, le=100, description="readings that must agree (N of M)")
     confirm_m: int = Field(default=3, ge=1, le=100, description="latest readings that count (M)")
     clear_after: int = Field(default=3, ge=1, le=100, description="good readings in a row that end an alert")

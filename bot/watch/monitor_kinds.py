@@ -3,28 +3,47 @@
 A new monitor is one entry in `MONITOR_KINDS`, and its period, a field of `MonitorSettings`.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bot.settings.model import MonitorSettings
 from gpu_actions.config.host import HostConfig
+from gpu_actions.loadtest.mirror import SKIPPED, mirror
+from gpu_actions.models import Verdict
+
+if TYPE_CHECKING:
+    from gpu_actions.host import Host
+
+
+class NothingRead(Exception):
+    """Raised if a host has nothing for the monitor to read now. This is no failure; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorKind:
-    """One kind of monitor: a partial triage that runs `collectors` over at most `window_s` seconds.
+    """One kind of monitor: a partial triage that runs `collectors` over at most `window_s` seconds, or a `read` of its own.
 
     `title` is its name in messages. Without a result from its `main` collector a reading counts as failed; on hosts where
-    that collector does not apply, the monitor does nothing.
+    that collector does not apply, the monitor does nothing. `read` takes the host and a function that returns True once it
+    must stop, and raises NothingRead; its first reading comes after one period, since it loads the service.
     """
 
     name: str
     title: str
-    main: str
-    collectors: frozenset[str]
+    main: str = ""
+    collectors: frozenset[str] = frozenset()
     period_s: Callable[[MonitorSettings], float]
-    window_s: float
+    window_s: float = 0
+    read: "Callable[[Host, Callable[[], bool]], Awaitable[Verdict]] | None" = None
     applies: Callable[[HostConfig], bool] = lambda host: True
+
+
+async def _mirrored(host: "Host", must_stop: Callable[[], bool]) -> Verdict:
+    try:
+        return (await mirror(host, must_stop=must_stop)).verdict
+    except SKIPPED as reason:
+        raise NothingRead(str(reason)) from reason
 
 
 MONITOR_KINDS = (
@@ -69,6 +88,12 @@ MONITOR_KINDS = (
         collectors=frozenset({"engine"}),
         period_s=lambda settings: settings.regression_period_s,
         window_s=10,
+    ),
+    MonitorKind(
+        name="mirror",
+        title="the mirrored load",
+        period_s=lambda settings: settings.mirror_period_s,
+        read=_mirrored,
     ),
 )
 

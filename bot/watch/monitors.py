@@ -19,11 +19,12 @@ from bot.settings.model import MonitorSettings
 from bot.store.records import Alert, Person, RunStatus
 from bot.store.store import Store
 from bot.watch.alerts import Alerts
-from bot.watch.monitor_kinds import MonitorKind, monitors_for
+from bot.watch.monitor_kinds import MonitorKind, NothingRead, monitors_for
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.scheduler import Schedule
 from bot.watch.target_cache import TargetCache
 from gpu_actions.config.host import HostConfig
+from gpu_actions.loadtest.recent import READ_EVERY_S, remember_lengths
 from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.registry import actions
 from gpu_actions.snapshot.collect import collect
@@ -45,10 +46,6 @@ MAX_WINDOW_S = 120.0
 METRIC_VALUES = {VerdictKind.HEALTHY: 0, VerdictKind.WATCH: 1, VerdictKind.FALL_BACK: 2}
 
 
-class _DoesNotApply(Exception):
-    """Raised if a host has nothing that the monitor could read."""
-
-
 @dataclass(eq=False)
 class Monitors(Collector):
     """Runs the checks. `hosts` returns the built host of a name; `schedule` arranges the calls of `check`."""
@@ -67,12 +64,18 @@ class Monitors(Collector):
     def schedule(self, schedule: Schedule, hosts: Iterable[HostConfig]) -> None:
         """Schedule every monitor of every host."""
         for host in hosts:
+            schedule.every(
+                READ_EVERY_S,
+                f"recent_traffic:{host.name}",
+                lambda name=host.name: remember_lengths(self.hosts(name)),  # type: ignore[misc]
+            )
             for number, kind in enumerate(monitors_for(host, self.settings)):
+                period_s = kind.period_s(self.settings)
                 schedule.every(
-                    kind.period_s(self.settings),
+                    period_s,
                     f"{kind.name}:{host.name}",
                     lambda name=host.name, kind=kind: self.check(name, kind),  # type: ignore[misc]
-                    first_after_s=1 + number,
+                    first_after_s=1 + number if kind.read is None else period_s,
                 )
 
     async def check(self, host_name: str, kind: MonitorKind) -> None:
@@ -82,7 +85,9 @@ class Monitors(Collector):
         host = self.hosts(host_name)
         try:
             verdict = await self._verdict(host, kind)
-        except _DoesNotApply:
+        except NothingRead as reason:
+            if kind.read is not None:
+                log.info("nothing was read", host=host_name, monitor=kind.name, reason=str(reason))
             return
         if await asyncio.to_thread(self._paused, host_name, kind):
             return  # a run began meanwhile: the reading may show what it is doing
@@ -105,19 +110,23 @@ class Monitors(Collector):
         """Return the verdict of a partial triage, or None if nothing could be read.
 
         An unknown state with a cause of its own (a driver that hangs) is a verdict, and so is a source without findings (a
-        kernel log without an NVIDIA line). Raises _DoesNotApply if the host has no such source.
+        kernel log without an NVIDIA line). Raises NothingRead if the host has no such source.
         """
         window_s = min(kind.window_s, max(0.2, WINDOW_SHARE * kind.period_s(self.settings)))
         try:
+            if kind.read is not None:
+                return await kind.read(host, lambda: self._paused(host.name, kind))
             target = await self._targets.of(host)
             snapshot = await collect(target, host.thresholds, window_s=window_s, only=kind.collectors)
             verdict = judge(snapshot, host.thresholds, await asyncio.to_thread(baseline_of, host))
+        except NothingRead:
+            raise
         except Exception:
             log.exception("a check failed", host=host.name, monitor=kind.name)
             return None
         if not verdict.findings:
             if snapshot.skipped(kind.main):
-                raise _DoesNotApply
+                raise NothingRead("no such source")
             if snapshot.collectors[kind.main].status == "ok":
                 return Verdict(verdict=VerdictKind.HEALTHY, cause="none", summary="no findings")
         return None if (verdict.verdict, verdict.cause) == (VerdictKind.UNKNOWN, "unknown") else verdict

@@ -1,7 +1,7 @@
 """How each action behaves on a host. The figures are the runbook's: memory under 80 %, 20 s of load at 3 requests/s."""
 
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -113,6 +113,8 @@ BUILT_IN_PROFILES = {
 """The runbook's validation of the fallback, its test of the full tier (180 requests/s for 900 s), and a short one."""
 DEFAULT_MAX_QPS = 500.0
 DEFAULT_MAX_DURATION_S = 3600.0
+DEFAULT_MIRROR_SHARE_PERCENT = 5.0
+DEFAULT_MIRROR_DURATION_S = 30.0
 
 
 class LoadTestSettings(Frozen):
@@ -126,6 +128,18 @@ class LoadTestSettings(Frozen):
         gt=0,
         description=f"longest test that may be asked for; default {DEFAULT_MAX_DURATION_S:g}",
     )
+    mirror_share_percent: float | None = Field(
+        default=None,
+        gt=0,
+        le=50,
+        description=f"rate of the mirrored load, of the tier's capacity; default {DEFAULT_MIRROR_SHARE_PERCENT:g}",
+    )
+    mirror_duration_s: float | None = Field(
+        default=None,
+        ge=5,
+        le=600,
+        description=f"seconds of one mirrored load; default {DEFAULT_MIRROR_DURATION_S:g}",
+    )
     profiles: dict[str, LoadPolicy] = Field(
         default_factory=dict,
         description=f"by name; {', '.join(BUILT_IN_PROFILES)} are built in and may be replaced",
@@ -136,6 +150,8 @@ class LoadTestSettings(Frozen):
         return LoadTestSettings(
             max_qps=self.max_qps or common.max_qps,
             max_duration_s=self.max_duration_s or common.max_duration_s,
+            mirror_share_percent=self.mirror_share_percent or common.mirror_share_percent,
+            mirror_duration_s=self.mirror_duration_s or common.mirror_duration_s,
             profiles={**common.profiles, **self.profiles},
         )
 
@@ -149,6 +165,15 @@ class LoadTestSettings(Frozen):
     @property
     def qps_cap(self) -> float:
         return self.max_qps or DEFAULT_MAX_QPS
+
+    @property
+    def mirror_share(self) -> float:
+        """Return the rate of the mirrored load as a share of the capacity, 0..1."""
+        return (self.mirror_share_percent or DEFAULT_MIRROR_SHARE_PERCENT) / 100
+
+    @property
+    def mirror_s(self) -> float:
+        return min(self.mirror_duration_s or DEFAULT_MIRROR_DURATION_S, self.duration_cap_s)
 
     @property
     def duration_cap_s(self) -> float:
@@ -190,6 +215,10 @@ class RestorePolicy(Frozen):
         ge=0,
         le=100,
         description="the bot's own requests to tp where a stage has too few; 0 = none",
+    )
+    load_workload: Literal["settings", "recent"] = Field(
+        default="settings",
+        description="recent: the load test before traffic has the rate and lengths of the last 10 minutes, if they are known",
     )
     keep_fallback_warm_s: float = Field(default=600, ge=0)
     drain_timeout_s: float = Field(default=60, gt=0)

@@ -9,6 +9,7 @@ from gpu_actions.fallback.gpus import Choice
 from gpu_actions.forensics.step import capture_step
 from gpu_actions.host import Host
 from gpu_actions.loadtest.knee_limits import FallbackLimits, fallback_limits
+from gpu_actions.loadtest.request import lower_to_caps
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
 from gpu_actions.tier import scope
@@ -62,7 +63,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
     tp, fallback = host.tp.config, host.fallback.config
     settings = config.router.back_pressure
     limits = fallback_limits(host)
-    load = policy.validate_load
+    load, load_notes = lower_to_caps(policy.validate_load, config.loadtest, host.name)
     refused = f"meanwhile new requests get 503 with Retry-After: {settings.retry_after_s}"
     capture = capture_step(host, budget_s=policy.capture_budget_s)
     pids = facts.tp.state.pids if facts.tp.state and facts.tp.active else ()
@@ -135,6 +136,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             args={"load": load.model_dump(mode="json")},
             details=(
                 *load_details(load, config.router.url),
+                *load_notes,
                 "a missed limit is a warning, because the fallback serves",
             ),
             timeout_s=load.duration_s * 3 + 180,

@@ -7,13 +7,12 @@ import asyncio
 from pathlib import Path
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
-from gpu_actions.config.host import TierName
-from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_baseline
 from gpu_actions.loadtest.child import run_in_child
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
 from gpu_actions.loadtest.knee_action import knee_step
 from gpu_actions.loadtest.knee_result import BUDGET_RANGE_S, BUDGET_S
+from gpu_actions.loadtest.recent import RecentUnknown, read_recent, tier_in_service
 from gpu_actions.loadtest.report import (
     HTML_NAME,
     JSON_NAME,
@@ -36,15 +35,6 @@ OVERHEAD_S = 120.0
 """Time beside the load and its drain: start of the child, preflight, figures, picture."""
 
 
-async def tier_in_service(host: Host) -> TierName | None:
-    """Return the tier that the router sends requests to, the full one first, or None."""
-    for name in ("tp", "fallback"):
-        state = await host.router.server(host.tiers[name].config.server)
-        if state.weight > 0 and state.admin_state == "ready" and state.operational.startswith("UP"):
-            return name
-    return None
-
-
 async def plan_loadtest(request: PlanRequest) -> Plan:
     """Plan one run, or three for a baseline. Refused when nothing serves or the options contradict each other."""
     arguments: LoadTestArguments = request.arguments
@@ -64,7 +54,11 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
         url = host.tiers[name].engine.url
         if not await host.tiers[name].engine.is_live():
             raise PlanRefused([f"the tier {name} does not answer at {url}: see /triage"])
-    spec, notes = requested_spec(host, name, url, arguments)
+    try:
+        recent = await read_recent(host, name) if arguments.workload == "recent" else None
+    except RecentUnknown as unknown:
+        raise PlanRefused([f"workload = recent: {unknown}; take a profile"]) from unknown
+    spec, notes = requested_spec(host, name, url, arguments, recent)
     if arguments.find is not None:
         if arguments.baseline:
             raise PlanRefused(["find=knee and baseline= are two different tests: ask for one of them"])
@@ -251,6 +245,7 @@ SPEC = ActionSpec(
     usages=(
         ("start [host] qps=3 duration=20", "run one; options may be left out"),
         ("start [host] profile=tp", "run a profile: quick, fallback, tp, or one of the settings"),
+        ("start [host] workload=recent", "send what the host got in its last minutes: rate and lengths"),
         (
             "start [host] find=knee slo_ttft_ms=500",
             "find the highest rate that holds the limit, in about 75 s",
@@ -261,5 +256,5 @@ SPEC = ActionSpec(
     ),
     usage_hint="plan|start|status|stop|compare|baseline [qps=3 duration=20]",
     keeps_partial_results=True,
-    pauses_monitors=frozenset({"probe", "regression"}),
+    pauses_monitors=frozenset({"probe", "regression", "mirror"}),
 )

@@ -222,6 +222,14 @@ class BaselineStore:
             self.set_current(baseline.name)
         return path
 
+    def remove(self, name: str) -> None:
+        """Remove a baseline, so that it judges nothing any more. Does nothing if there is none of that name."""
+        current = {key: other for key, other in self._current().items() if other != name}
+        write_atomically(
+            self.folder / "current.json", _CurrentFile(current=current).model_dump_json(indent=1)
+        )
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
     def set_current(self, name: str) -> None:
         """Put a measured baseline in force for its workload and host. Raises BaselineError for a reference."""
         baseline = self.get(name)

@@ -11,6 +11,7 @@ from gpu_actions.action import PlanRefused
 from gpu_actions.config.host import TierName
 from gpu_actions.config.policies import LoadPolicy, LoadTestSettings
 from gpu_actions.host import Host
+from gpu_actions.loadtest.recent import RecentTraffic
 from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
 from gpu_actions.models import Frozen
 
@@ -18,6 +19,9 @@ from gpu_actions.models import Frozen
 class LoadTestArguments(Frozen):
     """Options of `/loadtest start`. An option that is left out comes from the profile, else from the host's load policy."""
 
+    workload: Literal["recent"] | None = Field(
+        default=None, description="recent: rate and lengths of the host's last 10 minutes"
+    )
     profile: str | None = Field(default=None, description="quick, fallback, tp, or one of the settings")
     qps: float | None = Field(default=None, gt=0, le=100_000, description="requests a second")
     duration: float | None = Field(
@@ -95,11 +99,16 @@ def lower_to_caps(
 
 
 def requested_spec(
-    host: Host, tier_name: TierName, url: str, arguments: LoadTestArguments
+    host: Host,
+    tier_name: TierName,
+    url: str,
+    arguments: LoadTestArguments,
+    recent: RecentTraffic | None = None,
 ) -> tuple[LoadSpec, tuple[str, ...]]:
     """Return the spec of a request, and what a person should know of it: its profile and what a cap lowered.
 
-    Raises PlanRefused for an unknown profile, a figure above a cap, and options that contradict each other.
+    `recent` replaces the rate and the lengths of the profile. Raises PlanRefused for an unknown profile, a figure above a cap,
+    and options that contradict each other.
     """
     settings = host.config.loadtest
     refuse_above_caps(arguments, settings, host.name)
@@ -107,6 +116,9 @@ def requested_spec(
         policy = settings.profile(arguments.profile) if arguments.profile else host.config.load
     except ValueError as error:
         raise PlanRefused([str(error)]) from error
+    if recent is not None:
+        rate = float(f"{recent.requests_per_s:.3g}")
+        policy = recent.load(policy, target_qps=rate, duration_s=policy.duration_s)
     typed = _typed(arguments)
     shape: dict[str, Any] = {name: typed[name] for name in ("target_qps", "duration_s") if name in typed}
     policy, notes = lower_to_caps(policy.model_copy(update=shape), settings, host.name)
@@ -127,7 +139,9 @@ def requested_spec(
         )
     except ValidationError as error:
         raise PlanRefused(explain_invalid(error)) from error
-    return spec, (*((f"profile {arguments.profile}",) if arguments.profile else ()), *notes)
+    first = (f"profile {arguments.profile}",) if arguments.profile else ()
+    traffic = () if recent is None else (recent.text, *recent.notes)
+    return spec, (*first, *traffic, *notes)
 
 
 def _typed(arguments: LoadTestArguments) -> dict[str, Any]:

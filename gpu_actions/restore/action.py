@@ -11,7 +11,7 @@ from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan
 from gpu_actions.restore import check, finish, golden, loadcheck, shift, stepback
-from gpu_actions.restore.loadcheck import likely_baseline
+from gpu_actions.restore.loadcheck import likely_baseline, restore_load
 from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
 from gpu_actions.tier import drain, launch, stop, warm
 from gpu_actions.tier.condition import Condition
@@ -78,7 +78,8 @@ async def plan_restore(request: PlanRequest) -> Plan:
     fits, arithmetic = fits_beside(host.tp.config, facts.memories)
     serving = facts.fallback.condition is Condition.SERVING
     way = Way.BESIDE if fits and not arguments.cut_over else Way.CUT_OVER
-    baseline = likely_baseline(host, request.baselines_dir)
+    load, load_notes = await restore_load(host)
+    baseline = likely_baseline(host, request.baselines_dir, load)
     steps = restore_steps(
         host,
         facts,
@@ -86,6 +87,8 @@ async def plan_restore(request: PlanRequest) -> Plan:
         options={
             "override_reason": arguments.override_reason,
             "accept_no_baseline": arguments.accept_no_baseline,
+            "load": load.model_dump(mode="json"),
+            "load_notes": list(load_notes),
             "baseline": baseline,
             "baselines_dir": None if request.baselines_dir is None else str(request.baselines_dir),
         },

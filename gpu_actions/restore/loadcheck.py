@@ -12,8 +12,11 @@ from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import Baseline, BaselineError, BaselineStore
 from gpu_actions.loadtest.comparison import Change, compare, comparison_text
+from gpu_actions.loadtest.recent import RecentUnknown, read_recent, tier_in_service
+from gpu_actions.loadtest.request import lower_to_caps
 from gpu_actions.loadtest.result import read_result
 from gpu_actions.restore.shift import read_orders
+from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.system.files import artifact_of, write_atomically
 from gpu_actions.tier.under_load import load_test
 
@@ -21,14 +24,14 @@ FOLDER = "restore_validation"
 ASK_EVERY_S = 0.5
 
 
-def likely_baseline(host: Host, folder: Path | None) -> str | None:
+def likely_baseline(host: Host, folder: Path | None, load: LoadPolicy | None = None) -> str | None:
     """Return the name of the baseline that the restore's load test will probably be compared with, or None.
 
     The plan can only guess: the exact workload is known after the run, and the comparison decides.
     """
     if folder is None:
         return None
-    store, load = BaselineStore(folder), host.config.restore.load
+    store, load = BaselineStore(folder), load or host.config.restore.load
     for name in store.names():
         try:
             baseline = store.get(name)
@@ -36,14 +39,33 @@ def likely_baseline(host: Host, folder: Path | None) -> str | None:
             continue  # the comparison reports it, if it needs this one
         if isinstance(baseline, Baseline) and store.is_current(name):
             workload = baseline.workload
-            same = (workload.model, workload.target_qps, workload.max_new_tokens) == (
-                host.tp.engine.model,
-                load.target_qps,
-                load.max_new_tokens,
-            )
+            same = (
+                workload.model, workload.target_qps, workload.max_new_tokens, workload.prompt_lengths
+            ) == (host.tp.engine.model, load.target_qps, load.max_new_tokens, load.prompt_lengths)  # fmt: skip
             if same:
                 return name
     return None
+
+
+async def restore_load(host: Host) -> tuple[LoadPolicy, tuple[str, ...]]:
+    """Return the load of the test before traffic, within the caps of the host, and what a person should know of it."""
+    policy = host.config.restore
+    load = policy.load
+    notes: tuple[str, ...] = ()
+    if policy.load_workload == "recent":
+        try:
+            tier = await tier_in_service(host)
+            if tier is None:
+                raise RecentUnknown("the router sends requests to no tier")
+            recent = await read_recent(host, tier)
+        except (RecentUnknown, RouterError) as error:
+            notes = (f"the load of the settings, because the recent traffic is not known: {error}",)
+        else:
+            rate = float(f"{recent.requests_per_s:.3g}")
+            load = recent.load(policy.load, target_qps=rate, duration_s=policy.load.duration_s)
+            notes = (recent.text, *recent.notes)
+    load, lowered = lower_to_caps(load, host.config.loadtest, host.name)
+    return load, (*notes, *lowered)
 
 
 @step("restore.loadtest")

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from gpu_actions.config.host import TierConfig
+from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Host
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
@@ -79,7 +80,7 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
     beside = way is Way.BESIDE
     deep = policy.deep_triage and config.gpus != 0
     configured = leftovers_of(getattr(tp.unit, "env", {}), tp)
-    load = policy.load
+    load = LoadPolicy.model_validate(options.get("load", policy.load))
     last_stage = _shift_step(host, 100)
     steps = [
         Step(
@@ -129,8 +130,8 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
             verb="restore.loadtest",
             title="load-test tp" + (" off the router" if beside else ""),
             args={"load": load.model_dump(mode="json"), "enforce": beside},
-            details=load_details(load, tp.engine.url),
-            timeout_s=load.duration_s * 3 + 180,
+            details=(*load_details(load, tp.engine.url), *options.get("load_notes", ())),
+            timeout_s=load.duration_s * 3 + 120 + load.timeout_s,
             expected_s=load.duration_s + 5,
             on_failure="stop" if beside else "continue",
         ),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gpu_actions.models import Frozen
 from gpu_actions.serving.request_account import RequestAccount
@@ -85,6 +85,8 @@ class Histogram(Frozen):
 
 class TokenHistogram(Frozen):
     """A histogram of lengths: upper bounds in tokens (the last is infinity) and cumulative counts of requests."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     bounds_tokens: tuple[float, ...]
     counts: tuple[float, ...]

@@ -274,5 +274,5 @@ SPEC = ActionSpec(
         ("stop [host]", "end it early"),
     ),
     keeps_partial_results=True,
-    pauses_monitors=frozenset({"hang", "probe", "regression"}),
+    pauses_monitors=frozenset({"hang", "probe", "regression", "mirror"}),
 )

@@ -17,6 +17,7 @@ from bot.store.store import Store
 from bot.watch.monitor_kinds import MONITOR_KINDS, MonitorKind, monitors_for
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors
+from bot.watch.scheduler import Schedule
 from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.config.host import HostConfig
 from gpu_actions.config.thresholds import TriageThresholds
@@ -31,8 +32,8 @@ from tests.gpu_actions.fakes import build_fake_nvml, fake_nvml  # noqa: F401  (f
 from tests.ports import free_port
 
 KINDS = {kind.name: kind for kind in MONITOR_KINDS}
-NAMED = TOPOLOGY, KERNEL_LOG, HANG, PROBE, REGRESSION = [
-    KINDS[name] for name in ("topology", "kernel_log", "hang", "probe", "regression")
+NAMED = TOPOLOGY, KERNEL_LOG, HANG, PROBE, REGRESSION, MIRROR = [
+    KINDS[name] for name in ("topology", "kernel_log", "hang", "probe", "regression", "mirror")
 ]
 
 
@@ -295,7 +296,11 @@ async def test_nothing_is_checked_while_a_run_changes_the_host(
 
 @pytest.mark.parametrize(
     ("action", "paused"),
-    [("trace", {HANG, PROBE, REGRESSION}), ("loadtest", {PROBE, REGRESSION}), ("triage", set())],
+    [
+        ("trace", {HANG, PROBE, REGRESSION, MIRROR}),
+        ("loadtest", {PROBE, REGRESSION, MIRROR}),
+        ("triage", set()),
+    ],
 )
 async def test_a_run_pauses_the_monitors_whose_readings_it_spoils_and_no_other(
     store: Store, host: Host, action: str, paused: set[MonitorKind]
@@ -344,7 +349,8 @@ def test_a_host_without_gpus_has_no_gpu_poll_and_its_kernel_log_only_where_a_fil
     def of(host: HostConfig, settings: MonitorSettings = settings) -> list[MonitorKind]:
         return [kind for kind in monitors_for(host, settings) if kind in NAMED]
 
-    assert of(config) == NAMED
+    assert [*of(config), MIRROR] == NAMED, "load needs a person's word"
+    assert of(config, MonitorSettings(mirror_period_s=900)) == NAMED
     assert of(cpu) == [HANG, PROBE, REGRESSION]
     assert of(named) == [KERNEL_LOG, HANG, PROBE, REGRESSION]
     assert of(config, MonitorSettings(hang_period_s=0, probe_period_s=0)) == [
@@ -378,3 +384,18 @@ def test_a_state_of_another_version_is_forgotten_and_breaks_nothing(store: Store
     memory.acknowledge("toy", "nccl_hang")
     assert memory.acknowledged("toy", "nccl_hang")
     assert not memory.acknowledged("toy", "nvlink_loss")
+
+
+async def test_the_first_mirrored_load_comes_after_one_period_and_the_lengths_are_read_every_minute(
+    store: Store, host: Host
+) -> None:
+    monitors, schedule = monitors_of(store, host, People(), mirror_period_s=900), Schedule()
+    schedule.start()
+    try:
+        monitors.schedule(schedule, [host.config])
+        due = {job.id: job.next_run_time - datetime.now(UTC) for job in schedule._scheduler.get_jobs()}
+    finally:
+        schedule.close()
+    assert timedelta(seconds=800) < due["mirror:toy"]
+    assert due["regression:toy"] < timedelta(seconds=60)
+    assert "recent_traffic:toy" in due
