@@ -280,6 +280,16 @@ class Router(Protocol):
     async def clear_back_pressure(self, server: str) -> None:
         """Lift the limits."""
 
+    async def hold(self, *, wait_s: float, limit: int) -> bool:
+        """Make new requests wait, at most `limit` of them and each at most `wait_s`; more are answered 429, later ones 503.
+
+        The hold ends by itself after `wait_s`, also if the router restarts meanwhile; a repeated call extends it. Requests of
+        gpu-oncall itself are not held. Returns False, and holds nothing, if the router cannot do this.
+        """
+
+    async def release(self) -> int:
+        """End the hold: what waits goes to the tier that has weight now. Returns how many requests waited."""
+
     async def requests(self, since_s: float, until_s: float) -> RequestAccount:
         """Count what clients saw between two moments (Unix seconds), from the record of all requests.
 

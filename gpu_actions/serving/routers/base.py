@@ -37,6 +37,27 @@ class BackPressure(Frozen):
         return self
 
 
+class HoldPolicy(Frozen):
+    """How new requests wait while a fallback from a tier that serves nothing is planned and started."""
+
+    wait_s: float = Field(
+        default=20,
+        ge=0,
+        le=300,
+        description="a request waits at most this long, and a hold ends by itself after it; 0: requests are never held",
+    )
+    max_requests: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="more are answered 429; not set: as many as the fallback takes at once (max_concurrent + max_queue)",
+    )
+
+    def limit(self, pressure: BackPressure) -> int:
+        """Return how many requests may wait."""
+        return self.max_requests or pressure.max_concurrent - pressure.long_share + pressure.max_queue
+
+
 class RouterConfig(Frozen):
     """The settings of what sends requests to the tiers.
 
@@ -51,6 +72,7 @@ class RouterConfig(Frozen):
     url: str = Field(default="http://127.0.0.1:8000", description="where clients send their requests")
     backend: str = "serve"
     back_pressure: BackPressure = BackPressure()
+    hold: HoldPolicy = HoldPolicy()
 
     _url = field_validator("url")(check_url)
 

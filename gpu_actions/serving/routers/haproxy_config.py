@@ -7,7 +7,7 @@ router that is killed restarts with them.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from gpu_actions.system.urls import port_of
 
 CONFIG_NAME = "haproxy.cfg"
 MAP_NAME = "back_pressure.map"
+HOLD_NAME = "hold.map"
 STATE_NAME = "servers.state"
 SOCKET_NAME = "admin.sock"
 
@@ -112,7 +113,7 @@ def render_config(
     host: RoutedHost,
     router: HaproxySettings,
     *,
-    lua: Path,
+    lua: Sequence[Path],
     limited: frozenset[str],
     in_force: BackPressure,
     socket: Path | None = None,
@@ -136,8 +137,9 @@ def render_config(
     values: dict[str, Any] = {
         "host": host.name,
         "socket": _socket_word(socket),
-        "lua": _word(lua),
+        "lua": [_word(path) for path in lua],
         "map": MAP_NAME,
+        "hold_map": HOLD_NAME,
         "bufsize": max(DEFAULT_BUFFER_BYTES, judged + HEADER_ROOM_BYTES),
         "judged_bytes": judged,
         "queue_timeout_ms": round(pressure.queue_timeout_s * 1000),
@@ -192,6 +194,14 @@ def render_map(host: RoutedHost, limited: frozenset[str], in_force: BackPressure
         for key, value in map_entries(tier.server, in_force if tier.server in limited else None).items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def render_hold(entries: Mapping[str, int]) -> str:
+    """Return the text of the map with the hold of new requests."""
+    return "".join(f"{key} {value}\n" for key, value in entries.items())
+
+
+NO_HOLD = {"until_ms": 0, "limit": 0, "wait_ms": 0}
 
 
 def map_entries(server: str, pressure: BackPressure | None) -> dict[str, int]:

@@ -46,6 +46,7 @@ SOCKET_TIMEOUT_S = 2.0
 """A router that has just started binds its admin socket within 30 ms."""
 
 STOP_GRACE_S = 3.0
+LUA_NAMES = ("long_windows.lua", "haproxy_hold.lua")
 
 
 class ManagedRouter(HaproxyRouter):
@@ -125,8 +126,8 @@ class ManagedRouter(HaproxyRouter):
         Raises RouterError if concurrency, queue length or window read back differently. Times and sizes that HAProxy
         fixes at its start are reported as they are.
         """
-        async with self._changing():
-            lines = self._lines(await self.servers(), server)
+        async with self.changing():
+            lines = self.lines_of(await self.servers(), server)
             self._keep_given(limits)
             pressure = self._pressure()
             wanted = self.config.concurrency(pressure)
@@ -146,12 +147,40 @@ class ManagedRouter(HaproxyRouter):
 
     async def clear_back_pressure(self, server: str) -> None:
         """Lift the limits; waiting requests continue at once."""
-        async with self._changing():
-            lines = self._lines(await self.servers(), server)
+        async with self.changing():
+            lines = self.lines_of(await self.servers(), server)
             self._keep_limited(self.limited() - {server})
             await self._set_limits(lines, {self.config.backend: 0, self.config.long_backend: 0})
             await self._set_map(map_entries(server, None))
             self._forget_given()
+
+    async def hold(self, *, wait_s: float, limit: int) -> bool:
+        """Make new requests wait. The file is written first, so that a router that restarts holds as long, and no longer."""
+        if wait_s <= 0:
+            return False
+        async with self.changing():
+            wait_ms = round(wait_s * 1000)
+            await self._set_hold(
+                {"wait_ms": wait_ms, "limit": limit, "until_ms": round(time.time() * 1000) + wait_ms}
+            )
+        return True
+
+    async def release(self) -> int:
+        async with self.changing():
+            if not await self._map_value("until_ms", haproxy_config.HOLD_NAME):
+                return 0
+            held = await self.held()
+            await self._set_hold(haproxy_config.NO_HOLD)
+            return held
+
+    async def held(self) -> int:
+        """Return how many requests are held now."""
+        return int(await self.admin.ask("show held"))
+
+    async def _set_hold(self, entries: Mapping[str, int]) -> None:
+        """Write and set the hold, its end last: it is the switch."""
+        self._replace(haproxy_config.HOLD_NAME, haproxy_config.render_hold(entries))
+        await self._set_map(entries, haproxy_config.HOLD_NAME)
 
     async def requests(self, since_s: float, until_s: float) -> RequestAccount:
         """Count what clients saw. The account says `incomplete` where the record may lack requests.
@@ -187,15 +216,19 @@ class ManagedRouter(HaproxyRouter):
         socket = self.config.socket
         if socket is not None:
             socket = socket.absolute()
-        lua = Path(__file__).with_name("long_windows.lua").absolute()
+        lua = [Path(__file__).with_name(name).absolute() for name in LUA_NAMES]
         pressure = self._pressure()
         text = haproxy_config.render_config(
             self.host, self.config, lua=lua, limited=limited, in_force=pressure, socket=socket
         )
         self._replace(haproxy_config.CONFIG_NAME, text)
         self._replace(haproxy_config.MAP_NAME, haproxy_config.render_map(self.host, limited, pressure))
-        if not (self.folder / haproxy_config.STATE_NAME).exists():
-            self._replace(haproxy_config.STATE_NAME, haproxy_config.EMPTY_STATE)
+        for name, empty in (
+            (haproxy_config.STATE_NAME, haproxy_config.EMPTY_STATE),
+            (haproxy_config.HOLD_NAME, haproxy_config.render_hold(haproxy_config.NO_HOLD)),
+        ):
+            if not (self.folder / name).exists():
+                self._replace(name, empty)
 
     def _keep_limited(self, limited: frozenset[str]) -> None:
         """Store the limits before they are set, so that a router killed in between restarts with them."""
@@ -282,14 +315,14 @@ class ManagedRouter(HaproxyRouter):
     async def _variable(self, name: str) -> str | None:
         return quoted_value(await self.admin.ask(f"get var proc.{name}"))
 
-    async def _set_map(self, entries: dict[str, int]) -> None:
+    async def _set_map(self, entries: Mapping[str, int], file: str = haproxy_config.MAP_NAME) -> None:
         for key, value in entries.items():
-            await self.admin.set(f"set map {haproxy_config.MAP_NAME} {key} {value}")
-            if (now := await self._map_value(key)) != value:
+            await self.admin.set(f"set map {file} {key} {value}")
+            if (now := await self._map_value(key, file)) != value:
                 raise RouterError(f"{key} was set to {value} in the router's map, but it reports {now}")
 
-    async def _map_value(self, key: str) -> int:
-        reply = await self.admin.ask(f"get map {haproxy_config.MAP_NAME} {key}")
+    async def _map_value(self, key: str, file: str = haproxy_config.MAP_NAME) -> int:
+        reply = await self.admin.ask(f"get map {file} {key}")
         if (value := quoted_value(reply)) is None:
             raise RouterError(f"the router's map has no {key}: {reply}")
         return int(value)

@@ -1,7 +1,7 @@
 """Drive HAProxy through its admin socket: weights, drain, aborted sessions, back-pressure.
 
 `ManagedRouter` (haproxy_managed.py) runs our own instance; `ExistingRouter` drives an existing one and refuses names that it
-does not have. Both set absolute weights (0-256), read them back, and never leave a total usable weight of 0.
+does not have.
 """
 
 import asyncio
@@ -13,18 +13,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from gpu_actions.serving.interfaces import BackendUnknown, RequestsUnknown, RouterError, ServerState
-from gpu_actions.serving.request_account import RequestAccount
+from gpu_actions.serving.interfaces import BackendUnknown, RouterError, ServerState
 from gpu_actions.serving.routers.base import BackPressure
+from gpu_actions.serving.routers.driver import RouterDriver
 from gpu_actions.serving.routers.haproxy_config import HaproxySettings
 from gpu_actions.serving.routers.haproxy_socket import ASK_TIMEOUT_S, HaproxySocket
 from gpu_actions.system.files import write_json
 from gpu_actions.system.folder_lock import locked_folder
 
 logger = logging.getLogger(__name__)
-
-LARGEST_WEIGHT = 256
-"""HAProxy's own limit for absolute weights."""
 
 LIMITS_NAME = "limits_given.json"
 
@@ -36,24 +33,8 @@ SETTLE_TIMEOUT_S = 2.0
 """How long the router may still count aborted sessions (2 ms measured), and how long a queue may take to empty."""
 
 
-def usable_totals(servers: Sequence[ServerState]) -> dict[str, int]:
-    """Return each backend's usable weight: that of servers that are ready and not known to be down."""
-    totals = dict.fromkeys((row.backend for row in servers), 0)
-    for row in servers:
-        if row.admin_state == "ready" and row.operational != "DOWN":
-            totals[row.backend] += row.weight
-    return totals
-
-
-def changed(servers: Sequence[ServerState], server: str, **update: object) -> tuple[ServerState, ...]:
-    """Return the servers as they would be after a change of one server's lines."""
-    return tuple(row.model_copy(update=update) if row.server == server else row for row in servers)
-
-
-class HaproxyRouter:
+class HaproxyRouter(RouterDriver):
     """What both routers share: everything that goes over the admin socket."""
-
-    standby_weight = 0
 
     def __init__(self, config: HaproxySettings, *, folder: Path, socket: Path) -> None:
         self.config = config
@@ -64,71 +45,24 @@ class HaproxyRouter:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    async def obstacle(self) -> str:
-        return ""
-
     async def servers(self, *, timeout_s: float = ASK_TIMEOUT_S) -> tuple[ServerState, ...]:
         """Return all lines of the tiers' backends. Raises BackendUnknown if a backend of the settings is missing."""
         rows = await self.admin.servers(timeout_s=timeout_s)
         wanted = self._wanted_backends(tuple(dict.fromkeys(row.backend for row in rows)))
         return tuple(row for row in rows if row.backend in wanted)
 
-    async def server(self, server: str) -> ServerState:
-        """Return a server's state over its backends: summed counts, the worst operational and administrative state."""
-        lines = self._lines(await self.servers(), server)
-        order = {"maint": 0, "drain": 1, "ready": 2}
-        down = [line.operational for line in lines if line.operational != "UP"]
-        return ServerState(
-            backend=lines[0].backend,
-            server=server,
-            weight=lines[0].weight,
-            admin_state=min((line.admin_state for line in lines), key=order.__getitem__),
-            operational=down[0] if down else "UP",
-            sessions=sum(line.sessions for line in lines),
-            queued=sum(line.queued for line in lines),
-            requests_total=sum(line.requests_total for line in lines),
-            responses_5xx=sum(line.responses_5xx for line in lines),
-            responses_4xx=sum(line.responses_4xx for line in lines),
-            resent=sum(line.resent for line in lines),
-            streams_broken=sum(line.streams_broken for line in lines),
-        )
+    # -- changing ------------------------------------------------------------------------------------------------
 
-    # -- weights -------------------------------------------------------------------------------------------------
+    async def write_weight(self, line: ServerState, weight: int) -> None:
+        await self.admin.set(f"set weight {line.backend}/{line.server} {weight}")
 
-    async def set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
-        async with self._changing():
-            await self._set_weight(server, weight, allow_zero_total=allow_zero_total)
-
-    async def shift(self, weights: Mapping[str, int]) -> None:
-        """Set and read back several weights, increases first. Raises RouterError before the first change if no usable
-        weight would be left at the end, and with the weights in force if a change fails."""
-        async with self._changing():
-            before = await self.servers()
-            now = {server: self._lines(before, server)[0].weight for server in weights}
-            after = before
-            for server, weight in weights.items():
-                self._check_weight(weight)
-                after = changed(after, server, weight=weight)
-            self._refuse_zero(after, f"shift to {dict(weights)}")
-            for server in sorted(weights, key=lambda name: now[name] - weights[name]):
-                await self._set_weight(server, weights[server])
-
-    async def drain(self, server: str, *, allow_zero_total: bool = False) -> None:
-        """Send it no new requests; running streams continue. Raises RouterError if no other server could take requests."""
-        async with self._changing():
-            rows = await self.servers()
-            if not allow_zero_total:
-                self._refuse_zero(changed(rows, server, admin_state="drain"), f"drain {server}")
-            await self._set_admin_state(self._lines(rows, server), "drain")
-
-    async def undrain(self, server: str) -> None:
-        async with self._changing():
-            await self._set_admin_state(self._lines(await self.servers(), server), "ready")
+    async def write_admin_state(self, line: ServerState, state: str) -> None:
+        await self.admin.set(f"set server {line.backend}/{line.server} state {state}")
 
     async def abort_sessions(self, server: str) -> int:
         """End its open sessions and return how many there were. Their clients see a broken stream."""
-        async with self._changing():
-            lines = self._lines(await self.servers(), server)
+        async with self.changing():
+            lines = self.lines_of(await self.servers(), server)
             count = sum(line.sessions for line in lines)
             for line in lines:
                 await self.admin.set(f"shutdown sessions server {line.backend}/{server}")
@@ -162,7 +96,7 @@ class HaproxyRouter:
         """Runs after each change; the managed router stores its state for the next start."""
 
     @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[None]:
+    async def changing(self) -> AsyncIterator[None]:
         """Hold the router's lock over reading, changing and reading back. Store the new state, also after a failure."""
         async with AsyncExitStack() as stack:
             try:
@@ -173,28 +107,6 @@ class HaproxyRouter:
                 yield
             finally:
                 await self._saved()
-
-    async def _set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
-        self._check_weight(weight)
-        rows = await self.servers()
-        lines = self._lines(rows, server)
-        if not allow_zero_total:
-            self._refuse_zero(changed(rows, server, weight=weight), f"weight {weight} for {server}")
-        for line in lines:
-            await self.admin.set(f"set weight {line.backend}/{server} {weight}")
-        in_force = {
-            f"{line.backend}/{server}": line.weight for line in self._lines(await self.servers(), server)
-        }
-        if set(in_force.values()) != {weight}:
-            raise RouterError(f"weight {weight} was set for {server}, but the router reports {in_force}")
-
-    async def _set_admin_state(self, lines: Sequence[ServerState], state: str) -> None:
-        server = lines[0].server
-        for line in lines:
-            await self.admin.set(f"set server {line.backend}/{server} state {state}")
-        now = (await self.server(server)).admin_state
-        if now != state:
-            raise RouterError(f"{server} was set to {state}, but the router reports {now}")
 
     async def _set_limits(self, lines: Sequence[ServerState], limits: Mapping[str, int]) -> dict[str, int]:
         """Set maxconn by backend (0: no limit) and read it back.
@@ -237,34 +149,6 @@ class HaproxyRouter:
             )
         return wanted
 
-    @staticmethod
-    def _lines(rows: Sequence[ServerState], server: str) -> list[ServerState]:
-        backends = dict.fromkeys(row.backend for row in rows)
-        lines = [row for row in rows if row.server == server]
-        missing = set(backends) - {row.backend for row in lines}
-        if missing:
-            known = ", ".join(f"{row.backend}/{row.server}" for row in rows)
-            raise RouterError(f"the router has no server {sorted(missing)[0]}/{server}; it has: {known}")
-        return lines
-
-    @staticmethod
-    def _check_weight(weight: int) -> None:
-        if not 0 <= weight <= LARGEST_WEIGHT:
-            raise RouterError(f"weight {weight} is not possible: HAProxy takes 0 to {LARGEST_WEIGHT}")
-
-    @staticmethod
-    def _refuse_zero(rows: Sequence[ServerState], what: str) -> None:
-        if empty := [backend for backend, total in usable_totals(rows).items() if total == 0]:
-            lines = ", ".join(
-                f"{row.server}: weight {row.weight}, {row.admin_state}, {row.operational}"
-                for row in rows
-                if row.backend == empty[0]
-            )
-            raise RouterError(
-                f"refused: {what} would leave backend {empty[0]!r} without usable weight ({lines}), and every request "
-                "would get 503; give another server weight and make it ready first"
-            )
-
 
 class ExistingRouter(HaproxyRouter):
     """An existing HAProxy: only its admin socket and only names that it has are used.
@@ -283,7 +167,7 @@ class ExistingRouter(HaproxyRouter):
         """Check that it answers and has the tiers' servers. Raises RouterError with those that it has."""
         rows = await self.servers()
         for server in self._tier_servers:
-            self._lines(rows, server)
+            self.lines_of(rows, server)
 
     def _wanted_backends(self, present: tuple[str, ...]) -> tuple[str, ...]:
         """Its long backend is optional; without it all requests go through one."""
@@ -295,8 +179,8 @@ class ExistingRouter(HaproxyRouter):
         self, server: str, limits: Mapping[str, int] | None = None
     ) -> dict[str, float]:
         """Limit the concurrent requests and return the limits in force. `clear_back_pressure` restores the earlier ones."""
-        async with self._changing():
-            lines = self._lines(await self.servers(), server)
+        async with self.changing():
+            lines = self.lines_of(await self.servers(), server)
             backends = [line.backend for line in lines]
             kept = self._kept()
             if server not in kept:
@@ -313,16 +197,13 @@ class ExistingRouter(HaproxyRouter):
 
     async def clear_back_pressure(self, server: str) -> None:
         """Restore the earlier limits. Does nothing if none were applied."""
-        async with self._changing():
+        async with self.changing():
             kept = self._kept()
             if server not in kept:
                 return
-            await self._set_limits(self._lines(await self.servers(), server), kept.pop(server))
+            await self._set_limits(self.lines_of(await self.servers(), server), kept.pop(server))
             write_json(self.folder / "limits_before.json", kept)
             self._forget_given()
-
-    async def requests(self, since_s: float, until_s: float) -> RequestAccount:
-        raise RequestsUnknown("an existing router's record of requests is not read")
 
     def _kept(self) -> dict[str, dict[str, int]]:
         file = self.folder / "limits_before.json"
