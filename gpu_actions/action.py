@@ -156,6 +156,10 @@ class ActionSpec:
     arguments: type[Frozen]
     plan: Callable[[PlanRequest], Awaitable[Plan]]
     changes_host: bool
+    plan_start: Callable[[PlanRequest], Awaitable[Plan]] | None = None
+    """Plans a run that will start, where that differs from a plan that is only shown: it may prepare the host first."""
+    give_back: "Callable[[Host], Awaitable[None]] | None" = None
+    """Undoes what `plan_start` did, if the run ends before its first step. Never raises."""
     disturbs_service: bool = False
     """It loads or pauses the service without changing the host; starting it needs the same role as a change."""
     title: str = ""

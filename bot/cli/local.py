@@ -83,7 +83,7 @@ async def _run(
     try:
         if held:
             lock.take()
-        plan = await planner.plan(spec.name, host, pairs, person)
+        plan = await planner.plan(spec.name, host, pairs, person, starts=verb == "start")
         if verb == "plan":
             typer.echo(plan.model_dump_json(indent=1) if as_json else render_plan(plan))
             return 0

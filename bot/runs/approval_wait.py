@@ -7,6 +7,7 @@ import asyncio
 from collections import defaultdict
 
 from bot.runs.plan_phase import Phase, next_phase
+from bot.runs.planning import Planner
 from bot.store.records import RunStatus
 from bot.store.row_to_record import OTHER_VERSION, plan_problem
 from bot.store.store import Store
@@ -18,8 +19,9 @@ RECHECK_S = 30.0
 class ApprovalWait:
     """Waits until enough people have approved a run, or until it ends otherwise."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, planner: Planner) -> None:
         self._store = store
+        self._planner = planner
         self._wakes: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._closing = False
 
@@ -44,7 +46,10 @@ class ApprovalWait:
                     raise asyncio.CancelledError
                 row = await asyncio.to_thread(self._store.row, run_id)
                 if row.status != RunStatus.WAITING:
-                    return next_phase(row.status)
+                    phase = next_phase(row.status)
+                    if phase == "end":
+                        await self._planner.give_back(row.action, row.host)
+                    return phase
                 if problem := plan_problem(row.plan):
                     await self._refuse(run_id, problem)
                     continue

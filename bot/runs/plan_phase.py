@@ -40,7 +40,7 @@ class PlanPhase:
             return next_phase(row.status)
         try:
             requester = Person.model_validate(row.requester, extra="ignore")
-            plan = await self._planner.plan(row.action, row.host, row.options, requester)
+            plan = await self._planner.plan(row.action, row.host, row.options, requester, starts=True)
         except PlanRefused as refusal:
             return await self._refuse(run_id, refusal.problems)
         except UserError as error:
@@ -56,7 +56,10 @@ class PlanPhase:
             status = RunStatus.WAITING
         text = f"plan {plan.hash} with {len(plan.steps)} steps"
         stored = await self._move(run_id, status, text, values)
-        return next_phase(status) if stored else "end"  # not stored: stopped during planning
+        if not stored:  # stopped during planning
+            await self._planner.give_back(row.action, row.host)
+            return "end"
+        return next_phase(status)
 
     async def _refuse(self, run_id: str, problems: tuple[str, ...]) -> Phase:
         values = {"problems": list(problems), "outcome": "Refused before anything was touched."}

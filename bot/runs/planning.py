@@ -41,12 +41,24 @@ class Planner:
             raise UserError(f"There is no action {name!r};{did_you_mean(name, self._actions)}.")
         return action
 
-    async def plan(self, action: str, host: str, options: Mapping[str, str], requester: Person) -> Plan:
-        """Make a plan with the approvals it needs. Raise UserError for wrong options, PlanRefused if it cannot work."""
+    async def plan(
+        self,
+        action: str,
+        host: str,
+        options: Mapping[str, str],
+        requester: Person,
+        *,
+        starts: bool = False,
+    ) -> Plan:
+        """Make a plan with the approvals it needs. Raise UserError for wrong options, PlanRefused if it cannot work.
+
+        `starts`: a run will start with it, so the action may prepare the host for it before it plans (`give_back` undoes that).
+        """
         spec = self.action(action)
         now = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
         verdict, age_s = self._verdict(host) or (None, math.inf)
-        plan = await spec.plan(
+        make = spec.plan_start if starts and spec.plan_start is not None else spec.plan
+        plan = await make(
             PlanRequest(
                 host=self._hosts.get(host),
                 arguments=typed_options(spec, options),
@@ -69,6 +81,12 @@ class Planner:
             reason=f"The settings ask for {people} of the role {rule.approvers} before {plan.action} changes anything.",
         )
         return plan.model_copy(update={"gate": gate})
+
+    async def give_back(self, action: str, host: str) -> None:
+        """Undo what the action prepared for a run that ends before its first step."""
+        spec = self._actions.get(action)
+        if spec is not None and spec.give_back is not None:
+            await spec.give_back(self._hosts.get(host))
 
 
 def typed_options(spec: ActionSpec, options: Mapping[str, str]) -> Frozen:

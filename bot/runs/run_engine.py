@@ -59,7 +59,7 @@ class RunEngine:
         self._role = role
         self._store = store
         self._plan_phase = PlanPhase(store, planner)
-        self._approval_wait = ApprovalWait(store)
+        self._approval_wait = ApprovalWait(store, planner)
         self._executor = HostExecutor(store, artifacts=artifacts, hosts=hosts)
         self._lock = ProcessLock(settings.state_dir)
         self._start: StartWorkflow | None = None

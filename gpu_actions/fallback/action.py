@@ -4,13 +4,15 @@
 the tier does not serve but there is room, so the launch comes first. `in_place`: no room, so the tier stops first.
 """
 
+import asyncio
+
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
 from gpu_actions.config.host import HostConfig
-from gpu_actions.fallback import settle, validate
+from gpu_actions.fallback import hold, settle, validate
 from gpu_actions.fallback.gpus import Choice, choose_gpus
-from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, settle_step
+from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, refused_text, settle_step
 from gpu_actions.host import Host
 from gpu_actions.loadtest.knee_limits import fallback_limits
 from gpu_actions.models import Frozen, Verdict
@@ -19,7 +21,7 @@ from gpu_actions.tier import drain, launch, scope, stop, traffic, warm
 from gpu_actions.tier.condition import Condition, KnownHang
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
 
-STEP_MODULES = (drain, launch, scope, settle, stop, traffic, validate, warm)
+STEP_MODULES = (drain, hold, launch, scope, settle, stop, traffic, validate, warm)
 """Importing them registers their step functions."""
 
 GROUP = "serve"
@@ -63,8 +65,7 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
 def losses_of(order: Order, host: Host, facts: Facts) -> str:
     """Describe in one sentence what the fallback costs the clients."""
     sessions = facts.tp.server.sessions if facts.tp.server else 0
-    retry = host.config.router.back_pressure.retry_after_s
-    refused = f"new requests get 503 with Retry-After: {retry} until the fallback generates"
+    refused = refused_text(host)
     if facts.tp.condition is Condition.STOPPED:
         return f"nothing more, because tp is stopped already; {refused}"
     if order is Order.PLANNED:
@@ -104,6 +105,20 @@ async def plan_fallback(request: PlanRequest) -> Plan:
     return lay_out(host, facts, choice, arguments)
 
 
+async def plan_start(request: PlanRequest) -> Plan:
+    """Hold new requests as soon as tp seems to serve nothing, while the plan finds out. Without a plan, or if tp serves,
+    they are given back."""
+    holding = asyncio.create_task(hold.hold_first(request.host))
+    keep = False
+    try:
+        plan = await plan_fallback(request)
+        keep = any(step.verb == "fallback.hold" for step in plan.steps)
+        return plan
+    finally:
+        if await holding and not keep:
+            await hold.give_back(request.host)
+
+
 def known_hang(verdict: Verdict | None, *, age_s: float) -> KnownHang | None:
     """Return the hang of the tier that a verdict reports, or None."""
     if verdict is None or verdict.cause != HANG_CAUSE:
@@ -119,7 +134,10 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
     """Build the plan from the facts and the chosen GPUs. It reads nothing but how long the last start took."""
     order = choose_order(facts.tp.condition, beside=choice.candidates[0].beside)
     steps = {step.id: step for step in fallback_steps(host, facts, choice, order)}
-    ids = [i for i in ORDERS[order] if i != "validate" or not arguments.skip_validation]
+    left_out = {"validate"} if arguments.skip_validation else set()
+    if facts.tp.condition is Condition.SERVING:
+        left_out.add("hold")
+    ids = [i for i in ORDERS[order] if i not in left_out]
     warnings = list(choice.warnings)
     if facts.router_error:
         warnings.append(f"the router does not answer and will be started: {facts.router_error}")
@@ -155,6 +173,8 @@ SPEC = ActionSpec(
     summary="Save the evidence, then serve from one healthy GPU.",
     arguments=FallbackArguments,
     plan=plan_fallback,
+    plan_start=plan_start,
+    give_back=hold.give_back,
     changes_host=True,
     usages=(
         ("plan [host]", "show every step with its commands, files and weights; changes nothing"),

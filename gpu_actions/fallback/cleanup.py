@@ -195,7 +195,8 @@ class Cleanup:
             self.notes.append(f"{tier.name}: {ended.describe(tier.name)}")
 
     async def result(self, host: Host, state: ServingState) -> StepResult:
-        """Prove the state with a token through the router, and describe it with what a person must do."""
+        """Prove the state with a token through the router, and describe it with what a person must do. A hold ends first."""
+        await self.attempt("release the held requests", host.router.release())
         if state is not ServingState.NOTHING:
             state = await self._proved(host, state)
         tp, fallback = await self.state_of(host.tp), await self.state_of(host.fallback)

@@ -6,6 +6,7 @@ The arguments set here are what runs later. The steps decide nothing anew, excep
 from enum import StrEnum
 
 from gpu_actions.fallback.gpus import Choice
+from gpu_actions.fallback.hold import held_until_serving, hold_limits
 from gpu_actions.forensics.step import capture_step
 from gpu_actions.host import Host
 from gpu_actions.loadtest.knee_limits import FallbackLimits, fallback_limits
@@ -29,7 +30,7 @@ class Order(StrEnum):
 ORDERS: dict[Order, tuple[str, ...]] = {
     Order.PLANNED: ("capture", "scope", "launch", "warm", "route", "backpressure", "drain", "stop", "validate"),
     Order.OVERLAPPED: ("hold", "scope", "launch", "warm", "route", "backpressure", "capture", "drain", "stop", "validate"),
-    Order.IN_PLACE: ("capture", "drain", "stop", "scope", "launch", "warm", "route", "backpressure", "validate"),
+    Order.IN_PLACE: ("hold", "capture", "drain", "stop", "scope", "launch", "warm", "route", "backpressure", "validate"),
 }  # fmt: skip
 """In every order evidence is saved before anything is stopped or aborted, and traffic moves after a generated token.
 
@@ -38,6 +39,15 @@ the dead tier is left untouched until its evidence is saved. While an engine loa
 
 GROUPED = ("scope", "launch", "warm")
 """Steps that are tried again with the next GPU if one of them fails."""
+
+
+def refused_text(host: Host) -> str:
+    """Return what happens to new requests while nothing generates."""
+    policy, retry = host.config.router.hold, host.config.router.back_pressure.retry_after_s
+    refused = f"get 503 with Retry-After: {retry} until the fallback generates"
+    if policy.wait_s > 0 and host.config.router.managed and held_until_serving(host):
+        return f"new requests wait at most {policy.wait_s:g} s for the fallback; later ones {refused}"
+    return f"new requests {refused}"
 
 
 def settle_step(host: Host, facts: Facts) -> Step:
@@ -64,6 +74,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
     settings = config.router.back_pressure
     limits = fallback_limits(host)
     load, load_notes = lower_to_caps(policy.validate_load, config.loadtest, host.name)
+    meanwhile = refused_text(host)
     refused = f"meanwhile new requests get 503 with Retry-After: {settings.retry_after_s}"
     capture = capture_step(host, budget_s=policy.capture_budget_s)
     pids = facts.tp.state.pids if facts.tp.state and facts.tp.active else ()
@@ -73,11 +84,11 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             id="hold",
             verb="fallback.hold",
             title="keep new requests from the dead tier",
-            args={"tier": "tp"},
+            args={"tier": "tp", "hold": hold_limits(host) if held_until_serving(host) else None},
             details=(
                 f"router: {config.router.describe_drain(tp.server)}; "
                 "what hangs there is kept for the evidence",
-                refused,
+                meanwhile,
             ),
             timeout_s=60,
             expected_s=0.1,
@@ -89,6 +100,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             expected_s=policy.drain_stall_s + 1,
             allow_zero_total=order is Order.IN_PLACE,
             flat_since=facts.tp.flat_since,
+            found_silent=facts.tp.condition is Condition.SILENT,
             details=(refused,) if order is Order.IN_PLACE else (),
         ),
         stop_step(

@@ -1,4 +1,4 @@
-"""The steps `fallback.hold` and `tier.drain`: take new requests away from a tier and let its running ones finish.
+"""The step `tier.drain`: take new requests away from a tier and let its running ones finish.
 
 A tier is drained when the router has no session and no queue for it and the engine has nothing running or waiting, three
 times in a row. A tier whose token counter does not move is not waited for: its requests are aborted at once, and counted.
@@ -27,6 +27,9 @@ SILENT_STALLS = 3
 """An engine whose counters cannot be read for this many times the stall limit counts as hung, unless a completion shows that it
 generates: a starved event loop may answer no scrape while tokens flow."""
 
+CONFIRM_SILENT_S = 1.0
+"""An engine that planning found silent for the whole stall limit is only asked once more: it cannot progress."""
+
 
 class DrainEnd(Frozen):
     """How a drain ended, in requests: `aborted` lost their answer at the router, `resent` had none yet and went to the other
@@ -50,24 +53,6 @@ class DrainEnd(Frozen):
         )
 
 
-@step("fallback.hold")
-async def hold(context: StepContext) -> StepResult:
-    """Effect: the router sends the tier nothing new and leaves its open requests alone. Verified by the router's state.
-
-    If no other tier takes requests, clients get 503 with Retry-After at once instead of hanging.
-    """
-    tier = context.host.tiers[context.args["tier"]]
-    router = context.host.router
-    run_notes.began_at_s(context.workdir)
-    await ready_router(router)
-    await router.drain(tier.config.server, allow_zero_total=True)
-    state = await router.server(tier.config.server)
-    return StepResult(
-        summary=f"{tier.name} gets no new requests; {state.sessions} are still open on it",
-        data={"tier": tier.name, "sessions": state.sessions},
-    )
-
-
 @step("tier.drain")
 async def drain(context: StepContext) -> StepResult:
     """Effect: the router sends the tier nothing new, and sessions that do not finish are ended. Verified by the router's
@@ -85,6 +70,7 @@ async def drain(context: StepContext) -> StepResult:
             stall_s=float(args["stall_s"]),
             allow_zero_total=bool(args["allow_zero_total"]),
             flat_since=None if flat_since is None else TokenSample.model_validate(flat_since),
+            found_silent=bool(args.get("found_silent")),
         )
     except RouterError as error:
         raise StepFailed(
@@ -116,6 +102,7 @@ async def drain_tier(
     stall_s: float,
     allow_zero_total: bool,
     flat_since: TokenSample | None = None,
+    found_silent: bool = False,
 ) -> DrainEnd:
     """Send the tier nothing new and wait until its requests finish. At the deadline, or if it hangs, abort the rest.
 
@@ -123,13 +110,22 @@ async def drain_tier(
     """
     await context.host.router.drain(tier.config.server, allow_zero_total=allow_zero_total)
     samples = [] if flat_since is None else [flat_since]
-    ended = await _until_drained(context, tier, samples, timeout_s=timeout_s, stall_s=stall_s)
+    silent_s = CONFIRM_SILENT_S if found_silent else SILENT_STALLS * stall_s
+    ended = await _until_drained(
+        context, tier, samples, timeout_s=timeout_s, stall_s=stall_s, silent_s=silent_s
+    )
     aborted, resent = await _aborted_and_resent(context, tier)
     return ended.model_copy(update={"aborted": aborted, "resent": resent})
 
 
 async def _until_drained(
-    context: StepContext, tier: Tier, samples: list[TokenSample], *, timeout_s: float, stall_s: float
+    context: StepContext,
+    tier: Tier,
+    samples: list[TokenSample],
+    *,
+    timeout_s: float,
+    stall_s: float,
+    silent_s: float,
 ) -> DrainEnd:
     started = time.monotonic()
     quiet = 0
@@ -152,11 +148,11 @@ async def _until_drained(
                 probe.cancel()
                 probe = None
             elif probe is None and unread:
-                probe = asyncio.create_task(generates(tier, timeout_s=SILENT_STALLS * stall_s))
+                probe = asyncio.create_task(generates(tier, timeout_s=silent_s))
             hangs = ""
             if judge_progress(samples, stall_s=stall_s) is Progress.FLAT:
                 hangs = f"its token counter did not move for {stall_s:g} s"
-            elif probe is not None and silence_s(samples) >= SILENT_STALLS * stall_s:
+            elif probe is not None and silence_s(samples) >= silent_s:
                 if await probe or await tier.engine.is_live(timeout_s=1):
                     samples.clear()  # only its counters do not answer
                     probe = None

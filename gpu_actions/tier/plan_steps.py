@@ -62,6 +62,7 @@ def drain_step(
     expected_s: float,
     allow_zero_total: bool,
     flat_since: TokenSample | None = None,
+    found_silent: bool = False,
     details: Sequence[str] = (),
 ) -> Step:
     """Return the step that drains a tier. `allow_zero_total`: no other tier takes requests, so clients get 503 meanwhile."""
@@ -76,6 +77,7 @@ def drain_step(
             "stall_s": stall_s,
             "allow_zero_total": allow_zero_total,
             "flat_since": None if flat_since is None else flat_since.model_dump(),
+            "found_silent": found_silent,
         },
         details=(
             f"router: {host.config.router.describe_drain(tier.config.server)}",

@@ -4,6 +4,7 @@ Traffic goes only to a tier that generated a token a moment ago, and the total u
 """
 
 import asyncio
+import logging
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Host, Tier
@@ -15,6 +16,8 @@ from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.client_account import keep_serves_again, with_clients
 from gpu_actions.tier.condition import generates
+
+logger = logging.getLogger(__name__)
 
 PROOF_PROMPT = "gpu-oncall proves the route"
 PROOF_TOKENS = 2
@@ -146,8 +149,21 @@ async def backpressure(context: StepContext) -> StepResult:
         if missing
         else ""
     )
+    held = await _released(router)
     why = "".join(f"; {sentence}" for sentence in context.args.get("notes", ()))
+    if held:
+        why += f"; {held} held request{' goes' if held == 1 else 's go'} to the fallback"
     result = StepResult(
-        summary=f"in force: {shown}{note}{why}", data={"in_force": in_force, "missing": missing}
+        summary=f"in force: {shown}{note}{why}",
+        data={"in_force": in_force, "missing": missing, "held": held},
     )
     return await with_clients(context, result)
+
+
+async def _released(router: Router) -> int:
+    """End a hold, so that what waits goes to the fallback. Return how many requests waited."""
+    try:
+        return await router.release()
+    except RouterError:
+        logger.exception("held requests go on only when the hold ends by itself")
+        return 0

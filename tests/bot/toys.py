@@ -73,7 +73,11 @@ def effects(state_dir: Path, name: str) -> list[str]:
 
 
 def _leave(context: StepContext, name: str, line: str) -> None:
-    folder = context.host.state_dir / "effects"
+    _leave_at(context.host, name, line)
+
+
+def _leave_at(host: "Host", name: str, line: str) -> None:
+    folder = host.state_dir / "effects"
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(descriptor, f"{line}\n".encode())
@@ -207,14 +211,23 @@ def _steps(script: str, timeout_s: float) -> tuple[Step, ...]:
 
 
 def toy_actions() -> dict[str, ActionSpec]:
-    """Return the toy action under four names: changing, read-only, with approval, and as triage."""
+    """Return the toy action under four names: changing, read-only, with approval and a preparation, and as triage."""
     shapes = {"toy": ("toy", True), "look": ("lk", False), "gated": ("gt", True), "triage": ("tr", False)}
 
     def spec(name: str, prefix: str, changes: bool) -> ActionSpec:
         async def planned(request: PlanRequest) -> Plan:
             return (await plan(request)).model_copy(update={"action": name})
 
+        async def prepared(request: PlanRequest) -> Plan:
+            _leave_at(request.host, "prepared", name)
+            return await planned(request)
+
+        async def give_back(host: "Host") -> None:
+            _leave_at(host, "given_back", name)
+
         return ActionSpec(
+            plan_start=prepared if name == "gated" else None,
+            give_back=give_back if name == "gated" else None,
             name=name,
             prefix=prefix,
             summary="",

@@ -100,9 +100,16 @@ class Site:
         os.kill((await self.rank_pids())[0], signal.SIGSTOP)
 
     async def plan(
-        self, spec: ActionSpec = FALLBACK, *, verdict: Verdict | None = None, **arguments: Any
+        self,
+        spec: ActionSpec = FALLBACK,
+        *,
+        verdict: Verdict | None = None,
+        starts: bool = False,
+        **arguments: Any,
     ) -> Plan:
-        return await spec.plan(
+        """Make a plan; with `starts` as for a run that will start."""
+        make = spec.plan_start if starts and spec.plan_start is not None else spec.plan
+        return await make(
             PlanRequest(
                 host=self.host,
                 arguments=spec.arguments(**arguments),

@@ -6,9 +6,19 @@ import signal
 import time
 
 from demo.traffic.account import Ending
+from gpu_actions.fallback.hold import SUSPECT_S
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import data_of
-from tests.scenarios.saturated import PRESSURE, PROFILE, QUEUE_TIMEOUT_S, SLACK_S, busy_site, lost_text
+from tests.scenarios.saturated import (
+    PLACES,
+    PRESSURE,
+    PROFILE,
+    QUEUE_TIMEOUT_S,
+    SLACK_S,
+    busy_site,
+    lost_text,
+    servers_of,
+)
 
 
 async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet(site_with: MakeSite) -> None:
@@ -41,7 +51,7 @@ async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet
 
 
 async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(site_with: MakeSite) -> None:
-    site = await busy_site(site_with, tp=["--token-s", "0.05", "--ranks", "1"])
+    site = await busy_site(site_with, tp=["--token-s", "0.05", "--ranks", "1"], fallback={"drain_stall_s": 3})
     async with site.real_traffic(PROFILE) as account:
         await asyncio.sleep(2.5)
         assert account.open >= 40
@@ -51,19 +61,29 @@ async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(site
         frozen = time.monotonic()
         await asyncio.sleep(0.5)
         asked = time.monotonic()
-        plan = await site.plan(skip_validation=True)
+        plan = await site.plan(starts=True, skip_validation=True)
         planned = time.monotonic()
         end = await site.run(plan)
         ended = time.monotonic()
         await asyncio.sleep(2)
     silence_s = account.longest_silence_s(frozen, account.last_token_at)
-    after = account.sent_between(asked, ended)
-    lost = [answer for answer in account.lost if answer.sent_at >= asked]
+    tokens = [answer for answer in account.answers if answer.served_by == "fallback" and answer.last_token_at]
+    first_s = min(answer.first_byte_at or ended for answer in tokens) - asked
+    waited = account.sent_between(asked, asked + first_s)
+    drain_s = data_of(end, "drain")["seconds"]
     print(
-        f"MEASURE planning {planned - asked:.1f} s, run {ended - planned:.1f} s, drain {data_of(end, 'drain')['seconds']} s, "
-        f"first token {min(a.last_token_at for a in account.answers if a.last_token_at and a.served_by == 'fallback') - asked:.1f} s, "
-        f"silence {silence_s:.1f} s; of {len(after)} sent meanwhile {len(lost)} lost, "
-        f"{sum(a.ending is Ending.REFUSED for a in after)} refused; {account.describe()}; drain {data_of(end, 'drain')}"
+        f"planning {planned - asked:.1f} s, run {ended - planned:.1f} s, drain {drain_s:.1f} s, first token {first_s:.1f} s",
+        f"{silence_s:.1f} s without a token; sent before the first token: {servers_of(waited)}",
+        f"sent in the whole run: {servers_of(account.sent_between(asked, ended))}",
+        account.describe(),
+        sep="\n",
     )
     assert end.ended.status == "succeeded"
+    for answer in account.lost:
+        assert answer.sent_at <= asked + SUSPECT_S + SLACK_S, f"{answer} was not held"
+        assert answer.ending is Ending.ABORTED, answer
+    held = data_of(end, "backpressure")["held"]
+    assert held >= PLACES
+    assert servers_of(waited)["fallback"] >= PLACES, "what was held is answered"
+    assert drain_s < 8, "three times the stall limit would be 9 s and more"
     await site.check_serving("fallback")

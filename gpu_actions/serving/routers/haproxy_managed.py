@@ -167,7 +167,11 @@ class ManagedRouter(HaproxyRouter):
 
     async def release(self) -> int:
         async with self.changing():
-            if not await self._map_value("until_ms", haproxy_config.HOLD_NAME):
+            reply = await self.admin.ask(f"get map {haproxy_config.HOLD_NAME} until_ms")
+            if quoted_value(reply) in (
+                None,
+                "0",
+            ):  # no hold, or a router that was started before there were any
                 return 0
             held = await self.held()
             await self._set_hold(haproxy_config.NO_HOLD)

@@ -77,6 +77,7 @@ async def test_nothing_runs_before_the_approval_and_everything_after_it(gate: Ga
     run = await ended(gate.runs, run.id)
     assert run.status is RunStatus.SUCCEEDED
     assert [(d.user.id, d.decision) for d in run.decisions] == [("U_LEAD", "approve")]
+    assert (effects(tmp_path, "prepared"), effects(tmp_path, "given_back")) == (["gated"], [])
 
 
 async def test_the_requester_cannot_approve(gate: Gated) -> None:
@@ -95,6 +96,7 @@ async def test_the_requester_can_deny(gate: Gated, tmp_path: Path) -> None:
     assert run.status is RunStatus.DENIED
     assert run.outcome == "Denied by oncall: not now. Nothing was touched."
     assert effects(tmp_path, "a") == []
+    assert (effects(tmp_path, "prepared"), effects(tmp_path, "given_back")) == (["gated"], ["gated"])
     assert (await ended(gate.runs, (await start(gate.runs)).id)).status is RunStatus.SUCCEEDED
 
 

@@ -189,6 +189,7 @@ async def test_a_stop_during_the_wait_for_approval_touches_nothing_and_frees_the
         await runs.stop(run.id, by=ONCALL)
     assert (await ended(runs, (await start(runs, script="count:b")).id)).status is RunStatus.SUCCEEDED
     assert effects(tmp_path, "a") == effects(tmp_path, "z") == []
+    assert effects(tmp_path, "given_back") == ["gated"]
 
 
 async def test_the_cleanup_cannot_be_stopped(runs: Runs, tmp_path: Path) -> None:
