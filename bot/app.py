@@ -20,6 +20,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.incidents.artifacts import ArtifactStore
 from bot.incidents.incidents import Incidents
+from bot.incidents.settings_record import record_settings
 from bot.runs.approvals import Approvals
 from bot.runs.process_lock import AlreadyRunning, ProcessLock
 from bot.runs.run_engine import ProcessRole
@@ -114,6 +115,7 @@ def _storage(settings: Settings) -> tuple[Store, ArtifactStore]:
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = Store(settings.own_database_url)
     store.create()
+    record_settings(settings, store)
     return store, ArtifactStore(settings, store)
 
 

@@ -203,6 +203,7 @@ def _home_tab(body: Body) -> Request | None:
         channel=str(event.get("channel") or event["user"]),
         key=f"event:{body.get('event_id') or event.get('event_ts')}",
         what="the Home tab",
+        what_was_asked=False,
     )
 
 

@@ -20,7 +20,8 @@ from bot.presenter.message import Message
 from bot.presenter.render_context import RenderContext
 from bot.services import Services
 from bot.slack.posts import REFUSED_BLOCKS, SLACK_FAILURES
-from bot.store.records import Person, UserError
+from bot.store.records import Person, TimelineEntry, UserError
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
@@ -45,6 +46,13 @@ class Request:
     text: str = ""
     sent_at: float | None = None
     trigger_id: str = ""
+    what_was_asked: bool = True
+    """False for an event that asks for nothing, such as opening the Home tab."""
+
+    @property
+    def words(self) -> str:
+        """Return what was asked in one line, for the audit trail."""
+        return f"{self.what} {self.text}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +100,45 @@ async def guarded(
         if late_s > limit_s:
             log.warning("request refused: it arrived too late", what=call.what, late_s=round(late_s, 2))
             await call.answer(private_answers.too_late(late_s, call.what))
-        elif not await asyncio.to_thread(call.services.store.deliveries.first_time, call.key):
+            await _record(call, "request.refused", f"{call.what} arrived {late_s:.0f} s late")
+        elif not await asyncio.to_thread(
+            call.services.store.deliveries.first_time, call.key, _entry(call, "request", call.words)
+        ):
             log.info("request dropped: it was delivered before", what=call.what, key=call.key)
         else:
             await work(call, call.text)
     except UserError as error:
         await call.answer(private_answers.refused(str(error)))
+        await _record(call, "request.refused", f"{call.words}: {error}")
     except Exception as error:
         error_id = f"e-{secrets.token_hex(3)}"
         log.error("request failed", what=call.what, error_id=error_id, user=call.person.id, exc_info=error)
         await call.answer(private_answers.broken(error_id, call.what))
+
+
+async def _first_time(call: Call) -> bool:
+    entry = _entry(call, "request", call.words)
+    return await asyncio.to_thread(call.services.store.deliveries.first_time, call.key, entry)
+
+
+def _entry(call: Call, kind: str, text: str) -> TimelineEntry | None:
+    """Return the audit entry of a request. Opening the Home tab asks for nothing and has none."""
+    if not call.what_was_asked:
+        return None
+    data = {"channel": call.channel, "name": call.person.name}
+    return TimelineEntry(
+        at=call.services.store.clock(),
+        host="",
+        actor=call.person.id,
+        kind=kind,
+        text=redacted_head(text, 500),
+        data=data,
+    )
+
+
+async def _record(call: Call, kind: str, text: str) -> None:
+    if (entry := _entry(call, kind, text)) is not None:
+        await asyncio.to_thread(call.services.store.audit.record, entry)
 
 
 def respond_answer(

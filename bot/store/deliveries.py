@@ -5,7 +5,9 @@ from collections.abc import Callable
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from bot.store.audit import append
 from bot.store.database import Database
+from bot.store.records import TimelineEntry
 from bot.store.schema import deliveries
 
 
@@ -16,11 +18,13 @@ class Deliveries:
         self._database = database
         self._clock = clock
 
-    def first_time(self, key: str) -> bool:
-        """Remember a key. Return True exactly once per key, across all processes."""
+    def first_time(self, key: str, entry: TimelineEntry | None = None) -> bool:
+        """Remember a key, with its audit entry in the same transaction. Return True exactly once, across all processes."""
         try:
             with self._database.write() as connection:
                 connection.execute(deliveries.insert().values(key=key, at=self._clock()))
+                if entry is not None:
+                    append(connection, entry)
         except IntegrityError:
             return False
         return True
