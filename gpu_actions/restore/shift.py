@@ -10,6 +10,7 @@ import time
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config.policies import RestorePolicy
+from gpu_actions.host import Host
 from gpu_actions.restore.analysis import (
     Orders,
     StageVerdict,
@@ -43,12 +44,16 @@ async def shift(context: StepContext) -> StepResult:
     host, args = context.host, context.args
     percent = int(args["percent"])
     policy = RestorePolicy.model_validate(args["policy"])
-    if not await generates(host.tp, timeout_s=PROBE_S):
-        await move_back(context)
+    tp, fallback = await asyncio.gather(generates(host.tp, timeout_s=PROBE_S), fallback_serves(host))
+    if not tp:
+        back = await move_back(context)
         raise StepFailed(
-            f"tp does not generate, so it gets no traffic (stage {percent} %)",
-            next_action=f"/triage {host.name}; the fallback has the traffic",
+            f"tp does not generate, so it gets no traffic (stage {percent} %). {back}",
+            next_action=f"/triage {host.name}",
         )
+    asked_percent = percent
+    if not fallback:  # it gets no share of the traffic, however small
+        percent = 100
     await ready_router(host.router)
     watcher = Watcher(host, percent, policy, stall_s=float(args["stall_s"]))
     await watcher.begin(context)
@@ -59,6 +64,9 @@ async def shift(context: StepContext) -> StepResult:
     finally:
         probing.cancel()
         await asyncio.wait({probing})
+    if percent != asked_percent:
+        note = f"the fallback generates nothing, so tp got 100 % instead of {asked_percent} %"
+        reason = f"{note}; {reason}" if reason else note
     data = {"percent": percent, "window": window.model_dump(mode="json"), "reason": reason}
     if then is Then.STEP_BACK:
         back = await move_back(context)
@@ -91,18 +99,26 @@ async def set_stage(context: StepContext, percent: int) -> None:
     await router.shift({tp.server: tp_weight, fallback.server: fallback_weight})
 
 
+async def fallback_serves(host: Host) -> bool:
+    """Return True if the fallback generates now, however slowly. If its unit cannot be read, its tokens say so."""
+    try:
+        state = await host.fallback.unit.state()
+    except (UnitError, OSError):
+        return await generates(host.fallback, timeout_s=PROBE_S)
+    reading = await read_condition(host.fallback, state, stall_s=PROBE_S)
+    return reading.condition is Condition.SERVING
+
+
 async def move_back(context: StepContext) -> str:
     """Move all traffic to the fallback if it generates. Return a sentence that says what was done. Never raises."""
     host = context.host
     try:
-        state = await host.fallback.unit.state()
-        reading = await read_condition(host.fallback, state, stall_s=PROBE_S)
-        if reading.condition is not Condition.SERVING:
+        if not await fallback_serves(host):
             return (
                 "The fallback does not generate, so the weights stay until the clean-up has probed both tiers"
             )
         await route_to(host, host.fallback, host.tp)
-    except (RouterError, UnitError) as error:
+    except RouterError as error:
         return f"The weights could not be set back: {error}"
     return "All traffic is back on the fallback"
 

@@ -18,6 +18,7 @@ from gpu_actions.serving.engines.metrics import (
     histogram_percentile,
 )
 from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, ServerState, UnitState
+from gpu_actions.serving.routers.driver import summed
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.kernel_log import XidEvent, collect_kernel_log
 from gpu_actions.system.clock import Moment
@@ -110,8 +111,7 @@ class Watcher:
         if kept is not None:
             self.beginning = Beginning.model_validate(kept)
             return
-        server = await self.host.router.server(self.tier.config.server)
-        control = await self.host.router.server(self.host.fallback.config.server)
+        server, control = await self._servers()
         metrics = await self._metrics()
         state = await self.tier.unit.state()
         events, unread = await read_xids(self.host)
@@ -136,8 +136,7 @@ class Watcher:
         """Read everything again and return the window so far. Raises RouterError if the router does not answer."""
         assert self.beginning is not None, "begin comes first"  # noqa: S101
         began = self.beginning
-        server = await self.host.router.server(self.tier.config.server)
-        control = await self.host.router.server(self.host.fallback.config.server)
+        server, control = await self._servers()
         metrics = await self._metrics()
         state = await self.tier.unit.state()
         events, unread = await read_xids(self.host)
@@ -190,6 +189,11 @@ class Watcher:
             application_xids=tuple(name_of(event) for event in fresh if event.is_application_fault),
             missing=tuple(missing),
         )
+
+    async def _servers(self) -> tuple[ServerState, ServerState]:
+        """Return the state of the tier's server and of its control's, from one reading of the router."""
+        rows = await self.host.router.servers()
+        return summed(rows, self.tier.config.server), summed(rows, self.host.fallback.config.server)
 
     async def _metrics(self) -> EngineMetrics | None:
         try:

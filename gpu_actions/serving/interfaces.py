@@ -124,14 +124,19 @@ class EngineMetrics(Frozen):
     missing: tuple[str, ...] = ()
 
 
+SERVER_HEADER = "x-gpu-oncall-server"
+"""A router may name in it, for our own requests, the server that answered."""
+
+
 class Completion(Frozen):
-    """A finished completion: proof that the engine serves."""
+    """A finished completion: proof that the engine serves. `server` is what a router says answered it; empty if it does not."""
 
     text: str
     completion_tokens: int
     finish_reason: str
     ttft_ms: float
     e2e_ms: float
+    server: str = ""
 
 
 class ScoredTokens(Frozen):

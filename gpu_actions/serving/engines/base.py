@@ -27,6 +27,7 @@ from gpu_actions.serving.engines.metrics import Names, read_engine_metrics
 from gpu_actions.serving.engines.profile import folder_of_listener, traces_since
 from gpu_actions.serving.http import HttpFailure, request
 from gpu_actions.serving.interfaces import (
+    SERVER_HEADER,
     Completion,
     EngineError,
     EngineMetrics,
@@ -192,9 +193,10 @@ class HttpEngine:
             if not response.content_type.startswith("text/event-stream"):
                 start = redacted_head(await response.text(), 300)
                 raise EngineError(f"{url} answered {response.content_type} to a streamed request: {start}")
+            server = response.headers.get(SERVER_HEADER, "")
             async for line in response.content:
                 reader.feed(line)
-        return reader.result()
+        return reader.result().model_copy(update={"server": server})
 
     async def complete_scored(self, prompt: str, *, max_tokens: int, timeout_s: float) -> ScoredTokens:
         body = scored_request(self.model, prompt, max_tokens=max_tokens)

@@ -32,6 +32,38 @@ def changed(servers: Sequence[ServerState], server: str, **update: object) -> tu
     return tuple(row.model_copy(update=update) if row.server == server else row for row in servers)
 
 
+def lines_of(rows: Sequence[ServerState], server: str) -> list[ServerState]:
+    """Return the lines of a server, one in each backend. Raises RouterError if a backend does not have it."""
+    backends = dict.fromkeys(row.backend for row in rows)
+    lines = [row for row in rows if row.server == server]
+    missing = set(backends) - {row.backend for row in lines}
+    if missing or not lines:
+        known = ", ".join(f"{row.backend}/{row.server}" for row in rows)
+        wanted = f"{sorted(missing)[0]}/{server}" if missing else server
+        raise RouterError(f"the router has no server {wanted}; it has: {known}")
+    return lines
+
+
+def summed(rows: Sequence[ServerState], server: str) -> ServerState:
+    """Return a server's state over its backends: summed counts, the worst operational and administrative state."""
+    lines = lines_of(rows, server)
+    down = [line.operational for line in lines if line.operational != "UP"]
+    return ServerState(
+        backend=lines[0].backend,
+        server=server,
+        weight=lines[0].weight,
+        admin_state=min((line.admin_state for line in lines), key=STATES.index),
+        operational=down[0] if down else "UP",
+        sessions=sum(line.sessions for line in lines),
+        queued=sum(line.queued for line in lines),
+        requests_total=sum(line.requests_total for line in lines),
+        responses_5xx=sum(line.responses_5xx for line in lines),
+        responses_4xx=sum(line.responses_4xx for line in lines),
+        resent=sum(line.resent for line in lines),
+        streams_broken=sum(line.streams_broken for line in lines),
+    )
+
+
 class RouterDriver(ABC):
     """Implements `Router`: absolute weights (0-256) that are read back, and never a total usable weight of 0."""
 
@@ -95,23 +127,8 @@ class RouterDriver(ABC):
     # -- what all kinds share ------------------------------------------------------------------------------------
 
     async def server(self, server: str) -> ServerState:
-        """Return a server's state over its backends: summed counts, the worst operational and administrative state."""
-        lines = self.lines_of(await self.servers(), server)
-        down = [line.operational for line in lines if line.operational != "UP"]
-        return ServerState(
-            backend=lines[0].backend,
-            server=server,
-            weight=lines[0].weight,
-            admin_state=min((line.admin_state for line in lines), key=STATES.index),
-            operational=down[0] if down else "UP",
-            sessions=sum(line.sessions for line in lines),
-            queued=sum(line.queued for line in lines),
-            requests_total=sum(line.requests_total for line in lines),
-            responses_5xx=sum(line.responses_5xx for line in lines),
-            responses_4xx=sum(line.responses_4xx for line in lines),
-            resent=sum(line.resent for line in lines),
-            streams_broken=sum(line.streams_broken for line in lines),
-        )
+        """Return a server's state over its backends."""
+        return summed(await self.servers(), server)
 
     async def set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
         async with self.changing():
@@ -122,7 +139,7 @@ class RouterDriver(ABC):
         weight would be left at the end, and with the weights in force if a change fails."""
         async with self.changing():
             before = await self.servers()
-            now = {server: self.lines_of(before, server)[0].weight for server in weights}
+            now = {server: lines_of(before, server)[0].weight for server in weights}
             after = before
             for server, weight in weights.items():
                 _check_weight(weight)
@@ -146,35 +163,23 @@ class RouterDriver(ABC):
     async def _set_weight(self, server: str, weight: int, *, allow_zero_total: bool = False) -> None:
         _check_weight(weight)
         rows = await self.servers()
-        lines = self.lines_of(rows, server)
+        lines = lines_of(rows, server)
         if not allow_zero_total:
             _refuse_zero(changed(rows, server, weight=weight), f"weight {weight} for {server}")
         for line in lines:
             await self.write_weight(line, weight)
         in_force = {
-            f"{line.backend}/{server}": line.weight for line in self.lines_of(await self.servers(), server)
+            f"{line.backend}/{server}": line.weight for line in lines_of(await self.servers(), server)
         }
         if set(in_force.values()) != {weight}:
             raise RouterError(f"weight {weight} was set for {server}, but the router reports {in_force}")
 
     async def _set_admin_state(self, rows: Sequence[ServerState], server: str, state: str) -> None:
-        for line in self.lines_of(rows, server):
+        for line in lines_of(rows, server):
             await self.write_admin_state(line, state)
         now = (await self.server(server)).admin_state
         if now != state:
             raise RouterError(f"{server} was set to {state}, but the router reports {now}")
-
-    @staticmethod
-    def lines_of(rows: Sequence[ServerState], server: str) -> list[ServerState]:
-        """Return the lines of a server, one in each backend. Raises RouterError if a backend does not have it."""
-        backends = dict.fromkeys(row.backend for row in rows)
-        lines = [row for row in rows if row.server == server]
-        missing = set(backends) - {row.backend for row in lines}
-        if missing or not lines:
-            known = ", ".join(f"{row.backend}/{row.server}" for row in rows)
-            wanted = f"{sorted(missing)[0]}/{server}" if missing else server
-            raise RouterError(f"the router has no server {wanted}; it has: {known}")
-        return lines
 
 
 def _check_weight(weight: int) -> None:

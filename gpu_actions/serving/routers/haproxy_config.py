@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.serving.interfaces import SERVER_HEADER, RouterError
 from gpu_actions.serving.routers.base import BackPressure, RoutedHost, RouterConfig
 from gpu_actions.serving.routers.haproxy_log import LOG_FORMAT, MARK_PATH, MARK_STATUS, OWN_AGENT
 from gpu_actions.system.urls import port_of
@@ -154,6 +154,7 @@ def render_config(
         "mark_path": MARK_PATH,
         "mark_status": MARK_STATUS,
         "own_agent": OWN_AGENT,
+        "server_header": SERVER_HEADER,
         "backend": router.backend,
         "long_backend": router.long_backend,
         "servers": [
@@ -168,8 +169,8 @@ def render_config(
             for name, tier in host.tiers.items()
         ],
         "pools": [
-            {"name": backend, "limits": dict.fromkeys(limited, limit)}
-            for backend, limit in router.concurrency(in_force).items()
+            {"name": backend, "number": number, "limits": dict.fromkeys(limited, limit)}
+            for number, (backend, limit) in enumerate(router.concurrency(in_force).items())
         ],
     }
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701

@@ -17,6 +17,7 @@ from gpu_actions.serving.interfaces import RequestsUnknown, RouterError, UnitErr
 from gpu_actions.serving.request_account import RequestAccount
 from gpu_actions.serving.routers import haproxy_config
 from gpu_actions.serving.routers.base import RoutedHost
+from gpu_actions.serving.routers.driver import lines_of
 from gpu_actions.serving.routers.haproxy_config import (
     HaproxySettings,
     configuration_fingerprint,
@@ -127,7 +128,7 @@ class ManagedRouter(HaproxyRouter):
         fixes at its start are reported as they are.
         """
         async with self.changing():
-            lines = self.lines_of(await self.servers(), server)
+            lines = lines_of(await self.servers(), server)
             self._keep_given(limits)
             pressure = self._pressure()
             wanted = self.config.concurrency(pressure)
@@ -148,7 +149,7 @@ class ManagedRouter(HaproxyRouter):
     async def clear_back_pressure(self, server: str) -> None:
         """Lift the limits; waiting requests continue at once."""
         async with self.changing():
-            lines = self.lines_of(await self.servers(), server)
+            lines = lines_of(await self.servers(), server)
             self._keep_limited(self.limited() - {server})
             await self._set_limits(lines, {self.config.backend: 0, self.config.long_backend: 0})
             await self._set_map(map_entries(server, None))

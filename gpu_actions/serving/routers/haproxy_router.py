@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gpu_actions.serving.interfaces import BackendUnknown, RouterError, ServerState
 from gpu_actions.serving.routers.base import BackPressure
-from gpu_actions.serving.routers.driver import RouterDriver
+from gpu_actions.serving.routers.driver import RouterDriver, lines_of
 from gpu_actions.serving.routers.haproxy_config import HaproxySettings
 from gpu_actions.serving.routers.haproxy_socket import ASK_TIMEOUT_S, HaproxySocket
 from gpu_actions.system.files import write_json
@@ -62,7 +62,7 @@ class HaproxyRouter(RouterDriver):
     async def abort_sessions(self, server: str) -> int:
         """End its open sessions and return how many there were. Their clients see a broken stream."""
         async with self.changing():
-            lines = self.lines_of(await self.servers(), server)
+            lines = lines_of(await self.servers(), server)
             count = sum(line.sessions for line in lines)
             for line in lines:
                 await self.admin.set(f"shutdown sessions server {line.backend}/{server}")
@@ -167,7 +167,7 @@ class ExistingRouter(HaproxyRouter):
         """Check that it answers and has the tiers' servers. Raises RouterError with those that it has."""
         rows = await self.servers()
         for server in self._tier_servers:
-            self.lines_of(rows, server)
+            lines_of(rows, server)
 
     def _wanted_backends(self, present: tuple[str, ...]) -> tuple[str, ...]:
         """Its long backend is optional; without it all requests go through one."""
@@ -180,7 +180,7 @@ class ExistingRouter(HaproxyRouter):
     ) -> dict[str, float]:
         """Limit the concurrent requests and return the limits in force. `clear_back_pressure` restores the earlier ones."""
         async with self.changing():
-            lines = self.lines_of(await self.servers(), server)
+            lines = lines_of(await self.servers(), server)
             backends = [line.backend for line in lines]
             kept = self._kept()
             if server not in kept:
@@ -201,7 +201,7 @@ class ExistingRouter(HaproxyRouter):
             kept = self._kept()
             if server not in kept:
                 return
-            await self._set_limits(self.lines_of(await self.servers(), server), kept.pop(server))
+            await self._set_limits(lines_of(await self.servers(), server), kept.pop(server))
             write_json(self.folder / "limits_before.json", kept)
             self._forget_given()
 

@@ -1,13 +1,18 @@
 """Whole restores on real processes and a real HAProxy: the traffic moves in stages, and back when a stage fails."""
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from demo.traffic.schedule import Profile
 from gpu_actions.action import Signal
 from gpu_actions.plan import Plan
+from gpu_actions.restore import shift
 from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.restore.plan_steps import Way, restore_steps, stepback_step
 from gpu_actions.system.clock import boot_clock_s
@@ -260,4 +265,29 @@ async def test_traffic_stays_on_tp_if_the_fallback_does_not_generate(site_with: 
     assert "does not generate" in summary_of(end, "prepare")
     assert data_of(end, "stepback")["state"] == "tp_serving"
     assert (seen.lost, seen.refused) == ([], 0)
+    await site.check_serving("tp")
+
+
+async def test_a_stage_gives_no_share_to_a_fallback_that_generates_nothing(
+    site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shift, "PROBE_S", 1.5)
+    site = await on_fallback(site_with, restore={"hold_s": 3})
+    pids = (await site.host.fallback.unit.state()).pids
+    began: list[float] = []
+
+    def stop() -> None:
+        began.append(time.monotonic())
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    async with site.real_traffic(Profile(requests_per_s=10, answer_tokens=(2, 6))) as account:
+        end = await site.run(await restore_plan(site), report=At("shift-50", stop))
+        ended = time.monotonic()
+    assert end.ended.status == "succeeded", summary_of(end, end.ended.failed_step or "finish")
+    assert data_of(end, "shift-50")["percent"] == 100
+    assert "the fallback generates nothing" in summary_of(end, "shift-50")
+    asked = account.sent_between(began[0] + 6, ended)  # 1.5 s of probing, and what a busy machine adds
+    assert len(asked) >= 5
+    assert {answer.served_by for answer in asked} == {"tp"}, account.describe()
     await site.check_serving("tp")

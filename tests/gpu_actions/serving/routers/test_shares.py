@@ -150,3 +150,26 @@ async def test_a_stand_by_gets_nothing_but_what_the_other_server_dropped(make_ro
         await asyncio.sleep(0.01)
     await router.abort_sessions("tp")
     assert await asyncio.gather(*asked) == ["single"] * 4
+
+
+async def test_requests_that_were_sent_on_count_in_the_queue_that_refuses_new_ones(
+    make_router: MakeRouter,
+) -> None:
+    site, router = await saturated(make_router)
+    site.tp.service_s, site.fallback.service_s = 30, 2
+    await router.shift({"tp": 100, "single": 0})
+    url = site.url + "/v1/completions"
+
+    async def ask() -> int:
+        async with site.session.post(url, data=b"x") as response:
+            return response.status
+
+    asked = [asyncio.create_task(ask()) for _ in range(12)]
+    while site.tp.inflight < 12:
+        await asyncio.sleep(0.01)
+    await router.shift({"single": 100, "tp": 0})
+    await router.abort_sessions("tp")
+    while (await router.server("single")).queued < 8:
+        await asyncio.sleep(0.01)
+    assert await ask() == 429, "4 are answered and 8 wait: the queue is full"
+    assert await asyncio.gather(*asked) == [200] * 12
