@@ -22,7 +22,7 @@ from gpu_actions.loadtest.report import (
     summary_table,
     summary_text,
 )
-from gpu_actions.loadtest.request import LoadTestArguments, requested_spec
+from gpu_actions.loadtest.request import LoadTestArguments, refuse_above_caps, requested_spec
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict, read_result
 from gpu_actions.loadtest.stoppable import run_until_stopped
 from gpu_actions.models import Artifact
@@ -39,6 +39,7 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
     """Plan one run, or three for a baseline. Refused when nothing serves or the options contradict each other."""
     arguments: LoadTestArguments = request.arguments
     host = request.host
+    refuse_above_caps(arguments, host.config.loadtest, host.name)
     if arguments.target == "router":
         try:
             name = await tier_in_service(host)

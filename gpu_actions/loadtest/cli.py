@@ -82,6 +82,7 @@ async def _knee(spec: LoadSpec, options: argparse.Namespace) -> KneeResult:
 
 def _find_and_report(spec: LoadSpec, options: argparse.Namespace) -> int:
     """Search for the knee, write its files and print its lines. Return the exit code."""
+    options.knee_max_qps = options.knee_max_qps or DEFAULT_MAX_QPS
     if spec.trace_file is not None or spec.arrival == "ramp":
         return complain("find-knee: takes a steady load; leave --arrival ramp and replay out")
     if (
@@ -132,9 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--knee-max-qps",
         type=float,
-        default=DEFAULT_MAX_QPS,
         metavar="QPS",
-        help=f"highest rate tried (default {DEFAULT_MAX_QPS:g})",
+        help=f"highest rate tried (default {DEFAULT_MAX_QPS:g}, or the cap of the host)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     parser.add_argument(

@@ -67,18 +67,24 @@ class LoadTestArguments(Frozen):
 
 def refuse_above_caps(arguments: LoadTestArguments, settings: LoadTestSettings, host: str) -> None:
     """Raise PlanRefused if a typed rate or duration is above the host's cap."""
+    if problems := above_caps(settings, host, qps=arguments.qps, duration=arguments.duration):
+        raise PlanRefused(problems)
+
+
+def above_caps(
+    settings: LoadTestSettings, host: str, *, qps: float | None, duration: float | None
+) -> list[str]:
+    """Return a sentence for each figure that is above the host's cap."""
     asked = (
-        ("qps", arguments.qps, settings.qps_cap, "requests/s", "max_qps"),
-        ("duration", arguments.duration, settings.duration_cap_s, "s", "max_duration_s"),
+        ("qps", qps, settings.qps_cap, "requests/s", "max_qps"),
+        ("duration", duration, settings.duration_cap_s, "s", "max_duration_s"),
     )
-    problems = [
+    return [
         f"{name} = {value:g} is above the cap of {cap:g} {unit} for {host}; ask for {cap:g} or less, "
         f"or raise loadtest.{setting} in the settings"
         for name, value, cap, unit, setting in asked
         if value is not None and value > cap
     ]
-    if problems:
-        raise PlanRefused(problems)
 
 
 def lower_to_caps(
@@ -107,11 +113,10 @@ def requested_spec(
 ) -> tuple[LoadSpec, tuple[str, ...]]:
     """Return the spec of a request, and what a person should know of it: its profile and what a cap lowered.
 
-    `recent` replaces the rate and the lengths of the profile. Raises PlanRefused for an unknown profile, a figure above a cap,
-    and options that contradict each other.
+    `recent` replaces the rate and the lengths of the profile. Raises PlanRefused for an unknown profile and for options that
+    contradict each other; `refuse_above_caps` is for the caller.
     """
     settings = host.config.loadtest
-    refuse_above_caps(arguments, settings, host.name)
     try:
         policy = settings.profile(arguments.profile) if arguments.profile else host.config.load
     except ValueError as error:

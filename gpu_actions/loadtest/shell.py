@@ -7,25 +7,35 @@ import gc
 import os
 import resource
 import signal
+import socket
 import sys
 import tomllib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from gpu_actions.config.policies import BUILT_IN_PROFILES, LoadPolicy, LoadTestSettings
+from gpu_actions.config.policies import BUILT_IN_PROFILES, DEFAULT_MAX_QPS, LoadPolicy, LoadTestSettings
 from gpu_actions.loadtest.knee_result import KneeProgress
+from gpu_actions.loadtest.request import above_caps
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult
 from gpu_actions.loadtest.run import run_load_test
+from gpu_actions.loadtest.schedule import make_schedule
 from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
 from gpu_actions.loadtest.target import LoadTestRefused
+from gpu_actions.serving.routers.base import RouterConfig
+from gpu_actions.system.urls import port_of
 
 EXIT_WRONG_USAGE = 2
 API_KEY_VARIABLE = "GPU_ONCALL_LOADTEST_API_KEY"
+SETTINGS_VARIABLE = "GPU_ONCALL_CONFIG"
+SETTINGS_FILES = (Path("gpu-oncall.toml"), Path("/etc/gpu-oncall/gpu-oncall.toml"))
+"""Where the bot finds its settings."""
+LOCAL_NAMES = {"localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}
 T = TypeVar("T")
 
 FLAG_NAMES = {"duration_s": "--duration", "gpu_uuids": "--gpu-uuid", "measure_energy": "--no-energy"}
@@ -54,7 +64,7 @@ def add_load_flags(parser: argparse.ArgumentParser) -> None:
         "--settings",
         type=Path,
         metavar="FILE",
-        help="settings file with more profiles, in [loadtest.profiles.NAME]",
+        help="settings file with more profiles, and with the caps of its hosts, which hold for their URLs; default: the bot's",
     )
     parser.add_argument(
         "--allow-smaller-world",
@@ -85,15 +95,17 @@ def _flag_options(name: str, field: FieldInfo) -> dict[str, Any]:
 def spec_from(options: argparse.Namespace) -> LoadSpec:
     """Build the spec of parsed flags. The API key comes from the environment.
 
-    Raises pydantic.ValidationError, and LoadTestRefused for an unknown profile or a settings file that cannot be read.
+    Raises pydantic.ValidationError, and LoadTestRefused for an unknown profile, a settings file that cannot be read, and a load
+    above the caps of the host that the URL belongs to.
     """
     fields = {
         name: value
         for name, value in vars(options).items()
         if name in LoadSpec.model_fields and value is not None
     }
+    file, settings = _settings_of(options)
     if options.profile is not None:
-        profile = _profile(options.profile, options.settings).model_dump()
+        profile = _profile(options.profile, file, settings).model_dump()
         if "max_new_tokens" in fields:
             profile |= {
                 "min_new_tokens": None,
@@ -106,19 +118,68 @@ def spec_from(options: argparse.Namespace) -> LoadSpec:
         fields.setdefault("nonce", 0)  # who names a seed wants the same prompts again
     if key := os.environ.get(API_KEY_VARIABLE):
         fields["api_key"] = key
-    return LoadSpec.model_validate(fields)
+    spec = LoadSpec.model_validate(fields)
+    _check_caps(spec, options, settings)
+    return spec
 
 
-def _profile(name: str, settings_file: Path | None) -> LoadPolicy:
+def _settings_of(options: argparse.Namespace) -> tuple[Path | None, dict[str, Any]]:
+    """Return the settings file and what is in it: the one that was named, else the bot's own where it can be read."""
+    path: Path | None = options.settings
+    if path is None:
+        named = os.environ.get(SETTINGS_VARIABLE)
+        candidates = (Path(named),) if named else SETTINGS_FILES
+        path = next((one for one in candidates if one.is_file() and os.access(one, os.R_OK)), None)
     try:
-        raw = {} if settings_file is None else tomllib.loads(settings_file.read_text())
-        return LoadTestSettings.model_validate(raw.get("loadtest", {})).profile(name)
-    except ValidationError as error:
-        raise LoadTestRefused(f"settings = {settings_file}: {'; '.join(explain_invalid(error))}") from error
+        return path, {} if path is None else tomllib.loads(path.read_text())
     except OSError as error:
-        raise LoadTestRefused(f"settings = {settings_file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # not TOML, or no such profile
+        raise LoadTestRefused(f"settings = {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise LoadTestRefused(f"settings = {path}: is not TOML ({error})") from error
+
+
+def _profile(name: str, file: Path | None, settings: dict[str, Any]) -> LoadPolicy:
+    try:
+        return LoadTestSettings.model_validate(settings.get("loadtest", {})).profile(name)
+    except ValidationError as error:
+        raise LoadTestRefused(f"settings = {file}: {'; '.join(explain_invalid(error))}") from error
+    except ValueError as error:  # no such profile
         raise LoadTestRefused(str(error)) from error
+
+
+def _check_caps(spec: LoadSpec, options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Raise LoadTestRefused if the URL belongs to a host of the settings and the load is above the caps of that host."""
+    for host in settings.get("hosts", ()):
+        tiers = host.get("tiers", {}).values()
+        urls = [host.get("router", {}).get("url", RouterConfig.model_fields["url"].default)]
+        urls += [tier.get("engine", {}).get("url", "") for tier in tiers]
+        if _place(spec.url) not in map(_place, urls):
+            continue
+        try:
+            common = LoadTestSettings.model_validate(settings.get("loadtest", {}))
+            caps = LoadTestSettings.model_validate(host.get("loadtest", {})).over(common)
+        except ValidationError as error:
+            raise LoadTestRefused(
+                f"the caps of {host.get('name')}: {'; '.join(explain_invalid(error))}"
+            ) from error
+        qps = spec.target_qps
+        if spec.trace_file is not None:
+            qps = len(make_schedule(spec)) / spec.duration_s
+        highest = qps
+        if getattr(options, "find_knee", False):
+            options.knee_max_qps = options.knee_max_qps or min(DEFAULT_MAX_QPS, caps.qps_cap)
+            highest = options.knee_max_qps
+        if problems := above_caps(caps, str(host.get("name")), qps=highest, duration=spec.duration_s):
+            raise LoadTestRefused("; ".join(problems))
+
+
+def _place(url: str) -> tuple[str, int]:
+    """Return the host and port of a URL, where all names of this machine are one."""
+    name = urlsplit(url).hostname or ""
+    try:
+        return ("here" if name in LOCAL_NAMES else name), port_of(url)
+    except ValueError:
+        return name, 0
 
 
 def run_event_loop(main: Coroutine[Any, Any, T]) -> T:

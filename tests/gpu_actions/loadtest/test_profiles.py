@@ -13,7 +13,7 @@ from gpu_actions.config.policies import LoadPolicy, LoadTestSettings
 from gpu_actions.loadtest.assemble import workload_of
 from gpu_actions.loadtest.baseline import differing_fields
 from gpu_actions.loadtest.cli import main
-from gpu_actions.loadtest.request import LoadTestArguments, requested_spec
+from gpu_actions.loadtest.request import LoadTestArguments, refuse_above_caps, requested_spec
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.loadtest.run import measure
 from gpu_actions.loadtest.schedule import make_schedule
@@ -40,7 +40,9 @@ def requested(
     host = make_site(folder).host
     if settings is not None:
         host = dataclasses.replace(host, config=host.config.model_copy(update={"loadtest": settings}))
-    return requested_spec(host, "tp", "http://127.0.0.1:1", LoadTestArguments(**options))
+    arguments = LoadTestArguments(**options)
+    refuse_above_caps(arguments, host.config.loadtest, host.name)
+    return requested_spec(host, "tp", "http://127.0.0.1:1", arguments)
 
 
 @pytest.mark.parametrize(
