@@ -25,8 +25,9 @@ class MonitorKind:
     """One kind of monitor: a partial triage that runs `collectors` over at most `window_s` seconds, or a `read` of its own.
 
     `title` is its name in messages. Without a result from its `main` collector a reading counts as failed; on hosts where
-    that collector does not apply, the monitor does nothing. `read` takes the host and a function that returns True once it
-    must stop, and raises NothingRead; its first reading comes after one period, since it loads the service.
+    that collector does not apply, the monitor does nothing. Collectors `in_doubt` run only if engine and router contradict
+    each other. `read` takes the host and a function that returns True once it must stop, and raises NothingRead; its first
+    reading comes after one period, since it loads the service.
     """
 
     name: str
@@ -35,6 +36,7 @@ class MonitorKind:
     collectors: frozenset[str] = frozenset()
     period_s: Callable[[MonitorSettings], float]
     window_s: float = 0
+    in_doubt: frozenset[str] = frozenset()
     read: "Callable[[Host, Callable[[], bool]], Awaitable[Verdict]] | None" = None
     applies: Callable[[HostConfig], bool] = lambda host: True
 
@@ -69,7 +71,8 @@ MONITOR_KINDS = (
         name="hang",
         title="the hang watch",
         main="engine",
-        collectors=frozenset({"engine", "ranks", "ras", "router", "stacks"}),
+        collectors=frozenset({"engine", "ranks", "ras", "router", "activity", "stacks"}),
+        in_doubt=frozenset({"completion"}),
         period_s=lambda settings: settings.hang_period_s,
         window_s=3,
     ),
@@ -77,7 +80,7 @@ MONITOR_KINDS = (
         name="probe",
         title="the synthetic probe",
         main="completion",
-        collectors=frozenset({"completion", "engine", "ranks", "stacks"}),
+        collectors=frozenset({"completion", "engine", "ranks", "router", "activity", "stacks"}),
         period_s=lambda settings: settings.probe_period_s,
         window_s=3,
     ),

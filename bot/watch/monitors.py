@@ -117,7 +117,13 @@ class Monitors(Collector):
             if kind.read is not None:
                 return await kind.read(host, lambda: self._paused(host.name, kind))
             target = await self._targets.of(host)
-            snapshot = await collect(target, host.thresholds, window_s=window_s, only=kind.collectors)
+            snapshot = await collect(
+                target,
+                host.thresholds,
+                window_s=window_s,
+                only=kind.collectors | kind.in_doubt,
+                in_doubt=kind.in_doubt,
+            )
             verdict = judge(snapshot, host.thresholds, await asyncio.to_thread(baseline_of, host))
         except NothingRead:
             raise

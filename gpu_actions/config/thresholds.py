@@ -139,7 +139,22 @@ class TriageThresholds(Frozen):
         default=32, ge=1, description="requests waiting at the router (its own limit is 32)"
     )
     idle_cpu_ratio: float = Field(
-        default=0.02, ge=0, le=1, description="share of a core below which a rank counts as idle"
+        default=0.02,
+        ge=0,
+        le=1,
+        description="share of a core below which a rank counts as idle (on a host without GPUs)",
+    )
+    working_power_ratio: float = Field(
+        default=0.3,
+        gt=0,
+        lt=1,
+        description="share of its power limit from which a GPU works; below it, full utilisation is a wait loop",
+    )
+    stranger_share_percent: int = Field(
+        default=20,
+        ge=1,
+        le=100,
+        description="utilisation of a tier's GPU by other processes from which it is called hogged",
     )
 
     # deep probe

@@ -17,8 +17,9 @@ from gpu_actions.host import Host
 from gpu_actions.loadtest.knee_limits import fallback_limits
 from gpu_actions.models import Frozen, Verdict
 from gpu_actions.plan import Plan
+from gpu_actions.serving.condition import Condition
 from gpu_actions.tier import drain, launch, scope, stop, traffic, warm
-from gpu_actions.tier.condition import Condition, KnownHang
+from gpu_actions.tier.condition import KnownHang
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
 
 STEP_MODULES = (drain, hold, launch, scope, settle, stop, traffic, validate, warm)
@@ -46,14 +47,14 @@ def choose_order(tp: Condition, *, beside: bool) -> Order:
     """Choose the order: without room for the fallback the tier stops first; `planned` needs a serving tier."""
     if not beside:
         return Order.IN_PLACE
-    return Order.PLANNED if tp is Condition.SERVING else Order.OVERLAPPED
+    return Order.PLANNED if tp.serves else Order.OVERLAPPED
 
 
 def problems_of(config: HostConfig, facts: Facts) -> list[str]:
     """Return why a fallback cannot work now; empty if it can."""
     problems = [*common_problems(config, facts), *start_problems(config, "fallback", facts.fallback)]
     server = facts.fallback.server
-    serving = facts.fallback.condition is Condition.SERVING and not facts.tp.active
+    serving = facts.fallback.condition.serves and not facts.tp.active
     if serving and server is not None and server.weight > 0:
         problems.append(
             f"the fallback tier already serves (weight {server.weight}) and tp is stopped, so there is nothing to do; "
@@ -73,7 +74,7 @@ def losses_of(order: Order, host: Host, facts: Facts) -> str:
             "no request is expected to be lost: traffic moves after the fallback generates; "
             "tp's caches are lost when it stops"
         )
-    if facts.tp.condition is Condition.SERVING:
+    if facts.tp.condition.serves:
         return (
             f"requests that do not finish within {host.config.fallback.drain_timeout_s:g} s of draining "
             f"({sessions} are running now); {refused}; tp's caches"
@@ -135,7 +136,7 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
     order = choose_order(facts.tp.condition, beside=choice.candidates[0].beside)
     steps = {step.id: step for step in fallback_steps(host, facts, choice, order)}
     left_out = {"validate"} if arguments.skip_validation else set()
-    if facts.tp.condition is Condition.SERVING:
+    if facts.tp.condition.serves:
         left_out.add("hold")
     ids = [i for i in ORDERS[order] if i not in left_out]
     warnings = list(choice.warnings)

@@ -15,9 +15,10 @@ from gpu_actions.action import StepContext, StepResult
 from gpu_actions.forensics.step import save_evidence
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
+from gpu_actions.serving.condition import Condition
 from gpu_actions.serving.engines.base import RefusedError
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError, UnitState
-from gpu_actions.tier.condition import Condition, generates, read_condition
+from gpu_actions.tier.condition import generates, read_condition
 from gpu_actions.tier.drain import drain_tier
 from gpu_actions.tier.stop import unfreeze_own
 from gpu_actions.tier.traffic import SATURATED, prove_route, ready_router, route_to
@@ -90,9 +91,13 @@ class Cleanup:
                 return True, await generates(tier, timeout_s=SECOND_CHANCE_S)
             stall_s = host.config.fallback.drain_stall_s
             condition = (await read_condition(tier, state, stall_s=stall_s)).condition
-            if condition is Condition.SILENT and await generates(tier, timeout_s=SECOND_CHANCE_S):
+            if (
+                not condition.serves
+                and condition is not Condition.STOPPED
+                and await generates(tier, timeout_s=SECOND_CHANCE_S)
+            ):
                 condition = Condition.SERVING
-            return condition is not Condition.STOPPED, condition is Condition.SERVING
+            return condition is not Condition.STOPPED, condition.serves
 
         tp, fallback = await asyncio.gather(probe(host.tp), probe(host.fallback))
         return Found(

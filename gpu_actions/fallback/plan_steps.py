@@ -13,8 +13,8 @@ from gpu_actions.loadtest.knee_limits import FallbackLimits, fallback_limits
 from gpu_actions.loadtest.request import lower_to_caps
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
+from gpu_actions.serving.condition import Condition
 from gpu_actions.tier import scope
-from gpu_actions.tier.condition import Condition
 from gpu_actions.tier.plan_steps import drain_step, load_details, start_step, stop_step, warm_step
 from gpu_actions.tier.preflight import OWN_FREEZE, OWN_PREFIX, Facts
 
@@ -59,7 +59,7 @@ def settle_step(host: Host, facts: Facts) -> Step:
         title="leave one defined state",
         args={
             "own_freeze": OWN_FREEZE,
-            "tp_served_before": facts.tp.condition is Condition.SERVING,
+            "tp_served_before": facts.tp.condition.serves,
             "ready_timeout_s": ready_s,
             "capture_budget_s": host.config.fallback.capture_budget_s,
         },

@@ -14,7 +14,6 @@ from gpu_actions.restore import check, finish, golden, loadcheck, shift, stepbac
 from gpu_actions.restore.loadcheck import likely_baseline, restore_load
 from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
 from gpu_actions.tier import drain, launch, stop, warm
-from gpu_actions.tier.condition import Condition
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
 
 STEP_MODULES = (check, drain, finish, golden, launch, loadcheck, shift, stepback, stop, warm)
@@ -41,9 +40,9 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
     problems = [*common_problems(config, facts), *start_problems(config, "tp", facts.tp)]
     server = facts.tp.server
     has_traffic = server is not None and server.weight > 0 and server.admin_state == "ready"
-    if facts.tp.condition is Condition.SERVING and has_traffic and not facts.fallback.active:
+    if facts.tp.condition.serves and has_traffic and not facts.fallback.active:
         problems.append("the tp tier already serves all the traffic, so there is nothing to restore")
-    if facts.tp.condition in (Condition.HUNG, Condition.SILENT) and has_traffic:
+    if facts.tp.active and not facts.tp.condition.serves and has_traffic:
         problems.append(
             f"the tp tier runs, has traffic and does not generate: /fallback start {config.name} comes first"
         )
@@ -76,7 +75,7 @@ async def plan_restore(request: PlanRequest) -> Plan:
     if problems:
         raise PlanRefused(problems)
     fits, arithmetic = fits_beside(host.tp.config, facts.memories)
-    serving = facts.fallback.condition is Condition.SERVING
+    serving = facts.fallback.condition.serves
     way = Way.BESIDE if fits and not arguments.cut_over else Way.CUT_OVER
     load, load_notes = await restore_load(host)
     baseline = likely_baseline(host, request.baselines_dir, load)

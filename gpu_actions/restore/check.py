@@ -15,7 +15,7 @@ from gpu_actions.restore.watch import keep_known_xids
 from gpu_actions.snapshot.model import Snapshot, save_snapshot
 from gpu_actions.system.files import artifact_of
 from gpu_actions.tier import run_notes
-from gpu_actions.tier.condition import Condition, read_condition
+from gpu_actions.tier.condition import read_condition
 from gpu_actions.tier.launch import environment_of
 from gpu_actions.tier.scope import DEVICES
 from gpu_actions.tier.stop import unfreeze_own
@@ -119,7 +119,7 @@ async def prepare(context: StepContext) -> StepResult:
     if server.weight:
         fallback = await host.fallback.unit.state()
         reading = await read_condition(host.fallback, fallback, stall_s=DIRECT_PROBE_S)
-        if reading.condition is Condition.SERVING:
+        if reading.condition.serves:
             await route_to(host, host.fallback, tp)
         elif state.active and server.admin_state == "ready":
             raise StepFailed(

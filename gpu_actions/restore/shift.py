@@ -25,7 +25,7 @@ from gpu_actions.restore.analysis import (
 from gpu_actions.restore.watch import Watcher
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError
 from gpu_actions.tier import run_notes
-from gpu_actions.tier.condition import Condition, generates, read_condition
+from gpu_actions.tier.condition import generates, read_condition
 from gpu_actions.tier.traffic import ready_router, route_to
 
 READ_EVERY_S = 0.5
@@ -106,7 +106,7 @@ async def fallback_serves(host: Host) -> bool:
     except (UnitError, OSError):
         return await generates(host.fallback, timeout_s=PROBE_S)
     reading = await read_condition(host.fallback, state, stall_s=PROBE_S)
-    return reading.condition is Condition.SERVING
+    return reading.condition.serves
 
 
 async def move_back(context: StepContext) -> str:

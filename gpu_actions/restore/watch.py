@@ -11,6 +11,7 @@ from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.restore.analysis import Window
 from gpu_actions.restore.sequential import Counts
+from gpu_actions.serving.condition import Condition, Observation, TokenSample, sample_of
 from gpu_actions.serving.engines.metrics import (
     histogram_above,
     histogram_count,
@@ -23,7 +24,7 @@ from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.kernel_log import XidEvent, collect_kernel_log
 from gpu_actions.system.clock import Moment
 from gpu_actions.tier import run_notes
-from gpu_actions.tier.condition import Progress, TokenSample, judge_progress, sample_of
+from gpu_actions.tier.condition import judge_with_activity
 
 KERNEL_LOG_BYTES = 1024 * 1024
 KERNEL_LOG_SPAN_S = 900.0
@@ -183,7 +184,7 @@ class Watcher:
             slow_e2e=slow_e2e,
             probes=self.probes,
             queue_peak=self.queue_peak,
-            hung=judge_progress(self.samples, stall_s=self.stall_s) is Progress.FLAT,
+            hung=await self._hangs(state),
             died=self._died(began, state),
             xids=tuple(name_of(event) for event in fresh if not event.is_application_fault),
             application_xids=tuple(name_of(event) for event in fresh if event.is_application_fault),
@@ -194,6 +195,11 @@ class Watcher:
         """Return the state of the tier's server and of its control's, from one reading of the router."""
         rows = await self.host.router.servers()
         return summed(rows, self.tier.config.server), summed(rows, self.host.fallback.config.server)
+
+    async def _hangs(self, state: UnitState) -> bool:
+        seen = Observation(samples=tuple(self.samples))
+        judged = await judge_with_activity(self.tier, state, seen, stall_s=self.stall_s)
+        return judged.condition is Condition.HUNG
 
     async def _metrics(self) -> EngineMetrics | None:
         try:

@@ -5,14 +5,14 @@ A collector that fails leaves its reason in its outcome and does not stop the ot
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.model import COLLECTORS, CollectorOutcome, Snapshot
-from gpu_actions.snapshot.progress import progress_of
+from gpu_actions.snapshot.progress import is_contradictory, progress_of
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.redact import redacted_head
 
@@ -85,12 +85,14 @@ async def collect(
     deep: bool = False,
     report: Report | None = None,
     only: frozenset[str] | None = None,
+    in_doubt: frozenset[str] = frozenset(),
 ) -> Snapshot:
     """Take a snapshot of `target` over `window_s` seconds (default: the thresholds'). It needs no rights, but sees less
     without them.
 
     `only` limits a monitor's snapshot to these collectors; the others are noted as skipped, so that their checks do not apply.
-    Raises ValueError for a name that is not a collector.
+    Those `in_doubt` run only if engine and router contradict each other (see `is_contradictory`). Raises ValueError for a name
+    that is not a collector.
     """
     if only is not None and (unknown := only - COLLECTORS.keys()):
         raise ValueError(f"there is no collector {', '.join(sorted(unknown))}")
@@ -103,12 +105,18 @@ async def collect(
         window_s=window,
         began=time.monotonic(),
         deep=deep,
+        reads_nvml=only is None or "nvml" in only,
         readings=collection.readings,
-        is_stuck=lambda: progress_of(collection.snapshot()).stuck,
+        is_stuck=lambda: progress_of(collection.snapshot(), limits).stuck,
     )
 
-    def run(name: str) -> Awaitable[None]:
-        return collection.run(name, source, wanted=only is None or name in only)
+    async def run(name: str) -> None:
+        if name in in_doubt:
+            for earlier in ("engine", "router"):
+                await collection.finished[earlier].wait()
+            if not is_contradictory(collection.snapshot()):
+                return await collection.run(name, source, wanted=False)
+        return await collection.run(name, source, wanted=only is None or name in only)
 
     alone = [name for name, collector in COLLECTORS.items() if collector.runs_alone]
     await asyncio.gather(*[run(name) for name in COLLECTORS if name not in alone])

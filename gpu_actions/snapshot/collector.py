@@ -32,6 +32,7 @@ class Source:
     window_s: float
     began: float = field(default_factory=time.monotonic)
     deep: bool = False
+    reads_nvml: bool = True
     readings: Mapping[str, Any] = field(default_factory=dict)
     is_stuck: Callable[[], bool] = lambda: False
 

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.collector import Collector
+from gpu_actions.snapshot.collectors.activity import ACTIVITY, ActivityReading
 from gpu_actions.snapshot.collectors.completion import COMPLETION, CompletionReading
 from gpu_actions.snapshot.collectors.deep import DEEP, DeepReading
 from gpu_actions.snapshot.collectors.engine import ENGINE, EngineReading
@@ -59,6 +60,7 @@ class Snapshot(Frozen):
     completion: Annotated[CompletionReading | None, COMPLETION] = None
     golden: Annotated[GoldenCheckReading | None, GOLDEN] = None
     ranks: Annotated[RanksReading | None, RANKS] = None
+    activity: Annotated[ActivityReading | None, ACTIVITY] = None
     stacks: Annotated[StacksReading | None, STACKS] = None
     environment: Annotated[EnvironmentReading | None, ENVIRONMENT] = None
     router: Annotated[RouterReading | None, ROUTER] = None

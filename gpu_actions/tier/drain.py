@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
 from gpu_actions.models import Frozen
+from gpu_actions.serving.condition import Condition, Observation, Progress, TokenSample, judge_progress
 from gpu_actions.serving.interfaces import RequestsUnknown, RouterError
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.client_account import with_clients
-from gpu_actions.tier.condition import Progress, TokenSample, generates, judge_progress, sample
+from gpu_actions.tier.condition import generates, judge_with_activity, sample
 from gpu_actions.tier.traffic import ready_router
 
 POLL_S = 0.25
@@ -129,7 +130,8 @@ async def _until_drained(
 ) -> DrainEnd:
     started = time.monotonic()
     quiet = 0
-    active = (await tier.unit.state()).active
+    unit = await tier.unit.state()
+    active = unit.active
     probe: asyncio.Task[bool] | None = None
     try:
         while True:
@@ -151,7 +153,12 @@ async def _until_drained(
                 probe = asyncio.create_task(generates(tier, timeout_s=silent_s))
             hangs = ""
             if judge_progress(samples, stall_s=stall_s) is Progress.FLAT:
-                hangs = f"its token counter did not move for {stall_s:g} s"
+                seen = Observation(samples=tuple(samples))
+                judged = await judge_with_activity(tier, unit, seen, stall_s=stall_s)
+                if judged.condition is Condition.HUNG:
+                    hangs = f"its token counter did not move for {stall_s:g} s"
+                else:  # a long prefill: it gets the same time once more
+                    samples = samples[-1:]
             elif probe is not None and silence_s(samples) >= silent_s:
                 if await probe or await tier.engine.is_live(timeout_s=1):
                     samples.clear()  # only its counters do not answer

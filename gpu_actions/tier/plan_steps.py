@@ -6,7 +6,7 @@ from gpu_actions.config.policies import LoadPolicy, limits_text, token_range
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import JsonObject
 from gpu_actions.plan import Step
-from gpu_actions.tier.condition import TokenSample
+from gpu_actions.serving.condition import TokenSample
 from gpu_actions.tier.preflight import TierFacts
 from gpu_actions.tier.warm import expected_startup_s
 

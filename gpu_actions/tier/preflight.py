@@ -12,10 +12,11 @@ from pydantic import Field
 from gpu_actions.config.host import HostConfig, TierName
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
+from gpu_actions.serving.condition import Condition, TokenSample
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.urls import port_of
-from gpu_actions.tier.condition import Condition, KnownHang, TokenSample, read_condition
+from gpu_actions.tier.condition import KnownHang, read_condition
 from gpu_actions.tier.gpu_memory import GpuMemories, read_gpus
 
 OWN_PREFIX = "gpu-oncall "

@@ -32,7 +32,7 @@ class CheckContext:
     @cached_property
     def progress(self) -> TierProgress:
         """The tier's progress within the window."""
-        return progress_of(self.snapshot)
+        return progress_of(self.snapshot, self.thresholds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,8 @@ class FakeEngine:
     waiting: int = 0
     tokens: float = 1000.0
     tokens_per_s: float = 0.0
+    kv_per_s: float = 0.0
+    """How fast the KV cache fills while a prompt is read."""
     completion_s: float = 0.0
     completion: str = "ok"
     metrics: str = "ok"
@@ -90,10 +92,17 @@ class FakeEngine:
         )
         values = (self.running, self.waiting, self.tokens if self.counts_at_end else tokens)
         itl = f"{self.dialect}:inter_token_latency_seconds"
-        return "".join(
-            f'{name}{{model_name="m"}} {value}\n' for name, value in zip(names, values, strict=True)
-        ) + (
-            f'{itl}_bucket{{le="+Inf",model_name="m"}} {tokens}\n{itl}_sum 1\n' if self.counts_at_end else ""
+        return (
+            "".join(f'{name}{{model_name="m"}} {value}\n' for name, value in zip(names, values, strict=True))
+            + (
+                f"{self.dialect}:{'kv_cache_usage_perc' if self.dialect == 'vllm' else 'token_usage'} "
+                f"{0.1 + (now - self._started) * self.kv_per_s}\n"
+            )
+            + (
+                f'{itl}_bucket{{le="+Inf",model_name="m"}} {tokens}\n{itl}_sum 1\n'
+                if self.counts_at_end
+                else ""
+            )
         )
 
     def __post_init__(self) -> None:
@@ -121,8 +130,9 @@ class FakeEngine:
         if self.completion == "hang":
             await asyncio.sleep(60)
         await asyncio.sleep(self.completion_s)
-        if self.completion.isdigit():
-            return web.json_response({"error": {"message": "no"}}, status=int(self.completion))
+        status, _, text = self.completion.partition(":")
+        if status.isdigit():
+            return web.json_response({"error": {"message": text or "no"}}, status=int(status))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         if self.completion == "error_event":

@@ -194,7 +194,7 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
 
     def tier(name: str, port: int, ranks: int, flags: list[str]) -> dict[str, Any]:
         argv = [sys.executable, str(TINY), "--port", str(port), "--ranks", str(ranks), "--name", name]
-        for kind in ("slow", "error", "mute", "wrong"):
+        for kind in ("slow", "error", "mute", "wrong", "prefill"):
             argv += [f"--{kind}-file", str(folder / f"{kind}_{name}")]
         other = changes.get(f"{name}_engine")
         if other is not None:

@@ -56,6 +56,7 @@ class Engine:
         self.prompt_lengths = Histogram("vllm:request_prompt_tokens", TOKEN_BOUNDS)
         self.answer_lengths = Histogram("vllm:request_generation_tokens", TOKEN_BOUNDS)
         self.answers = 0
+        self.cache = 0.1
 
     async def start_ranks(self) -> None:
         for _ in range(self.options.ranks - 1):
@@ -112,6 +113,7 @@ class Engine:
         self.queue.add(time.monotonic() - began)
         self.running += 1
         try:
+            await self.read_prompt()
             await self.token()
             self.ttft.add(time.monotonic() - began)
             self.answers += 1
@@ -160,6 +162,14 @@ class Engine:
             self.running -= 1
             self.slots.release()
 
+    async def read_prompt(self) -> None:
+        """Read a long prompt for as many seconds as `--prefill-file` says: no token comes, and the KV cache fills."""
+        long = self.options.prefill_file
+        ends_at = time.monotonic() + (float(Path(long).read_text()) if long and Path(long).exists() else 0)
+        while time.monotonic() < ends_at:
+            await asyncio.sleep(0.1)
+            self.cache += 0.001
+
     def word(self) -> str:
         """Return the text of every generated token. Writing `--wrong-file` makes a running engine answer wrongly."""
         wrong = self.options.wrong_file
@@ -207,7 +217,7 @@ class Engine:
             f"vllm:generation_tokens_total {self.tokens}",
             f"vllm:prompt_tokens_total {self.prompt_tokens}",
             f'vllm:request_success_total{{finished_reason="length"}} {self.finished}',
-            "vllm:kv_cache_usage_perc 0.1",
+            f"vllm:kv_cache_usage_perc {self.cache}",
             *(histogram.text() for histogram in self.histograms()),
         ]
         return web.Response(text="\n".join(lines) + "\n")
@@ -230,6 +240,7 @@ async def main() -> None:
     parser.add_argument("--error-file", default="")
     parser.add_argument("--mute-file", default="")
     parser.add_argument("--wrong-file", default="")
+    parser.add_argument("--prefill-file", default="")
     options = parser.parse_args()
     if options.fail_starts and (left := int(Path(options.fail_starts).read_text())):
         Path(options.fail_starts).write_text(str(left - 1))

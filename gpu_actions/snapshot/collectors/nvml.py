@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.child_lines import lines_of
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.system.proc import read_file
 from gpu_actions.system.redact import redacted_head
 
 CHILD = "gpu_actions.snapshot.collectors.nvml_child"
@@ -22,6 +23,7 @@ START_ALLOWANCE_S = 8.0
 """Interpreter start and import of nvidia-ml-py take 0.15 s on an idle machine; a host in trouble is not idle."""
 
 MAX_RESTARTS = 2
+NO_GPUS = "no NVIDIA driver on this host"
 NO_DRIVER = ("library_not_found", "driver_not_loaded")
 
 
@@ -66,10 +68,17 @@ class FabricReading(Frozen):
 
 
 class GpuProcess(Frozen):
-    """A process that holds memory of a GPU."""
+    """A process that holds memory of a GPU. `sm_percent`: its use of the multiprocessors within the window."""
 
     pid: int
     memory_mib: float | None = None
+    sm_percent: float | None = None
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name for people: `python3 (pid 4711)`."""
+        return f"{self.name or 'a process of another user or container'} (pid {self.pid})"
 
 
 class GpuSample(Frozen):
@@ -179,7 +188,7 @@ async def collect_nvml(*, expect_gpus: int | None, window_s: float, stall_s: flo
     started = time.monotonic()
     first = best = await _run_child(window_s=window_s, stall_s=stall_s, skip=[])
     if expect_gpus is None and first.init_error is not None and first.init_error.startswith(NO_DRIVER):
-        raise CollectorSkipped(f"no NVIDIA driver on this host: {first.init_error}")
+        raise CollectorSkipped(f"{NO_GPUS}: {first.init_error}")
     skip: list[int] = []
     latest = first
     while latest.hung_gpu is not None and len(skip) < MAX_RESTARTS:
@@ -195,7 +204,26 @@ async def collect_nvml(*, expect_gpus: int | None, window_s: float, stall_s: flo
         gpu.index: gpu for gpu in best.gpus
     }
     gpus = tuple(known[index] for index in sorted(known))
-    return best.model_copy(update={"gpus": gpus, "hung_call": first.hung_call, "hung_gpu": first.hung_gpu})
+    return best.model_copy(
+        update={
+            "gpus": tuple(_named(gpu) for gpu in gpus),
+            "hung_call": first.hung_call,
+            "hung_gpu": first.hung_gpu,
+        }
+    )
+
+
+def _named(gpu: GpuReading) -> GpuReading:
+    """Return the reading with the names of its processes, where this pid namespace has them."""
+    named = tuple(
+        process.model_copy(
+            update={
+                "name": redacted_head(read_file(process.pid, "comm").decode(errors="replace").strip(), 64)
+            }
+        )
+        for process in gpu.processes
+    )
+    return gpu.model_copy(update={"processes": named})
 
 
 async def _run_child(*, window_s: float, stall_s: float, skip: list[int]) -> NvmlReading:

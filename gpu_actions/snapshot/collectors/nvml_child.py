@@ -42,6 +42,8 @@ WORDS = {
 FATAL = ("gpu_is_lost", "reset_required", "gpu_not_found")
 """Errors after which a GPU is not queried any further."""
 
+NO_SHARES = ("not_found", "error_0")
+"""Answers of the call for processes' utilisation if none used the GPU; nvidia-ml-py raises success without a sample."""
 
 STATIC: dict[str, tuple[Any, ...]] = {
     "uuid": ("nvmlDeviceGetUUID",),
@@ -152,6 +154,7 @@ class Gpu:
         self.unread: dict[str, str] = {}
         self.found: dict[str, Any] = {"index": index, "unread": self.unread, "links": []}
         self.links: list[int] = []
+        self.began_us = 0
         self.by_field = True
 
     def read(self, field: str | None, name: str, *arguments: Any) -> Any:
@@ -182,6 +185,7 @@ class Gpu:
             self.read_all(STATIC, found)
             self._health(found)
             found["first"] = self.read_all(SAMPLE, {})
+            self.began_us = time.time_ns() // 1000
             if not found.get("mig"):
                 found["links"] = self._links()
                 found["fabric"] = self._fabric()
@@ -199,11 +203,29 @@ class Gpu:
             self.found["error"] = error.word
             return
         self.found["last"] = sample
+        self._shares()
         for link in self.found["links"]:
             state = active[link["index"]]
             # A link that NVML no longer lists ("end") is inactive.
             link["active"] = None if state is None else state is True
             link["last"] = counters.get(link["index"], {})
+
+    def _shares(self) -> None:
+        """Add to each process its mean use of the multiprocessors since the first sample. NVML lists only users."""
+        try:
+            rows = self.nvml.ask("nvmlDeviceGetProcessUtilization", self.handle, self.began_us)
+        except UnreadError as error:
+            if error.word not in NO_SHARES:
+                self.unread["process_utilisation"] = error.word
+                return
+            rows = ()
+        shares: dict[int, list[int]] = {}
+        for row in rows:
+            if row.smUtil <= 100:  # some drivers return entries of garbage
+                shares.setdefault(row.pid, []).append(row.smUtil)
+        for process in self.found["processes"]:
+            own = shares.get(process["pid"], (0,))
+            process["sm_percent"] = sum(own) / len(own)
 
     def _health(self, found: dict[str, Any]) -> None:
         rows = self.read("remapped_rows", "nvmlDeviceGetRemappedRows")

@@ -29,24 +29,35 @@ class RouterServer(Frozen):
 
 
 class RouterReading(Frozen):
-    """The servers of the router's backend, or why it did not answer."""
+    """The servers of the router's backend, or why it did not answer. `before`: the same at the start of the window."""
 
     socket: str
     backend: str
     outcome: Literal["ok", "down", "no_backend"]
     detail: str = ""
     servers: tuple[RouterServer, ...] = ()
+    before: tuple[RouterServer, ...] = ()
 
 
 async def collect_router(source: Source) -> RouterReading:
-    """Read the servers of a backend. A router that does not answer is a reading: down.
+    """Read the servers of a backend at both ends of the window. A router that does not answer is a reading: down.
 
     Raises CollectorSkipped without an address, CollectorFailed if permission is denied or the answer cannot be parsed.
     """
-    target = source.target
-    address, backend = target.router_address, target.router_backend
-    if address is None:
+    if source.target.router_address is None:
         raise CollectorSkipped("no router is configured")
+    first = await read_router(source)
+    if first.outcome != "ok":
+        return first
+    await source.sleep_until(source.window_s)
+    last = await read_router(source)
+    return last.model_copy(update={"before": first.servers})
+
+
+async def read_router(source: Source) -> RouterReading:
+    """Read the servers once. Raises CollectorFailed if permission is denied or the answer cannot be parsed."""
+    target = source.target
+    address, backend = target.router_address or "", target.router_backend
     outcome: Literal["ok", "down", "no_backend"] = "ok"
     detail = ""
     rows: tuple[ServerState, ...] = ()
@@ -72,4 +83,7 @@ async def collect_router(source: Source) -> RouterReading:
     )
 
 
-ROUTER = Collector(collect=collect_router, deadline_s=lambda source: 2 * source.limits.router_timeout_s + 1)
+ROUTER = Collector(
+    collect=collect_router,
+    deadline_s=lambda source: source.window_s + 4 * source.limits.router_timeout_s + 1,
+)

@@ -134,5 +134,5 @@ async def collect_stacks(source: Source) -> StacksReading:
 STACKS = Collector(
     collect=collect_stacks,
     deadline_s=lambda source: source.limits.stacks_timeout_s + 2,
-    after=("engine", "completion", "ranks"),
+    after=("engine", "completion", "ranks", "activity"),
 )

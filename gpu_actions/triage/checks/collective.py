@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.collectors.ras import NO_ERROR, RasCommunicator, RasReading
+from gpu_actions.snapshot.progress import READS
 from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
@@ -106,7 +107,7 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
         )
     elif progress.state != "down":
         for item in suspicions:
-            normal = item.source == "ras_mismatch" and progress.state in ("idle", "flowing")
+            normal = item.source == "ras_mismatch" and progress.moves
             if item.source in WITHOUT_A_STALL and not normal:
                 yield RULES.finding(WITHOUT_A_STALL[item.source], item.summary, **item.evidence)
     answered = snapshot.ras is not None and snapshot.ras.answered
@@ -339,6 +340,6 @@ def _subject(suspicions: list[Suspicion]) -> str | None:
 COLLECTIVE = Check(
     title="Collectives",
     rules=RULES,
-    reads=frozenset({"engine", "completion", "ranks", "ras", "stacks"}),
+    reads=READS | {"ras", "stacks"},
     judge=check_collective,
 )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gpu_actions.models import Finding
+from gpu_actions.snapshot.progress import READS
 from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.rule import CRITICAL, WATCH, Rules, rule
 
@@ -116,6 +117,6 @@ def crash_cause(context: CheckContext) -> CrashCause | None:
 CRASHES = Check(
     title="Crashes",
     rules=RULES,
-    reads=frozenset({"ranks", "kernel_log", "engine", "completion"}),
+    reads=READS | {"kernel_log"},
     judge=check_crashes,
 )

@@ -115,6 +115,7 @@ ONLY_DETAIL = (
     "pci",
     "remote_ends",
     "link_speed",
+    "process_utilisation",
 )
 """Readings that explain others, or that a setting can replace."""
 OTHER_CHECKS = ("links",)

@@ -12,6 +12,7 @@ from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent, normal_pci
 from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import utc_text
+from gpu_actions.snapshot.progress import READS
 from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
@@ -232,6 +233,6 @@ def _finding(rule_id: str, events: list[XidEvent], gpu: GpuReading | None, *, ov
 KERNEL_LOG = Check(
     title="Kernel log",
     rules=RULES,
-    reads=frozenset({"kernel_log", "nvml", "ranks", "engine", "completion"}),
+    reads=READS | {"kernel_log"},
     judge=check_kernel_log,
 )

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpu_actions.models import Finding, VerdictKind
+from gpu_actions.serving.condition import Condition
 from gpu_actions.snapshot.collectors.completion import CompletionReading
-from gpu_actions.snapshot.progress import TierProgress
+from gpu_actions.snapshot.progress import READS, TierProgress
 from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.checks.collective import suspicions_of
 from gpu_actions.triage.checks.crashes import crash_cause
@@ -22,9 +23,21 @@ RULES = Rules(
         cause="engine_down",
     ),
     rule(
-        "serving.starting", WATCH, "nothing listens yet; the tier was started a short while ago and still loads",
-        "Wait until it is ready, then run triage again.", source="process age", cause="engine_down",
+        "serving.starting", WATCH,
+        "nothing listens yet, or it answers 503 and says that it loads; the tier was started a short while ago",
+        "Wait until it is ready, then run triage again.", source=f"process age, {COMPLETION}", cause="engine_down",
         threshold="starting_s",
+    ),
+    rule(
+        "serving.prefill", INFO,
+        "no token was generated because a long prompt is read: the KV cache fills, or the tier's processors work",
+        source=f"{TWICE}, NVML (utilisation and power, by process), /proc",
+    ),
+    rule(
+        "serving.wedged", CRITICAL,
+        "the engine reports no request, but the router held some open on it all the time, and a completion was not answered",
+        "Start the fallback. The engine lost its requests: restart it once its evidence is saved.",
+        source=f"{TWICE}, {COMPLETION}, router's sessions", cause="engine_stalled",
     ),
     rule(
         "serving.flat", WATCH,
@@ -70,7 +83,7 @@ RULES = Rules(
         "Read the engine's log.", source=COMPLETION, cause="engine_errors",
     ),
     rule(
-        "serving.overload", WATCH, "the engine sheds load (429 or 503)",
+        "serving.overload", WATCH, "the engine generates and has more requests than it can take: they are refused or queue",
         "Lower the rate, or wait until its queue is shorter.", source=COMPLETION, cause="serving_regression",
     ),
     rule(
@@ -138,6 +151,13 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
     if progress.state == "down":
         yield _down(context)
         return
+    if progress.state == "starting":
+        yield _starting(context)
+        return
+    if progress.state == "prefill":
+        yield RULES.finding(
+            "serving.prefill", f"no token for {progress.flat_s:.1f} s: {progress.why}", **progress.evidence()
+        )
     yield from _stall(context, progress)
     yield from _replicas(context, progress)
     yield from _counters(context, progress)
@@ -180,13 +200,37 @@ def _down(context: CheckContext) -> Finding:
     return RULES.finding("serving.down", f"the engine is down: {what}", **evidence)
 
 
+def _starting(context: CheckContext) -> Finding:
+    """Judge an engine that answers 503 and says that it loads. One that has said so for too long does not get ready."""
+    ranks, completion = context.snapshot.ranks, context.snapshot.completion
+    ages = [row.age_s for row in (ranks.processes if ranks else ()) if row.root and row.age_s is not None]
+    said = completion.detail if completion is not None else "503"
+    if ages and max(ages) >= context.thresholds.starting_s:
+        return RULES.finding(
+            "serving.completion_error",
+            f"it runs for {max(ages):.0f} s and still says that it loads: {said}",
+            **_summary(completion),
+        )
+    age = f"started {max(ages):.0f} s ago: " if ages else ""
+    return RULES.finding("serving.starting", f"{age}{said}", **_summary(completion))
+
+
 def _stall(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
     if not progress.stuck or any(True for _ in suspicions_of(context)):
         return  # a hang is a finding of the collective check
     completion = context.snapshot.completion
-    unanswered = progress.state == "silent" or (completion is not None and completion.outcome == "timeout")
+    asked = completion is not None and (completion.outcome == "timeout" or completion.status in OVERLOAD)
+    unanswered = progress.state == "silent" or asked
     evidence: dict[str, Any] = {"progress": progress.evidence(), "completion": _summary(completion)}
-    if unanswered and progress.flat_s >= context.thresholds.stalled_fall_back_s:
+    is_wedged = progress.state == "flat" and not progress.running and not progress.waiting
+    if is_wedged and asked and progress.sessions:
+        yield RULES.finding(
+            "serving.wedged",
+            f"it reports no request, the router holds {progress.sessions} open on it, and a completion was not answered "
+            f"within {completion.deadline_s if completion else 0:g} s",
+            **evidence,
+        )
+    elif unanswered and progress.flat_s >= context.thresholds.stalled_fall_back_s:
         yield RULES.finding(
             "serving.stalled_long", f"no token and no answer for {progress.flat_s:.0f} s", **evidence
         )
@@ -266,17 +310,16 @@ def _completion(context: CheckContext, progress: TierProgress) -> Iterator[Findi
     if completion.outcome == "ok":
         yield from _slow(context, completion)
     elif completion.outcome == "timeout":
-        if not progress.stuck:
-            yield RULES.finding(
-                "serving.completion_late" if flowing else "serving.stalled",
-                f"no completion within {completion.deadline_s:g} s",
-                **evidence,
-            )
+        late = f"no completion within {completion.deadline_s:g} s"
+        if progress.condition is Condition.SATURATED:
+            yield RULES.finding("serving.overload", f"{late}: {progress.why}", **evidence)
+        elif not progress.stuck and progress.state != "prefill":
+            yield RULES.finding("serving.completion_late" if flowing else "serving.stalled", late, **evidence)
     elif completion.outcome == "rejected":
         yield RULES.finding("serving.completion_rejected", completion.detail, **evidence)
-    elif completion.status in OVERLOAD:
+    elif progress.condition is Condition.SATURATED:
         yield RULES.finding("serving.overload", completion.detail, **evidence)
-    elif progress.state != "silent":
+    elif not (progress.stuck and completion.status in OVERLOAD) and progress.state != "silent":
         yield RULES.finding(
             "serving.completion_error_some" if flowing else "serving.completion_error",
             f"{completion.outcome.replace('_', ' ')}: {completion.detail}",
@@ -335,6 +378,6 @@ def _summary(completion: CompletionReading | None) -> dict[str, Any]:
 SERVING = Check(
     title="Engine",
     rules=RULES,
-    reads=frozenset({"engine", "completion", "ranks", "ras", "stacks", "kernel_log"}),
+    reads=READS | {"ras", "stacks", "kernel_log"},
     judge=check_serving,
 )

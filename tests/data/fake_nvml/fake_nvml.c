@@ -6,6 +6,7 @@
  *   fail.nvmlInitWithFlags=9        gpu.3.fail.*=15                       gpu.3.fail.nvmlDeviceGetRemappedRows=3
  *   gpu.2.sleep.nvmlDeviceGetPowerUsage=2   (never returns from its second call)               latency_us=20    (every call takes that long)
  *   p2p.0.1=5                       p2p.*.*=0
+ *   gpu.0.process=4711              gpu.0.process_sm=60      gpu.0.stranger=99      gpu.0.stranger_sm=90      gpu.0.utilisation=100      gpu.0.power_mw=300000
  * Build with -DnvmlDeviceGetX=absent_x to leave a symbol out, as an old driver does.
  */
 #define _GNU_SOURCE
@@ -211,17 +212,42 @@ ret_t nvmlDeviceGetMemoryInfo(void *gpu, struct memory *out)
 
 struct process { unsigned pid; unsigned long long memory; unsigned instance, compute; };
 
+/* The tier's own process and a stranger: process=PID, stranger=PID, each with NAME_mib and NAME_sm (percent). */
+static const char *const holders[][3] = {{"process", "process_mib", "process_sm"}, {"stranger", "stranger_mib", "stranger_sm"}};
+
 ret_t nvmlDeviceGetComputeRunningProcesses_v3(void *gpu, unsigned *count, struct process *out)
 {
+    unsigned room = *count, found = 0;
     ENTER(gpu);
-    unsigned pid = of_gpu(gpu, "process", 0);
-    if (!pid) { *count = 0; return SUCCESS; }
-    if (*count < 1) { *count = 1; return INSUFFICIENT_SIZE; }
-    *count = 1;
-    out->pid = pid;
-    out->memory = of_gpu(gpu, "process_mib", 70000) << 20;
-    out->instance = out->compute = 0xFFFFFFFF;
-    return SUCCESS;
+    for (int i = 0; i < 2; i++) {
+        unsigned pid = of_gpu(gpu, holders[i][0], 0);
+        if (!pid) continue;
+        if (found < room) {
+            out[found].pid = pid;
+            out[found].memory = of_gpu(gpu, holders[i][1], 70000) << 20;
+            out[found].instance = out[found].compute = 0xFFFFFFFF;
+        }
+        found++;
+    }
+    *count = found;
+    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
+struct share { unsigned pid; unsigned long long time; unsigned sm, memory, encoder, decoder; };
+
+ret_t nvmlDeviceGetProcessUtilization(void *gpu, struct share *out, unsigned *count, unsigned long long since)
+{
+    unsigned room = out ? *count : 0, found = 0;
+    ENTER(gpu);
+    for (int i = 0; i < 2; i++) {
+        unsigned pid = of_gpu(gpu, holders[i][0], 0), share = of_gpu(gpu, holders[i][2], 0);
+        if (!pid || !share) continue;
+        if (found < room) { memset(&out[found], 0, sizeof *out); out[found].pid = pid; out[found].time = since + 1; out[found].sm = share; }
+        found++;
+    }
+    *count = found;
+    if (!found) return 6; /* NOT_FOUND */
+    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
 }
 
 COUNTER(nvmlDeviceGetCurrPcieLinkWidth, unsigned, "pcie_width", 16)

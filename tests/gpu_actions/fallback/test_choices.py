@@ -13,7 +13,7 @@ from gpu_actions.fallback.gpus import choose_gpus
 from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order
 from gpu_actions.fallback.settle import decide
 from gpu_actions.models import FallbackGpu, Finding, Severity, Verdict, VerdictKind
-from gpu_actions.tier.condition import Condition, Progress, TokenSample, judge_progress
+from gpu_actions.serving.condition import Condition, Progress, TokenSample, judge_progress
 from gpu_actions.tier.drain import silence_s
 from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory
 from gpu_actions.tier.launch import explaining_line

@@ -9,13 +9,13 @@ import pytest
 from gpu_actions.config.host import EngineConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Verdict
+from gpu_actions.serving.condition import Progress, judge_progress, sample_of
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.collectors.engine import EngineReading, sample_of_page
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.progress import progress_of
 from gpu_actions.snapshot.target import TriageTarget
-from gpu_actions.tier.condition import Progress, judge_progress, sample_of
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import FakeEngine
 from tests.gpu_actions.triage import builders as make
@@ -69,7 +69,15 @@ CASES = {
     "stalls one request": ({"running": 2, "tokens_per_s": 300, "completion": "hang"}, "watch", ("serving.completion_late",)),
     "is slow": ({"tokens_per_s": 300, "running": 1, "completion_s": 0.35}, "watch", ("serving.completion_slow",)),
     "does not answer at all": ({"metrics": "silent", "completion": "hang"}, "unknown", ("serving.stalled",)),
-    "sheds load": ({"completion": "503"}, "watch", ("serving.overload",)),
+    "sheds load": ({"completion": "503", "running": 4, "tokens_per_s": 300}, "watch", ("serving.overload",)),
+    "queues a request": (
+        {"completion": "hang", "running": 4, "waiting": 9, "tokens_per_s": 300}, "watch", ("serving.overload",)),
+    "hangs and refuses for load": ({"completion": "503", "running": 4}, "unknown", ("serving.stalled",)),
+    "refuses although it holds no request": ({"completion": "503"}, "unknown", ("serving.completion_error",)),
+    "loads its model": ({"completion": "503:Loading model"}, "watch", ("serving.starting",)),
+    "reads a long prompt": ({"completion": "hang", "running": 1, "kv_per_s": 0.1}, "healthy", ("serving.prefill",)),
+    "reads a long prompt as SGLang": (
+        {"completion": "hang", "running": 1, "kv_per_s": 0.1, "dialect": "sglang"}, "healthy", ("serving.prefill",)),
     "answers 500": ({"completion": "500"}, "unknown", ("serving.completion_error",)),
     "does not know our model": ({"completion": "404"}, "unknown", ("serving.completion_rejected",)),
     "sends an error event in a stream of status 200": ({"completion": "error_event"}, "unknown", ("serving.completion_error",)),
