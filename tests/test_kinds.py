@@ -15,7 +15,7 @@ import pytest
 from gpu_actions.serving.registry import ENGINES, ROUTERS, UNITS
 
 ROOT = Path(__file__).parents[1]
-PLAIN_WORDS = {"reference", "openai", "process", "commands"}
+PLAIN_WORDS = {"reference", "openai", "process", "commands", "container"}
 """Kinds whose names also mean something else."""
 
 UNIT_NAMES = {unit.model_fields["driver"].default for unit in UNITS}

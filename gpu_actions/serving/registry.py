@@ -29,6 +29,7 @@ from gpu_actions.serving.routers.base import RouterConfig
 from gpu_actions.serving.routers.haproxy import HaproxyConfig
 from gpu_actions.serving.units.base import UnitConfig
 from gpu_actions.serving.units.commands import CommandsUnit
+from gpu_actions.serving.units.container import ContainerUnit
 from gpu_actions.serving.units.process import ProcessUnit
 from gpu_actions.serving.units.systemd import SystemdUnit
 
@@ -43,6 +44,7 @@ ENGINES = {engine.kind: engine for engine in ENGINE_CLASSES}
 UNITS: tuple[type[UnitConfig], ...] = (
     ProcessUnit,
     SystemdUnit,
+    ContainerUnit,
     CommandsUnit,
 )
 

@@ -43,8 +43,7 @@ def _of_gpu(gpu: GpuReading, own: Collection[int], limits: TriageThresholds) -> 
     sample = gpu.latest
     if gpu.error is not None or sample.utilisation_percent is None:
         return Activity.UNKNOWN
-    shares = [one.sm_percent for one in strangers_of(gpu, own)]
-    if any(share is None or share >= STRANGER_PERCENT for share in shares):
+    if any((one.sm_percent or 0) >= STRANGER_PERCENT for one in strangers_of(gpu, own)):
         mine = [one.sm_percent for one in gpu.processes if one.pid in own]
         return (
             Activity.IDLE

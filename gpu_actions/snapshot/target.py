@@ -1,16 +1,22 @@
 """What triage reads: one host and the tier that should be serving there, from the settings or from the shell's flags."""
 
+import asyncio
+import contextlib
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+import psutil
 from pydantic import Field, SecretStr
 
 from gpu_actions.config.host import HostConfig, TierName
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import Unit, UnitError, UnitState
 from gpu_actions.serving.units.base import runs_although_frozen
+from gpu_actions.system.listening import listening_process
+from gpu_actions.system.urls import port_of
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host
@@ -25,6 +31,9 @@ LOG_ERROR = re.compile(
 """Errors in a unit's log that say why its process ended."""
 
 LOG_ERRORS_KEPT = 5
+
+FORWARDERS = frozenset({"docker-proxy", "rootlessport", "slirp4netns", "pasta", "conmon", "socat"})
+"""Processes that listen for a container and are no part of its engine."""
 
 
 class UnitFacts(Frozen):
@@ -77,6 +86,12 @@ class TriageTarget(Frozen):
     golden: Path | None = Field(default=None, description="file of the tier's golden prompts")
     completion: bool = Field(default=True, description="send one synthetic completion to the engine")
     pids: tuple[int, ...] = Field(default=(), description="main processes of the tier's unit")
+    members: tuple[int, ...] = Field(
+        default=(), description="all processes of the tier's unit, also those outside the main process's tree"
+    )
+    listener: int | None = Field(
+        default=None, description="process on the engine's port, where the unit's driver knows no process"
+    )
     pid_file: Path | None = None
     other_pids: tuple[int, ...] = Field(
         default=(),
@@ -144,6 +159,9 @@ async def target_of_host(
         router_address=host.router.address,
         since=since,
     )
+    chosen_state = states.get(chosen)
+    if chosen_state is not None and chosen_state.active and not (target.pids or target.members):
+        target = target.model_copy(update={"listener": await asyncio.to_thread(_listener, target.engine_url)})
     return target.model_copy(
         update={
             "other_pids": tuple(pid for pids in others for pid in pids),
@@ -153,6 +171,17 @@ async def target_of_host(
             "unit": await _unit_facts(host.tiers[chosen].unit, states.get(chosen)),
         }
     )
+
+
+def _listener(url: str | None) -> int | None:
+    """Return the process that listens on the engine's port of this machine, unless it only forwards the connection."""
+    if url is None or urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        return None
+    owner = listening_process(port_of(url))
+    with contextlib.suppress(psutil.Error):
+        if owner is not None and owner.name() not in FORWARDERS:
+            return owner.pid
+    return None
 
 
 async def _unit_facts(unit: Unit, state: UnitState | None) -> UnitFacts | None:
@@ -201,6 +230,7 @@ def target_of_config(
         model=chosen.engine.model,
         api_key=chosen.engine.api_key,
         pids=() if state is None or state.main_pid is None else (state.main_pid,),
+        members=() if state is None else state.pids,
         ranks=chosen.ranks,
         unit_active=None if state is None else state.active,
         router_address=router_address,

@@ -18,6 +18,8 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified"))
 """Where the service manager's hierarchy is mounted: cgroup v2, v1, and both side by side."""
+CGROUP_V1_ROOTS = tuple(Path("/sys/fs/cgroup") / name for name in ("pids", "memory", "cpu,cpuacct", "cpu"))
+"""Hierarchies of cgroup v1 that a container engine uses."""
 
 
 class ProcessRow(NamedTuple):
@@ -152,11 +154,36 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def cgroup_of(pid: int) -> str | None:
+    """Return the control group of a process below its hierarchy's root, or None for the root group itself.
+
+    With cgroup v1 and both versions side by side, the service manager's hierarchy counts, else the one with the longest path:
+    a container engine that is no service manager puts its containers into the controllers' hierarchies only.
+    """
+    groups = []
+    for line in read_file(pid, "cgroup").decode(errors="replace").splitlines():
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
+        if path.strip("/"):
+            groups.append((controllers == "" or controllers.startswith("name="), len(path), path))
+    return max(groups)[2] if groups else None
+
+
 def cgroup_pids(group: str) -> tuple[int, ...] | None:
     """Return the processes in a control group and below it, or None if no hierarchy has the group."""
-    for root in CGROUP_ROOTS:
+    for root in (*CGROUP_ROOTS, *CGROUP_V1_ROOTS):
         folder = root / group.lstrip("/")
         if group.strip("/") and (folder / "cgroup.procs").exists():
-            files = folder.rglob("cgroup.procs")
-            return tuple(sorted({int(word) for file in files for word in file.read_text().split()}))
+            found: set[int] = set()
+            for file in folder.rglob("cgroup.procs"):
+                with contextlib.suppress(OSError):  # the group, or a group below it, ended meanwhile
+                    found.update(int(word) for word in file.read_text().split())
+            return tuple(sorted(found))
+    return None
+
+
+def namespace_pid(pid: int) -> int | None:
+    """Return a process's pid in its own pid namespace, as its container sees it; None if it is gone."""
+    for line in read_file(pid, "status").decode(errors="replace").splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
     return None

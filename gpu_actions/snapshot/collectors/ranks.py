@@ -6,7 +6,8 @@ fires (300-600 s).
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Literal
 
 from pydantic import Field
 
@@ -17,6 +18,7 @@ from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.proc import (
     TICKS_PER_S,
     ProcessRow,
+    namespace_pid,
     process_table,
     read_command,
     read_environment,
@@ -39,6 +41,13 @@ class RankProcess(Frozen):
         default_factory=dict, description="DP, PP, TP, EP, as its process title names them"
     )
     root: bool = False
+    found_by: Literal["unit", "listener", "title"] = Field(
+        default="unit",
+        description="how it was found: by its unit, as the listener on the engine's port, or by its title",
+    )
+    container_pid: int | None = Field(
+        default=None, description="its pid in its own pid namespace, if it has one"
+    )
     state_first: str | None = None
     state_last: str | None = None
     wchan: str | None = None
@@ -114,11 +123,13 @@ def roots_of(target: TriageTarget) -> tuple[int, ...]:
     if not target.tier_expected:
         raise CollectorSkipped("the tier is stopped on purpose")
     if target.pid_file is None:
-        if target.unit_error and not target.pids:
+        if target.pids or target.members:
+            return target.pids
+        if target.listener is not None:
+            return (target.listener,)
+        if target.unit_error:
             raise CollectorFailed(f"the unit's driver failed: {target.unit_error}")
-        if not target.pids:
-            raise CollectorSkipped("no process of the tier is known")
-        return target.pids
+        raise CollectorSkipped("no process of the tier is known")
     try:
         numbers = [int(word) for word in target.pid_file.read_text()[:4096].split()]
     except FileNotFoundError:
@@ -128,14 +139,42 @@ def roots_of(target: TriageTarget) -> tuple[int, ...]:
     return (*target.pids, *numbers)
 
 
+def elsewhere(
+    table: Mapping[int, ProcessRow], *, known: Collection[int], expected: int | None
+) -> list[ProcessRow]:
+    """Return the tier's workers outside its unit (another container, a scheduler such as Ray), by their titles.
+
+    They count only if there are exactly as many as the tier has ranks: two tiers of one engine cannot be told apart by title.
+    """
+    if expected is None or expected < 2:
+        return []
+    titles = {
+        pid: (read_command(pid) or [row.name])[0]
+        for pid, row in table.items()
+        if pid not in known and not row.zombie
+    }
+    found = titles_of(titles)
+    distinct = {tuple(sorted(where.items())) for where in found.values()}
+    return [table[pid] for pid in sorted(found)] if len(found) == len(distinct) == expected else []
+
+
 async def collect_ranks(source: Source) -> RanksReading:
     """Read the process trees of the tier at both ends of the window. Raises as `roots_of`."""
     roots = roots_of(source.target)
     table = process_table()
     uptime_ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_S
     read_at = time.monotonic()
-    rows = tree_of(roots, table)
+    target = source.target
+    rows = tree_of([*roots, *target.members], table)
     details = {row.pid: _identify(row) for row in rows[:MAX_PROCESSES]}
+    by_title: set[int] = set()
+    if not any(rank is not None for rank, _, _ in details.values()):
+        known = {row.pid for row in [*rows, *tree_of(target.other_pids, table)]}
+        others = elsewhere(table, known=known, expected=target.ranks)
+        by_title = {row.pid for row in others}
+        rows += others
+        details |= {row.pid: _identify(row) for row in others}
+    found_by = "unit" if target.pids or target.members or target.pid_file else "listener"
     coordinates = titles_of({pid: title for pid, (_, _, title) in details.items()})
     ranks = numbered(coordinates)
     await source.sleep_until(source.window_s)
@@ -152,6 +191,8 @@ async def collect_ranks(source: Source) -> RanksReading:
                 rank=ranks.get(row.pid, rank),
                 coordinates=coordinates.get(row.pid, {}),
                 root=row.pid in roots,
+                found_by="title" if row.pid in by_title else found_by,
+                container_pid=inner if (inner := namespace_pid(row.pid)) != row.pid else None,
                 state_first=row.state,
                 state_last=again.state if again is not None and same else "gone",
                 wchan=wchan,

@@ -59,6 +59,11 @@ RULES = Rules(
         "Run triage as root or as the tier's user, with the unit's pid.", source=TWO_SOURCES, cause="engine_stalled",
     ),
     rule(
+        "collective.ranks_unseen", INFO,
+        "the tier's ranks run outside its unit (another container, Ray), so a dead or stopped one is not seen",
+        "Name a unit whose processes are the ranks, or set the engine's process titles.", source="/proc", cause="unknown",
+    ),
+    rule(
         "collective.ranks_unread", UNKNOWN, "the tier's processes could not be read, but the engine answers",
         "Pass the unit's main pid (--pid).", source="/proc", verdict=VerdictKind.WATCH,
     ),
@@ -118,6 +123,8 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
             f"({snapshot.why_not('ras')}) could be read",
             progress=progress.evidence(),
         )
+    if snapshot.ranks is not None and (unseen := _unseen(snapshot.ranks, expected=snapshot.expected.ranks)):
+        yield RULES.finding("collective.ranks_unseen", unseen)
     if snapshot.ranks is None and snapshot.failed("ranks"):
         yield RULES.finding("collective.ranks_unread", snapshot.why_not("ranks"))
     if not suspicions and not progress.broken and (snapshot.ranks is not None or answered):
@@ -187,9 +194,10 @@ def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
     if numbers and not titled and any(process.root and process.rank is None for process in alive):
         numbers.add(0)
     missing: list[int] = []
+    ended = [process for process in ranks.processes if process not in alive]
     if expected is not None and numbers:
         missing = sorted(set(range(expected)) - numbers)
-    elif expected is not None and len(alive) < expected:
+    elif expected is not None and len(alive) < expected and ended:
         missing = list(range(len(alive), expected))
     names = [_name(process) for process in gone] or [f"rank {number}" for number in missing]
     if names:
@@ -205,6 +213,18 @@ def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
                 "zombies": zombies[:MAX_LISTED],
             },
         )
+
+
+def _unseen(ranks: RanksReading, *, expected: int | None) -> str:
+    """Return a sentence if none of the tier's ranks was found: they run elsewhere, so nothing is known of them."""
+    alive = [process for process in ranks.processes if process.is_alive]
+    if expected is None or expected < 2 or len(alive) >= expected or len(alive) < len(ranks.processes):
+        return ""
+    if not alive or any(process.rank is not None for process in alive):
+        return ""
+    return (
+        f"none of the {expected} ranks is among the {count(len(alive), 'process', 'processes')} of the unit"
+    )
 
 
 def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:

@@ -1,0 +1,143 @@
+"""A tier is what serves, not what is a child: workers in other trees and pid namespaces, a tier without a known process."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpu_actions.config.host import EngineConfig, HostConfig, TierConfig
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.host import build_host
+from gpu_actions.serving.routers.haproxy import HaproxyConfig
+from gpu_actions.serving.units.commands import CommandsUnit
+from gpu_actions.snapshot.collector import CollectorSkipped, Source
+from gpu_actions.snapshot.collectors.ranks import collect_ranks
+from gpu_actions.snapshot.target import TriageTarget, target_of_host
+from gpu_actions.system.proc import process_table, read_command
+from gpu_actions.triage.checks.collective import is_frozen
+from gpu_actions.triage.judge import judge
+from tests.gpu_actions.triage import builders as make
+from tests.gpu_actions.triage.cases_serving import FLAT, HUNG
+from tests.ports import free_port
+
+
+def source_of(target: TriageTarget, *, window_s: float) -> Source:
+    return Source(
+        target=target, limits=TriageThresholds(), window_s=window_s, readings={}, is_stuck=lambda: False
+    )
+
+
+@contextlib.contextmanager
+def titled(*titles: str, namespace: bool = False) -> Iterator[list[int]]:
+    """Run processes with these titles outside our trees, each in its own pid namespace if asked. Yield their pids."""
+    started, pids = [], []
+    for title in titles:
+        script = f"exec -a '{title}' sleep 300"
+        unshare = ["unshare", "--pid", "--fork", "--kill-child"] if namespace else []
+        started.append(subprocess.Popen([*unshare, "bash", "-c", script], start_new_session=True))
+    try:
+        deadline = time.monotonic() + 20
+        while len(pids) < len(titles):
+            assert time.monotonic() < deadline, "the processes did not start"
+            time.sleep(0.02)
+            found = {read_command(pid)[0]: pid for pid in process_table() if read_command(pid)}
+            pids = [found[title] for title in titles if title in found]
+        yield pids
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def spawn(script: str, port: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", script, str(port)], start_new_session=True)
+
+
+def launcher() -> subprocess.Popen[bytes]:
+    """Start a main process without children, as the front end of an engine whose workers run elsewhere."""
+    return subprocess.Popen(["sleep", "300"], start_new_session=True)
+
+
+@pytest.mark.parametrize("namespace", [False, True])
+async def test_workers_outside_the_unit_are_found_by_their_titles(namespace: bool) -> None:
+    if namespace and os.geteuid() != 0:
+        pytest.skip("a pid namespace needs root")
+    front = launcher()
+    titles = ("VLLM::Worker_TP0", "VLLM::Worker_TP1")
+    try:
+        with titled(*titles, namespace=namespace) as pids:
+            reading = await collect_ranks(source_of(TriageTarget(pids=(front.pid,), ranks=2), window_s=0.05))
+            workers = {process.rank: process for process in reading.processes if process.rank is not None}
+            assert {rank: workers[rank].pid for rank in workers} == dict(enumerate(pids))
+            assert {process.found_by for process in workers.values()} == {"title"}
+            assert all((process.container_pid == 1) is namespace for process in workers.values())
+            os.kill(pids[1], signal.SIGSTOP)
+            async with asyncio.timeout(20):
+                while True:
+                    again = await collect_ranks(
+                        source_of(TriageTarget(pids=(front.pid,), ranks=2), window_s=0.05)
+                    )
+                    if [p.rank for p in again.processes if is_frozen(p)] == [1]:
+                        break
+    finally:
+        front.kill()
+        front.wait()
+
+
+async def test_workers_of_which_not_all_are_there_are_not_taken_for_the_tier_and_nobody_is_called_dead() -> (
+    None
+):
+    front = launcher()
+    try:
+        with titled("VLLM::Worker_TP0"):
+            reading = await collect_ranks(source_of(TriageTarget(pids=(front.pid,), ranks=2), window_s=0.05))
+            assert [process.rank for process in reading.processes] == [None]
+        snapshot = make.healthy(engine=FLAT, completion=HUNG, ranks=reading, ras=None)
+        expected = snapshot.expected.model_copy(update={"ranks": 2})
+        findings = {
+            finding.id for finding in judge(snapshot.model_copy(update={"expected": expected})).findings
+        }
+        assert "collective.ranks_unseen" in findings
+        assert not findings & {"collective.hang", "collective.rank_dead"}
+    finally:
+        front.kill()
+        front.wait()
+
+
+async def test_a_tier_without_a_known_process_is_found_as_the_listener_on_its_port(tmp_path: Path) -> None:
+    script = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(300)"
+    )
+    port = free_port()
+    engine = spawn(script, port)
+    unit = CommandsUnit(start=("true",), stop=("true",), is_active=("true",))
+    tier = TierConfig(engine=EngineConfig(url=f"http://127.0.0.1:{port}", model="m"), unit=unit, server="tp")
+    config = HostConfig(
+        name="h",
+        router=HaproxyConfig(),
+        tiers={"tp": tier, "fallback": tier.model_copy(update={"server": "fallback"})},
+    )
+    host = build_host(config, state_dir=tmp_path)
+    try:
+        async with asyncio.timeout(20):
+            while (target := await target_of_host(host, tier="tp")).listener is None:
+                await asyncio.sleep(0.05)
+        reading = await collect_ranks(source_of(target, window_s=0.05))
+        assert [(process.pid, process.found_by) for process in reading.processes] == [
+            (engine.pid, "listener")
+        ]
+    finally:
+        engine.kill()
+        engine.wait()
+    with pytest.raises(CollectorSkipped):
+        await collect_ranks(source_of(await target_of_host(host, tier="tp"), window_s=0.05))
