@@ -22,7 +22,7 @@ from bot.store.records import Person, UserError
 from gpu_actions.registry import actions
 from handlers import approvals, buttons, command, gpu, home, incident, loadtest, mentions, modals
 from handlers.arguments import did_you_mean
-from handlers.call import Call, Request, ephemeral_answer, guarded, respond_answer
+from handlers.call import Call, Request, ephemeral_answer, guarded, renamed_answer, respond_answer
 from handlers.command import Command, action_command
 
 COMMANDS: Mapping[str, Command] = {
@@ -108,6 +108,7 @@ def _listener(
         answer = ephemeral_answer(client, request.channel, request.person.id, request.thread_ts)
         if body.get("response_url"):
             answer = respond_answer(respond, request.thread_ts, answer)
+        answer = renamed_answer(answer, services.render_context().commands)
         late_s, limit_s = time.monotonic() - context[ARRIVED], ACK_LIMIT_S
         if request.sent_at is not None:
             late_s, limit_s = services.store.clock() - request.sent_at, EVENT_LIMIT_S
@@ -130,9 +131,12 @@ def _form_listener(services: Services, form: modals.Form) -> Callable[..., Await
             thread_ts=thread,
             key=f"view:{body['trigger_id']}",
             what=f"the form {view['title']['text']!r}",
+            text=" ".join(f"{name}={value}" for name, value in values.items()),
             services=services,
             client=client,
-            answer=ephemeral_answer(client, channel, str(user["id"]), thread),
+            answer=renamed_answer(
+                ephemeral_answer(client, channel, str(user["id"]), thread), services.render_context().commands
+            ),
         )
         if errors := form.check(call, about, values):
             await ack(response_action="errors", errors=dict(errors))

@@ -7,7 +7,7 @@ one line, an internal error with an id that is also in the log.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,6 +139,15 @@ def _entry(call: Call, kind: str, text: str) -> TimelineEntry | None:
 async def _record(call: Call, kind: str, text: str) -> None:
     if (entry := _entry(call, kind, text)) is not None:
         await asyncio.to_thread(call.services.store.audit.record, entry)
+
+
+def renamed_answer(answer: Answer, commands: Mapping[str, str]) -> Answer:
+    """Answer with the slash commands as the settings name them."""
+
+    async def renamed(message: Message) -> None:
+        await answer(message.renamed(commands))
+
+    return renamed
 
 
 def respond_answer(

@@ -86,8 +86,18 @@ def action_command(
         subcommands=subcommands | filled,
         free_text=free_text or {},
         default="start" if spec.starts_by_name else "",
+        task=_task(spec),
         flags=spec.flags,
     )
+
+
+def _task(spec: ActionSpec) -> str:
+    """Return what people want when they need an action."""
+    if spec.diagnoses:
+        return "See what is wrong"
+    if spec.changes_host:
+        return "Change what serves"
+    return "Measure it" if spec.disturbs_service else "Keep the record"
 
 
 def host_of(call: Call, words: Words) -> str:

@@ -1,29 +1,34 @@
 """The texts of alerts: what a monitor or Alertmanager reported, before and beside the verdict card."""
 
 from bot.presenter.message import Block, Message, actions, button, compose, footnote, header, section
-from bot.presenter.mrkdwn import capitalized, code, duration, one_line
+from bot.presenter.mrkdwn import capitalized, code, duration, gist, one_line
 from bot.presenter.render_context import RenderContext
 from bot.store.records import Alert
 from gpu_actions.models import VerdictKind
 
 ACKNOWLEDGE = "acknowledge"
+REASON_WORDS = 20
 
 
 def opened(alert: Alert) -> Message:
     """Return the first message of an incident that an alert opens."""
     first = f"ALERT: {alert.title}"
-    todo = "*What to do:* read the verdict card that follows."
-    if alert.verdict is VerdictKind.FALL_BACK:
-        todo += " It has the evidence and the button *Start fallback*."
-    reported = f"reported by {one_line(alert.source)}: {one_line(alert.reason, 300)}"
-    parts = [header(first), section(f":rotating_light: {todo}"), _acknowledge(alert), footnote(reported)]
+    card = "the card that follows has the evidence"
+    todo = f"{card} and *Start fallback*." if alert.verdict is VerdictKind.FALL_BACK else f"{card}."
+    true = capitalized(gist(alert.reason, REASON_WORDS))
+    parts = [
+        header(first),
+        section(f":rotating_light: {true}\n*Next:* {todo}"),
+        _acknowledge(alert),
+        footnote(f"reported by {gist(alert.source, 6)}"),
+    ]
     return compose(one_line(first), parts)
 
 
 def joined(alert: Alert) -> Message:
     """Return the reply in an open incident's thread about one more cause."""
-    reason = one_line(alert.reason, 300)
-    text = f":rotating_light: {capitalized(one_line(alert.source))} also reports *{one_line(alert.cause)}* ({reason})."
+    who, why = capitalized(gist(alert.source, 6)), gist(alert.reason, REASON_WORDS)
+    text = f":rotating_light: {who} also reports *{one_line(alert.cause)}* ({why})."
     return compose(text, [section(text), _acknowledge(alert)])
 
 
@@ -37,13 +42,13 @@ def group(alert: Alert, *, is_root: bool, total: int, firing: int) -> Message:
         todo = "The incident stays open until a person closes it." if is_root else ""
         return compose(text, [section(text), *([footnote(todo)] if todo else [])])
     shown = opened(alert) if is_root else joined(alert)
-    counted = f"{count} so far, {firing} firing; the last one: {one_line(alert.reason, 200)}"
+    counted = f"{count} so far, {firing} firing; the last one: {gist(alert.reason, 10)}"
     return compose(f"{shown.text} ({count})", [*shown.blocks, footnote(counted)])
 
 
 def cleared(host: str, *, source: str, reason: str) -> Message:
     """Return the reply when a fault is gone. People close the incident."""
-    who, why = capitalized(one_line(source)), one_line(reason, 200)
+    who, why = capitalized(gist(source, 6)), gist(reason, REASON_WORDS)
     return _line(f":large_green_circle: {who} no longer reports a fault on {one_line(host)} ({why}).")
 
 
@@ -54,7 +59,7 @@ def resolved(host: str, name: str) -> Message:
 
 def blind(host: str, *, source: str, reason: str) -> Message:
     return _line(
-        f":black_circle: {capitalized(one_line(source))} cannot read {one_line(host)}: {one_line(reason, 300)}. "
+        f":black_circle: {capitalized(one_line(source))} cannot read {one_line(host)}: {gist(reason, REASON_WORDS)}. "
         "The host may be healthy or not."
     )
 
@@ -76,8 +81,8 @@ def automatic_fallback(alert: Alert, run_id: str, context: RenderContext) -> Mes
     first = f"AUTOMATIC FALLBACK on {alert.host}: {alert.cause}"
     stop = context.command("fallback", f"stop {alert.host}")
     text = (
-        f":rotating_light: *What to do:* watch {code(run_id)}; to stop it: {stop}. It started because "
-        f"{code(alert.cause)} is in {code('monitors.auto_fallback')} of the settings and a fresh triage says fall back."
+        f":rotating_light: {code(run_id)} runs: a fresh triage says fall back, and {code('monitors.auto_fallback')} of the "
+        f"settings lists {code(alert.cause)}.\n*Next:* watch it; to stop it: {stop}."
     )
     return compose(first, [header(first), section(text)])
 
@@ -85,7 +90,7 @@ def automatic_fallback(alert: Alert, run_id: str, context: RenderContext) -> Mes
 def no_automatic_fallback(alert: Alert, why: str) -> Message:
     """Return the reply when a guard rail kept the automatic fallback from starting."""
     return _line(
-        f":no_entry: No automatic fallback on {one_line(alert.host)} for {code(alert.cause)}: {one_line(why, 300)}. "
+        f":no_entry: No automatic fallback on {one_line(alert.host)} for {code(alert.cause)}: {gist(why, REASON_WORDS)}. "
         "A person must decide."
     )
 

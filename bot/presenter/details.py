@@ -25,10 +25,12 @@ def details_view(run: RunRecord, context: RenderContext) -> dict[str, Any]:
     if verdict is not None:
         problems = [finding for finding in verdict.findings if finding.severity in WORST_FIRST[:3]]
         first = f"{VERDICT_SIGNS[verdict.verdict]} *{one_line(verdict_title(verdict, run.host))}*"
+        said = any(verdict.summary.startswith(finding.summary) for finding in problems)
+        lines = (first, "" if said else one_line(verdict.summary, 1000), one_line(verdict.action, 1000))
         parts = [
-            section(f"{first}\n{one_line(verdict.summary, 1000)}\n{one_line(verdict.action, 1000)}".rstrip()),
+            section("\n".join(filter(None, lines))),
             *_fallback_gpu(verdict),
-            Lines(tuple(finding_lines(problems)), noun="findings"),
+            Lines(tuple(finding_lines(problems, said={verdict.action})), noun="findings"),
             Lines(tuple(calm_lines(verdict.findings)), noun="components", small=True),
         ]
     else:

@@ -13,13 +13,14 @@ class CommandText:
     """What people read about a slash command.
 
     `name` is its key in `slack.commands` of the settings, `hint` Slack's usage hint; `usages` maps the words after the
-    command's name to what they do.
+    command's name to what they do; `task` is what people want when they need it, and groups the commands in the help.
     """
 
     name: str
     summary: str
     hint: str
     usages: Mapping[str, str] = field(default_factory=dict)
+    task: str = "Keep the record"
 
 
 def command_help(
@@ -54,19 +55,19 @@ def overview(commands: Sequence[CommandText], context: RenderContext, *, hosts: 
 def overview_parts(
     commands: Sequence[CommandText], context: RenderContext, *, hosts: Sequence[str]
 ) -> list[Part]:
-    lines = []
+    tasks: dict[str, list[str]] = {}
     for command in commands:
         usages = " · ".join(usage for usage in command.usages if usage)
-        lines.append(
-            f"{context.command(command.name)} {one_line(command.summary, 200)}\n      {one_line(usages)}"
-        )
+        line = f"{context.command(command.name)} {one_line(command.summary, 200)}\n      {one_line(usages)}"
+        tasks.setdefault(command.task, []).append(line)
+    parts: list[Part] = [Lines((f"*{task}*", *lines), noun="commands") for task, lines in tasks.items()]
     return [
-        section("*gpu-oncall* helps you carry a GPU serving host through an incident. You can ask for:"),
-        Lines(tuple(lines), noun="commands"),
+        *parts,
         section(
-            f"In a thread, mention me: {context.mention('status')}, {context.mention('approve RUN')}, "
-            f"{context.mention('deny RUN why')}, or any command without its slash. "
-            f"{context.command('gpu', 'COMMAND ...')} also reaches every command."
+            f"*Anywhere* mention me: {context.mention('status')}, {context.mention('approve RUN')}, "
+            f"{context.mention('deny RUN why')}, or any command without its slash; alone with me no mention is needed. "
+            f"{context.command('gpu', 'COMMAND ...')} reaches every command, {context.command('gpu', 'whoami')} says what "
+            "you may do. Options are written `key=value`."
         ),
         footnote(_hosts(hosts)),
     ]

@@ -76,7 +76,7 @@ def _waiting_line(run: RunRecord, state: HomeState) -> str:
 
 def _incident_line(name: str, incident: IncidentRecord, state: HomeState) -> str:
     title = gist(incident.title, 14)
-    return f":rotating_light: *{one_line(name)}* {title}, open since {ago(incident.opened_at)}{_open(incident.id, state)}"
+    return f":rotating_light: *{one_line(name)}* {title}, opened {ago(incident.opened_at)}{_open(incident.id, state)}"
 
 
 def _host_line(host: HostState, state: HomeState, context: RenderContext) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bot.presenter.message import Lines, Message, compose, footnote, header, section
-from bot.presenter.mrkdwn import clock, code, duration, link, one_line, user
+from bot.presenter.mrkdwn import ago, clock, code, duration, link, one_line, user
 from bot.presenter.private_answers import plain, run_line
 from bot.presenter.render_context import RenderContext
 from bot.presenter.vocabulary import count
@@ -22,9 +22,9 @@ def opened(host: str, title: str, by: Person, context: RenderContext) -> Message
         [
             header(first),
             section(
-                f"*What to do:* {context.command('triage', host)} for a verdict. Everything goes into this thread."
+                f"*Next:* {context.command('triage', host)} for a verdict. Everything goes into this thread."
             ),
-            footnote(f"opened by {user(by)} at {clock(context.now, with_date=True)}"),
+            footnote(f"opened by {user(by)} {ago(context.now)}"),
         ],
     )
 

@@ -6,7 +6,8 @@ and 150 per header (docs.slack.dev/reference/block-kit/blocks); the total of abo
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -43,6 +44,25 @@ class Message:
         """Return the message with a `block_id` per block; a new prefix at each edit makes clients redraw it."""
         blocks = tuple({**block, "block_id": f"{prefix}:{n}"} for n, block in enumerate(self.blocks))
         return replace(self, blocks=blocks)
+
+    def renamed(self, commands: Mapping[str, str]) -> "Message":
+        """Return the message with renamed slash commands; `commands` maps a name to its slash command in the settings.
+
+        Texts of the actions say `/triage`, which may be another app's command here.
+        """
+        if not commands:
+            return self
+        names = "|".join(re.escape(name) for name in commands)
+        command = re.compile(rf"(?<![\w/-])/({names})(?![\w/-])")
+
+        def renamed(value: Any) -> Any:
+            if isinstance(value, str):
+                return command.sub(lambda found: commands[found[1]], value)
+            if isinstance(value, dict):
+                return {key: renamed(item) for key, item in value.items()}
+            return [renamed(item) for item in value] if isinstance(value, list) else value
+
+        return Message(renamed(self.text), tuple(renamed(block) for block in self.blocks))
 
     def simpler(self) -> "Message":
         """Return the message for a Slack that refuses its blocks: tables as lines of text, else the text alone."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from bot.store.records import Person
 from gpu_actions.system.redact import redact
 
-_CLAUSE_END = re.compile(r"(?<=[;.:!?]) (?=\S)")
+_CLAUSE_END = re.compile(r"(?<=[;.!?]) (?=\S)")
 _CONTROL = {code: " " for code in range(32) if code != 10} | {127: " "}
 
 
@@ -37,7 +37,7 @@ def one_line(text: str, limit: int = 300) -> str:
 def gist(text: str, words: int, *, chars: int = 300) -> str:
     """Return the first whole clauses of a text that fit into `words` words, escaped on one line.
 
-    A first clause that is itself too long is cut at a word. Secrets are removed before anything is cut.
+    A first clause that is itself too long is cut at a pause in it, else at a word. Secrets are removed before anything is cut.
     """
     clean = " ".join(redact(text).text.split())
     kept: list[str] = []
@@ -47,11 +47,16 @@ def gist(text: str, words: int, *, chars: int = 300) -> str:
         kept.append(clause)
     shown = " ".join(" ".join(kept).split()[:words])
     if len(shown) < len(clean):
-        comma = shown.rfind(", ")
-        if len(kept) == 1 and len(kept[0].split()) > words and comma > len(shown) // 2:
-            shown = shown[:comma]
+        if len(kept) == 1 and len(kept[0].split()) > words:
+            pause = max(shown.rfind(", "), shown.rfind(": "), shown.rfind(" ("))
+            shown = shown[:pause] if pause > len(shown) // 3 else shown
         shown = shown.rstrip(" ;,:.-")
-        shown += "" if len(kept) > 1 or clean[len(shown) : len(shown) + 1] in ";.:" else "..."
+        after = clean[len(shown) : len(shown) + 1]
+        shown += (
+            ""
+            if len(kept) > 1 or after in (";", ".", ":", ",") or clean[len(shown) :].startswith(" (")
+            else "..."
+        )
     return _entities(clip(shown, chars))
 
 

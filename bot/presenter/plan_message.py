@@ -62,7 +62,7 @@ def proposal(plan: Plan, options: Mapping[str, str], reason: str, context: Rende
     """Return a plan that an assistant proposes: who presses the button starts it, with their own rights."""
     first = f"PROPOSED: {action_name(plan.action).lower()} on {plan.host}"
     details = context.command(plan.action, f"plan {plan.host}")
-    todo = f"*What to do:* press *Start* if you agree. Nothing has started. To see it all: {details}."
+    todo = f"*Next:* press *Start* if you agree. Nothing has started. To see it all: {details}."
     value = json.dumps({"action": plan.action, "host": plan.host, "options": dict(options)})
     parts: list[Part] = [
         header(first),
@@ -84,6 +84,6 @@ def _start(plan: Plan) -> str:
 def _typed(value: object) -> str:
     """Return an option's value as a person types it: quoted if it has spaces or quotes, each secret in it removed."""
     text = str(value).lower() if isinstance(value, bool) else redact(str(value)).text
-    if '"' in text:
-        text = text.replace('"', "'") if "'" not in text else text.replace('"', "")
-    return f'"{text}"' if any(c.isspace() for c in text) or "'" in text else text
+    if not any(c.isspace() or c in "\"'" for c in text):
+        return text
+    return f"'{text}'" if '"' in text and "'" not in text else '"' + text.replace('"', "'") + '"'

@@ -33,7 +33,7 @@ ABORT = "abort"
 MAX_PROBLEMS = 2
 MAX_FILES = 2
 OUTCOME_WORDS = 20
-CLIENT_WORDS = 16
+CLIENT_WORDS = 20
 STEERED = frozenset({"restore.shift", "restore.compare"})
 """The steps that listen to `hold`, `next` and `abort`."""
 

@@ -84,14 +84,14 @@ def _step_note(step: StepRecord) -> Note:
     text = str(step.data["thread_text"])
     rows = _rows(step.data.get("table"))
     if rows:
-        first = (
-            f"*{gist(step.title, 10)}*\n{capitalized(gist(first_line(text) or first_line(step.summary), 30))}"
-        )
+        first = f"*{capitalized(gist(step.title, 10))}*\n{capitalized(gist(first_line(text) or first_line(step.summary), 30))}"
         return Note(
             f"step:{step.step_id}:{step.attempt}", compose(first_line(first), [section(first), table(rows)])
         )
     body = code_block(text) if "\n" in text.strip() else escape(text.strip())
-    return Note(f"step:{step.step_id}:{step.attempt}", _text(f"*{one_line(step.title, 150)}*\n{body}"))
+    return Note(
+        f"step:{step.step_id}:{step.attempt}", _text(f"*{capitalized(one_line(step.title, 150))}*\n{body}")
+    )
 
 
 def _rows(value: object) -> list[list[str]]:

@@ -95,9 +95,8 @@ def _what_to_do(verdict: Verdict, host: str, context: RenderContext) -> str:
     return f"*Next:* {todo}."
 
 
-def finding_lines(problems: Iterable[Finding]) -> list[str]:
-    """Return lines by component, the component with the worst finding first; no action is repeated."""
-    said: set[str] = set()
+def finding_lines(problems: Iterable[Finding], *, said: set[str]) -> list[str]:
+    """Return lines by component, the component with the worst finding first; an action in `said` is not repeated."""
     by_component: dict[str, list[Finding]] = {}
     for finding in sorted(problems, key=lambda f: (WORST_FIRST.index(f.severity), f.component, f.id)):
         by_component.setdefault(finding.component, []).append(finding)

@@ -64,10 +64,11 @@ class RunPosts:
         await self._open_incident(run, root)
         notes = thread_notes(run, context)
         for note in notes:
+            message = note.message.renamed(context.commands)
             if note.key in self._notes:
-                await self._edit_note(run, note.key, note.message)
+                await self._edit_note(run, note.key, message)
             elif not note.if_posted:
-                await self._post_note(run, note.key, note.message, thread_ts=root)
+                await self._post_note(run, note.key, message, thread_ts=root)
         for key in self._notes.keys() - {note.key for note in notes}:
             if key.startswith((ASK, REMIND)):  # its plan was replaced
                 await self._edit_note(run, key, outdated_request(run))
@@ -80,7 +81,7 @@ class RunPosts:
         return ts
 
     async def _show_message(self, run: RunRecord, context: RenderContext) -> None:
-        message = run_message(run, context)
+        message = run_message(run, context).renamed(context.commands)
         digest = _digest(message)
         if digest == self.digest:
             return

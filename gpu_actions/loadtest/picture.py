@@ -44,8 +44,10 @@ def draw(result: LoadTestResult, path: Path) -> None:
             )
         panel.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
         panel.grid(alpha=0.3)
-        panel.set_ylim(bottom=0)
-        panel.legend(fontsize=LABEL_POINTS - 1, framealpha=0.7)
+        panel.set_ylim(bottom=0, top=panel.get_ylim()[1] * 1.3)  # room for the legend
+        panel.legend(
+            fontsize=LABEL_POINTS - 2, loc="upper center", ncols=3, columnspacing=1, handlelength=1.2
+        )
         panel.locator_params(axis="both", nbins=5)
     title = summary_lines(result)[0]
     title = title if len(title) <= MAX_TITLE else title[: MAX_TITLE - 3] + "..."

@@ -5,14 +5,17 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bot.presenter.plan_message import plan_message
 from bot.presenter.render_context import RenderContext
 from bot.store.records import UserError
+from gpu_actions.action import ActionSpec
 from gpu_actions.fallback.action import FallbackArguments
 from gpu_actions.loadtest.action import LoadTestArguments
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan, Step
+from gpu_actions.registry import actions
 from gpu_actions.triage.action import TriageArguments
 from handlers import COMMANDS
 from handlers.arguments import Grammar, parse, run_id_of, split
@@ -101,6 +104,20 @@ def test_a_run_id_in_a_sentence_is_found(word: str) -> None:
     assert parse(f"status {word}", GRAMMAR, HOSTS).run_id == "fb-7k2m"
 
 
+def arguments_of(spec: ActionSpec) -> Frozen:
+    """Return an action's arguments with every option given."""
+    given: dict[str, object] = {}
+    for name, field in spec.arguments.model_fields.items():
+        for value in ("64", "7", "true", "quick", "knee", "poisson", "router", "0.5", "a b", field.default):
+            try:
+                spec.arguments.model_validate({**given, name: value})
+            except ValidationError:
+                continue
+            given[name] = value
+            break
+    return spec.arguments.model_validate(given)
+
+
 @pytest.mark.parametrize(
     ("action", "arguments"),
     [
@@ -108,6 +125,8 @@ def test_a_run_id_in_a_sentence_is_found(word: str) -> None:
         ("loadtest", LoadTestArguments()),
         ("triage", TriageArguments(deep=True)),
         ("fallback", FallbackArguments(reason="the switch is being replaced")),
+        ("fallback", FallbackArguments(reason='it says "bad" & <down>')),
+        *((spec.name, arguments_of(spec)) for spec in actions().values()),
     ],
 )
 def test_the_command_that_a_plan_offers_gives_the_same_arguments_again(

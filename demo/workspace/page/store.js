@@ -54,7 +54,15 @@ export class Store extends EventTarget {
     this.dispatchEvent(new CustomEvent(kind, { detail }));
   }
 
-  async load() {
+  // Loads everything, one load after the other; changes that arrive meanwhile are newer and are applied afterwards.
+  load() {
+    const before = this.loading ?? Promise.resolve();
+    this.loading = before.catch(() => {}).then(() => this.loadOnce());
+    return this.loading;
+  }
+
+  async loadOnce() {
+    this.isReady = false;
     const state = await get(`/client/state?user=${encodeURIComponent(this.user)}`);
     this.team = state.team;
     this.app = state.app;

@@ -27,6 +27,7 @@ from tests.bot.presenter.test_messages import (
     SECRET,
     TEXT,
     accepted,
+    words_of,
 )
 
 HELPS = list(COMMANDS.values())
@@ -114,8 +115,17 @@ def test_slack_accepts_any_alert(reason: str, source: str, verdict: VerdictKind)
         key="k",
         at_s=NOW,
     )
-    accepted(alerts.opened(alert))
-    accepted(alerts.joined(alert))
+    for message in (
+        alerts.opened(alert),
+        alerts.joined(alert),
+        alerts.group(alert, is_root=True, total=40, firing=3),
+        alerts.automatic_fallback(alert, "fb-7k2m", CONTEXT),
+        alerts.no_automatic_fallback(alert, reason),
+        incidents.opened("serve1", "the links are down", Person(id="U0LEAD"), CONTEXT),
+    ):
+        accepted(message)
+        titles = [block["text"]["text"] for block in message.blocks if block["type"] == "header"]
+        assert words_of(message) - sum(len(title.split()) for title in titles) <= 60, message.blocks
     accepted(alerts.cleared("serve1", source=source, reason=reason))
     accepted(alerts.blind("serve1", source=source, reason=reason))
     accepted(alerts.no_automatic_fallback(alert, reason))
@@ -211,3 +221,23 @@ def test_durations_and_sizes_read_as_people_write_them() -> None:
     assert mrkdwn.user(Person(id="U0LEAD")) == "<@U0LEAD>"
     assert mrkdwn.user(Person(id="shell", name="<root>")) == "&lt;root&gt;"
     assert f"<!date^{int(NOW)}^" in mrkdwn.clock(NOW)
+
+
+def test_renamed_commands_are_renamed_in_every_text_and_nothing_else_is() -> None:
+    texts = "see /triage, or (/fallback start x); not /triage-x, a/triage, /tmp/triage/x or https://h/triage"
+    message = compose(texts, [section(texts), Lines((texts,))]).renamed(
+        {"triage": "/gpu-triage", "fallback": "/fb"}
+    )
+    wanted = "see /gpu-triage, or (/fb start x); not /triage-x, a/triage, /tmp/triage/x or https://h/triage"
+    assert message.text == wanted
+    assert all(block["text"]["text"] == wanted for block in message.blocks)
+    assert message.renamed({"gpu": "/x"}).text == wanted, "a part of a command's name is no command"
+
+
+def test_help_is_ordered_by_what_people_want() -> None:
+    shown = str(overview(HELPS, CONTEXT, hosts=["serve1"]).blocks)
+    places = [
+        shown.index(f"*{task}*")
+        for task in ("See what is wrong", "Change what serves", "Measure it", "Keep the record")
+    ]
+    assert places == sorted(places)
