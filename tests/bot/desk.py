@@ -42,7 +42,9 @@ def toy_product(scripts: Mapping[str, str] | None = None) -> dict[str, ActionSpe
         async def planned(request: PlanRequest) -> Plan:
             return (await plan(request)).model_copy(update={"action": name, "title": f"toy {name}"})
 
-        return dataclasses.replace(spec, summary=f"a toy {name}", arguments=Arguments, plan=planned)
+        return dataclasses.replace(
+            spec, summary=f"a toy {name}", arguments=Arguments, plan=planned, plan_start=None, give_back=None
+        )
 
     return {name: toy(name, spec) for name, spec in actions().items()}
 
