@@ -31,7 +31,7 @@ test: setup lint typecheck  ## lint, types and all tests except those marked hea
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 12
 
 test-heavy: setup  ## the marked tests: minutes long, or gigabytes of downloads
-	@deploy/packages.sh chromium gcc postgresql podman runc busybox
+	@deploy/packages.sh chromium gcc postgresql podman runc busybox-static
 	$(BIN)/pytest -m heavy
 
 test-vllm: setup  ## the real vLLM on the CPU behind its adapter (3 GB of downloads, minutes)

@@ -6,6 +6,7 @@ missing=()
 for package in "$@"; do
   case "$package" in
     postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=("$package") ;;  # not on PATH in Debian
+    busybox-static) command -v busybox >/dev/null 2>&1 || missing+=("$package") ;;
     *) command -v "$package" >/dev/null 2>&1 || missing+=("$package") ;;
   esac
 done

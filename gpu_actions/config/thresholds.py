@@ -98,6 +98,12 @@ class TriageThresholds(Frozen):
     temperature_margin_c: int = Field(
         default=3, ge=0, le=50, description="degrees C below the GPU's own slowdown temperature that count"
     )
+    straggler_share: float = Field(
+        default=0.85, gt=0, le=1, description="a busy GPU below this share of its peers' clock is a straggler"
+    )
+    clock_low_share: float = Field(
+        default=0.6, gt=0, le=1, description="share of its maximum clock below which a busy GPU is too slow"
+    )
     ecc_correctable_delta: int = Field(
         default=100, ge=1, description="corrected ECC errors within the window from which a finding is made"
     )

@@ -41,7 +41,9 @@ class LinkReading(Frozen):
     )
     speed_mbps: int | None = None
     first: dict[str, int] = Field(
-        default_factory=dict, description="replay, recovery, crc at the start of the window"
+        default_factory=dict,
+        description="at the start of the window: replay, recovery, crc of NVLink 4; receive_errors, integrity_errors, "
+        "recovered, recovery_failed, effective_errors, symbol_errors of NVLink 5",
     )
     last: dict[str, int] = Field(default_factory=dict)
 
@@ -120,6 +122,13 @@ class GpuReading(Frozen):
     remapped_pending: bool | None = None
     remapped_failure: bool | None = None
     remapped_uncorrectable: int | None = None
+    banks_without_spare_rows: int | None = Field(
+        default=None, description="memory banks whose next bad row cannot be remapped"
+    )
+    banks_with_few_spare_rows: int | None = None
+    repair_pending: bool | None = Field(default=None, description="a channel or TPC repair waits for a reset")
+    sram_threshold_exceeded: bool | None = None
+    sram_uncorrected: int | None = Field(default=None, description="volatile: since the driver was loaded")
     fabric: FabricReading | None = None
     links: tuple[LinkReading, ...] = ()
     processes: tuple[GpuProcess, ...] = ()

@@ -26,7 +26,16 @@ NVLINK_P2P, READ_P2P = 2, 0
 FIELD_RECOVERY_ACTION = 230
 FIELD_LINK_SPEED = 90
 LINK_FIELDS = {"replay": 161, "recovery": 162, "crc": 163}
-"""Per-link error fields, since NVLink 4 (scope id = link)."""
+"""Per-link error fields of NVLink 4 (scope id = link). NVLink 5 does not have them."""
+LINK5_FIELDS = {
+    "receive_errors": pynvml.NVML_FI_DEV_NVLINK_COUNT_RCV_ERRORS,
+    "integrity_errors": pynvml.NVML_FI_DEV_NVLINK_COUNT_LOCAL_LINK_INTEGRITY_ERRORS,
+    "recovered": pynvml.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_SUCCESSFUL_EVENTS,
+    "recovery_failed": pynvml.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS,
+    "effective_errors": pynvml.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_ERRORS,
+    "symbol_errors": pynvml.NVML_FI_DEV_NVLINK_COUNT_SYMBOL_ERRORS,
+}
+"""Per-link error fields of NVLink 5 (Blackwell); older links do not have them."""
 LINK_COUNTERS = {"replay": 0, "recovery": 1, "crc": 2}
 """Counter numbers of the older call, for drivers without those fields."""
 
@@ -233,6 +242,16 @@ class Gpu:
             _, uncorrectable, pending, failure = rows
             found["remapped_uncorrectable"] = uncorrectable
             found["remapped_pending"], found["remapped_failure"] = bool(pending), bool(failure)
+        spares = self.read("remap_spares", "nvmlDeviceGetRowRemapperHistogram")
+        if spares is not None:
+            found["banks_without_spare_rows"], found["banks_with_few_spare_rows"] = spares.none, spares.low
+        repairs = self.read("repair", "nvmlDeviceGetRepairStatus")
+        if repairs is not None:
+            found["repair_pending"] = any(repairs)
+        sram = pynvml.c_nvmlEccSramErrorStatus_v1_t()
+        if self.read("sram", "nvmlDeviceGetSramEccErrorStatus", pynvml.byref(sram)) is not None:
+            found["sram_threshold_exceeded"] = bool(sram.bThresholdExceeded)
+            found["sram_uncorrected"] = sram.volatileUncParity + sram.volatileUncSecDed
         fields = self.read("recovery_action", "nvmlDeviceGetFieldValues", [FIELD_RECOVERY_ACTION])
         if fields is not None:
             try:
@@ -291,7 +310,7 @@ class Gpu:
         """Read the error counters of all links: in one call if the driver has the fields, else one call each."""
         if not self.links:
             return {}
-        found = self._fields(LINK_FIELDS, note=None) if self.by_field else {}
+        found = self._fields(LINK_FIELDS | LINK5_FIELDS, note=None) if self.by_field else {}
         if found:
             return found
         self.by_field = False

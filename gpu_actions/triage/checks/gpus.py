@@ -1,6 +1,7 @@
 """Each GPU by itself: is it there, what does its driver ask for, memory, heat, and what could not be read."""
 
 from collections.abc import Iterator
+from statistics import median
 
 from gpu_actions.models import Finding, Severity, VerdictKind
 from gpu_actions.snapshot.collectors.nvml import GpuReading, NvmlReading
@@ -69,6 +70,20 @@ RULES = Rules(
         cause="row_remap_failed",
     ),
     rule(
+        "gpu.remap_spares", WATCH, "a memory bank has no spare row left: its next bad row cannot be remapped",
+        "Plan the replacement of the GPU: the next such error fails the remap.", source="NVML row remapper histogram",
+        cause="row_remap_pending",
+    ),
+    rule(
+        "gpu.repair_pending", WATCH, "a repair of a memory channel or of a TPC waits for a reset",
+        "Reset the GPU at the next quiet time.", source="NVML repair status", cause="row_remap_pending",
+    ),
+    rule(
+        "gpu.sram_threshold", WATCH, "SRAM errors of the GPU are above NVIDIA's threshold for replacement",
+        "Plan the replacement of the GPU; move the tier off it at the next quiet time.", source="NVML SRAM ECC status",
+        cause="ecc_uncorrected",
+    ),
+    rule(
         "gpu.ecc_uncorrected", CRITICAL, "uncorrected ECC errors since the driver was loaded: results may be wrong",
         "Fall back to another GPU. Reset this one; if the errors come back, have it replaced.",
         source=f"{DCGM}: volatile > 0 fails", cause="ecc_uncorrected",
@@ -86,6 +101,16 @@ RULES = Rules(
     rule(
         "gpu.slowdown", WATCH, "hardware slowdown or power brake (event reasons 0x8, 0x80) in both samples",
         "Check power supplies and the rack's power limit.", source="NVML clocks event reasons", cause="throttling",
+    ),
+    rule(
+        "gpu.clock_low", WATCH, "the clock of a busy GPU is far below its maximum, and NVML names no reason",
+        "Run nvidia-smi -q -d CLOCK,PERFORMANCE. Lift a clock limit (nvidia-smi -rgc), or reset the GPU at a quiet time.",
+        source="NVML SM clock, utilisation and clocks event reasons", cause="throttling", threshold="clock_low_share",
+    ),
+    rule(
+        "gpu.straggler", WATCH, "one GPU of several runs slower than the others, which wait for it at each collective",
+        "Look at this GPU first: its power limit, its cooling, its clocks. The others are not at fault.",
+        source="SM clocks of the busy GPUs compared", cause="throttling", threshold="straggler_share",
     ),
     rule("gpu.mig", INFO, "MIG is on: links and P2P do not apply", source="NVML MIG mode"),
     rule(
@@ -116,13 +141,20 @@ ONLY_DETAIL = (
     "remote_ends",
     "link_speed",
     "process_utilisation",
+    "remap_spares",
+    "repair",
+    "sram",
 )
 """Readings that explain others, or that a setting can replace."""
 OTHER_CHECKS = ("links",)
 """Readings that other checks report."""
 
 HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x8, 0x20, 0x40, 0x80
+CLOCK_SETTING, SW_POWER_CAP, SYNC_BOOST = 0x2, 0x4, 0x10
 """NVML's clocks event reasons."""
+NAMED_LIMITS = CLOCK_SETTING | SW_POWER_CAP | SYNC_BOOST
+"""Reasons that explain a low clock and are no fault."""
+BUSY_PERCENT = 50
 
 
 def check_gpus(context: CheckContext) -> Iterator[Finding]:
@@ -138,6 +170,7 @@ def check_gpus(context: CheckContext) -> Iterator[Finding]:
     findings = [*_host(context, nvml)]
     for gpu in nvml.gpus:
         findings += _gpu(context, gpu)
+    findings += _stragglers(context, nvml)
     findings += _unread(nvml)
     yield from findings
     bad = {finding.subject for finding in findings if finding.severity not in (Severity.OK, Severity.INFO)}
@@ -205,6 +238,20 @@ def _recovery_and_memory(context: CheckContext, gpu: GpuReading) -> Iterator[Fin
         yield RULES.on_gpu(gpu, "gpu.row_remap_failed", "row remapping failed")
     if gpu.remapped_pending:
         yield RULES.on_gpu(gpu, "gpu.row_remap_pending", "a row remap waits for a reset")
+    if gpu.banks_without_spare_rows and not gpu.remapped_failure:
+        banks = count(gpu.banks_without_spare_rows, "memory bank")
+        yield RULES.on_gpu(
+            gpu, "gpu.remap_spares", f"{banks} without a spare row", banks=gpu.banks_without_spare_rows
+        )
+    if gpu.repair_pending:
+        yield RULES.on_gpu(gpu, "gpu.repair_pending", "a repair waits for a reset")
+    if gpu.sram_threshold_exceeded:
+        yield RULES.on_gpu(
+            gpu,
+            "gpu.sram_threshold",
+            "SRAM errors above the threshold",
+            uncorrected_since_load=gpu.sram_uncorrected,
+        )
     first, latest = gpu.first, gpu.latest
     if latest.ecc_uncorrected:
         grown = latest.ecc_uncorrected - (first.ecc_uncorrected or 0)
@@ -246,6 +293,49 @@ def _heat(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
     if lasting & (POWER_BRAKE | HW_SLOWDOWN) and not lasting & HW_THERMAL:
         what = "power brake" if lasting & POWER_BRAKE else "hardware slowdown"
         yield RULES.on_gpu(gpu, "gpu.slowdown", what, **evidence)
+
+
+def _is_busy(gpu: GpuReading) -> bool:
+    """Return True if it was busy at both ends of the window."""
+    used = [sample.utilisation_percent for sample in (gpu.first, gpu.latest)]
+    return all(percent is not None and percent >= BUSY_PERCENT for percent in used)
+
+
+def _clock_mhz(gpu: GpuReading) -> int | None:
+    """Return the higher of its two clock readings: a moment of waiting does not make it slow."""
+    clocks = [clock for sample in (gpu.first, gpu.latest) if (clock := sample.sm_clock_mhz) is not None]
+    return max(clocks, default=None)
+
+
+def _stragglers(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
+    """Find a busy GPU that is slower than its busy peers, and one whose clock is low without a reason.
+
+    A GPU whose reason NVML names (heat, power brake) has a finding of its own; a power cap that only one has is its reason.
+    """
+    limits = context.thresholds
+    busy = [gpu for gpu in nvml.gpus if gpu.error is None and not gpu.mig and _is_busy(gpu)]
+    for gpu in busy:
+        clock, reasons = _clock_mhz(gpu), (gpu.first.event_reasons or 0) & (gpu.latest.event_reasons or 0)
+        peers = [
+            other_clock
+            for other in busy
+            if other is not gpu and other.name == gpu.name and (other_clock := _clock_mhz(other)) is not None
+        ]
+        if clock is None or reasons & (HW_SLOWDOWN | SW_THERMAL | HW_THERMAL | POWER_BRAKE):
+            continue
+        capped = ", at its power limit" if reasons & SW_POWER_CAP else ""
+        evidence = {"sm_clock_mhz": clock, "event_reasons": f"{reasons:#x}", "power_w": gpu.latest.power_w}
+        usual = median(peers) if len(peers) >= 2 else None
+        if usual is not None and clock < limits.straggler_share * usual:
+            text = f"{clock} MHz under load{capped}, the others run at {usual:.0f} MHz and wait for it"
+            yield RULES.on_gpu(gpu, "gpu.straggler", text, usual_mhz=usual, **evidence)
+        elif (
+            gpu.max_sm_clock_mhz
+            and clock < limits.clock_low_share * gpu.max_sm_clock_mhz
+            and not reasons & NAMED_LIMITS
+        ):
+            text = f"{clock} MHz under load, {gpu.max_sm_clock_mhz} MHz are possible, no reason given"
+            yield RULES.on_gpu(gpu, "gpu.clock_low", text, max_sm_clock_mhz=gpu.max_sm_clock_mhz, **evidence)
 
 
 def _use(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:

@@ -36,8 +36,9 @@ RULES = Rules(
         "Plan a reset of the GPU.", source="settings", cause="nvlink_partial", threshold="links_missing",
     ),
     rule(
-        "nvlink.errors", WATCH, "a link had replays, recoveries or many CRC errors within the window",
-        "Watch this link: if the errors go on, it will drop soon.", source="DCGM health watches",
+        "nvlink.errors", WATCH,
+        "a link had replays, recoveries, uncorrected or many CRC or symbol errors within the window",
+        "Watch this link: if the errors go on, it will drop soon.", source="DCGM health watches; NVLink 5 fields",
         cause="nvlink_errors", threshold="nvlink_crc_per_s",
     ),
     rule(
@@ -51,7 +52,18 @@ RULES = Rules(
     ),
 )  # fmt: skip
 
-ERRORS = ("replay", "recovery")
+ERRORS = (
+    "replay",
+    "recovery",
+    "recovered",
+    "recovery_failed",
+    "effective_errors",
+    "integrity_errors",
+    "receive_errors",
+)
+"""Counters of which a few within the window count. NVLink 5 corrects symbol errors, as NVLink 4 corrects CRC errors."""
+RATES = ("crc", "symbol_errors")
+"""Counters that count by their rate."""
 SLOW_SHARE = 0.95
 
 
@@ -165,7 +177,11 @@ def _errors(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
     for gpu in nvml.whole_gpus:
         bad = [row for link in gpu.links if (row := _growth(context, link, window_s))]
         if bad:
-            counters = ", ".join(f"{value} {name}" for name, value in bad[0].items() if name != "link")
+            counters = ", ".join(
+                f"{value} {name.removesuffix('_errors').replace('_', ' ')}"
+                for name, value in bad[0].items()
+                if name != "link"
+            )
             yield RULES.on_gpu(
                 gpu,
                 "nvlink.errors",
@@ -179,9 +195,10 @@ def _errors(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
 def _growth(context: CheckContext, link: LinkReading, window_s: float) -> dict[str, int]:
     limits = context.thresholds
     found = {name: delta for name in ERRORS if (delta := link.delta(name) or 0) >= limits.nvlink_replay_delta}
-    crc = link.delta("crc") or 0
-    if crc / max(window_s, 0.001) > limits.nvlink_crc_per_s:
-        found["crc"] = crc
+    for name in RATES:
+        grown = link.delta(name) or 0
+        if grown / max(window_s, 0.001) > limits.nvlink_crc_per_s:
+            found[name] = grown
     return {"link": link.index, **found} if found else {}
 
 

@@ -6,6 +6,7 @@
  *   fail.nvmlInitWithFlags=9        gpu.3.fail.*=15                       gpu.3.fail.nvmlDeviceGetRemappedRows=3
  *   gpu.2.sleep.nvmlDeviceGetPowerUsage=2   (never returns from its second call)               latency_us=20    (every call takes that long)
  *   p2p.0.1=5                       p2p.*.*=0
+ *   gpu.*.nvlink5=1      gpu.*.link_fields=0      gpu.2.link.4.recovery_failed=0+1      (a Blackwell GPU has other error fields)
  *   gpu.0.process=4711              gpu.0.process_sm=60      gpu.0.stranger=99      gpu.0.stranger_sm=90      gpu.0.utilisation=100      gpu.0.power_mw=300000
  * Build with -DnvmlDeviceGetX=absent_x to leave a symbol out, as an old driver does.
  */
@@ -199,6 +200,36 @@ ret_t nvmlDeviceGetRemappedRows(void *gpu, unsigned *corrected, unsigned *uncorr
     return SUCCESS;
 }
 
+struct spares { unsigned max, high, partial, low, none; };
+
+ret_t nvmlDeviceGetRowRemapperHistogram(void *gpu, struct spares *out)
+{
+    ENTER(gpu);
+    *out = (struct spares){640, 0, 0, of_gpu(gpu, "few_spares", 0), of_gpu(gpu, "no_spares", 0)};
+    return SUCCESS;
+}
+
+struct repairs { unsigned version, channel, tpc; };
+
+ret_t nvmlDeviceGetRepairStatus(void *gpu, struct repairs *out)
+{
+    ENTER(gpu);
+    out->channel = of_gpu(gpu, "channel_repair", 0);
+    out->tpc = of_gpu(gpu, "tpc_repair", 0);
+    return SUCCESS;
+}
+
+struct sram { unsigned version; unsigned long long counts[11]; unsigned exceeded; };
+
+ret_t nvmlDeviceGetSramEccErrorStatus(void *gpu, struct sram *out)
+{
+    ENTER(gpu);
+    memset(out->counts, 0, sizeof out->counts);
+    out->counts[3] = of_gpu(gpu, "sram_uncorrected", 0);
+    out->exceeded = of_gpu(gpu, "sram_exceeded", 0);
+    return SUCCESS;
+}
+
 struct memory { unsigned long long total, free, used; };
 
 ret_t nvmlDeviceGetMemoryInfo(void *gpu, struct memory *out)
@@ -353,6 +384,7 @@ ret_t nvmlDeviceGetNvLinkErrorCounter(void *gpu, unsigned link, unsigned counter
 {
     static const char *const names[] = {"replay", "recovery", "crc"};
     ENTER(gpu);
+    if (of_gpu(gpu, "nvlink5", 0)) return NOT_SUPPORTED;
     return counter < 3 ? link_errors(gpu, link, names[counter], out) : NOT_SUPPORTED;
 }
 
@@ -361,6 +393,10 @@ struct field { unsigned id, scope; long long timestamp, latency; unsigned type; 
 ret_t nvmlDeviceGetFieldValues(void *gpu, int count, struct field *fields)
 {
     static const char *const names[] = {"replay", "recovery", "crc"};
+    static const struct { unsigned id; const char *name; } nvlink5[] = {
+        {208, "receive_errors"}, {211, "integrity_errors"}, {213, "recovered"}, {214, "recovery_failed"},
+        {219, "effective_errors"}, {221, "symbol_errors"},
+    };
     ENTER(gpu);
     int by_field = of_gpu(gpu, "link_fields", 1);
     for (int i = 0; i < count; i++) {
@@ -372,6 +408,8 @@ ret_t nvmlDeviceGetFieldValues(void *gpu, int count, struct field *fields)
         else if (one->id == 90) one->value.u64 = of_gpu(gpu, "link_speed", 26562);
         else if (one->id >= 161 && one->id <= 163 && by_field) one->ret = link_errors(gpu, one->scope, names[one->id - 161], &one->value.u64);
         else one->ret = NOT_SUPPORTED;
+        for (unsigned k = 0; of_gpu(gpu, "nvlink5", 0) && k < sizeof nvlink5 / sizeof *nvlink5; k++)
+            if (one->id == nvlink5[k].id) one->ret = link_errors(gpu, one->scope, nvlink5[k].name, &one->value.u64);
         if (one->id == 230 && of_gpu(gpu, "recovery_unsupported", 0)) one->ret = NOT_SUPPORTED;
     }
     return SUCCESS;

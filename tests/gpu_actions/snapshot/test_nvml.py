@@ -37,6 +37,7 @@ class Case(NamedTuple):
     absent: tuple[str, ...] = ()
 
 
+BLACKWELL = ("gpu.*.name=NVIDIA B200", "gpu.*.link_speed=53125", "gpu.*.link_fields=0", "gpu.*.nvlink5=1")
 OTHERS_DOWN = tuple(f"gpu.2.link.{number}.active=0" for number in range(18))
 CASES = {
     "eight healthy GPUs": Case((), "healthy", "none", 0),
@@ -58,6 +59,60 @@ CASES = {
     "a link that replays": Case(("gpu.0.link.4.replay=10+3",), "watch", "nvlink_errors", 1),
     "a link that replays, on a driver without the fields": Case(
         ("gpu.0.link.4.replay=10+3", "gpu.*.link_fields=0"), "watch", "nvlink_errors", 1
+    ),
+    "eight healthy Blackwell GPUs": Case(BLACKWELL, "healthy", "none", 0),
+    "a Blackwell link that corrects a few symbols": Case(
+        (*BLACKWELL, "gpu.0.link.4.symbol_errors=900+5"), "healthy", "none", 0
+    ),
+    "a Blackwell link with many symbol errors": Case(
+        (*BLACKWELL, "gpu.0.link.4.symbol_errors=0+500000"), "watch", "nvlink_errors", 1
+    ),
+    "a Blackwell link that recovers": Case(
+        (*BLACKWELL, "gpu.0.link.4.recovered=7+1"), "watch", "nvlink_errors", 1
+    ),
+    "a Blackwell link that fails to recover": Case(
+        (*BLACKWELL, "gpu.0.link.4.recovery_failed=0+1"), "watch", "nvlink_errors", 1
+    ),
+    "a Blackwell link with uncorrected errors": Case(
+        (*BLACKWELL, "gpu.0.link.9.effective_errors=3+2"), "watch", "nvlink_errors", 1
+    ),
+    "Blackwell errors since boot that do not grow": Case(
+        (*BLACKWELL, "gpu.*.link.*.recovered=2", "gpu.*.link.*.effective_errors=9"), "healthy", "none", 0
+    ),
+    "a Blackwell link that is down": Case(
+        (*BLACKWELL, "gpu.0.link.7.active=0"), "fall_back", "nvlink_partial", 1
+    ),
+    "no spare rows left": Case(("gpu.0.no_spares=2",), "watch", "row_remap_pending", 1),
+    "few spare rows left": Case(("gpu.0.few_spares=2",), "healthy", "none", 0),
+    "a repair that waits": Case(("gpu.0.channel_repair=1",), "watch", "row_remap_pending", 1),
+    "a TPC repair that waits": Case(("gpu.0.tpc_repair=1",), "watch", "row_remap_pending", 1),
+    "SRAM errors above the threshold": Case(
+        ("gpu.0.sram_exceeded=1", "gpu.0.sram_uncorrected=3"), "watch", "ecc_uncorrected", 1
+    ),
+    "a driver without SRAM, repair and spare rows": Case(
+        (), "healthy", "none", 0,
+        absent=(
+            "nvmlDeviceGetSramEccErrorStatus",
+            "nvmlDeviceGetRepairStatus",
+            "nvmlDeviceGetRowRemapperHistogram",
+        ),
+    ),
+    "a busy GPU whose clock stays low": Case(
+        ("gpus=1", "gpu.0.utilisation=97", "gpu.0.sm_clock=345"), "watch", "throttling", 0, gpus=1
+    ),
+    "a busy GPU at a set clock": Case(
+        ("gpus=1", "gpu.0.utilisation=97", "gpu.0.sm_clock=345", "gpu.0.event_reasons=2"), "healthy", "none", 0, gpus=1
+    ),
+    "an idle GPU at a low clock": Case(("gpus=1", "gpu.0.sm_clock=345"), "healthy", "none", 0, gpus=1),
+    "one straggler of eight": Case(("gpu.*.utilisation=97", "gpu.0.sm_clock=1200"), "watch", "throttling", 1),
+    "one GPU of eight at its power limit": Case(
+        ("gpu.*.utilisation=97", "gpu.0.sm_clock=1200", "gpu.0.event_reasons=4"), "watch", "throttling", 1
+    ),
+    "all eight at their power limit": Case(
+        ("gpu.*.utilisation=97", "gpu.*.sm_clock=1300", "gpu.*.event_reasons=4"), "healthy", "none", 0
+    ),
+    "one idle GPU of eight": Case(
+        ("gpu.*.utilisation=97", "gpu.0.utilisation=0", "gpu.0.sm_clock=345"), "healthy", "none", 0
     ),
     "a link below its speed": Case(("gpu.0.link_speed=13281",), "watch", "nvlink_errors", 1),
     "P2P over NVLink switched off by a registry key": Case(("p2p.*.*=4",), "fall_back", "pcie_only", 0),
@@ -87,7 +142,9 @@ CASES = {
     ),
     "a fabric that is not started": Case(("gpu.*.fabric_state=1",), "watch", "fabric_manager_down", 0),
     "a fabric route that is unhealthy": Case(("gpu.0.fabric_mask=0x19A",), "fall_back", "nvlink_loss", 1),
-    "a driver without row remapping": Case((), "unknown", "unknown", 0, absent=("nvmlDeviceGetRemappedRows",)),
+    "a driver without row remapping": Case(
+        (), "unknown", "unknown", 0, absent=("nvmlDeviceGetRemappedRows",)
+    ),
     "a driver without link states": Case((), "unknown", "unknown", 0, absent=("nvmlDeviceGetNvLinkState",)),
     "a driver without P2P status": Case((), "unknown", "unknown", 0, absent=("nvmlDeviceGetP2PStatus",)),
     "a driver without event reasons": Case(
