@@ -25,14 +25,16 @@ async def lines_of(
     deadline_s: float,
     env: dict[str, str] | None = None,
     errors: list[str] | None = None,
+    end: asyncio.Event | None = None,
 ) -> AsyncGenerator[bytes, None]:
     """Yield a child's output line by line until it ends or `deadline_s` seconds have passed; then kill its group.
 
-    The last 2000 characters of its standard error are appended to `errors`. A line over 1 MiB ends the reading.
+    Its standard input is empty, or closed when `end` is set. The last 2000 characters of its standard error are appended to
+    `errors`. A line over 1 MiB ends the reading.
     """
     process = await asyncio.create_subprocess_exec(
         *argv,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.DEVNULL if end is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=child_environment() if env is None else env,
@@ -42,6 +44,7 @@ async def lines_of(
     assert process.stdout is not None  # noqa: S101  (PIPE was requested)
     assert process.stderr is not None  # noqa: S101
     stderr_tail = asyncio.create_task(_tail(process.stderr))
+    closing = None if end is None else asyncio.create_task(_close_after(end, process.stdin))
     ends_at = time.monotonic() + deadline_s
     with LEASH.holding(process.pid):
         try:
@@ -55,6 +58,8 @@ async def lines_of(
                     break
                 yield line
         finally:
+            if closing is not None:
+                closing.cancel()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(TimeoutError):
@@ -65,6 +70,12 @@ async def lines_of(
                     tail = await stderr_tail
                 if errors is not None and tail:
                     errors.append(tail)
+
+
+async def _close_after(end: asyncio.Event, stdin: asyncio.StreamWriter | None) -> None:
+    await end.wait()
+    if stdin is not None:
+        stdin.close()
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:

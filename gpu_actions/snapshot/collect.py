@@ -1,4 +1,5 @@
-"""Take a snapshot: all collectors at once, each with its own deadline, so that it takes the window and little more.
+"""Take a snapshot: all collectors at once, each with its own deadline, so that it takes the window and little more, and less
+where nothing needs the window.
 
 A collector that fails leaves its reason in its outcome and does not stop the others.
 """
@@ -10,37 +11,51 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source, Window
 from gpu_actions.snapshot.model import COLLECTORS, CollectorOutcome, Snapshot
 from gpu_actions.snapshot.progress import is_contradictory, progress_of
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.redact import redacted_head
 
 Report = Callable[[str], None]
+SHORTEST_S = 0.001
 
 
 class _Collection:
     """The outcomes and readings of one snapshot while it is taken."""
 
-    def __init__(self, target: TriageTarget, window_s: float, report: Report | None) -> None:
+    def __init__(self, target: TriageTarget, window_s: float, window: Window, report: Report | None) -> None:
         self.target = target
         self.window_s = window_s
+        self.window = window
+        self.began = time.monotonic()
         self.taken_at = datetime.now(UTC)
         self.readings: dict[str, Any] = {}
         self.outcomes: dict[str, CollectorOutcome] = {}
         self.finished = {name: asyncio.Event() for name in COLLECTORS}
         self._report = report
+        self._ended_s: float | None = None
 
     def snapshot(self) -> Snapshot:
         """Return what is known so far."""
         return Snapshot(
             host=self.target.host,
             taken_at=self.taken_at,
-            window_s=self.window_s,
+            window_s=self.window_s if self.ended_s is None else self.ended_s,
             expected=self.target.expectation(),
             collectors={name: self.outcomes[name] for name in COLLECTORS if name in self.outcomes},
             **self.readings,
         )
+
+    @property
+    def ended_s(self) -> float | None:
+        """When the window ended, if it ended early."""
+        return self._ended_s
+
+    async def note_end(self) -> None:
+        """Note when the window ends early."""
+        await self.window.over.wait()
+        self._ended_s = min(self.window_s, max(SHORTEST_S, time.monotonic() - self.began))
 
     async def run(self, name: str, source: Source, *, wanted: bool) -> None:
         """Run one collector to its end or its deadline, and note its outcome."""
@@ -65,6 +80,7 @@ class _Collection:
             reason = f"{type(error).__name__}: {error}"
         finally:
             self.finished[name].set()
+            self.window.needs_no_more(name)
         seconds = time.monotonic() - started
         self.outcomes[name] = CollectorOutcome(
             status=status, reason=redacted_head(" ".join(reason.split()), 300), seconds=seconds
@@ -86,9 +102,11 @@ async def collect(
     report: Report | None = None,
     only: frozenset[str] | None = None,
     in_doubt: frozenset[str] = frozenset(),
+    whole_window: bool = False,
 ) -> Snapshot:
-    """Take a snapshot of `target` over `window_s` seconds (default: the thresholds'). It needs no rights, but sees less
-    without them.
+    """Take a snapshot of `target` over `window_s` seconds (default: the thresholds'), or over less if nothing that was read
+    needs to be observed for as long (see `Window`), unless the caller wants the `whole_window`. It needs no rights, but sees
+    less without them.
 
     `only` limits a monitor's snapshot to these collectors; the others are noted as skipped, so that their checks do not apply.
     Those `in_doubt` run only if engine and router contradict each other (see `is_contradictory`). Raises ValueError for a name
@@ -98,12 +116,16 @@ async def collect(
         raise ValueError(f"there is no collector {', '.join(sorted(unknown))}")
     limits = thresholds or TriageThresholds()
     window = limits.window_s if window_s is None else window_s
-    collection = _Collection(target, window, report)
+    observers = {name for name, one in COLLECTORS.items() if one.observes and (only is None or name in only)}
+    ends = Window(observers, whole=whole_window)
+    collection = _Collection(target, window, ends, report)
     source = Source(
         target=target,
         limits=limits,
         window_s=window,
-        began=time.monotonic(),
+        window=ends,
+        finished=collection.finished,
+        began=collection.began,
         deep=deep,
         reads_nvml=only is None or "nvml" in only,
         readings=collection.readings,
@@ -119,7 +141,11 @@ async def collect(
         return await collection.run(name, source, wanted=only is None or name in only)
 
     alone = [name for name, collector in COLLECTORS.items() if collector.runs_alone]
-    await asyncio.gather(*[run(name) for name in COLLECTORS if name not in alone])
+    noting = asyncio.create_task(collection.note_end())
+    try:
+        await asyncio.gather(*[run(name) for name in COLLECTORS if name not in alone])
+    finally:
+        noting.cancel()
     for name in alone:
         await run(name)
     return collection.snapshot()

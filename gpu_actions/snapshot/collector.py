@@ -5,8 +5,9 @@ skipped. Its registry line is a field of `snapshot.model.Snapshot`.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,30 @@ class CollectorSkipped(Exception):
     """Raised if a source does not apply to this host: its checks are left out. The message is the reason."""
 
 
+class Window:
+    """The time between the two readings of a snapshot.
+
+    It ends early once every collector that reads twice has said that its first reading needs no second one (an idle engine that
+    answered, error counters that never counted), or has ended.
+    """
+
+    def __init__(self, observers: Iterable[str] = (), *, whole: bool = False) -> None:
+        self._observers = {*observers} | ({"the caller"} if whole else set())
+        self.over = asyncio.Event()
+
+    def needs_no_more(self, name: str) -> None:
+        """Note that a collector has nothing to wait for."""
+        self._observers.discard(name)
+        if not self._observers:
+            self.over.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for the end of the window, for at most `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self.over.wait()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Everything that a collector reads from: the target, the limits, the window, and the readings finished so far."""
@@ -30,6 +55,8 @@ class Source:
     target: TriageTarget
     limits: TriageThresholds = field(default_factory=TriageThresholds)
     window_s: float
+    window: Window = field(default_factory=lambda: Window(whole=True))
+    finished: Mapping[str, asyncio.Event] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     deep: bool = False
     reads_nvml: bool = True
@@ -46,20 +73,30 @@ class Source:
         """Seconds since the snapshot began."""
         return time.monotonic() - self.began
 
-    async def sleep_until(self, at_s: float) -> None:
-        """Sleep until `at_s` seconds after the snapshot began."""
-        await asyncio.sleep(max(0.0, at_s - self.at_s))
+    async def window_end(self, since_s: float = 0.0) -> None:
+        """Wait for the end of the window that began `since_s` seconds after the snapshot."""
+        await self.window.wait(since_s + self.window_s - self.at_s)
+
+    async def reading(self, name: str) -> Any:
+        """Wait until another collector has ended, within the window. Return its reading, or None."""
+        if name in self.finished:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self.window_s - self.at_s)):
+                    await self.finished[name].wait()
+        return self.readings.get(name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collector:
     """How one reading of a snapshot is collected. `collect` raises CollectorFailed or CollectorSkipped.
 
-    It starts once the collectors named in `after` have finished. One that `runs_alone` starts after all the others, because it
+    It starts once the collectors named in `after` have finished. One that `observes` reads at both ends of the window and must
+    tell `Source.window` if its first reading needs no second one. One that `runs_alone` starts after all the others, because it
     would disturb what they measure.
     """
 
     collect: Callable[[Source], Awaitable[Frozen]]
     deadline_s: Callable[[Source], float]
     after: tuple[str, ...] = ()
+    observes: bool = False
     runs_alone: bool = False

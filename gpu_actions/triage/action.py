@@ -53,6 +53,7 @@ async def plan_triage(request: PlanRequest) -> Plan:
                 + (", and probe the GPUs" if arguments.deep else ""),
                 args={
                     "window_s": window_s,
+                    "whole_window": arguments.window is not None,
                     "deep": arguments.deep,
                     "tier": arguments.tier,
                     "since_s": None if arguments.since_minutes is None else arguments.since_minutes * 60,
@@ -86,6 +87,7 @@ async def triage(context: StepContext) -> StepResult:
         thresholds,
         window_s=float(args["window_s"]),
         deep=bool(args["deep"]),
+        whole_window=bool(args.get("whole_window") or args.get("record_baseline")),
         report=lambda line: context.report(line, None),
     )
     baseline, problem = _baseline(args.get("baseline"))

@@ -138,7 +138,11 @@ def _snapshot(options: argparse.Namespace, thresholds: TriageThresholds) -> Snap
     target = _target(options, datetime.now(UTC))
     quiet = options.json or not sys.stderr.isatty()
     report = None if quiet else lambda line: print(f"  {line}", file=sys.stderr)  # noqa: T201
-    snapshot = asyncio.run(collect(target, thresholds, deep=options.deep, report=report))
+    snapshot = asyncio.run(
+        collect(
+            target, thresholds, deep=options.deep, report=report, whole_window=options.window_s is not None
+        )
+    )
     if options.record is not None:
         try:
             save_snapshot(snapshot, options.record)

@@ -96,8 +96,23 @@ async def collect_engine(source: Source) -> EngineReading:
     if url is None:
         raise CollectorSkipped("no engine is configured, or the tier is stopped on purpose")
     first = await scrape(url, source)
-    await source.sleep_until(first.at_s + source.window_s)
+    if await needs_no_window(first, source):
+        source.window.needs_no_more("engine")
+    await source.window_end(first.at_s)
     return EngineReading(url=url, samples=(first, await scrape(url, source)))
+
+
+async def needs_no_window(first: EngineSample, source: Source) -> bool:
+    """Return True if the first sample says enough: nothing listens, or an idle engine answered the synthetic completion.
+
+    Under traffic the window shows progress, latency and throughput, and an idle engine that does not answer may hang.
+    """
+    if first.outcome == "refused":
+        return True
+    if first.outcome != "ok" or first.tokens is None or first.running != 0 or first.waiting:
+        return False
+    completion = await source.reading("completion")
+    return completion.outcome == "ok" if completion is not None else not source.target.completion
 
 
 async def scrape(url: str, source: Source) -> EngineSample:
@@ -153,4 +168,5 @@ def _short(error: BaseException) -> str:
 ENGINE = Collector(
     collect=collect_engine,
     deadline_s=lambda source: source.window_s + 2 * source.limits.metrics_timeout_s + 1,
+    observes=True,
 )

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from gpu_actions.models import Frozen
 from gpu_actions.snapshot.child_lines import lines_of
-from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped
+from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Window
 from gpu_actions.system.proc import read_file
 from gpu_actions.system.redact import redacted_head
 
@@ -23,6 +23,8 @@ START_ALLOWANCE_S = 8.0
 """Interpreter start and import of nvidia-ml-py take 0.15 s on an idle machine; a host in trouble is not idle."""
 
 MAX_RESTARTS = 2
+STEADY = b'"steady": true'
+"""In the child's line: nothing that it read first needs a second reading."""
 NO_GPUS = "no NVIDIA driver on this host"
 NO_DRIVER = ("library_not_found", "driver_not_loaded")
 
@@ -179,6 +181,7 @@ class NvmlReading(Frozen):
     hung_gpu: int | None = None
     init_error: str | None = Field(default=None, description="why NVML did not start: driver_not_loaded, ...")
     window_s: float | None = Field(default=None, description="between the two samples, measured")
+    steady: bool = Field(default=False, description="nothing in the first sample needs a second one")
     pairs_unread: str | None = None
 
     @property
@@ -187,15 +190,19 @@ class NvmlReading(Frozen):
         return [gpu for gpu in self.gpus if gpu.error is None and not gpu.mig]
 
 
-async def collect_nvml(*, expect_gpus: int | None, window_s: float, stall_s: float) -> NvmlReading:
+async def collect_nvml(
+    *, expect_gpus: int | None, window_s: float, stall_s: float, window: Window | None = None
+) -> NvmlReading:
     """Read all GPUs at both ends of the window. A hung call and a missing driver are readings too.
+
+    `window` may end it early; it is told if no GPU needs to be observed.
 
     Raises CollectorSkipped on a host without GPUs, CollectorFailed if the child wrote nothing usable.
     """
     if expect_gpus == 0:
         raise CollectorSkipped("this host has no GPUs (hosts.gpus = 0)")
     started = time.monotonic()
-    first = best = await _run_child(window_s=window_s, stall_s=stall_s, skip=[])
+    first = best = await _run_child(window_s=window_s, stall_s=stall_s, skip=[], window=window)
     if expect_gpus is None and first.init_error is not None and first.init_error.startswith(NO_DRIVER):
         raise CollectorSkipped(f"{NO_GPUS}: {first.init_error}")
     skip: list[int] = []
@@ -235,17 +242,24 @@ def _named(gpu: GpuReading) -> GpuReading:
     return gpu.model_copy(update={"processes": named})
 
 
-async def _run_child(*, window_s: float, stall_s: float, skip: list[int]) -> NvmlReading:
+async def _run_child(
+    *, window_s: float, stall_s: float, skip: list[int], window: Window | None = None
+) -> NvmlReading:
     """Run the child once and return its last reading. Raises CollectorFailed if it wrote none."""
     argv = [sys.executable, "-m", CHILD, "--window-s", f"{window_s:.3f}", "--stall-s", f"{stall_s:.3f}"]
+    if window is not None:
+        argv.append("--until-eof")
     for index in skip:
         argv += ["--skip", str(index)]
     errors: list[str] = []
+    end = None if window is None else window.over
     last = b""
-    stream = lines_of(argv, deadline_s=window_s + stall_s + START_ALLOWANCE_S, errors=errors)
+    stream = lines_of(argv, deadline_s=window_s + stall_s + START_ALLOWANCE_S, errors=errors, end=end)
     async with contextlib.aclosing(stream) as lines:
         async for line in lines:
             last = line if line.endswith(b"\n") else last
+            if window is not None and STEADY in last:
+                window.needs_no_more("nvml")
     if not last:
         reason = errors[0].splitlines()[-1] if errors else "it wrote nothing"
         raise CollectorFailed(redacted_head(f"the NVML child ended before its first answer: {reason}", 300))
@@ -263,8 +277,12 @@ async def _run_child(*, window_s: float, stall_s: float, skip: list[int]) -> Nvm
 
 NVML = Collector(
     collect=lambda source: collect_nvml(
-        expect_gpus=source.target.expect_gpus, window_s=source.window_s, stall_s=source.limits.nvml_stall_s
+        expect_gpus=source.target.expect_gpus,
+        window_s=source.window_s,
+        stall_s=source.limits.nvml_stall_s,
+        window=source.window,
     ),
+    observes=True,
     deadline_s=lambda source: (
         (source.window_s + source.limits.nvml_stall_s + START_ALLOWANCE_S) * (1 + MAX_RESTARTS)
     ),

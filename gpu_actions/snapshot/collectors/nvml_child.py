@@ -8,6 +8,7 @@ nvidia-ml-py. `nvml.py` starts it and takes its last line.
 import argparse
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -48,9 +49,13 @@ WORDS = {
     for name in dir(pynvml)
     if name.startswith("NVML_ERROR_") and isinstance(getattr(pynvml, name), int)
 }
+LASTING_REASONS = 0x8 | 0x20 | 0x40 | 0x80
+"""Clocks event reasons that count if they are there at both ends of the window: slowdown, heat, power brake."""
 FATAL = ("gpu_is_lost", "reset_required", "gpu_not_found")
 """Errors after which a GPU is not queried any further."""
 
+SHARE_BACK_US = 1_000_000
+"""The driver samples processes a few times a second, so a short window alone may hold no sample."""
 NO_SHARES = ("not_found", "error_0")
 """Answers of the call for processes' utilisation if none used the GPU; nvidia-ml-py raises success without a sample."""
 
@@ -194,7 +199,7 @@ class Gpu:
             self.read_all(STATIC, found)
             self._health(found)
             found["first"] = self.read_all(SAMPLE, {})
-            self.began_us = time.time_ns() // 1000
+            self.began_us = time.time_ns() // 1000 - SHARE_BACK_US
             if not found.get("mig"):
                 found["links"] = self._links()
                 found["fabric"] = self._fabric()
@@ -220,7 +225,7 @@ class Gpu:
             link["last"] = counters.get(link["index"], {})
 
     def _shares(self) -> None:
-        """Add to each process its mean use of the multiprocessors since the first sample. NVML lists only users."""
+        """Add to each process its mean use of the multiprocessors since a second before the window."""
         try:
             rows = self.nvml.ask("nvmlDeviceGetProcessUtilization", self.handle, self.began_us)
         except UnreadError as error:
@@ -374,7 +379,27 @@ def read_pairs(nvml: Nvml, gpus: list[Gpu]) -> None:
             nvml.reading["pairs"].append(pair)
 
 
-def read_host(nvml: Nvml, *, window_s: float, skip: frozenset[int]) -> None:
+def is_steady(found: dict[str, Any]) -> bool:
+    """Return True if a GPU's first sample needs no second one: it is unused, its error counters are 0 since boot, and no reason
+    slows it down. Only growth and duration need a window."""
+    if "error" in found:
+        return True
+    sample, links = found["first"], found["links"]
+    counts = [sample.get("pcie_replays"), sample.get("ecc_corrected")]
+    counts += [count for link in links for count in link.get("first", {}).values()]
+    used = (sample.get("utilisation_percent") or 0) > 0
+    return not used and not any(counts) and not (sample.get("event_reasons") or 0) & LASTING_REASONS
+
+
+def wait(seconds: float, *, until_eof: bool) -> None:
+    """Wait for the end of the window: `seconds`, or until the parent closes standard input."""
+    if until_eof:
+        select.select([0], [], [], max(0.0, seconds))
+    else:
+        time.sleep(max(0.0, seconds))
+
+
+def read_host(nvml: Nvml, *, window_s: float, skip: frozenset[int], until_eof: bool = False) -> None:
     """Read all GPUs at both ends of the window."""
     try:
         nvml.ask("nvmlInit")
@@ -399,8 +424,8 @@ def read_host(nvml: Nvml, *, window_s: float, skip: frozenset[int]) -> None:
         nvml.emit()
     alive = [gpu for gpu in gpus if "error" not in gpu.found]
     read_pairs(nvml, alive)
-    nvml.emit()
-    time.sleep(max(0.0, window_s - (time.monotonic() - began)))
+    nvml.emit(steady=all(is_steady(gpu.found) for gpu in gpus))
+    wait(window_s - (time.monotonic() - began), until_eof=until_eof)
     elapsed_s = time.monotonic() - began
     for gpu in alive:
         gpu.last()
@@ -413,11 +438,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--window-s", type=float, required=True)
     parser.add_argument("--stall-s", type=float, required=True)
+    parser.add_argument("--until-eof", action="store_true", help="the window ends when standard input does")
     parser.add_argument("--skip", type=int, action="append", default=[], help="GPU index to leave out")
     options = parser.parse_args(argv)
     nvml = Nvml(options.stall_s)
     threading.Thread(target=nvml.watch, daemon=True).start()
-    read_host(nvml, window_s=options.window_s, skip=frozenset(options.skip))
+    read_host(nvml, window_s=options.window_s, skip=frozenset(options.skip), until_eof=options.until_eof)
     sys.stdout.flush()
     os._exit(0)  # nvmlShutdown can block on a sick driver
 

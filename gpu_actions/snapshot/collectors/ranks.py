@@ -28,6 +28,8 @@ from gpu_actions.system.proc import (
 )
 
 MAX_PROCESSES = 256
+SUSPECT_STATES = "TtDZX"
+"""States that mean something only if they last."""
 
 
 class RankProcess(Frozen):
@@ -177,7 +179,9 @@ async def collect_ranks(source: Source) -> RanksReading:
     found_by = "unit" if target.pids or target.members or target.pid_file else "listener"
     coordinates = titles_of({pid: title for pid, (_, _, title) in details.items()})
     ranks = numbered(coordinates)
-    await source.sleep_until(source.window_s)
+    if not any(row.state in SUSPECT_STATES for row in rows):
+        source.window.needs_no_more("ranks")
+    await source.window_end()
     processes = []
     for row in rows[:MAX_PROCESSES]:
         again = read_process(row.pid)
@@ -220,4 +224,4 @@ def _identify(row: ProcessRow) -> tuple[int | None, str | None, str]:
     return rank, wchan if wchan not in ("", "0") else None, command[0] if command else row.name
 
 
-RANKS = Collector(collect=collect_ranks, deadline_s=lambda source: source.window_s + 3)
+RANKS = Collector(collect=collect_ranks, deadline_s=lambda source: source.window_s + 3, observes=True)

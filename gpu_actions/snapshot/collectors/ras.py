@@ -64,6 +64,11 @@ class RasCommunicator(Frozen):
     mismatch: bool = False
     has_error: bool = Field(default=False, description="RAS reports an asynchronous error of a rank")
 
+    @property
+    def is_suspect(self) -> bool:
+        """True if it shows something that means a hang if it lasts."""
+        return bool(self.mismatch or self.has_error or self.missing or self.missing_count)
+
 
 class RasPoll(Frozen):
     """One answer of RAS, or why there was none."""
@@ -98,7 +103,11 @@ async def collect_ras(source: Source) -> RasReading:
     if not port.isdigit() or not 0 < int(port) < 65536 or not host:
         raise CollectorFailed(f"{address!r} is not HOST:PORT")
     first = await poll_ras(address, source)
-    await source.sleep_until(first.at_s + source.window_s)
+    if first.outcome == "ok" and not any(one.is_suspect for one in first.communicators):
+        source.window.needs_no_more("ras")
+    elif first.outcome == "refused":
+        source.window.needs_no_more("ras")
+    await source.window_end(first.at_s)
     return RasReading(address=address, polls=(first, await poll_ras(address, source)))
 
 
@@ -282,5 +291,7 @@ def _text_line(line: str, into: dict[str, Any], operation: str) -> None:
 
 
 RAS = Collector(
-    collect=collect_ras, deadline_s=lambda source: source.window_s + 2 * source.limits.ras_timeout_s + 1
+    collect=collect_ras,
+    deadline_s=lambda source: source.window_s + 2 * source.limits.ras_timeout_s + 1,
+    observes=True,
 )

@@ -49,7 +49,9 @@ async def collect_router(source: Source) -> RouterReading:
     first = await read_router(source)
     if first.outcome != "ok":
         return first
-    await source.sleep_until(source.window_s)
+    if not any(row.sessions or row.queued for row in first.servers):
+        source.window.needs_no_more("router")
+    await source.window_end()
     last = await read_router(source)
     return last.model_copy(update={"before": first.servers})
 
@@ -85,5 +87,6 @@ async def read_router(source: Source) -> RouterReading:
 
 ROUTER = Collector(
     collect=collect_router,
+    observes=True,
     deadline_s=lambda source: source.window_s + 4 * source.limits.router_timeout_s + 1,
 )
