@@ -9,13 +9,23 @@ repeated. It is compared with the earlier rule: a point estimate from ten reques
 import argparse
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
 from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.restore.analysis import ERROR_ALPHA, FIRST_STAGE_SHARE, LATENCY_ALPHA, SLOW_SHARE
-from gpu_actions.restore.sequential import boundary, checkpoints
+from gpu_actions.restore.compared import BEFORE_TOLERANCE, MARGIN, REFERENCE_SHARE
+from gpu_actions.restore.sequential import (
+    Counts,
+    boundary,
+    checkpoints,
+    exceeds,
+    last_checkpoint,
+    upper_bound,
+)
 
 POLICY = RestorePolicy()
 STAGE_REQUESTS = (200, 400, 800, 1600)
@@ -23,6 +33,11 @@ LIMIT = POLICY.max_error_percent / 100
 OLD_FIRST, OLD_LIMIT = 10, 0.01
 NEVER = 10**9
 BATCH = 2_000
+
+SIGMA = 0.5
+"""Of the logarithm of a time to the first token, in the cases that compare with a reference."""
+BEFORE = last_checkpoint(5_000)
+PERCENTILE = NormalDist().inv_cdf(1 - REFERENCE_SHARE)
 
 Rates = tuple[float, float]
 CASES: dict[str, Rates] = {
@@ -34,6 +49,14 @@ CASES: dict[str, Rates] = {
     "5 % of the first tokens over the limit": (0.001, 0.05),
     "every second first token over the limit": (0.001, 0.5),
 }
+TIMES: dict[str, float] = {
+    "TTFT as before the incident": 1.0,
+    "TTFT 20 % longer than before (cold caches)": 1.2,
+    "TTFT p95 doubled": 2.0,
+    "TTFT as the fallback's": -1.0,
+    "TTFT twice the fallback's": -2.0,
+}
+"""How many times as long as its reference a tier's time to the first token is; negative: against the fallback, now."""
 
 
 def convicted_at(bad: np.ndarray, limit: float, alpha: float) -> np.ndarray:
@@ -81,6 +104,49 @@ def restores(rng: np.random.Generator, count: int, rates: Rates) -> tuple[np.nda
         ever.append(at_any < NEVER)
         before.append(old_any < NEVER)
     return np.concatenate(first), np.concatenate(ever), np.concatenate(before)
+
+
+def compared(rng: np.random.Generator, count: int, times: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return as `restores`, for one comparison of `compared`. The fallback answers as many requests as tp in each stage."""
+    control = times < 0
+    tolerance = 1.0 if control else BEFORE_TOLERANCE
+    above = 1 - NormalDist().cdf(PERCENTILE + (math.log(tolerance) - math.log(abs(times))) / SIGMA)
+    first, ever = [], []
+    for begin in range(0, count, BATCH):
+        rows = min(BATCH, count - begin)
+        at_any = np.full(rows, NEVER)
+        for number, requests in enumerate(STAGE_REQUESTS):
+            share = FIRST_STAGE_SHARE if number == 0 else (1 - FIRST_STAGE_SHARE) / len(STAGE_REQUESTS)
+            alpha = LATENCY_ALPHA * share
+            bad = rng.random((rows, requests)) < above
+            if control:
+                at = convicted_against(bad, rng.random((rows, requests)) < REFERENCE_SHARE, alpha)
+            else:
+                reference = Counts(bad=round(REFERENCE_SHARE * BEFORE), total=BEFORE)
+                at = convicted_at(bad, MARGIN * max(REFERENCE_SHARE, upper_bound(reference, alpha)), alpha)
+            if number == 0:
+                first.append(at)
+            at_any = np.minimum(at_any, at)
+        ever.append(at_any < NEVER)
+    return np.concatenate(first), np.concatenate(ever)
+
+
+def convicted_against(bad: np.ndarray, reference: np.ndarray, alpha: float) -> np.ndarray:
+    """Return as `convicted_at`, with the limit that the reference's answers so far allow, read every 25 requests."""
+    at = np.full(len(bad), NEVER)
+    counts, seen = np.cumsum(bad, axis=1), np.cumsum(reference, axis=1)
+    for requests in range(25, bad.shape[1] + 1, 25):
+        for row in np.flatnonzero(at == NEVER):
+            found = Counts(bad=int(counts[row, requests - 1]), total=requests)
+            limit = limit_of(int(seen[row, requests - 1]), requests, alpha)
+            if exceeds(found, limit, alpha):
+                at[row] = requests
+    return at
+
+
+@cache
+def limit_of(bad: int, total: int, alpha: float) -> float:
+    return min(1.0, MARGIN * max(REFERENCE_SHARE, upper_bound(Counts(bad=bad, total=total), alpha)))
 
 
 def draw(curves: dict[str, np.ndarray], path: Path) -> None:
@@ -132,6 +198,15 @@ def main() -> None:
         curves[name] = first
         if name.startswith(("healthy", "at both")):
             assert ever.mean() <= 0.01 + 3 * math.sqrt(0.01 / options.restores), name
+    for name, times in TIMES.items():
+        rows = options.restores if times > 0 else max(1, options.restores // 10)
+        first, ever = compared(rng, rows, times)
+        caught = first[first < NEVER]
+        median = f"{np.median(caught):.0f}" if len(caught) > len(first) / 2 else "-"
+        print(f"| {name} | {percent(first < NEVER)} | {percent(ever)} | - | {median} |", flush=True)
+        curves[name] = first
+        if abs(times) == 1:
+            assert ever.mean() <= 0.01 + 3 * math.sqrt(0.01 / rows), name
     if options.chart:
         draw(curves, options.chart)
 

@@ -16,11 +16,13 @@ from pydantic import Field
 
 from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.models import Frozen
+from gpu_actions.restore.compared import Compared
 from gpu_actions.restore.sequential import Counts, boundary, exceeds, upper_bound
 
-ERROR_ALPHA = 0.0067
-LATENCY_ALPHA = 0.0011
-"""Of each of three tests: refused requests (4xx), time to the first token, end-to-end time."""
+ERROR_ALPHA = 0.0060
+LATENCY_ALPHA = 0.00028
+"""Of each of fourteen bounds: two for limits of the settings (time to the first token, end-to-end time), and two for each
+comparison, one of them for the reference's own share: refused requests (4xx) and five measures of `compared`."""
 
 FIRST_STAGE_SHARE = 0.75
 SUSPICION_ALPHA = 0.05
@@ -44,6 +46,9 @@ class Window(Frozen):
     control: Counts = Field(default=Counts(), description="4xx answers among the fallback's requests")
     slow_ttft: Counts | None = Field(default=None, description="first tokens later than the limit")
     slow_e2e: Counts | None = Field(default=None, description="requests longer than the limit")
+    compared: tuple[Compared, ...] = Field(
+        default=(), description="with the fallback now and with tp before the incident, under live traffic"
+    )
     probes: int = Field(default=0, ge=0, description="of the requests, those that the bot sent itself")
     ttft_p99_ms: float | None = None
     ttft_samples: int = 0
@@ -148,6 +153,11 @@ def _rates(window: Window, policy: RestorePolicy) -> list[_Rate]:
             p99 = "" if p99_ms is None else f"{name} p99 is {p99_ms:.0f} ms, "
             reason = f"{p99}{_of(slow, f'requests were over {limit_ms:g} ms')}, the limit is 1 %"
             rates.append(_Rate(counts=slow, limit=SLOW_SHARE, alpha=LATENCY_ALPHA * share, reason=reason))
+    alpha = LATENCY_ALPHA * share
+    rates += [
+        _Rate(counts=one.canary, limit=one.limit(alpha), alpha=alpha, reason=one.reason)
+        for one in window.compared
+    ]
     return rates
 
 
@@ -172,6 +182,8 @@ def describe(window: Window) -> str:
     if window.e2e_p99_ms is not None:
         parts.append(f"E2E p99 {window.e2e_p99_ms:.0f} ms")
     parts.append(f"queue at most {window.queue_peak}")
+    if against := sorted({one.against for one in window.compared}):
+        parts.append(f"compared with {' and '.join(against)}")
     if window.application_xids:
         parts.append(f"application faults in the kernel log: {', '.join(window.application_xids[:3])}")
     if window.missing:

@@ -11,6 +11,7 @@ early would also be beyond it at the checkpoint. By the union bound the probabil
 is at most `alpha`, however often it is read.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -81,11 +82,25 @@ def exceeds(counts: Counts, limit: float, alpha: float) -> bool:
     raise AssertionError("the checkpoints never end")
 
 
+def last_checkpoint(requests: int) -> int:
+    """Return the latest checkpoint that so many requests have reached; 0 before the first one."""
+    reached = itertools.takewhile(lambda one: one[0] <= requests, checkpoints())
+    return max((size for size, _ in reached), default=0)
+
+
 def upper_bound(counts: Counts, alpha: float) -> float:
-    """Return a rate that the true rate is below at error `alpha`, over all readings together; 1 without observations."""
-    good = Counts(bad=counts.total - counts.bad, total=counts.total)
+    """Return a rate that the true rate is below at error `alpha`, over all readings together; 1 with few observations.
+
+    At each checkpoint the lower tail is tested. Between two of them the count of bad ones has only grown since the earlier one,
+    so the count of now is no less than it was there.
+    """
+    size = last_checkpoint(counts.total)
+    share = next((share for requests, share in checkpoints() if requests >= size), 0.0)
+    if counts.bad >= size:
+        return 1.0
     low, high = 0.0, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (low, middle) if exceeds(good, 1 - middle, alpha) else (middle, high)
+        convicted = size - counts.bad >= boundary(size, 1 - middle, alpha * share)
+        low, high = (low, middle) if convicted else (middle, high)
     return high

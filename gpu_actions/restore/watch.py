@@ -10,15 +10,22 @@ from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen
 from gpu_actions.restore.analysis import Window
+from gpu_actions.restore.compared import Thresholds
+from gpu_actions.restore.live_answers import LiveAnswers, histogram_between
 from gpu_actions.restore.sequential import Counts
 from gpu_actions.serving.condition import Condition, Observation, TokenSample, sample_of
 from gpu_actions.serving.engines.metrics import (
     histogram_above,
     histogram_count,
-    histogram_delta,
     histogram_percentile,
 )
-from gpu_actions.serving.interfaces import EngineError, EngineMetrics, Histogram, ServerState, UnitState
+from gpu_actions.serving.interfaces import (
+    EngineError,
+    EngineMetrics,
+    Histogram,
+    ServerState,
+    UnitState,
+)
 from gpu_actions.serving.routers.driver import summed
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.kernel_log import XidEvent, collect_kernel_log
@@ -44,6 +51,9 @@ class Beginning(Frozen):
     e2e: Histogram | None = None
     main_pid: int | None = None
     restarts: int = 0
+    itl: Histogram | None = None
+    control_itl: Histogram | None = None
+    thresholds: Thresholds = Thresholds()
     xids: tuple[str, ...] = ()
     xids_unread: str = ""
 
@@ -102,6 +112,7 @@ class Watcher:
         self.requests = 0
         self.beginning: Beginning | None = None
         self.samples: list[TokenSample] = []
+        self.live = LiveAnswers(host)
         self.queue_peak = 0
         self.unread = 0
 
@@ -114,6 +125,7 @@ class Watcher:
             return
         server, control = await self._servers()
         metrics = await self._metrics()
+        control_itl = await self.live.control_itl()
         state = await self.tier.unit.state()
         events, unread = await read_xids(self.host)
         known = run_notes.recall(context.workdir, XIDS_NOTE)
@@ -126,6 +138,9 @@ class Watcher:
             fallback_refused=control.responses_4xx,
             ttft=metrics.ttft if metrics else None,
             e2e=metrics.e2e if metrics else None,
+            itl=metrics.itl if metrics else None,
+            control_itl=control_itl,
+            thresholds=await self.live.thresholds(context, control_itl),
             main_pid=state.main_pid,
             restarts=state.restarts,
             xids=tuple(name_of(event) for event in events) if known is None else tuple(known["names"]),
@@ -152,8 +167,8 @@ class Watcher:
             queue += int(metrics.waiting or 0)
             missing += [name for name in ("ttft", "e2e", "generation_tokens") if name in metrics.missing]
         self.queue_peak = max(self.queue_peak, queue)
-        ttft = _between(began.ttft, metrics.ttft if metrics else None)
-        e2e = _between(began.e2e, metrics.e2e if metrics else None)
+        ttft = histogram_between(began.ttft, metrics.ttft if metrics else None)
+        e2e = histogram_between(began.e2e, metrics.e2e if metrics else None)
         slow_ttft = _slow(ttft, self.policy.max_ttft_p99_ms)
         slow_e2e = _slow(e2e, self.policy.max_e2e_p99_ms)
         missing += [
@@ -164,6 +179,12 @@ class Watcher:
             )
             if between is not None and slow is None
         ]
+        compared = await self.live.read(
+            began.thresholds,
+            since_s=began.at.wall_s,
+            canary_itl=histogram_between(began.itl, metrics.itl if metrics else None),
+            control_itl_before=began.control_itl,
+        )
         fresh = _new(events, began.xids)
         # A restarted router counts from 0.
         self.requests = _delta(began.requests, server.requests_total) + self.probes
@@ -182,6 +203,7 @@ class Watcher:
             slow_ttft=slow_ttft,
             e2e_p99_ms=_p99_ms(e2e),
             slow_e2e=slow_e2e,
+            compared=compared,
             probes=self.probes,
             queue_peak=self.queue_peak,
             hung=await self._hangs(state),
@@ -223,16 +245,6 @@ def _delta(before: int, after: int) -> int:
 def _errors(server: ServerState) -> int:
     """Return what a client would call an error: 5xx answers and streams that end without their end."""
     return server.responses_5xx + server.streams_broken
-
-
-def _between(before: Histogram | None, after: Histogram | None) -> Histogram | None:
-    """Return the observations between two moments, or None if there is no such histogram."""
-    if before is None or after is None:
-        return None
-    try:
-        return histogram_delta(before, after)
-    except ValueError:
-        return None  # other buckets: another engine answers, which `died` reports
 
 
 def _p99_ms(between: Histogram | None) -> float | None:

@@ -5,7 +5,7 @@ Actions are written against these interfaces; the drivers are in `units/`, `engi
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import ConfigDict, Field
 
@@ -218,6 +218,25 @@ class ServerState(Frozen):
     streams_broken: int = Field(default=0, description="answers that broke off in the middle")
 
 
+KIB = 1024
+
+
+class ServedAnswer(NamedTuple):
+    """A client's request that a server answered in full, from a router's record. `first_byte_s` and `seconds` count from its
+    arrival at the server; `size` is the answer's bytes."""
+
+    server: str
+    ended_s: float
+    first_byte_s: float
+    seconds: float
+    size: int
+
+    @property
+    def pace_s(self) -> float:
+        """Return the seconds per KiB of the answer."""
+        return self.seconds / max(self.size / KIB, 0.001)
+
+
 class RouterError(Exception):
     """Raised if a router refuses, does not answer, or did not apply a change. The message says which and what to do."""
 
@@ -299,4 +318,10 @@ class Router(Protocol):
         """Count what clients saw between two moments (Unix seconds), from the record of all requests.
 
         Raises RequestsUnknown if there is no such record.
+        """
+
+    async def answers(self, since_s: float, until_s: float) -> tuple[ServedAnswer, ...]:
+        """Return the answers to clients that ended between two moments (Unix seconds), oldest first.
+
+        Raises RequestsUnknown if there is no record of requests.
         """

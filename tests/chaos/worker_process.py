@@ -1,7 +1,8 @@
 """A worker of the real product that kills itself with SIGKILL once at every step of a run: `FOLDER MODE`.
 
 MODE says where: `inside` a step, `before-row`, `after-row` (the step's row is written, the workflow's record is not), or
-`none`. The file `kills` lists the steps where that has happened, so the next worker dies at the next step.
+`none`; `inside:route,stop` means only these steps. The file `kills` lists the steps where that has happened, so the next worker
+dies at the next step.
 """
 
 import asyncio
@@ -23,10 +24,12 @@ INSIDE_AFTER_S = 0.08
 def arm(mode: str, kills: Path) -> None:
     """Make the worker kill itself at the given points."""
     begin, end = StepRows.begin, StepRows.end
+    mode, _, names = mode.partition(":")
+    only = set(filter(None, names.split(",")))
 
     def die_once(step_id: str) -> None:
         survived = kills.read_text().split() if kills.exists() else []
-        if step_id not in survived:
+        if step_id not in survived and (not only or step_id in only):
             with kills.open("a") as file:
                 file.write(f"{step_id}\n")
                 file.flush()

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from demo.traffic.account import Account, Answer
+from demo.traffic.account import Account, Answer, Ending
 from demo.traffic.schedule import Profile
 from gpu_actions.serving.interfaces import RouterError
 from tests.gpu_actions.conftest import MakeSite
@@ -37,17 +37,18 @@ PRESSURE = {
 }
 
 
+TOKEN = ["--token-s", str(TOKEN_S)]
+BUSY: dict[str, Any] = {
+    "tp": TOKEN,
+    "fb": [*TOKEN, "--slots", str(PLACES + LONG_PLACES)],
+    "router": {"back_pressure": PRESSURE},
+}
+"""A host whose tp can serve all of `PROFILE`, and whose fallback cannot."""
+
+
 async def busy_site(make: MakeSite, **changes: Any) -> Site:
-    """Return a host whose tp can serve all of `PROFILE`, and whose fallback cannot."""
-    token = ["--token-s", str(TOKEN_S)]
-    return await make(
-        **{
-            "tp": token,
-            "fb": [*token, "--slots", str(PLACES + LONG_PLACES)],
-            "router": {"back_pressure": PRESSURE},
-            **changes,
-        }
-    )
+    """Return a `BUSY` host with some changes."""
+    return await make(**{**BUSY, **changes})
 
 
 @dataclass
@@ -106,6 +107,15 @@ def check_refusals(account: Account, *, since: float = 0.0) -> None:
         wait_s = answer.first_byte_at - max(answer.sent_at, min(since, answer.first_byte_at))
         limit_s = SLACK_S if answer.status == 429 else QUEUE_TIMEOUT_S + SLACK_S
         assert wait_s <= limit_s, f"{answer}: refused after {wait_s:.2f} s"
+
+
+def check_only_begun_were_lost(account: Account, server: str, since: float) -> None:
+    """Check that each lost request had its first byte from this server, before the moment it failed: no answer that was
+    still to come was lost."""
+    for answer in account.lost:
+        assert answer.served_by in (server, ""), answer
+        assert answer.ending is Ending.ABORTED, answer
+        assert answer.sent_at < since, answer
 
 
 def lost_text(account: Account) -> str:

@@ -4,10 +4,18 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 from demo.traffic.account import Ending
 from gpu_actions.fallback.hold import SUSPECT_S
+from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.target import target_of_host
+from gpu_actions.triage.judge import judge
 from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.fakes import build_fake_nvml, fake_nvml
 from tests.gpu_actions.site import data_of
 from tests.scenarios.saturated import (
     PLACES,
@@ -15,10 +23,14 @@ from tests.scenarios.saturated import (
     PROFILE,
     QUEUE_TIMEOUT_S,
     SLACK_S,
+    TOKEN,
     busy_site,
+    check_refusals,
     lost_text,
     servers_of,
 )
+
+__all__ = ["build_fake_nvml", "fake_nvml"]
 
 
 async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet(site_with: MakeSite) -> None:
@@ -48,6 +60,8 @@ async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet
     assert all((answer.wait_s or 0) <= QUEUE_TIMEOUT_S + SLACK_S for answer in later)
     assert silence_s < 8
     await site.check_serving("fallback")
+    counted = drained["clients"]["account"]["without_answer"]
+    assert abs(counted["to_s"] - counted["from_s"] - silence_s) < 2, (counted, silence_s)
 
 
 async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(site_with: MakeSite) -> None:
@@ -86,4 +100,53 @@ async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(site
     assert held >= PLACES
     assert servers_of(waited)["fallback"] >= PLACES, "what was held is answered"
     assert drain_s < 8, "three times the stall limit would be 9 s and more"
+    await site.check_serving("fallback")
+
+
+async def test_a_fallback_from_lost_links_on_all_gpus_loses_no_request(
+    site_with: MakeSite, fake_nvml: Callable[..., Path]
+) -> None:
+    """tp still answers, slowly: it serves until the fallback generates, and finishes what it has begun."""
+    fake_nvml("gpus=2", "gpu.*.link.*.active=0")
+    gpus = {"tp_tier": {"gpus": 2}, "fallback_tier": {"gpus": 1, "memory_gib_per_gpu": 20}}
+    site = await busy_site(site_with, **gpus)
+    async with site.real_traffic(PROFILE) as account:
+        await asyncio.sleep(2)
+        target = await target_of_host(site.host)
+        verdict = judge(await collect(target, site.host.thresholds, window_s=0.5), site.host.thresholds)
+        assert (verdict.verdict, verdict.cause) == ("fall_back", "nvlink_loss")
+        end = await site.run(await site.plan(starts=True, verdict=verdict, skip_validation=True))
+        await asyncio.sleep(1)
+    print(account.describe(), account.longest_silence_s(end=account.last_token_at))
+    assert end.ended.status == "succeeded"
+    assert account.lost == [], lost_text(account)
+    check_refusals(account)
+    assert account.longest_silence_s(end=account.last_token_at) < 2
+    await site.check_serving("fallback")
+
+
+@pytest.mark.heavy
+async def test_a_fallback_from_a_crash_loop_answers_all_that_came_after_it_was_asked_for(
+    site_with: MakeSite,
+) -> None:
+    """tp dies after every 60 answers and is started again: what it had begun is lost, and nothing after the hold."""
+    site = await busy_site(site_with, tp=[*TOKEN, "--die-after", "60"])
+    async with site.real_traffic(PROFILE) as account:
+        while (await site.host.tp.unit.state()).restarts < 2:
+            await asyncio.sleep(0.1)
+        asked = time.monotonic()
+        end = await site.run(await site.plan(starts=True, skip_validation=True))
+        ended = time.monotonic()
+        await asyncio.sleep(2)
+    print(
+        account.describe(),
+        f"{account.longest_silence_s(asked, ended):.1f} s without a token while it ran",
+        servers_of(account.sent_between(asked, ended)),
+        [step.outcome.summary for step in end.steps][:1],
+        sep="\n",
+    )
+    assert end.ended.status == "succeeded"
+    for answer in account.lost:
+        assert answer.served_by in ("tp", ""), answer
+        assert answer.ending is Ending.ABORTED, f"{answer}: it had no byte yet"
     await site.check_serving("fallback")

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from demo.traffic.account import Account, Ending
+from demo.traffic.account import Account
 from gpu_actions.action import Signal
 from gpu_actions.restore.analysis import weights_for
 from gpu_actions.tier.traffic import prove_route
@@ -21,6 +21,7 @@ from tests.scenarios.saturated import (
     SLACK_S,
     Weights,
     busy_site,
+    check_only_begun_were_lost,
     check_refusals,
     is_binomial,
     lost_text,
@@ -113,29 +114,38 @@ async def test_an_abort_at_a_stage_costs_no_request(site_with: MakeSite, percent
     await site.check_serving("fallback")
 
 
+async def restore_with_a_death(
+    make: MakeSite, tier: str, percent: int, *, after_s: float
+) -> tuple[Site, WalkEnd, Account, float]:
+    """Run a restore under the traffic and kill a tier at a stage. Return also the moment of its death.
+
+    Lost are only the answers that the tier had begun, and no client waits long for the next token of the other one.
+    """
+    site = await saturated_fallback(make)
+    died: list[float] = []
+
+    def kill() -> None:
+        died.append(time.monotonic())
+        kill_unit(site, tier)()
+
+    async with saturating(site) as (account, _):
+        report = At(f"shift-{percent}", kill, after_s=after_s)
+        end = await site.run(await restore_plan(site), report=report)
+        await asyncio.sleep(0.5)
+    print(account.describe(), summaries(end), sep="\n")
+    assert "NOTHING IS SERVING" not in summaries(end)
+    check_only_begun_were_lost(account, tier, died[0])
+    assert account.longest_silence_s(died[0], account.last_token_at) < 3
+    return site, end, account, died[0]
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("percent", STAGES)
 async def test_a_fallback_that_dies_at_a_stage_costs_only_the_streams_it_had_begun(
     site_with: MakeSite, percent: int
 ) -> None:
-    site = await saturated_fallback(site_with)
-    died: list[float] = []
-
-    def kill() -> None:
-        died.append(time.monotonic())
-        kill_unit(site, "fallback")()
-
-    async with saturating(site) as (account, _):
-        end = await site.run(await restore_plan(site), report=At(f"shift-{percent}", kill, after_s=1))
-        await asyncio.sleep(0.5)
-    print(account.describe(), summaries(end), sep="\n")
-    assert "NOTHING IS SERVING" not in summaries(end)
-    for answer in account.lost:
-        assert answer.served_by in ("fallback", ""), answer
-        assert answer.ending is Ending.ABORTED, answer
-        assert answer.sent_at < died[0], answer
-    assert account.longest_silence_s(died[0], account.last_token_at) < 3
-    after = account.sent_between(died[0] + 1, float("inf"))
+    site, end, account, died = await restore_with_a_death(site_with, "fallback", percent, after_s=1)
+    after = account.sent_between(died + 1, float("inf"))
     assert set(servers_of(after)) == {"tp"}, servers_of(after)
     assert end.ended.status == "succeeded", summaries(end)
     await site.check_serving("tp")
@@ -146,23 +156,8 @@ async def test_a_fallback_that_dies_at_a_stage_costs_only_the_streams_it_had_beg
 async def test_a_tp_that_dies_at_a_stage_costs_only_the_streams_it_had_begun(
     site_with: MakeSite, percent: int
 ) -> None:
-    site = await saturated_fallback(site_with)
-    died: list[float] = []
-
-    def kill() -> None:
-        died.append(time.monotonic())
-        kill_unit(site, "tp")()
-
-    async with saturating(site) as (account, _):
-        end = await site.run(await restore_plan(site), report=At(f"shift-{percent}", kill, after_s=1.5))
-        await asyncio.sleep(0.5)
-    print(account.describe(), summaries(end), sep="\n")
+    site, end, account, died = await restore_with_a_death(site_with, "tp", percent, after_s=1.5)
     assert end.ended.failed_step == f"shift-{percent}"
     assert data_of(end, "stepback")["state"] == "fallback_serving", summaries(end)
-    for answer in account.lost:
-        assert answer.served_by in ("tp", ""), answer
-        assert answer.ending is Ending.ABORTED, answer
-        assert answer.sent_at < died[0], answer
-    check_refusals(account, since=died[0])
-    assert account.longest_silence_s(died[0], account.last_token_at) < 3
+    check_refusals(account, since=died)
     await site.check_serving("fallback")

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from gpu_actions.serving.interfaces import RequestsUnknown, RouterError, ServerState
+from gpu_actions.serving.interfaces import RequestsUnknown, RouterError, ServedAnswer, ServerState
 from gpu_actions.serving.request_account import RequestAccount
 
 LARGEST_WEIGHT = 256
@@ -122,6 +122,9 @@ class RouterDriver(ABC):
         return 0
 
     async def requests(self, since_s: float, until_s: float) -> RequestAccount:
+        raise RequestsUnknown("this router's record of requests is not read")
+
+    async def answers(self, since_s: float, until_s: float) -> tuple[ServedAnswer, ...]:
         raise RequestsUnknown("this router's record of requests is not read")
 
     # -- what all kinds share ------------------------------------------------------------------------------------

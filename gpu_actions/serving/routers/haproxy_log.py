@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpu_actions.serving.interfaces import ServedAnswer
 from gpu_actions.serving.request_account import Ending, RequestEnd
 from gpu_actions.system.output_file import older
 
@@ -35,6 +36,7 @@ END, STARTED, ADOPTED, LOST = "end_ms", "started_ms", "adopted_ms", "lost_lines"
 BLOCK_BYTES = 1 << 20
 NO_SERVER = "<NOSRV>"
 REFUSALS = (429, 503)
+ANSWERED = 200
 
 
 def read_back(path: Path, since_ms: float) -> Iterator[dict[str, Any] | None]:
@@ -135,6 +137,20 @@ def request_end(line: dict[str, Any]) -> RequestEnd:
         resent=str(line["retries"]).startswith("+"),
         own=line["own"] == "1",
         ended_by_us=line["end"].startswith("K"),
+    )
+
+
+def served_answer(line: dict[str, Any]) -> ServedAnswer | None:
+    """Return a client's request that was answered with 200 in full, or None for any other line. Raises as `request_end`."""
+    finished = line["status"] == ANSWERED and _ending(ANSWERED, line["end"]) is Ending.FINISHED
+    if not finished or line["own"] == "1" or line["first_byte_ms"] < 0 or line["server"] == NO_SERVER:
+        return None
+    return ServedAnswer(
+        server=line["server"],
+        ended_s=line[END] / 1000,
+        first_byte_s=line["first_byte_ms"] / 1000,
+        seconds=(line["first_byte_ms"] + max(0, line["data_ms"])) / 1000,
+        size=line["down"],
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpu_actions.serving.http import HttpFailure, fetch
-from gpu_actions.serving.interfaces import RequestsUnknown, RouterError, UnitError
+from gpu_actions.serving.interfaces import RequestsUnknown, RouterError, ServedAnswer, UnitError
 from gpu_actions.serving.request_account import RequestAccount
 from gpu_actions.serving.routers import haproxy_config
 from gpu_actions.serving.routers.base import RoutedHost
@@ -199,6 +199,13 @@ class ManagedRouter(HaproxyRouter):
         return await asyncio.to_thread(
             self.record.account, since_s, until_s, dropped=dropped, open_now=open_now
         )
+
+    async def answers(self, since_s: float, until_s: float) -> tuple[ServedAnswer, ...]:
+        """Return the answers of a span. A line is written within 0.1 s, so those that just ended come with the next span."""
+        try:
+            return await asyncio.to_thread(self.record.answers, since_s, until_s)
+        except OSError as error:
+            raise RequestsUnknown(f"the record of requests cannot be read: {error.strerror}") from error
 
     async def _mark(self) -> None:
         """Make the router write a mark. Raises RequestsUnknown if it does not know marks."""

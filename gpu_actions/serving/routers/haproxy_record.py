@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.interfaces import RequestsUnknown
+from gpu_actions.serving.interfaces import RequestsUnknown, ServedAnswer
 from gpu_actions.serving.request_account import BEFORE_S, RequestAccount, RequestCounter
 from gpu_actions.serving.routers.haproxy_log import (
     ADOPTED,
@@ -19,6 +19,7 @@ from gpu_actions.serving.routers.haproxy_log import (
     moment_ms,
     read_back,
     request_end,
+    served_answer,
 )
 from gpu_actions.system.files import write_json
 
@@ -109,6 +110,19 @@ class RequestRecord:
         if self._dropped_since(since_s, dropped):
             reasons.append("the router dropped lines of its record")
         return counter.account(open_now=open_now, incomplete="; ".join(reasons))
+
+    def answers(self, since_s: float, until_s: float) -> tuple[ServedAnswer, ...]:
+        """Return the clients' requests that were answered in full and ended in this span. Unreadable lines are left out."""
+        found = []
+        for line in read_back(self.path, since_s * 1000):
+            try:
+                if line and since_s * 1000 <= line.get(END, -1) < until_s * 1000:
+                    answer = served_answer(line)
+                    if answer is not None:
+                        found.append(answer)
+            except (KeyError, TypeError, ValueError, IndexError):
+                continue
+        return tuple(found)
 
     def _dropped_since(self, since_s: float, dropped: DroppedLines) -> bool:
         """Return True if lines may have been dropped since then. Remembers when a count was first seen."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from demo.traffic.account import Ending
 from demo.traffic.schedule import Profile
 from gpu_actions.action import Signal
 from gpu_actions.plan import Plan
@@ -291,3 +293,21 @@ async def test_a_stage_gives_no_share_to_a_fallback_that_generates_nothing(
     assert len(asked) >= 5
     assert {answer.served_by for answer in asked} == {"tp"}, account.describe()
     await site.check_serving("tp")
+
+
+async def test_a_tp_that_answers_clients_later_than_the_fallback_does_steps_back(site_with: MakeSite) -> None:
+    """Its limits in the settings are far away; what convicts it is the record of what clients got from both tiers."""
+    far = {"max_ttft_p99_ms": 60_000, "max_e2e_p99_ms": 60_000, "inconclusive_wait_s": 60}
+    site = await on_fallback(site_with, restore={"hold_s": 40, **far})
+    (site.folder / "slow_tp").write_text("0.15")
+    async with site.real_traffic(Profile(requests_per_s=20, answer_tokens=(3, 6), streamed=1)) as account:
+        while account.totals[Ending.FINISHED] < 120:
+            await asyncio.sleep(0.1)
+        end = await site.run(await restore_plan(site))
+    assert end.ended.failed_step == "shift-50", summary_of(end, "shift-50")
+    assert re.search(
+        r"TTFT over 0\.\d+ s in \d+ of \d+ answers, in \d+ of \d+ of the fallback",
+        summary_of(end, "shift-50"),
+    )
+    assert account.lost == []
+    await site.check_serving("fallback")

@@ -1,0 +1,121 @@
+"""kill -9 of the worker at the steps of a fallback and of a restore, under 60 streams: more than the fallback can take."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from bot.store.records import RunStatus
+from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
+from tests.chaos.real_host import real_host
+from tests.chaos.test_real_runs import on_the_fallback
+from tests.scenarios.saturated import BUSY, PROFILE, SLACK_S, check_refusals, lost_text, servers_of
+
+RESTORE = {
+    "stages_percent": [25, 100],
+    "hold_s": 2,
+    "keep_fallback_warm_s": 0,
+    "load": {"duration_s": 1, "target_qps": 10},
+}
+HOST = {**BUSY, "restore": RESTORE}
+
+
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="every step of a real fallback under 60 streams",
+    after="succeeded; the fallback serves; no request is lost, and what it cannot take is refused fast",
+)
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("inside:route", id="route"),
+        pytest.param("inside", marks=pytest.mark.heavy),
+        pytest.param("after-row", marks=pytest.mark.heavy),
+    ],
+)
+async def test_a_fallback_among_kills_loses_no_request(tmp_path: Path, mode: str) -> None:
+    async with real_host(tmp_path, **HOST) as it:
+        await it.ready(it.worker(mode))
+        async with it.site.real_traffic(PROFILE) as account:
+            run = await it.start("fallback", skip_validation="yes")
+            run, died = await it.ended_among_kills(run.id, mode, timeout_s=300)
+            await asyncio.sleep(1)
+        print(f"{died} kills", account.describe(), servers_of(list(account.answers)), sep="\n")
+        assert run.status is RunStatus.SUCCEEDED, run
+        assert died >= 1
+        assert account.lost == [], lost_text(account)
+        await it.site.check_serving("fallback")
+        it.end_workers()
+        assert await it.strays() == []
+
+
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="every step of a real restore under 60 streams",
+    after="succeeded; tp serves; no request is lost",
+)
+@pytest.mark.heavy
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("mode", ["inside", "after-row"])
+async def test_a_restore_among_kills_loses_no_request(tmp_path: Path, mode: str) -> None:
+    async with real_host(tmp_path, **HOST) as it:
+        await on_the_fallback(it)
+        await it.ready(it.worker(mode))
+        async with it.site.real_traffic(PROFILE) as account:
+            run = await it.start("restore", accept_no_baseline="yes")
+            await it.until(run.id, lambda run: run.status is RunStatus.WAITING)
+            await it.approve(run.id)
+            run, died = await it.ended_among_kills(run.id, mode, timeout_s=400)
+            await asyncio.sleep(1)
+        print(f"{died} kills", account.describe(), servers_of(list(account.answers)), sep="\n")
+        assert run.status is RunStatus.SUCCEEDED, run
+        assert died >= 3
+        assert account.lost == [], lost_text(account)
+        check_refusals(account)
+        await it.site.check_serving("tp")
+        it.end_workers()
+        assert await it.strays() == []
+
+
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="while new requests are held for the plan of a fallback",
+    after="the hold ends by itself; the next worker plans again, and the fallback serves",
+)
+@pytest.mark.timeout(200)
+async def test_a_worker_killed_while_it_holds_requests_leaves_no_hold(tmp_path: Path) -> None:
+    router = {**BUSY["router"], "hold": {"wait_s": 3}}
+    async with real_host(tmp_path, **{**HOST, "router": router, "fallback": {"drain_stall_s": 2}}) as it:
+        worker = it.worker("none")
+        await it.ready(worker)
+        front = it.site.host.router
+        assert isinstance(front, ManagedRouter)
+        async with it.site.real_traffic(PROFILE) as account:
+            await asyncio.sleep(1)
+            for pid in (await it.site.host.tp.unit.state()).pids:
+                os.kill(pid, signal.SIGSTOP)
+            run = await it.start("fallback", skip_validation="yes")
+            async with asyncio.timeout(60):
+                while not await front.held():
+                    await asyncio.sleep(0.02)
+            worker.kill()
+            killed = time.monotonic()
+            async with asyncio.timeout(60):
+                while await front.held():
+                    await asyncio.sleep(0.05)
+            assert time.monotonic() - killed < 10, "the hold of 3 s ended by itself"
+            await it.ready(it.worker("none"))
+            async with asyncio.timeout(60):
+                while not await front.held():
+                    await asyncio.sleep(0.02)
+            again = time.monotonic()
+            run, _ = await it.ended_among_kills(run.id, "none", timeout_s=150)
+        print(account.describe())
+        assert run.status is RunStatus.SUCCEEDED, run
+        late = [answer for answer in account.lost if answer.sent_at > again + SLACK_S]
+        assert late == [], "lost are only those that nobody held, between the two workers"
+        await it.site.check_serving("fallback")
