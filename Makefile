@@ -56,6 +56,7 @@ bench: setup  ## the benchmarks, one after the other; results are printed
 docs: setup  ## regenerate the documents made from the code (rules, schema, manifest, settings, chaos)
 	$(BIN)/python -m bot.cli.generate_docs
 	$(BIN)/python -m tests.chaos.table
+	$(BIN)/python -m tests.gpu_actions.triage.table
 
 clean:  ## remove the virtual environment and the demonstration's state
 	rm -rf $(VENV) var build *.egg-info

@@ -15,6 +15,7 @@ from gpu_actions.triage.document import rules_markdown
 from gpu_actions.triage.registry import CHECKS, RULES
 from gpu_actions.triage.rule import CAUSES, Rule
 from tests.gpu_actions.triage.cases import CASES
+from tests.gpu_actions.triage.table import PATH, render, rows
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "gpu_actions" / "triage" / "checks"
@@ -83,3 +84,8 @@ def test_a_check_reads_exactly_the_readings_that_it_declares(check: Check) -> No
         list(check.judge(CheckContext(snapshot=snapshot, thresholds=TriageThresholds())))
         seen |= snapshot.__dict__["_seen"]
     assert seen == check.reads
+
+
+def test_the_document_of_cases_matches_the_cases_and_is_large_enough() -> None:
+    assert render() == PATH.read_text(encoding="utf-8"), "run make docs"
+    assert len(list(rows())) >= 150
