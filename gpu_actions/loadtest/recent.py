@@ -8,6 +8,7 @@ readings is the last minutes.
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -24,6 +25,7 @@ from gpu_actions.serving.interfaces import (
     RouterError,
     TokenHistogram,
 )
+from gpu_actions.serving.registry import ENGINES
 from gpu_actions.system.files import write_atomically
 
 WINDOW_S = 600.0
@@ -54,8 +56,10 @@ class LengthReading(Frozen):
     prompts: TokenHistogram | None
     answers: TokenHistogram | None
     requests: float | None
-    e2e_s: float | None
-    ttft_s: float | None
+    prompt_tokens: float | None = None
+    answer_tokens: float | None = None
+    e2e_s: float | None = None
+    ttft_s: float | None = None
 
     @classmethod
     def of(cls, metrics: EngineMetrics, tier: TierName) -> "LengthReading":
@@ -65,6 +69,8 @@ class LengthReading(Frozen):
             prompts=metrics.prompt_lengths,
             answers=metrics.answer_lengths,
             requests=metrics.requests_finished,
+            prompt_tokens=metrics.prompt_tokens,
+            answer_tokens=metrics.generation_tokens,
             e2e_s=None if metrics.e2e is None else metrics.e2e.total_s,
             ttft_s=None if metrics.ttft is None else metrics.ttft.total_s,
         )
@@ -74,6 +80,15 @@ class LengthReadings(Frozen):
     """The readings of the last minutes, oldest first."""
 
     readings: tuple[LengthReading, ...] = ()
+
+
+class _Lengths(NamedTuple):
+    """The lengths of a window's prompts or answers. If they are not exact, only their mean is known."""
+
+    lengths: tuple[int, ...]
+    tokens: float
+    requests: float
+    are_exact: bool
 
 
 class RecentTraffic(Frozen):
@@ -150,12 +165,16 @@ async def read_recent(host: Host, tier: TierName, *, window_s: float = WINDOW_S)
         raise RecentUnknown(
             f"only {requests} requests of clients in the last {now.at_s - since_s:.0f} s; it takes {LEAST_REQUESTS}"
         )
-    prompts, answers = _rise(before, now, "prompts"), _rise(before, now, "answers")
+    prompts, answers = (_lengths(before, now, figure) for figure in ("prompt", "answer"))
     if prompts is None or answers is None:
         raise RecentUnknown(
-            "the engine exports no histogram of the lengths of prompts and answers, or finished no request"
+            "the engine does not tell the lengths of prompts and answers, or finished no request"
         )
-    others = 1 - requests / answers.counts[-1]
+    if not (prompts.are_exact and answers.are_exact):
+        flag = ENGINES[host.tiers[tier].config.engine.kind].lengths_flag
+        how = f"; for their spread start the engine with {flag}" if flag else ""
+        notes = (*notes, f"only the mean lengths are known{how}")
+    others = 1 - requests / answers.requests
     if before is not None and others > OTHERS_SHARE:
         notes = (
             *notes,
@@ -163,15 +182,14 @@ async def read_recent(host: Host, tier: TierName, *, window_s: float = WINDOW_S)
         )
     if before is None:
         notes = (*notes, "lengths are those since the engine started: no earlier reading is known")
-    shortest = lengths_of(answers)[0]
     return RecentTraffic(
         since_s=since_s,
         until_s=now.at_s,
         requests=requests,
         requests_per_s=requests / (now.at_s - since_s),
-        prompt_lengths=lengths_of(prompts),
-        answer_lengths=lengths_of(answers),
-        e2e_per_token_ms=_per_token_ms(before, now, answers, shortest),
+        prompt_lengths=prompts.lengths,
+        answer_lengths=answers.lengths,
+        e2e_per_token_ms=_per_token_ms(before, now, answers),
         notes=notes,
     )
 
@@ -190,10 +208,8 @@ def lengths_of(histogram: TokenHistogram) -> tuple[int, ...]:
     return tuple(max(1, round(middle * factor)) for middle in middles)
 
 
-def _per_token_ms(
-    before: LengthReading | None, now: LengthReading, answers: TokenHistogram, tokens: int
-) -> float | None:
-    """Return the mean E2E per token of an answer of so many tokens, or None if the engine does not tell."""
+def _per_token_ms(before: LengthReading | None, now: LengthReading, answers: _Lengths) -> float | None:
+    """Return the mean E2E per token of the shortest answers, or None if the engine does not tell."""
     if now.e2e_s is None or now.ttft_s is None:
         return None
     e2e_s, ttft_s = now.e2e_s, now.ttft_s
@@ -204,18 +220,31 @@ def _per_token_ms(
         and before.e2e_s <= e2e_s
     ):
         e2e_s, ttft_s = e2e_s - before.e2e_s, ttft_s - before.ttft_s
-    requests = answers.counts[-1]
-    further = max(1.0, answers.total_tokens - requests)
+    further = max(1.0, answers.tokens - answers.requests)
     per_further_s = max(0.0, e2e_s - ttft_s) / further
-    return 1000 * (max(0.0, ttft_s) / requests + (tokens - 1) * per_further_s) / tokens or None
+    shortest = answers.lengths[0]
+    return 1000 * (max(0.0, ttft_s) / answers.requests + (shortest - 1) * per_further_s) / shortest or None
 
 
-def _rise(before: LengthReading | None, now: LengthReading, figure: str) -> TokenHistogram | None:
-    after: TokenHistogram | None = getattr(now, figure)
-    earlier: TokenHistogram | None = None if before is None else getattr(before, figure)
-    if after is not None and earlier is not None:
-        after = lengths_delta(earlier, after)
-    return after if after is not None and after.counts and after.counts[-1] > 0 else None
+def _lengths(before: LengthReading | None, now: LengthReading, what: str) -> _Lengths | None:
+    """Return the lengths of prompts or answers between two readings: from the histogram, else the mean of the counters."""
+    after: TokenHistogram | None = getattr(now, f"{what}s")
+    earlier: TokenHistogram | None = None if before is None else getattr(before, f"{what}s")
+    if after is not None:
+        rise = lengths_delta(earlier, after) if earlier is not None else after
+        if not rise.counts or rise.counts[-1] <= 0:
+            return None
+        return _Lengths(lengths_of(rise), rise.total_tokens, rise.counts[-1], are_exact=True)
+    tokens, requests = (_counted(before, now, figure) for figure in (f"{what}_tokens", "requests"))
+    if not tokens or not requests:
+        return None
+    return _Lengths((max(1, round(tokens / requests)),) * STEPS, tokens, requests, are_exact=False)
+
+
+def _counted(before: LengthReading | None, now: LengthReading, figure: str) -> float | None:
+    """Return the rise of a counter, all of it if the engine restarted in between."""
+    after, earlier = getattr(now, figure), 0.0 if before is None else getattr(before, figure) or 0.0
+    return None if after is None else float(after - earlier if after >= earlier else after)
 
 
 async def _arrivals(

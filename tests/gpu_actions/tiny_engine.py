@@ -198,7 +198,8 @@ class Engine:
         await response.write(f"data: {json.dumps(data)}\n\n".encode())
 
     def histograms(self) -> tuple[Histogram, ...]:
-        return (self.ttft, self.e2e, self.queue, self.prompt_lengths, self.answer_lengths)
+        lengths = () if self.options.no_lengths else (self.prompt_lengths, self.answer_lengths)
+        return (self.ttft, self.e2e, self.queue, *lengths)
 
     async def mute(self) -> None:
         """Never answer while `--mute-file` exists, as an engine does whose event loop is starved."""
@@ -235,6 +236,9 @@ async def main() -> None:
     parser.add_argument("--token-s", type=float, default=0.005)
     parser.add_argument("--startup-s", type=float, default=0.0)
     parser.add_argument("--fail-starts", default="", help="a file that holds how many starts still fail")
+    parser.add_argument(
+        "--no-lengths", action="store_true", help="export no histograms of the lengths of requests"
+    )
     parser.add_argument("--die-after", type=int, default=0)
     parser.add_argument("--slow-file", default="")
     parser.add_argument("--error-file", default="")

@@ -126,6 +126,9 @@ class HttpEngine:
     batch_flag: ClassVar[str] = ""
     """The flag of its command line that limits the requests in a batch."""
 
+    lengths_flag: ClassVar[str] = ""
+    """The flag of its command line that makes it export the lengths of prompts and answers, if it needs one."""
+
     group_stop_hazard: ClassVar[str] = ""
     """What breaks when a stop signals all its processes at once instead of the main process only."""
 

@@ -43,6 +43,7 @@ class SglangEngine(HttpEngine):
     )
     packages = ("sglang",)
     batch_flag = "--max-running-requests"
+    lengths_flag = "--collect-tokens-histogram"
     profiler_hint = "this SGLang has no /start_profile: is the URL the engine's own and not a gateway's?"
     profiler_variable = "SGLANG_TORCH_PROFILER_DIR"
     version_paths = ("/server_info", "/get_server_info")

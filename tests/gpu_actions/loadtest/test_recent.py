@@ -58,8 +58,10 @@ async def ask(session: aiohttp.ClientSession, site: Site, *, prompt: int, tokens
 async def traffic(
     site: Site, *, every_s: float, prompts: tuple[int, ...] = (20, 100), tokens: tuple[int, ...] = (4, 16)
 ) -> AsyncIterator[list[int]]:
-    """Send a request every so many seconds, of each length in turn. Yields the statuses of those that ended."""
+    """Send a request every so many seconds, of each length in turn. Yields the statuses of those that ended; the last ones
+    finish, unless that takes too long."""
     seen: list[int] = []
+    is_over = asyncio.Event()
 
     async def one(session: aiohttp.ClientSession, number: int) -> None:
         prompt, answer = prompts[number % len(prompts)], tokens[number % len(tokens)]
@@ -70,12 +72,16 @@ async def traffic(
             for number in range(10_000):
                 group.create_task(one(session, number))
                 await asyncio.sleep(every_s)
+                if is_over.is_set():
+                    return
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         sending = asyncio.create_task(send(session))
         try:
             yield seen
         finally:
+            is_over.set()
+            await asyncio.wait({sending}, timeout=5)
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, ExceptionGroup):
                 await sending
@@ -119,8 +125,7 @@ async def test_recent_traffic_through_haproxy_to_the_reference_engine_is_read_wi
     assert set(seen) == {200}
     await asyncio.sleep(max(0.0, began_s + 1.2 - time.time()))
     recent = await read_recent(site.host, "tp", window_s=time.time() - began_s)
-    served = len(seen)
-    assert served <= recent.requests <= served + 3, "clients that hung up at the end count too"
+    assert recent.requests == len(seen)
     assert recent.notes == ()
     assert recent.requests_per_s == pytest.approx(recent.requests / (recent.until_s - recent.since_s))
     assert sum(recent.prompt_lengths) / 10 == pytest.approx(60, rel=0.1)
@@ -224,20 +229,23 @@ async def test_a_mirrored_load_learns_its_baseline_and_a_slower_engine_raises_an
 async def test_a_mirrored_load_gives_way_at_once_to_waiting_traffic_and_to_a_run(
     site_with: MakeSite, reason: str
 ) -> None:
-    site = mirrored(await site_with(tp=["--slots", "4"]))
-    (site.folder / "slow_tp").write_text("0.01")
+    site = mirrored(await site_with(tp=["--slots", "8"] if reason == "traffic" else []))
     stop = False
     async with traffic(site, every_s=0.04, tokens=(4,)) as seen:
         await until(lambda: len(seen) >= 60)
-        running = asyncio.create_task(mirror(site.host, must_stop=lambda: stop))
         last = site.host.state_dir / "mirror" / "last"
-        await until(lambda: running.done() or last.exists())
-        await asyncio.sleep(1)
+        for _ in range(20):  # a busy machine may let a request wait before the load begins
+            running = asyncio.create_task(mirror(site.host, must_stop=lambda: stop))
+            await until(lambda task=running: task.done() or last.exists())  # type: ignore[misc]
+            if last.exists():
+                break
+            assert isinstance(running.exception(), MirrorSkipped), running
+        await asyncio.sleep(0.5)
         stopped_at = time.monotonic()
         if reason == "run":
             stop = True
         else:
-            (site.folder / "slow_tp").write_text("0.5")  # the clients' own requests fill the four places
+            (site.folder / "slow_tp").write_text("0.5")  # the clients' own requests fill all places
         with pytest.raises(MirrorSkipped, match="gave way to"):
             await running
         # At most one question apart, half a second for the child to close its connections, and the machine's own delays.
@@ -310,6 +318,20 @@ async def test_restore_takes_the_recent_traffic_for_its_load_test_if_the_setting
     assert load.duration_s == site.host.config.restore.load.duration_s
     assert notes[0].startswith("traffic of the last")
     assert LoadPolicy.model_validate(load.model_dump(mode="json")) == load
+
+
+async def test_an_engine_without_histograms_of_lengths_tells_their_mean(site_with: MakeSite) -> None:
+    site = await site_with(tp=["--no-lengths"])
+    await remember_lengths(site.host)
+    began_s = time.time()
+    async with traffic(site, every_s=0.03) as seen:
+        await until(lambda: len(seen) >= 60 and time.time() > began_s + 1.2)
+    recent = await read_recent(site.host, "tp", window_s=time.time() - began_s)
+    assert len(set(recent.prompt_lengths)) == 1
+    assert recent.prompt_lengths[0] == pytest.approx(60, abs=4)
+    assert recent.answer_lengths[0] == pytest.approx(10, abs=1)
+    assert "only the mean lengths are known" in recent.notes
+    assert recent.e2e_per_token_ms
 
 
 async def test_a_router_or_an_engine_that_cannot_be_read_is_said_so(site_with: MakeSite) -> None:
