@@ -29,8 +29,7 @@ async def open_incident(call: Call, text: str) -> None:
     message = texts.opened(host, title, call.person, call.context)
     ts = await post(call.client, message, Place(channel=call.channel, thread_ts=call.thread_ts))
     place = Place(channel=call.channel, thread_ts=call.thread_ts or ts)
-    incident = services.incidents.open(host=host, title=title, place=place, by=call.person)
-    await call.answer(texts.accepted_open(incident))
+    services.incidents.open(host=host, title=title, place=place, by=call.person)
 
 
 async def note(call: Call, text: str) -> None:

@@ -37,12 +37,6 @@ def already_open(incident: IncidentRecord, url: str) -> Message:
     )
 
 
-def accepted_open(incident: IncidentRecord) -> Message:
-    return plain(
-        f":white_check_mark: Incident {code(incident.id)} is open; runs on {one_line(incident.host)} go into its thread."
-    )
-
-
 def noted(incident: IncidentRecord, text: str) -> Message:
     return plain(f":white_check_mark: Noted in {code(incident.id)}: {one_line(text, 300)}")
 

@@ -7,7 +7,7 @@ person must notice (a request for approval, the end of a long run) is a note.
 from dataclasses import dataclass
 
 from bot.presenter.approval_request import approval_request, reminder
-from bot.presenter.message import Message, compose, section, table
+from bot.presenter.message import Lines, Message, compose, section, table
 from bot.presenter.mrkdwn import capitalized, code, code_block, escape, first_line, gist, one_line, user
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
@@ -84,9 +84,13 @@ def _step_note(step: StepRecord) -> Note:
     text = str(step.data["thread_text"])
     rows = _rows(step.data.get("table"))
     if rows:
+        said = step.data.get("table_notes")
+        lines = tuple(gist(str(line), 25) for line in said) if isinstance(said, list) else ()
+        notes = [Lines(lines, noun="notes")] if lines else []
         first = f"*{capitalized(gist(step.title, 10))}*\n{capitalized(gist(first_line(text) or first_line(step.summary), 30))}"
         return Note(
-            f"step:{step.step_id}:{step.attempt}", compose(first_line(first), [section(first), table(rows)])
+            f"step:{step.step_id}:{step.attempt}",
+            compose(first_line(first), [section(first), table(rows), *notes]),
         )
     body = code_block(text) if "\n" in text.strip() else escape(text.strip())
     return Note(

@@ -26,7 +26,7 @@ from gpu_actions.system.listening import listening_process
 from gpu_actions.system.processes import run_process
 from gpu_actions.system.redact import redacted_json, redacted_tail
 from gpu_actions.system.urls import port_of
-from gpu_actions.trace.summary import TraceSummary, compare, table
+from gpu_actions.trace.summary import TraceSummary, compare, short_table, table
 
 ANALYSIS_TIMEOUT_S = 120
 LOAD_STREAMS = 2
@@ -253,7 +253,12 @@ async def tabulate(context: StepContext) -> StepResult:
     return StepResult(
         summary=f"top: {top.name} {top.share_percent:.0f} % of {summary.ranks[0].span_ms:.0f} ms"
         + (f"; skipped: {'; '.join(summary.skipped)}" if summary.skipped else ""),
-        data={"thread_text": table(summary, changes=changes), "summary": summary.model_dump(mode="json")},
+        data={
+            "thread_text": table(summary, changes=changes),
+            "table": short_table(summary),
+            "table_notes": list(changes or ()),
+            "summary": summary.model_dump(mode="json"),
+        },
         artifacts=tuple(artifacts),
         warning=bool(summary.skipped),
     )

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from gpu_actions.models import Frozen
 
+SHORT_NAME = 22
 Source = Literal["gpu_kernels", "cpu_operators"]
 
 
@@ -93,6 +94,19 @@ def compare(now: TraceSummary, before: TraceSummary) -> tuple[str, ...]:
                         f"rank {rank.rank}: {row.name[:60]} takes {ratio:.2f} times as long per call"
                     )
     return tuple(lines)
+
+
+def short_table(summary: TraceSummary) -> list[list[str]]:
+    """Return the first rank's three longest kernels as four rows for a narrow screen."""
+    rows = [
+        [_short(row.name), f"{row.share_percent:.0f} %", f"{row.total_ms:.1f}"]
+        for row in summary.ranks[0].top[:3]
+    ]
+    return [["Longest", "share", "ms"], *rows]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= SHORT_NAME else name[: SHORT_NAME - 1] + "…"
 
 
 def table(summary: TraceSummary, *, width: int = 46, changes: Sequence[str] | None = None) -> str:

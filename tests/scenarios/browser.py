@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from playwright.async_api import Locator, Page, async_playwright, expect
+from playwright.async_api import Error, Locator, Page, async_playwright, expect
 
 from bot.store.records import RunStatus, StepStatus
 from tests.scenarios.incident import Incident
@@ -83,6 +83,15 @@ async def on_screen(message: Locator, *labels: str) -> None:
     await expect(message.locator("h3, .section-text").first).to_be_in_viewport()
 
 
+async def scrolls_to(message: Locator) -> None:
+    """Scroll to a message, which the bot may be editing."""
+    for _ in range(20):
+        with contextlib.suppress(Error):  # it was replaced by its next edit
+            await message.scroll_into_view_if_needed()
+            return
+    raise AssertionError("the message was replaced at each attempt to scroll to it")
+
+
 async def play(it: Incident, people: Screens, picture: Picture) -> None:
     """Play the incident from the first triage to the full tier."""
     await fallback_on_a_phone(it, people.phone, picture)
@@ -122,7 +131,7 @@ async def fallback_on_a_phone(it: Incident, phone: Page, picture: Picture) -> No
     await expect(done).to_contain_text("steps done", timeout=PATIENCE_MS)
     await expect(phone.locator("#replies .table").last).to_contain_text("TTFT")
     await picture(phone, "figures")
-    await done.scroll_into_view_if_needed()
+    await scrolls_to(done)
     await picture(phone, "phone")
     await phone.locator("#thread").get_by_role("button", name="Close thread").click()
 
@@ -164,7 +173,7 @@ async def look_back(it: Incident, people: Screens, picture: Picture) -> None:
     done = card(phone, "Restore on demo: done", within="#replies")
     await expect(done).to_be_visible(timeout=PATIENCE_MS)
     live = phone.locator("#replies article", has=phone.locator("h3", has_text="Restore on demo: done"))
-    await live.scroll_into_view_if_needed()
+    await scrolls_to(live)
     await picture(phone, "restored")
     approved = card(desk, "Approved by @lead", within="#replies")
     await expect(approved.get_by_role("button", name="Approve")).to_have_count(0, timeout=PATIENCE_MS)

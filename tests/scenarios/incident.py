@@ -96,7 +96,9 @@ class Incident:
                 if text in message.text or text in str(message.blocks):
                     return message
             await asyncio.sleep(0.1)
-        raise AssertionError(f"nobody said {text!r}")
+        raise AssertionError(
+            f"nobody said {text!r}: {[message.fallback for message in await self.messages()]}"
+        )
 
     async def generate(self) -> str:
         """A completion through the router; gives its text."""

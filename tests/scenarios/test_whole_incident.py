@@ -37,12 +37,15 @@ async def triage_says_healthy(it: Incident) -> None:
 
 async def a_frozen_rank_is_found(it: Incident) -> None:
     assert "SIGSTOP" in await it.break_("frozen-rank")
-    before = it.store.clock()
-    await it.command("/triage demo")
-    run = await it.ended("triage", after=before)
+    for _ in range(5):  # right after the freeze the verdict is unknown and says to run triage again
+        before = it.store.clock()
+        await it.command("/triage demo")
+        run = await it.ended("triage", after=before)
+        verdict = run.steps[-1].verdict
+        assert verdict is not None
+        if verdict.verdict is not VerdictKind.UNKNOWN:
+            break
     await it.says("FALL BACK: nccl_hang on demo")
-    verdict = run.steps[-1].verdict
-    assert verdict is not None
     assert (verdict.verdict, verdict.cause) == (VerdictKind.FALL_BACK, "nccl_hang"), describe(run)
     hang = next(f for f in verdict.findings if f.severity == "critical" and f.component == "collective")
     assert "T" in str(hang.evidence["process_states"])

@@ -388,11 +388,12 @@ def test_figures_of_a_load_test_are_a_table_and_lines_of_text_where_slack_refuse
         ["Per token", "-", "-"],
     ]
     step = StepRecord(step_id="load", title="4 s at 5 requests/s", status=StepStatus.DONE, summary="PASSED: 20 of 20",
-                      data={"thread_text": "PASSED\nTTFT", "table": rows})  # fmt: skip
+                      data={"thread_text": "PASSED\nTTFT", "table": rows, "table_notes": ["TTFT p99 rose"]})  # fmt: skip
     note = thread_notes(a_run(action="loadtest", steps=(step,)), CONTEXT)[0].message
     accepted(note)
     table = note.blocks[1]
     assert (table["type"], len(table["rows"])) == ("table", 4)
+    assert "TTFT p99 rose" in json.dumps(note.blocks[2])
     simpler = note.simpler()
     assert "*TTFT* p50 12 ms, p99 17 ms" in json.dumps(simpler.blocks)
     assert not any(block["type"] == "table" for block in simpler.blocks)
