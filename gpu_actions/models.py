@@ -73,7 +73,10 @@ class FallbackGpu(Frozen):
 
 
 class Verdict(Frozen):
-    """The verdict of triage on a host: one kind, one cause (`none` if healthy), and all findings behind it."""
+    """The verdict of triage on a host: one kind, one cause (`none` if healthy), and all findings behind it.
+
+    `causes` are those of all findings that are not healthy, `unread` the components with missing evidence that counts.
+    """
 
     verdict: VerdictKind
     cause: str
@@ -81,6 +84,8 @@ class Verdict(Frozen):
     findings: tuple[Finding, ...] = ()
     fallback_gpu: FallbackGpu | None = None
     action: str = ""
+    causes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 class Artifact(Frozen):

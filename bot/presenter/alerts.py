@@ -52,6 +52,14 @@ def cleared(host: str, *, source: str, reason: str) -> Message:
     return _line(f":large_green_circle: {who} no longer reports a fault on {one_line(host)} ({why}).")
 
 
+def eased(host: str, *, source: str, cause: str, reason: str) -> Message:
+    """Return the reply when one fault of several is gone."""
+    who, why = capitalized(one_line(source)), one_line(reason, 200)
+    return _line(
+        f":large_green_circle: {who} no longer reports {one_line(cause)} on {one_line(host)} ({why})."
+    )
+
+
 def resolved(host: str, name: str) -> Message:
     """Return the reply when Alertmanager resolves one alert; others may still be firing."""
     return _line(f":large_green_circle: Alertmanager: {one_line(name)} is resolved on {one_line(host)}.")

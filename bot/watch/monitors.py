@@ -159,6 +159,10 @@ class Monitors(Collector):
         match signal.kind:
             case "clear":
                 self.alerts.say(host, texts.cleared(host, source=kind.title, reason=signal.reason))
+            case "ease":
+                self.alerts.say(
+                    host, texts.eased(host, source=kind.title, cause=signal.cause, reason=signal.reason)
+                )
             case "blind":
                 self.alerts.say(host, texts.blind(host, source=kind.title, reason=signal.reason))
             case "sighted":

@@ -46,6 +46,11 @@ def judge(
     leading = [finding for finding, verdict in zip(findings, verdicts, strict=True) if verdict is kind]
     cause = "none" if kind is VerdictKind.HEALTHY else cause_of(leading)
     main = next((row for row in leading if RULES[row.id].cause == cause), leading[0])
+    counting = [
+        finding
+        for finding, verdict in zip(findings, verdicts, strict=True)
+        if verdict is not VerdictKind.HEALTHY
+    ]
     others = len(leading) - 1
     more = f" (and {others} more finding{'s' if others > 1 else ''})" if others else ""
     return Verdict(
@@ -55,6 +60,8 @@ def judge(
         findings=tuple(findings),
         fallback_gpu=choose_fallback_gpu(snapshot, findings),
         action="" if kind is VerdictKind.HEALTHY else main.action,
+        causes=tuple(dict.fromkeys(RULES[finding.id].cause for finding in counting)),
+        unread=tuple(dict.fromkeys(row.component for row in counting if row.severity is Severity.UNKNOWN)),
     )
 
 

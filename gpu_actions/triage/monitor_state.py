@@ -5,11 +5,13 @@ Time is a number of seconds from the caller; nothing here reads a clock.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Literal
 
 from pydantic import AliasChoices, Field
 
 from gpu_actions.models import Frozen, Verdict, VerdictKind
+from gpu_actions.triage.registry import RULES
 from gpu_actions.triage.rule import CAUSES, rank_of_verdict
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -37,8 +39,16 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 """Causes that one fault produces together; any other cause is a family of its own."""
 
 HANG_RULE = "collective.hang"
+PREFILL_RULE = "serving.prefill"
 STALL_RULES = frozenset(
-    {"serving.stalled", "serving.stalled_long", "serving.flat", "collective.unread", HANG_RULE}
+    {
+        "serving.stalled",
+        "serving.stalled_long",
+        "serving.wedged",
+        "serving.flat",
+        "collective.unread",
+        HANG_RULE,
+    }
 )
 
 
@@ -47,7 +57,12 @@ class MonitorPolicy(Frozen):
 
     needed: int = Field(default=2, ge=1, le=100, description="verdicts that must agree (N of M)")
     of: int = Field(default=3, ge=1, le=100, description="last verdicts that count (M)")
-    clear_after: int = Field(default=3, ge=1, le=100, description="healthy verdicts in a row that clear")
+    clear_after: int = Field(
+        default=3, ge=1, le=100, description="verdicts in a row without a cause that clear it"
+    )
+    prefill_s: float = Field(
+        default=180, gt=0, description="a prefill that lasts this long counts as a stall from then on"
+    )
     stalled_s: float = Field(default=30, gt=0, description="a stall that lasts this long means fall_back")
     hold_s: float = Field(
         default=60, gt=0, description="how long the last state counts while no check succeeds"
@@ -57,9 +72,10 @@ class MonitorPolicy(Frozen):
 
 
 class Signal(Frozen):
-    """What the monitor must do: open an incident, add to it, clear it, or report that its checks fail (or succeed again)."""
+    """What the monitor must do: open an incident, add to it, say that a part of it is over, clear it, or report that its checks
+    fail (or succeed again)."""
 
-    kind: Literal["open", "join", "clear", "blind", "sighted"]
+    kind: Literal["open", "join", "ease", "clear", "blind", "sighted"]
     key: str
     cause: str = "none"
     verdict: VerdictKind = VerdictKind.UNKNOWN
@@ -73,6 +89,9 @@ class PastVerdict(Frozen):
     verdict: VerdictKind
     cause: str
     stalled: bool = False
+    prefilling: bool = False
+    causes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     hang_sources: int | None = Field(
         default=None, description="number of sources of a hang; None = no such finding"
     )
@@ -87,7 +106,11 @@ class MonitorState(Frozen):
     burst_key: str | None = None
     burst_at_s: float = 0
     good_in_a_row: int = 0
+    absent: dict[str, int] = Field(
+        default_factory=dict, description="verdicts in a row without a confirmed cause, by cause"
+    )
     stalled_since_s: float | None = None
+    prefill_since_s: float | None = None
     last_seen_s: float | None = None
     unseen_since_s: float | None = Field(
         default=None, description="the first of the checks in a row that failed"
@@ -125,6 +148,13 @@ class MonitorState(Frozen):
         if verdict is None:
             return self._without_sight(now_s, policy)
         latest = past_verdict(verdict, now_s=now_s)
+        prefill_since_s = None
+        if latest.prefilling:
+            prefill_since_s = now_s if self.prefill_since_s is None else self.prefill_since_s
+            if now_s - prefill_since_s >= policy.prefill_s:
+                latest = latest.model_copy(
+                    update={"stalled": True, "verdict": VerdictKind.WATCH, "cause": "engine_stalled"}
+                )
         stalled_since_s = None
         if latest.stalled:
             stalled_since_s = now_s if self.stalled_since_s is None else self.stalled_since_s
@@ -132,10 +162,17 @@ class MonitorState(Frozen):
                 latest = latest.model_copy(
                     update={"verdict": VerdictKind.FALL_BACK, "cause": "engine_stalled"}
                 )
+        if latest.cause not in ("none", *latest.causes):
+            latest = latest.model_copy(update={"causes": (*latest.causes, latest.cause)})
         state = self.model_copy(
             update={
                 "verdicts": (*self.verdicts, latest)[-policy.of :],
                 "stalled_since_s": stalled_since_s,
+                "prefill_since_s": prefill_since_s,
+                "absent": {
+                    cause: self.absent.get(cause, 0) + 1 if is_over(cause, latest) else 0
+                    for cause in self.confirmed
+                },
                 "last_seen_s": now_s,
                 "unseen_since_s": None,
                 "blind": False,
@@ -192,24 +229,50 @@ class MonitorState(Frozen):
         return state, [signal]
 
     def _clear(self, now_s: float, policy: MonitorPolicy) -> tuple["MonitorState", list[Signal]]:
-        if self.good_in_a_row < policy.clear_after:
-            return self, []
-        state = self.model_copy(update={"confirmed": {}, "quiet_until_s": {}})
-        if not self.confirmed:
+        """Clear the causes that are over. Others that remain, however harmless, do not keep them."""
+        healthy = self.good_in_a_row >= policy.clear_after
+        over = [
+            cause for cause in self.confirmed if healthy or self.absent.get(cause, 0) >= policy.clear_after
+        ]
+        left = {cause: kind for cause, kind in self.confirmed.items() if cause not in over}
+        quiet = (
+            {}
+            if healthy
+            else {cause: at_s for cause, at_s in self.quiet_until_s.items() if cause not in over}
+        )
+        state = self.model_copy(update={"confirmed": left, "quiet_until_s": quiet})
+        if not over:
             return state, []
-        all_quiet = all(self.is_quiet(cause, now_s) for cause in self.confirmed)
+        all_quiet = all(self.is_quiet(cause, now_s) for cause in over)
+        checks = max(self.good_in_a_row, *(self.absent.get(cause, 0) for cause in over))
+        what = "healthy checks in a row" if healthy else f"checks in a row without {', '.join(over)}"
+        remaining = f"; {', '.join(left)} remains" if left else ""
         signal = Signal(
-            kind="clear",
+            kind="ease" if left else "clear",
             key=self.burst_key or self.host,
-            cause=self.cause,
-            verdict=VerdictKind.HEALTHY,
-            reason=f"{self.good_in_a_row} healthy checks in a row" + (" (acknowledged)" if all_quiet else ""),
+            cause=next((cause for cause in CAUSES if cause in over), over[0]),
+            verdict=state.verdict,
+            reason=f"{checks} {what}{remaining}" + (" (acknowledged)" if all_quiet else ""),
         )
         return state, [signal]
 
     def _sight_signal(self, kind: Literal["blind", "sighted"], now_s: float, *, reason: str = "") -> Signal:
         key = f"{self.host}:monitor:{now_s:.0f}"  # not the burst's: each blind period is reported
         return Signal(kind=kind, key=key, cause=self.cause, verdict=self.verdict, reason=reason)
+
+
+def is_over(cause: str, latest: PastVerdict) -> bool:
+    """Return True if a verdict shows that a cause is gone: it is healthy, or at watch for other reasons while everything
+    that could show this one was read. A worse fault may hide others (a lost GPU its links), so under it nothing is over."""
+    if latest.verdict is not VerdictKind.WATCH:
+        return latest.verdict is VerdictKind.HEALTHY
+    return cause not in latest.causes and not components_of(cause).intersection(latest.unread)
+
+
+@cache
+def components_of(cause: str) -> frozenset[str]:
+    """Return the components whose rules report a cause."""
+    return frozenset(rule.component for rule in RULES.values() if rule.cause == cause)
 
 
 def past_verdict(verdict: Verdict, *, now_s: float) -> PastVerdict:
@@ -220,6 +283,9 @@ def past_verdict(verdict: Verdict, *, now_s: float) -> PastVerdict:
         verdict=verdict.verdict,
         cause=verdict.cause,
         stalled=any(finding.id in STALL_RULES for finding in verdict.findings),
+        prefilling=any(finding.id == PREFILL_RULE for finding in verdict.findings),
+        causes=verdict.causes,
+        unread=verdict.unread,
         hang_sources=None if hang is None else len(hang.evidence.get("sources", ())),
     )
 

@@ -127,6 +127,7 @@ def test_slack_accepts_any_alert(reason: str, source: str, verdict: VerdictKind)
         titles = [block["text"]["text"] for block in message.blocks if block["type"] == "header"]
         assert words_of(message) - sum(len(title.split()) for title in titles) <= 60, message.blocks
     accepted(alerts.cleared("serve1", source=source, reason=reason))
+    accepted(alerts.eased("serve1", source=source, cause="gpu_lost", reason=reason))
     accepted(alerts.blind("serve1", source=source, reason=reason))
     accepted(alerts.no_automatic_fallback(alert, reason))
     accepted(alerts.resolved("serve1", reason))

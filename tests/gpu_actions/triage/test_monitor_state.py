@@ -88,6 +88,61 @@ def test_an_alert_clears_only_after_several_healthy_verdicts_in_a_row() -> None:
     assert [signal.kind for signal in signals] == ["open", "clear"] and state.verdict is VerdictKind.HEALTHY
 
 
+HOT = judge(make.healthy(nvml=make.with_gpu(5, slowdown_temperature_c=50)))
+LOST_AND_HOT = judge(
+    make.healthy(
+        nvml=make.nvml(
+            gpus=tuple(
+                one.model_copy(
+                    update={"error": "gpu_is_lost"} if one.index == 0 else {"slowdown_temperature_c": 50}
+                )
+                for one in make.nvml().gpus
+            )
+        )
+    )
+)
+UNREAD = judge(make.healthy(nvml=make.with_gpu(3, unread={"temperature_c": "unknown"})))
+UNKNOWN = judge(make.healthy(nvml=make.with_gpu(3, unread={"ecc_uncorrected": "unknown"})))
+
+
+def test_an_alert_clears_although_another_check_stays_at_watch() -> None:
+    assert (HOT.verdict, HOT.cause, LOST_AND_HOT.cause) == (VerdictKind.WATCH, "thermal", "gpu_lost")
+    state, signals = run(LOST_AND_HOT, LOST_AND_HOT, HOT, HOT, HOT)
+    assert [(signal.kind, signal.cause) for signal in signals] == [
+        ("open", "gpu_lost"),
+        ("join", "thermal"),
+        ("ease", "gpu_lost"),
+    ]
+    assert "without gpu_lost; thermal remains" in signals[-1].reason
+    assert (state.verdict, state.cause) == (VerdictKind.WATCH, "thermal")
+    assert [signal.kind for signal in run(LOST, LOST, HOT, GOOD, GOOD)[1]] == ["open", "clear"]
+
+
+def test_an_alert_does_not_clear_while_what_could_show_its_cause_is_unread() -> None:
+    assert UNREAD.verdict is VerdictKind.WATCH and "gpu" in UNREAD.unread
+    state, signals = run(LOST, LOST, *[UNREAD] * 6)
+    assert "gpu_lost" in state.confirmed
+    assert all(signal.kind not in ("ease", "clear") for signal in signals)
+    state, signals = run(HANG, HANG, *[UNREAD] * 6)
+    assert "nccl_hang" not in state.confirmed, "its own evidence was read"
+    assert "nccl_hang" in run(HANG, HANG, *[UNKNOWN] * 6)[0].confirmed
+
+
+def test_a_prefill_does_not_alert_unless_it_lasts_for_minutes() -> None:
+    reading = make.engine(tokens=(9, 9)).samples
+    later = reading[1].model_copy(update={"kv_cache_usage": 0.5})
+    first = reading[0].model_copy(update={"kv_cache_usage": 0.4})
+    engine = make.engine().model_copy(update={"samples": (first, later)})
+    prefill = judge(make.healthy(engine=engine, completion=HUNG))
+    assert prefill.verdict is VerdictKind.HEALTHY
+    assert run(*[prefill] * 30)[1] == [], "145 s"
+    _, signals = run(*[prefill] * 50)
+    assert [(signal.kind, signal.cause, signal.verdict) for signal in signals] == [
+        ("open", "engine_stalled", VerdictKind.WATCH),
+        ("join", "engine_stalled", VerdictKind.FALL_BACK),
+    ]
+
+
 def test_a_burst_of_causes_is_one_incident() -> None:
     state, signals = run(LINK, LINK, LOST, LOST, HANG, HANG)
     assert [signal.kind for signal in signals] == ["open", "join", "join"]
