@@ -9,7 +9,7 @@ from pathlib import Path
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepFailed, StepResult, step
 from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_baseline
 from gpu_actions.loadtest.child import run_in_child
-from gpu_actions.loadtest.comparison import Change, compare, comparison_text
+from gpu_actions.loadtest.comparison import Change, compare_with_current, comparison_file, comparison_text
 from gpu_actions.loadtest.knee_action import knee_step
 from gpu_actions.loadtest.knee_result import BUDGET_RANGE_S, BUDGET_S
 from gpu_actions.loadtest.recent import RecentUnknown, read_recent, tier_in_service
@@ -28,7 +28,7 @@ from gpu_actions.loadtest.stoppable import run_until_stopped
 from gpu_actions.models import Artifact
 from gpu_actions.plan import Plan, Step
 from gpu_actions.serving.interfaces import RouterError
-from gpu_actions.system.files import artifact_of, write_atomically
+from gpu_actions.system.files import artifact_of
 
 BASELINE_RUNS = 3
 OVERHEAD_S = 120.0
@@ -191,19 +191,18 @@ async def compare_with_baseline(context: StepContext) -> StepResult:
     folder = Path(context.outputs["load"]["folder"])
     try:
         result = read_result(folder / JSON_NAME)
-        baseline = BaselineStore(Path(context.args["baselines_dir"])).current_for(result)
+        store = BaselineStore(Path(context.args["baselines_dir"]))
+        comparison = await asyncio.to_thread(compare_with_current, result, store, folder)
     except ValueError as error:  # BaselineError is one
         raise StepFailed(f"cannot compare: {error}", next_action="run the load test again") from error
-    if baseline is None:
+    if comparison is None:
         return StepResult(
             summary=f"no baseline of this host for this workload: /loadtest start {context.host.name} baseline=NAME records one"
         )
-    comparison = await asyncio.to_thread(compare, result, baseline)
-    path = write_atomically(folder / "comparison.json", comparison.model_dump_json(indent=1))
     return StepResult(
-        summary=f"{comparison.verdict.value} against {baseline.name}: {'; '.join(comparison.reasons[:2])}",
+        summary=f"{comparison.verdict.value} against {comparison.baseline_name}: {'; '.join(comparison.reasons[:2])}",
         data={"verdict": comparison.verdict.value, "thread_text": comparison_text(comparison)},
-        artifacts=(artifact_of(path, source="gpu_actions.loadtest.comparison", title="comparison"),),
+        artifacts=(comparison_file(folder, "comparison"),),
         warning=comparison.verdict in {Change.REGRESSED, Change.INCONCLUSIVE},
     )
 

@@ -9,6 +9,7 @@ interval of one more run of the baseline (Student's t), since one run has one fi
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from pydantic import Field
 from gpu_actions.loadtest.baseline import (
     Baseline,
     BaselineRun,
+    BaselineStore,
     Reference,
     RunSet,
     baseline_run,
@@ -24,8 +26,10 @@ from gpu_actions.loadtest.baseline import (
 )
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
 from gpu_actions.loadtest.statistics import wilson_interval
-from gpu_actions.models import Frozen
+from gpu_actions.models import Artifact, Frozen
+from gpu_actions.system.files import artifact_of, write_atomically
 
+COMPARISON_NAME = "comparison.json"
 BOOTSTRAP_DRAWS = 1000
 SAMPLING_DRAWS = 100
 BOOTSTRAP_SEED = 20
@@ -125,6 +129,24 @@ def compare(
     elif not (refusals := _refusals(candidate, baseline)):
         return _compare(candidate, baseline, tolerance_percent)
     return Comparison(verdict=Change.REFUSED, baseline_name=baseline.name, reasons=tuple(refusals))
+
+
+def compare_with_current(result: LoadTestResult, store: BaselineStore, folder: Path) -> Comparison | None:
+    """Compare a run with the baseline in force and write comparison.json. Return None where no baseline is in force.
+
+    Takes half a second of numpy. Raises BaselineError for a baseline that cannot be read.
+    """
+    baseline = store.current_for(result)
+    if baseline is None:
+        return None
+    comparison = compare(result, baseline)
+    write_atomically(folder / COMPARISON_NAME, comparison.model_dump_json(indent=1))
+    return comparison
+
+
+def comparison_file(folder: Path, title: str) -> Artifact:
+    """Return the file that `compare_with_current` wrote."""
+    return artifact_of(folder / COMPARISON_NAME, source="gpu_actions.loadtest.comparison", title=title)
 
 
 def _refusals(candidate: LoadTestResult, baseline: Baseline | RunSet) -> list[str]:

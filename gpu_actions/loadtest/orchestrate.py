@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actions.loadtest.baseline import BaselineStore
-from gpu_actions.loadtest.comparison import Comparison, compare, comparison_text
+from gpu_actions.loadtest.comparison import Comparison, compare_with_current, comparison_text
 from gpu_actions.loadtest.report import TEXT_NAME, summary_text
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
 from gpu_actions.loadtest.spec import LoadSpec
@@ -91,10 +91,7 @@ async def orchestrate(
     except LoadTestRefused:
         folder.rmdir()  # empty: nothing ran
         raise
-    baseline = baselines.current_for(result)
-    comparison = None if baseline is None else compare(result, baseline)
-    if comparison is not None:
-        write_atomically(folder / "comparison.json", comparison.model_dump_json(indent=1))
+    comparison = compare_with_current(result, baselines, folder)
     done = Orchestrated(folder, result, comparison)
     write_atomically(folder / TEXT_NAME, done.text)
     return done

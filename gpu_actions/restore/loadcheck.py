@@ -11,13 +11,12 @@ from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import Baseline, BaselineError, BaselineStore
-from gpu_actions.loadtest.comparison import Change, compare, comparison_text
+from gpu_actions.loadtest.comparison import Change, compare_with_current, comparison_file, comparison_text
 from gpu_actions.loadtest.recent import RecentUnknown, read_recent, tier_in_service
 from gpu_actions.loadtest.request import lower_to_caps
 from gpu_actions.loadtest.result import read_result
 from gpu_actions.restore.shift import read_orders
 from gpu_actions.serving.interfaces import RouterError
-from gpu_actions.system.files import artifact_of, write_atomically
 from gpu_actions.tier.under_load import load_test
 
 FOLDER = "restore_validation"
@@ -123,23 +122,20 @@ async def compare_with_baseline(context: StepContext) -> StepResult:
     except ValueError as error:
         return await _ask(context, f"there is no load test to compare: {error}")
     try:
-        folder = args["baselines_dir"]
-        baseline = None if folder is None else BaselineStore(Path(folder)).current_for(result)
+        store = None if args["baselines_dir"] is None else BaselineStore(Path(args["baselines_dir"]))
+        folder = context.workdir / FOLDER
+        comparison = (
+            None if store is None else await asyncio.to_thread(compare_with_current, result, store, folder)
+        )
     except BaselineError as error:
         return await _ask(context, f"the baseline cannot be read: {error}")
-    if baseline is None:
+    if comparison is None:
         why = "there is no baseline of this host for this workload"
         if args["accepted"]:
             return StepResult(summary=f"{why}; accepted in advance (accept_no_baseline)", warning=True)
         return await _ask(context, why)
-    comparison = await asyncio.to_thread(compare, result, baseline)
     text = comparison_text(comparison)
-    path = write_atomically(
-        context.workdir / FOLDER / "comparison.json", comparison.model_dump_json(indent=1)
-    )
-    artifact = artifact_of(
-        path, source="gpu_actions.loadtest.comparison", title="comparison with the baseline"
-    )
+    artifact = comparison_file(folder, "comparison with the baseline")
     data = {"verdict": comparison.verdict.value, "baseline": comparison.baseline_name, "thread_text": text}
     summary = (
         f"{comparison.verdict.value} against {comparison.baseline_name}: {'; '.join(comparison.reasons[:3])}"

@@ -9,6 +9,7 @@ import pytest
 from bot.cli.doctor.hosts import check_knee
 from gpu_actions.action import StepContext
 from gpu_actions.host import Host
+from gpu_actions.loadtest.action import SPEC as LOADTEST
 from gpu_actions.loadtest.knee_action import knee
 from gpu_actions.loadtest.knee_limits import fallback_limits, keep_knee, latest_knee, limits_of
 from gpu_actions.loadtest.knee_result import KNEE_JSON, KneeResult, KneeTrial
@@ -143,3 +144,27 @@ async def test_a_knee_is_kept_for_the_fallback_only_if_no_router_limited_it(
     done = await knee(StepContext(run_id="lt-1", host=host, step=step, outputs={}, workdir=tmp_path))
     assert "at most 24 requests at once" in done.data["thread_text"]
     assert (latest_knee(host, "fallback").result is not None) is is_kept
+
+
+@pytest.mark.heavy
+async def test_a_knee_measured_on_the_running_fallback_sets_the_limits_of_the_next_one(
+    site_with: MakeSite,
+) -> None:
+    site = await site_with(fb=["--slots", "8", "--token-s", "0.1"])
+    site.host = dataclasses.replace(site.host, baselines_dir=site.folder / "baselines")
+    await site.host.fallback.unit.start()
+    await site.host.fallback.engine.wait_ready(timeout_s=30)
+    searched = await site.run(
+        await site.plan(LOADTEST, target="fallback", find="knee", slo_ttft_ms=1500, duration=75)
+    )
+    assert "limits that fit: at most" in data_of(searched, "knee")["thread_text"], summary_of(
+        searched, "knee"
+    )
+    knee_qps = data_of(searched, "knee")["knee_qps"]
+    assert knee_qps == pytest.approx(8 / 0.4, rel=0.2), "8 places, answers of 4 tokens of 0.1 s"
+    await site.host.fallback.unit.stop(grace_s=0)
+    plan = await site.plan(skip_validation=True)
+    (step,) = [one for one in plan.steps if one.id == "backpressure"]
+    assert 7 <= step.args["wanted"]["max_concurrent"] <= 10
+    end = await site.run(plan)
+    assert data_of(end, "backpressure")["in_force"]["max_concurrent"] == step.args["wanted"]["max_concurrent"]
