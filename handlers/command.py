@@ -120,7 +120,7 @@ async def _require_for_overrides(call: Call, action: str, host: str, options: Ma
     if given := sorted(spec.overrides & options.keys()):
         await access.require(call.person, "override", f"start {action} on {host} with {', '.join(given)}")
     if not (spec.changes_host or spec.disturbs_service):
-        if stranger := await access.stranger(call.person, f"start {action} on {host}"):
+        if stranger := await access.reader_refusal(call.person, f"start {action} on {host}"):
             raise UserError(stranger)
     elif call.channel.startswith("D"):
         where = call.services.settings.slack.incident_channel.removeprefix("#")

@@ -18,6 +18,7 @@ async def rights_of(call: Call) -> Rights:
     return Rights(
         person=call.person,
         kind=await access.kind(call.person),
+        no_reading=await access.reader_refusal(call.person, "start a triage"),
         holds=holds,
         lacks={str(role): refusal for role, refusal in refusals.items() if refusal},
         may=role_words(access.change_role, needing, gated),

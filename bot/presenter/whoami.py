@@ -13,11 +13,12 @@ from bot.store.records import Person
 class Rights:
     """One person's rights: `kind` (a full member, a guest ...), and the roles with why the person holds or lacks each.
 
-    `may` says what each role may do, in words.
+    `may` says what each role may do, in words; `no_reading` why the person may not even start a triage.
     """
 
     person: Person
     kind: str
+    no_reading: str = ""
     holds: Mapping[str, str] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
     may: Mapping[str, str] = field(default_factory=dict)
@@ -37,7 +38,8 @@ def role_words(change: str, actions: Sequence[str], gated: Sequence[str]) -> dic
 
 def rights_lines(rights: Rights) -> list[str]:
     """Return one line a role, what the person may do first."""
-    lines = [":white_check_mark: read everything, and start a triage"]
+    lines = [":white_check_mark: read everything" + ("" if rights.no_reading else ", and start a triage")]
+    lines += [f":no_entry: start a triage: {one_line(rights.no_reading, 400)}"] if rights.no_reading else []
     lines += [
         f":white_check_mark: {_may(rights, role)} ({role}, {one_line(why)})"
         for role, why in rights.holds.items()

@@ -52,7 +52,7 @@ class Access:
                 f"Nobody may {doing}: the role {role!r} has no members. "
                 f"Add user ids or a user group to access.roles.{role} in the settings."
             )
-        if stranger := await self.stranger(person, doing, named=person.id in members):
+        if stranger := await self._stranger(person, doing, named=person.id in members):
             return stranger
         if person.id in members:
             return None
@@ -73,7 +73,20 @@ class Access:
             f"Ask one of them, or have your user id {person.id} added to access.roles.{role}."
         )
 
-    async def stranger(self, person: Person, doing: str, *, named: bool = False) -> str:
+    async def reader_refusal(self, person: Person, doing: str) -> str:
+        """Return why somebody may not even start what only reads a host, or an empty string.
+
+        Guests may, and so may anyone while Slack does not say who they are: reading harms nobody.
+        """
+        if not _is_slack_user(person):
+            return ""
+        try:
+            profile = await self._people.of(person.id)
+        except LookupFailed:
+            return ""
+        return "" if profile.kind == "guest" else await self._stranger(person, doing)
+
+    async def _stranger(self, person: Person, doing: str, *, named: bool = False) -> str:
         """Return why somebody who is no full member may not do something, or an empty string.
 
         `named`: the settings name this user id, which lets in a guest, a person of another organisation, and a person whose

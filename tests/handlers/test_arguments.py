@@ -12,7 +12,7 @@ from bot.presenter.render_context import RenderContext
 from bot.store.records import UserError
 from gpu_actions.action import ActionSpec
 from gpu_actions.fallback.action import FallbackArguments
-from gpu_actions.loadtest.action import LoadTestArguments
+from gpu_actions.loadtest.request import LoadTestArguments
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan, Step
 from gpu_actions.registry import actions

@@ -39,6 +39,8 @@ async def test_a_guest_reads_and_changes_nothing_and_a_deactivated_person_cannot
     assert "you are a guest here" in await at_desk.answer("/fallback start", user="guest")
     assert "No fallback has run" in await at_desk.answer("/fallback status", user="guest")
     assert at_desk.bot.runs.list() == []
+    await at_desk.say("/triage", user="guest")
+    assert (await at_desk.run("triage")).requester.name == "guest", "a triage only reads"
     with pytest.raises(WorkspaceError, match="deactivated"):
         await at_desk.people.say("former", "incidents", "/triage")
 
@@ -51,6 +53,10 @@ async def test_whoami_says_what_i_may_do_and_why(at_desk: Desk) -> None:
     assert "and keep incidents (responder, as a member of #incidents)" in said
     assert "[stop] approve and deny restore: You may not act as approver" in said
     assert "a guest" in await at_desk.answer("/gpu whoami", user="guest")
+    await at_desk.say("@gpu-oncall whoami", user="partner")
+    await at_desk.hears(
+        "[stop] start a triage: You may not start a triage: you belong to another organisation"
+    )
 
 
 async def test_an_option_that_overrules_a_check_needs_the_role_override(at_desk: Desk) -> None:
