@@ -342,6 +342,25 @@ async def test_an_expired_trigger_id_opens_nothing(
     assert await refused(api.views_open(trigger_id="1", view=long)) == "invalid_arguments"
 
 
+async def test_a_response_url_takes_five_answers_within_its_time(
+    workspace: Workspace, people: WorkspaceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = workspace.state
+    interaction = workspace.open_interactions.begin(state.people["U0LEAD"], state.channels[HERE])
+    async with aiohttp.ClientSession() as session:
+
+        async def answer() -> tuple[int, str]:
+            async with session.post(interaction.response_url, json={"text": "an answer"}) as response:
+                return response.status, str((await response.json()).get("error", ""))
+
+        assert [await answer() for _ in range(6)] == [(200, "")] * 5 + [(404, "used_url")]
+        interaction = workspace.open_interactions.begin(state.people["U0LEAD"], state.channels[HERE])
+        monkeypatch.setattr(open_interactions, "RESPONSE_URL_LIFE_S", -1.0)
+        assert await answer() == (404, "expired_url")
+    assert len(await people.read("incidents", user="lead")) == 5
+    assert await people.read("incidents", user="viewer") == (), "answers are private"
+
+
 async def test_a_middleware_can_limit_rates_and_inject_faults(
     workspace: Workspace, api: AsyncWebClient
 ) -> None:
