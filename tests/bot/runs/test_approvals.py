@@ -96,6 +96,9 @@ async def test_the_requester_can_deny(gate: Gated, tmp_path: Path) -> None:
     assert run.status is RunStatus.DENIED
     assert run.outcome == "Denied by oncall: not now. Nothing was touched."
     assert effects(tmp_path, "a") == []
+    async with asyncio.timeout(10):  # what was prepared is given back after the run's end is recorded
+        while not effects(tmp_path, "given_back"):
+            await asyncio.sleep(0.02)
     assert (effects(tmp_path, "prepared"), effects(tmp_path, "given_back")) == (["gated"], ["gated"])
     assert (await ended(gate.runs, (await start(gate.runs)).id)).status is RunStatus.SUCCEEDED
 

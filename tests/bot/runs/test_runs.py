@@ -294,7 +294,7 @@ async def test_artifacts_of_steps_are_stored_and_linked(runs: Runs, tmp_path: Pa
     run = await ended(runs, (await start(runs, script="file:a")).id)
     (record,) = run.artifacts
     assert (tmp_path / "artifacts" / run.id / "a" / "report.txt").read_text() == "evidence\n"
-    assert record.url.startswith(f"http://127.0.0.1:8801/artifacts/{run.id}/a/report.txt?sig=")
+    assert record.url.startswith(f"http://127.0.0.1:8801/artifacts/{run.id}/a/report.txt?until=")
 
 
 async def test_every_event_is_in_the_timeline(tmp_path: Path) -> None:
