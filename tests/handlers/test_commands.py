@@ -211,6 +211,8 @@ async def test_help_and_hints_use_the_new_names_of_renamed_commands(tmp_path: Pa
             ("/x-loadtest baseline shwo", "/x-loadtest baseline has no subcommand 'shwo'"),
             ("/x-incident close", "/x-incident open toy"),
             ("/x-gpu help", "/x-gpu COMMAND"),
+            ("/x-gpu zzzzzz", "I know: x-triage, "),
+            ("/x-gpu x-triaje", "Did you mean 'x-triage'?"),
         ):
             said = await it.answer(typed)
             assert says in said.replace("`", ""), typed

@@ -189,3 +189,20 @@ async def test_an_approval_request_reminds_once_and_its_expiry_is_announced_to_t
         assert {b.action_id for m in replies for b in m.buttons} == {"details"}, "nothing is left to decide"
         await it.say(f"@gpu-oncall approve {run.id}", user="lead")
         await it.hears("has expired without a decision; ask for it again")
+
+
+async def test_a_request_loses_its_buttons_also_if_it_was_posted_before_a_restart(tmp_path: Path) -> None:
+    async with Workspace(port=0) as workspace:
+        async with sitting_down(tmp_path, workspace) as it:
+            await it.say("/restore start")
+            run = await it.run("restore", until=lambda run: run.status is RunStatus.WAITING)
+            request = await it.hears("approve *restore* on toy?")
+        async with sitting_down(tmp_path, workspace) as it:
+            await it.press("Approve", user="lead", run=run.id)
+            assert (await it.run("restore")).status is RunStatus.SUCCEEDED
+            await it.hears("Approved by @lead")
+            async with asyncio.timeout(10):
+                while [m for m in await it.messages() if m.ts == request.ts and m.buttons]:
+                    await asyncio.sleep(0.02)
+            asked = [m for m in await it.messages() if "asked" in m.text.lower() or m.ts == request.ts]
+            assert len(asked) == 1, "edited, not posted again"
