@@ -139,6 +139,9 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
     if facts.tp.condition.serves:
         left_out.add("hold")
     ids = [i for i in ORDERS[order] if i not in left_out]
+    # The last step is the outcome of the run, and says what clients saw.
+    last = steps[ids[-1]]
+    steps[last.id] = last.model_copy(update={"args": {**last.args, "with_clients": True}})
     warnings = list(choice.warnings)
     if facts.router_error:
         warnings.append(f"the router does not answer and will be started: {facts.router_error}")

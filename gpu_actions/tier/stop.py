@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
 from gpu_actions.tier import run_notes
+from gpu_actions.tier.client_account import with_clients
 from gpu_actions.tier.gpu_memory import GpuMemories, read_gpus
 from gpu_actions.tier.preflight import OWN_PREFIX
 
@@ -69,7 +70,7 @@ async def stop(context: StepContext) -> StepResult:
         else f"{tier.name} was not running"
     ]
     parts += ["frozen"] if reason else []
-    return StepResult(
+    result = StepResult(
         summary="; ".join([*parts, memory]),
         data={
             "tier": tier.name,
@@ -81,6 +82,7 @@ async def stop(context: StepContext) -> StepResult:
         },
         warning=not is_released,
     )
+    return await with_clients(context, result) if context.args.get("with_clients") else result
 
 
 async def _memory_released(context: StepContext, tier: Tier, pids: set[int]) -> tuple[str, bool]:
