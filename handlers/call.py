@@ -182,20 +182,20 @@ def respond_answer(
 def ephemeral_answer(client: AsyncWebClient, channel: str, user: str, thread_ts: str | None) -> Answer:
     """Answer in a conversation so that only one person sees it."""
 
-    async def answer(message: Message, *, with_blocks: bool = True) -> None:
+    async def answer(message: Message) -> None:
         try:
             await client.chat_postEphemeral(
                 channel=channel,
                 user=user,
                 text=message.text,
-                blocks=list(message.blocks) if with_blocks else None,
+                blocks=list(message.blocks) or None,
                 thread_ts=thread_ts,
             )
         except SLACK_FAILURES as error:
             log.error("an answer could not be sent", text=message.text, error=repr(error))
             refused = isinstance(error, SlackApiError) and error.response.get("error") in REFUSED_BLOCKS
-            if refused and with_blocks:
-                await answer(message, with_blocks=False)
+            if refused and message.blocks:
+                await answer(message.simpler())
 
     return answer
 

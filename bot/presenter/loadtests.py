@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bot.presenter.message import Lines, Message, Part, compose, section
+from bot.presenter.message import Lines, Message, Part, compose, section, table
 from bot.presenter.mrkdwn import code, one_line
 from bot.presenter.render_context import RenderContext
 from bot.presenter.vocabulary import count
@@ -39,6 +39,9 @@ METRIC_NAMES = {
     "e2e_p99": "E2E p99",
 }
 
+_UNITS = {"served_percent": "points"}
+"""The unit of a change, where it is not percent."""
+
 
 def comparison_message(run: str, comparison: Comparison) -> Message:
     title = f"{comparison.verdict.value.upper()}: {run} against {comparison.baseline_name}"
@@ -48,10 +51,29 @@ def comparison_message(run: str, comparison: Comparison) -> Message:
     reasons = (f"• {one_line(reason, 500)}" for reason in comparison.reasons if not reason.startswith(shown))
     parts: list[Part] = [
         section(first),
-        Lines(lines, noun="metrics"),
+        *_worst(comparison),
+        Lines(lines, noun="metrics", small=True),
         Lines(tuple(reasons), noun="reasons", small=True),
     ]
     return compose(one_line(title), parts)
+
+
+def _worst(comparison: Comparison) -> list[Part]:
+    """Return the metrics that matter most as a table of at most four rows: what regressed or cannot be told comes first."""
+    compared = [metric for metric in comparison.metrics if metric.change is not None]
+    if not compared:
+        return []
+    order = (Change.REGRESSED, Change.INCONCLUSIVE, Change.REFUSED, Change.IMPROVED, Change.MATCHES)
+    compared.sort(key=lambda metric: (order.index(metric.verdict), not metric.decisive))
+    rows = [
+        [
+            METRIC_NAMES.get(metric.metric, metric.metric),
+            f"{metric.change:+.0f} {_UNITS.get(metric.metric, '%')}",
+            metric.verdict.value,
+        ]
+        for metric in compared[:3]
+    ]
+    return [table([["Metric", "change", "verdict"], *rows])]
 
 
 def baselines_message(known: "Sequence[KnownBaseline]", context: RenderContext) -> Message:

@@ -65,6 +65,9 @@ async def test_the_newest_run_is_compared_with_the_current_baseline(
     assert (comparison.verdict, comparison.baseline_name) == (Change.REGRESSED, "good-day")
     message = comparison_message("lt-new1", comparison)
     assert message.text == "REGRESSED: lt-new1 against good-day"
+    (table,) = [block for block in message.blocks if block["type"] == "table"]
+    assert len(table["rows"]) == 4
+    assert table["rows"][1][2]["text"] == "regressed", "the worst comes first"
     assert (await results.compare("lt-old1", "good-day", host="demo")).verdict is not Change.REGRESSED
 
 
