@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 from aiohttp import web
 from slack_bolt.async_app import AsyncApp
-from slack_sdk.http_retry.builtin_async_handlers import AsyncConnectionErrorRetryHandler
+from slack_bolt.authorization import AuthorizeResult
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.incidents.artifacts import ArtifactStore
@@ -29,7 +29,8 @@ from bot.services import Services
 from bot.settings.logs import configure_logging
 from bot.settings.model import Settings
 from bot.slack.access import Access
-from bot.slack.connection import CannotStart, bot_user_id, connected
+from bot.slack.connection import CannotStart, check_tokens, connected
+from bot.slack.identity import Identity
 from bot.slack.live_messages import LiveMessages
 from bot.slack.reports import Reports
 from bot.store.retention import sweep_rows
@@ -131,32 +132,25 @@ async def running(
     lock = ProcessLock(settings.state_dir, "slack.lock")
     lock.take()
     try:
-        user_id = await bot_user_id(settings.slack, stop or asyncio.Event())
-        async with _started(build(settings, bot_user_id=user_id, role=role, specs=specs), stop) as bot:
+        check_tokens(settings)
+        async with _started(build(settings, role=role, specs=specs), stop, role) as bot:
             yield bot
     finally:
         lock.release()
 
 
 def build(
-    settings: Settings,
-    *,
-    bot_user_id: str = "",
-    role: ProcessRole = "all",
-    specs: Mapping[str, ActionSpec] | None = None,
+    settings: Settings, *, role: ProcessRole = "all", specs: Mapping[str, ActionSpec] | None = None
 ) -> Bot:
     """Build all services and the Bolt app. Creates the state folder; starts nothing and sends nothing to Slack."""
     store, artifacts = _storage(settings)
     token = settings.slack.bot_token.get_secret_value()
-    client = AsyncWebClient(
-        token=token,
-        base_url=settings.slack.api_url,
-        timeout=15,
-        retry_handlers=[AsyncConnectionErrorRetryHandler(max_retry_count=1)],
-    )
+    # No retry handler: the SDK's own would send chat.postMessage again after a lost answer.
+    client = AsyncWebClient(token=token, base_url=settings.slack.api_url, timeout=15, retry_handlers=[])
+    identity = Identity(token=token, api_url=settings.slack.api_url)
     specs = actions() if specs is None else specs
     runs = Runs(settings, store=store, artifacts=artifacts, actions=specs, role=role)
-    incidents, access = Incidents(store), Access(settings.access, client)
+    incidents, access = Incidents(store), Access(settings.access, client, home_team=lambda: identity.team_id)
     memory = MonitorMemory(store, settings.monitors)
     alerts = Alerts(
         client,
@@ -185,11 +179,15 @@ def build(
             folder=settings.state_dir / "reports",
         ),
         actions=specs,
-        bot_user_id=bot_user_id,
+        identity=identity,
     )
+
+    async def authorize() -> AuthorizeResult:  # a function: Bolt reads its parameters, and takes no method
+        return identity.authorized()
+
     app = AsyncApp(
-        client=client,
-        token=token,
+        client=AsyncWebClient(base_url=settings.slack.api_url, timeout=15, retry_handlers=[]),
+        authorize=authorize,
         signing_secret=settings.slack.signing_secret.get_secret_value() or None,
         request_verification_enabled=settings.slack.mode == "http",
         before_authorize=stamp_arrival,
@@ -211,12 +209,12 @@ def build(
 
 
 @contextlib.asynccontextmanager
-async def _started(bot: Bot, stop: asyncio.Event | None) -> AsyncIterator[Bot]:
+async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> AsyncIterator[Bot]:
     """Start the parts of a built bot in order, and end them in reverse order."""
     settings, services = bot.settings, bot.services
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(bot.store.close)
-        await services.access.warm()
+        # The host's work first: no half-done run waits for Slack.
         await bot.runs.engine.launch()
         stack.push_async_callback(bot.runs.engine.close)
         live = LiveMessages(
@@ -228,15 +226,18 @@ async def _started(bot: Bot, stop: asyncio.Event | None) -> AsyncIterator[Bot]:
             render_context=services.render_context,
         )
         stack.push_async_callback(_end_task, asyncio.create_task(_show_live(live, stop)))
-        slack_silent_s = await stack.enter_async_context(connected(bot.app, settings))
+        give_up = stop.set if stop is not None and role == "bot" else _stay
+        connection = await stack.enter_async_context(
+            connected(bot.app, settings, services.identity, give_up=give_up)
+        )
         stack.push_async_callback(bot.alerts.close)
-        await bot.alerts.warm()
+        stack.push_async_callback(_end_task, asyncio.create_task(_warm(bot)))
         schedule = _schedule(bot)
         webhook = Webhook(settings.web, hosts=services.hosts, alerts=bot.alerts, store=bot.store)
         application = web_app(
             store=bot.store,
             artifacts=bot.artifacts,
-            slack_silent_s=slack_silent_s,
+            slack=connection,
             receive_alerts=webhook.receive,
             collectors=(bot.monitors, schedule),
         )
@@ -271,6 +272,17 @@ def _schedule(bot: Bot) -> Schedule:
         run = partial(asyncio.to_thread, sweep)
         schedule.every(SWEEP_S, f"sweep {name}", run, first_after_s=first_after_s)
     return schedule
+
+
+async def _warm(bot: Bot) -> None:
+    """Look groups and the incident channel up once Slack answers, so that the first command needs no lookup."""
+    await bot.services.identity.known.wait()
+    await bot.services.access.warm()
+    await bot.alerts.warm()
+
+
+def _stay() -> None:
+    """Keep a process that also executes runs: the host's work is worth more than the connection."""
 
 
 async def _show_live(live: LiveMessages, stop: asyncio.Event | None) -> None:

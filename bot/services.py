@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from bot.presenter.render_context import RenderContext
 from bot.settings.model import Settings
 from bot.slack.access import Access
+from bot.slack.identity import Identity
 
 if TYPE_CHECKING:
     from bot.incidents.incidents import Incidents
@@ -31,7 +32,12 @@ class Services:
     monitors: "Monitors"
     reports: "Reports"
     actions: Mapping[str, "ActionSpec"] = field(default_factory=dict)
-    bot_user_id: str = ""
+    identity: Identity = field(default_factory=Identity)
+
+    @property
+    def bot_user_id(self) -> str:
+        """Return the bot's own user id, or an empty string while Slack has not told it."""
+        return self.identity.user_id
 
     @property
     def hosts(self) -> tuple[str, ...]:

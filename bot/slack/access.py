@@ -29,12 +29,17 @@ class Access:
     """Decides whether a person may do something. `clock` returns monotonic seconds."""
 
     def __init__(
-        self, settings: AccessSettings, client: AsyncWebClient, *, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: AccessSettings,
+        client: AsyncWebClient,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        home_team: Callable[[], str] = str,
     ) -> None:
         self._settings = settings
         self._client = client
         self._clock = clock
-        self._people = People(client, ttl_s=settings.groups_ttl_s, clock=clock)
+        self._people = People(client, ttl_s=settings.groups_ttl_s, clock=clock, home_team=home_team)
         self._channels = Channels(client)
         self._cache: dict[str, tuple[float, Mapping[str, str]]] = {}
         self._lock = asyncio.Lock()

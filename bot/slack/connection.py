@@ -1,4 +1,9 @@
-"""The connection to Slack: who the bot is, and Socket Mode or HTTP for its events."""
+"""The connection to Slack, kept for as long as the bot lives: Socket Mode with one live socket, or HTTP.
+
+A socket that is deaf, refused or closed is replaced, each time at a new address from `apps.connections.open`; a socket that
+brought no envelope for a while is replaced before anybody notices whether it was deaf. If nothing helps while Slack's Web API
+answers, the process ends itself, so that its supervisor starts a new one.
+"""
 
 import asyncio
 import contextlib
@@ -6,94 +11,238 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import structlog
-from aiohttp import ClientError, web
-from slack_bolt.adapter.socket_mode.aiohttp import AsyncSocketModeHandler
+from aiohttp import ClientError, ClientSession, ClientTimeout, WSServerHandshakeError, web
 from slack_bolt.async_app import AsyncApp
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.settings.model import Settings, SlackSettings
+from bot.settings.model import Settings
+from bot.slack.identity import TOKEN_REFUSED, Identity
+from bot.slack.socket import HELLO_S, Socket, SocketEnded
 from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
-RETRY_S = 2.0
-RETRY_MAX_S = 30.0
-CLOSE_S = 10.0
+RETRY_S = 0.5
+RETRY_MAX_S = 15.0
+STEADY_S = 30.0
+"""A socket that lived for this long was no flapping one: the next pause starts anew."""
+RENEW_S = 900.0
+"""A socket without an envelope for this long is replaced: pings prove a connection, not that it delivers."""
+RENEW_RETRY_S = 60.0
+RED_S = 45.0
+"""Without a sign of life for this long the health turns red."""
+END_S = 600.0
+"""Without a socket for this long, although Slack's Web API answers, the process ends."""
+LINGER_S = 5.0
+FIRST_S = 5.0
 
 
 class CannotStart(Exception):
     """The bot cannot start. The message says why and what to do."""
 
 
-async def bot_user_id(settings: SlackSettings, stop: asyncio.Event) -> str:
-    """Ask Slack for the bot's user id, and wait while Slack does not answer. Raise CannotStart if it refuses the token."""
-    token = settings.bot_token.get_secret_value()
-    if not token:
-        raise CannotStart("slack.bot_token is not set: set GPU_ONCALL_SLACK__BOT_TOKEN (xoxb-...)")
-    client = AsyncWebClient(token=token, base_url=settings.api_url, timeout=10)
-    pause_s = RETRY_S
-    while True:
-        try:
-            return str((await client.auth_test())["user_id"])
-        except SlackApiError as error:
-            if error.response.status_code != 429:
-                raise CannotStart(
-                    f"Slack refuses the bot token: {error.response.get('error')}; copy it again from the app's page"
-                ) from None
-        except (SlackClientError, ClientError, OSError, TimeoutError) as error:
-            log.warning(
-                "Slack does not answer, retrying", url=settings.api_url, error=redacted_head(repr(error), 200)
+class Connection:
+    """Keeps one live socket. `give_up` is called, at most once, when the process should end."""
+
+    def __init__(
+        self,
+        app: AsyncApp,
+        settings: Settings,
+        identity: Identity,
+        *,
+        give_up: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        slack = settings.slack
+        self._app = app
+        self._identity = identity
+        self._token = slack.app_token.get_secret_value()
+        self._socket_mode = slack.mode == "socket"
+        self._client = AsyncWebClient(base_url=slack.api_url, timeout=10)
+        self._give_up = give_up
+        self._clock = clock
+        self._lost_at = clock()
+        self._reason = "not connected yet"
+        self._refused = False
+        self._web_answers = False
+        self._current: Socket | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self.connected = asyncio.Event()
+
+    def silent_s(self) -> float | None:
+        """Return the seconds since Slack's last sign of life, or None before the first. In HTTP mode each request is one: 0."""
+        if not self._socket_mode:
+            return 0.0
+        if self._current is not None:
+            return self._clock() - self._current.heard_at
+        return self._clock() - self._lost_at if self.connected.is_set() else None
+
+    def problem(self) -> str:
+        """Return why Slack does not reach the bot or the bot Slack, or an empty string."""
+        if self._identity.problem:
+            return self._identity.problem
+        if not self._socket_mode or self._current is not None:
+            silent_s = self.silent_s() or 0.0
+            return f"the socket has been silent for {silent_s:.0f} s" if silent_s > RED_S else ""
+        return self._reason if self._refused or self._clock() - self._lost_at > RED_S else ""
+
+    def warnings(self) -> list[str]:
+        """Return what works, but not as it should: missing scopes, a second bot on the same app token."""
+        found = []
+        if self._identity.missing_scopes:
+            found.append(
+                f"missing scopes: {', '.join(self._identity.missing_scopes)}; apply `gpu-oncall manifest` "
+                "and install the app again"
             )
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause_s)
-            raise CannotStart("stopped before Slack answered")
-        pause_s = min(pause_s * 2, RETRY_MAX_S)
+        if self._current is not None and self._current.connections > 1:
+            found.append(
+                f"the app has {self._current.connections} sockets: another bot uses this app token "
+                "and gets some of the commands"
+            )
+        return found
+
+    async def run(self) -> None:
+        """Keep a socket until cancelled."""
+        pause_s = RETRY_S
+        async with ClientSession(timeout=ClientTimeout(total=None, sock_connect=10)) as session:
+            try:
+                while True:
+                    opened_at = self._clock()
+                    try:
+                        await self._serve(session)
+                    except SocketEnded as ended:
+                        self._lost(str(ended))
+                    if self._clock() - opened_at > STEADY_S:
+                        pause_s = RETRY_S
+                    if self._web_answers and self._clock() - self._lost_at > END_S and not self._refused:
+                        log.critical(
+                            "no socket to Slack; the process ends, so that a new one starts",
+                            reason=self._reason,
+                        )
+                        self._give_up()
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, RETRY_MAX_S)
+            finally:
+                if self._current is not None:
+                    await self._current.close()
+                for task in tuple(self._closing):
+                    task.cancel()
+
+    def _lost(self, reason: str) -> None:
+        if self._current is not None:
+            self._retire(self._current)
+            self._current, self._lost_at = None, self._clock()
+        if reason != self._reason:
+            log.warning("no socket to Slack", reason=reason)
+        self._reason = reason
+
+    def _retire(self, socket: Socket) -> None:
+        task = asyncio.create_task(socket.close(linger_s=LINGER_S))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _serve(self, session: ClientSession) -> None:
+        """Open a socket and listen, replacing it while it brings nothing. Raises SocketEnded."""
+        socket, listening = await self._open(session)
+        try:
+            while True:
+                if self._current is not socket:
+                    self._current, self._reason = socket, ""
+                    self.connected.set()
+                    log.info("a socket to Slack is open", connections=socket.connections)
+                done: set[asyncio.Task[None]] = set()
+                while not done and time.monotonic() - socket.delivered_at < RENEW_S:
+                    done, _ = await asyncio.wait({listening}, timeout=min(RENEW_S, 5.0))
+                if done:
+                    listening.result()
+                try:
+                    renewed = await self._open(session)
+                except SocketEnded as ended:  # the one we have may be good: keep it
+                    log.warning("the socket could not be renewed", reason=str(ended))
+                    socket.delivered_at += RENEW_RETRY_S
+                    continue
+                listening.cancel()
+                self._retire(socket)
+                socket, listening = renewed
+        finally:
+            listening.cancel()
+
+    async def _open(self, session: ClientSession) -> tuple[Socket, "asyncio.Task[None]"]:
+        """Open a socket at a new address and wait for Slack's hello. Raises SocketEnded."""
+        self._refused = self._web_answers = False
+        try:
+            url = str((await self._client.apps_connections_open(app_token=self._token))["url"])
+        except SlackApiError as error:
+            code = str(error.response.get("error") or error.response.status_code)
+            self._refused = code in TOKEN_REFUSED or code == "missing_scope"
+            if self._refused:
+                raise SocketEnded(
+                    f"Slack refuses the app token ({code}): make one with connections:write and set slack.app_token"
+                ) from None
+            raise SocketEnded(f"apps.connections.open failed: {code}") from None
+        except (SlackClientError, ClientError, OSError, TimeoutError) as error:
+            raise SocketEnded(f"Slack cannot be reached: {redacted_head(repr(error), 200)}") from None
+        self._web_answers = True
+        try:
+            socket = await Socket.open(session, url, self._app)
+        except WSServerHandshakeError as error:
+            raise SocketEnded(f"Slack refused the socket with status {error.status}") from None
+        except (ClientError, OSError, TimeoutError) as error:
+            raise SocketEnded(f"the socket could not be opened: {redacted_head(repr(error), 200)}") from None
+        listening = asyncio.create_task(socket.listen())
+        greeted = asyncio.create_task(socket.hello.wait())
+        await asyncio.wait({listening, greeted}, timeout=HELLO_S + 1, return_when=asyncio.FIRST_COMPLETED)
+        greeted.cancel()
+        if not socket.hello.is_set():
+            self._retire(socket)
+            if listening.done():
+                listening.result()
+            listening.cancel()
+            raise SocketEnded("the socket was never greeted, although Slack had accepted it")
+        return socket, listening
 
 
 @contextlib.asynccontextmanager
-async def connected(app: AsyncApp, settings: Settings) -> AsyncIterator[Callable[[], float | None]]:
-    """Receive events from Slack during the block.
-
-    Yield a function that returns the seconds since the last ping or pong of Socket Mode, or None before the first one. In
-    HTTP mode it returns 0: every request proves that Slack is there.
-    """
-    if settings.slack.mode == "http":
-        runner = web.AppRunner(
-            app.server(port=settings.web.port + 1, path="/slack/events").web_app, access_log=None
-        )
-        await runner.setup()
-        await web.TCPSite(runner, settings.web.host, settings.web.port + 1).start()
+async def connected(
+    app: AsyncApp, settings: Settings, identity: Identity, *, give_up: Callable[[], None]
+) -> AsyncIterator[Connection]:
+    """Receive events from Slack during the block. Raise CannotStart if a token is not set; an absent Slack is waited for."""
+    slack = settings.slack
+    connection = Connection(app, settings, identity, give_up=give_up)
+    async with contextlib.AsyncExitStack() as stack:
+        tasks = [asyncio.create_task(identity.follow())]
+        if slack.mode == "http":
+            runner = web.AppRunner(
+                app.server(port=settings.web.port + 1, path="/slack/events").web_app, access_log=None
+            )
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, settings.web.host, settings.web.port + 1).start()
+        else:
+            tasks.append(asyncio.create_task(connection.run()))
         try:
-            yield lambda: 0.0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_S):
+                    await identity.known.wait()
+                    if slack.mode == "socket":
+                        await connection.connected.wait()
+            yield connection
         finally:
-            await runner.cleanup()
-        return
-    if not settings.slack.app_token.get_secret_value():
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                if not task.cancelled() and (failure := task.exception()) is not None:
+                    log.error("the connection to Slack failed", error=redacted_head(repr(failure), 300))
+
+
+def check_tokens(settings: Settings) -> None:
+    """Raise CannotStart if a token that the settings need is not set."""
+    slack = settings.slack
+    if not slack.bot_token.get_secret_value():
+        raise CannotStart("slack.bot_token is not set: set GPU_ONCALL_SLACK__BOT_TOKEN (xoxb-...)")
+    if slack.mode == "socket" and not slack.app_token.get_secret_value():
         raise CannotStart(
             "slack.app_token is not set: Socket Mode needs GPU_ONCALL_SLACK__APP_TOKEN (xapp-...)"
         )
-    handler = AsyncSocketModeHandler(
-        app,
-        app_token=settings.slack.app_token.get_secret_value(),
-        web_client=AsyncWebClient(base_url=settings.slack.api_url, timeout=10),
-    )
-    try:
-        await handler.connect_async()  # type: ignore[no-untyped-call]
-    except SlackApiError as error:
-        raise CannotStart(
-            f"Slack refuses the app token: {error.response.get('error')}; make one with connections:write"
-        ) from None
-
-    def silent_s() -> float | None:
-        last = getattr(handler.client, "last_ping_pong_time", None)
-        return None if last is None else max(0.0, time.time() - last)
-
-    try:
-        yield silent_s
-    finally:
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await handler.close_async()  # type: ignore[no-untyped-call]
-        except TimeoutError:
-            log.warning("the connection to Slack did not close in time; continuing without it")

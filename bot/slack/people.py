@@ -32,13 +32,24 @@ class Profile:
 
 
 class People:
-    """Reads profiles and remembers each for `ttl_s` seconds. `clock` returns monotonic seconds."""
+    """Reads profiles and remembers each for `ttl_s` seconds. `clock` returns monotonic seconds.
 
-    def __init__(self, client: AsyncWebClient, *, ttl_s: float, clock: Callable[[], float]) -> None:
+    `home_team` returns the id of the own workspace if it is known already, so that nobody waits for `auth.test`.
+    """
+
+    def __init__(
+        self,
+        client: AsyncWebClient,
+        *,
+        ttl_s: float,
+        clock: Callable[[], float],
+        home_team: Callable[[], str] = str,
+    ) -> None:
         self._client = client
         self._ttl_s = ttl_s
         self._clock = clock
         self._home = ""
+        self._home_team = home_team
         self._known: dict[str, tuple[float, Profile]] = {}
         self._lock = asyncio.Lock()
 
@@ -54,7 +65,7 @@ class People:
 
     async def _read(self, user_id: str) -> Profile:
         if not self._home:
-            self._home = str((await self._client.auth_test())["team_id"])
+            self._home = self._home_team() or str((await self._client.auth_test())["team_id"])
         user = (await self._client.users_info(user=user_id))["user"]
         return profile_of(user, self._home)
 

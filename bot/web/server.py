@@ -1,14 +1,14 @@
 """The bot's web server: health and metrics for machines, signed artifact links for people.
 
-`/health` answers 200 while the process works and its Slack connection is alive, judged by the age of the last ping or pong
-(`is_connected` of slack_sdk can stay true for hours on a dead connection). `/metrics` is Prometheus text, and
+`/health` answers 200 while Slack reaches the process, judged by what Slack sent, and 503 with the reason otherwise; what works
+but not as it should (missing scopes, a second bot on the app token) is under `warnings`. `/metrics` is Prometheus text.
 `/artifacts/run/step/name?until=...&sig=...` returns a stored file.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import IO
+from typing import IO, Protocol
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -21,8 +21,19 @@ from bot.store.store import Store
 
 BLOCK_BYTES = 256 * 1024
 SHOWN_INLINE = frozenset({"image/png", "text/plain", "application/json", "text/html"})
-STALE_S = 120.0
-"""A Slack connection that is silent for this long counts as lost; Socket Mode pings every few seconds."""
+
+
+class SlackState(Protocol):
+    """What the web server asks of the connection to Slack."""
+
+    def silent_s(self) -> float | None:
+        """Return the seconds since Slack's last sign of life, or None before the first."""
+
+    def problem(self) -> str:
+        """Return why Slack and the bot do not reach each other, or an empty string."""
+
+    def warnings(self) -> list[str]:
+        """Return what works, but not as it should."""
 
 
 class _Runs(Collector):
@@ -52,23 +63,24 @@ def web_app(
     *,
     store: Store,
     artifacts: ArtifactStore,
-    slack_silent_s: Callable[[], float | None],
+    slack: SlackState,
     receive_alerts: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
     collectors: Iterable[Collector] = (),
 ) -> web.Application:
-    """Build the web application. `slack_silent_s()` returns the seconds since Slack's last ping or pong, or None."""
+    """Build the web application."""
     registry = CollectorRegistry()
-    for collector in (_Runs(store, slack_silent_s), *collectors):
+    for collector in (_Runs(store, slack.silent_s), *collectors):
         registry.register(collector)
 
     async def health(_: web.Request) -> web.Response:
-        silent_s = slack_silent_s()
-        good = silent_s is not None and silent_s < STALE_S
+        silent_s, problem = slack.silent_s(), slack.problem()
         body = {
-            "status": "ok" if good else "slack_silent",
+            "status": "slack_lost" if problem else "ok",
+            "reason": problem,
+            "warnings": slack.warnings(),
             "slack_silence_s": None if silent_s is None else round(silent_s, 1),
         }
-        return web.json_response(body, status=200 if good else 503)
+        return web.json_response(body, status=503 if problem else 200)
 
     async def metrics(_: web.Request) -> web.Response:
         text = await asyncio.to_thread(generate_latest, registry)

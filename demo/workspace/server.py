@@ -7,6 +7,7 @@ from typing import Self
 
 from aiohttp import web
 
+from demo.workspace.faults import Faults
 from demo.workspace.interactions import Interactions
 from demo.workspace.loopback_only import (
     CONTENT_SECURITY_POLICY,
@@ -59,7 +60,9 @@ class Workspace:
         self._state_file = StateFile(state_file)
         self.state = State(team or Team(), self._state_file)
         self.open_interactions = OpenInteractions(self.state)
+        self.faults = Faults()
         self.socket_mode = SocketMode(
+            faults=self.faults,
             app_id=self.state.team.app.app_id,
             app_token=app_token,
             ack_timeout_s=ack_timeout_s,
@@ -68,7 +71,9 @@ class Workspace:
         )
         self.interactions = Interactions(self.state, self.socket_mode, self.open_interactions)
         tokens = {bot_token: "bot", app_token: "app"}
-        self.web_api = WebApi(tokens, api_middlewares, self.state, self.socket_mode, self.open_interactions)
+        self.web_api = WebApi(
+            tokens, [self.faults, *api_middlewares], self.state, self.socket_mode, self.open_interactions
+        )
         self._page_routes = PageRoutes(self.state, self.socket_mode, self.interactions, side_panel)
         self._runner: web.AppRunner | None = None
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import WSMsgType, web
 
+from demo.workspace.faults import Faults
 from demo.workspace.records import JsonObject
 
 MAX_CONNECTIONS = 10
@@ -52,11 +53,13 @@ class SocketMode:
         *,
         app_id: str,
         app_token: str,
+        faults: Faults | None = None,
         ack_timeout_s: float = 3.0,
         redeliver_after_s: float = 5.0,
         on_connections: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._app_id = app_id
+        self._faults = faults or Faults()
         self._key = app_token.encode()
         self._ack_timeout_s = ack_timeout_s
         self._redeliver_after_s = redeliver_after_s
@@ -91,6 +94,10 @@ class SocketMode:
         body, _, signature = request.query.get("ticket", "").rpartition("-")
         if not body or not hmac.compare_digest(signature.encode(), self._sign(body).encode()):
             return web.Response(status=401, text="invalid ticket: call apps.connections.open for a new URL\n")
+        if self._faults.refuse_socket:
+            return web.Response(status=self._faults.refuse_socket)
+        if self._faults.silent_socket:
+            return await self._keep_silent(request)
         is_expired = time.time() - int(body.split("-")[0]) / 1000 > TICKET_LIFE_S
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=4 * 2**20)
         await socket.prepare(request)
@@ -110,6 +117,15 @@ class SocketMode:
         finally:
             await self._set_connections([entry for entry in self._connections if entry is not socket])
         return socket
+
+    async def _keep_silent(self, request: web.Request) -> web.StreamResponse:
+        """Accept a connection and neither send nor read anything, until the fault is over or the app has gone."""
+        socket = web.WebSocketResponse(autoping=False)
+        await socket.prepare(request)
+        while True:
+            await asyncio.sleep(0.1)
+            if not self._faults.silent_socket or request.transport is None or request.transport.is_closing():
+                return socket
 
     async def _set_connections(self, connections: list[web.WebSocketResponse]) -> None:
         async with self._changed:
@@ -180,6 +196,16 @@ class SocketMode:
             self._pending.pop(envelope["envelope_id"], None)
 
     async def _send(self, envelope: JsonObject) -> bool:
+        if self._faults.late_s:
+            await asyncio.sleep(self._faults.late_s)
+        if self._faults.deaf:
+            return bool(self._connections)
+        sent = await self._send_once(envelope)
+        if sent and self._faults.duplicate:
+            await self._send_once(envelope)
+        return sent
+
+    async def _send_once(self, envelope: JsonObject) -> bool:
         connections = (
             self._connections
         )  # the list is replaced, never changed, when a connection ends meanwhile

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
 async def check_slack(settings: Settings) -> list[SetupCheck]:
     """Check that Slack accepts the token, has granted every scope, and that the bot is in the incident channel."""
+    from aiohttp import ClientError
     from slack_sdk.errors import SlackApiError
     from slack_sdk.web.async_client import AsyncWebClient
+
+    from bot.slack.identity import TOKEN_REFUSED
 
     slack = settings.slack
     token = slack.bot_token.get_secret_value()
@@ -26,16 +29,39 @@ async def check_slack(settings: Settings) -> list[SetupCheck]:
     try:
         answer = await client.auth_test()
     except SlackApiError as error:
-        problem = f"refuses the bot token: {error.response['error']}"
-        return [failed("slack", problem, "install the app again, copy its token")]
-    except (OSError, TimeoutError) as error:
+        code = error.response.get("error") or error.response.status_code
+        if code not in TOKEN_REFUSED:
+            return [failed("slack", f"answers auth.test with {code}", "try again; see status.slack.com")]
+        return [failed("slack", f"refuses the bot token: {code}", "install the app again, copy its token")]
+    except (ClientError, OSError, TimeoutError) as error:
         problem = f"cannot be reached at {slack.api_url}: {error}"
         return [failed("slack", problem, "check the network and api_url")]
     return [
+        *(
+            [await _app_token(slack.app_token.get_secret_value(), slack.api_url)]
+            if slack.mode == "socket"
+            else []
+        ),
         ok("slack", f"reached as {answer['user']} in {answer['team']}"),
         _scopes(answer.headers.get("x-oauth-scopes", "")),
         await _channel(slack.incident_channel, client),
     ]
+
+
+async def _app_token(token: str, api_url: str) -> SetupCheck:
+    """Check that Slack opens a socket for the app token. The address is thrown away, so no event goes to it."""
+    from aiohttp import ClientError
+    from slack_sdk.errors import SlackApiError
+    from slack_sdk.web.async_client import AsyncWebClient
+
+    try:
+        await AsyncWebClient(base_url=api_url, timeout=10).apps_connections_open(app_token=token)
+    except SlackApiError as error:
+        fix = "make an app-level token with connections:write and set GPU_ONCALL_SLACK__APP_TOKEN (xapp-...)"
+        return failed("slack.app_token", f"Slack refuses it: {error.response.get('error')}", fix)
+    except (ClientError, OSError, TimeoutError) as error:
+        return warning("slack.app_token", f"could not be tried: {error!r}", "try again")
+    return ok("slack.app_token", "Slack opens a socket for it")
 
 
 def _scopes(granted: str) -> SetupCheck:

@@ -7,6 +7,7 @@ from functools import partial
 
 from aiohttp import web
 
+from demo.workspace.faults import LostAnswer
 from demo.workspace.open_interactions import OpenInteractions
 from demo.workspace.records import JsonObject
 from demo.workspace.socket_mode import SocketMode
@@ -48,6 +49,10 @@ class WebApi:
         }
         try:
             answer = await self._run(request)
+        except LostAnswer:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=500)
         except ViewError as refusal:
             error = ApiError(refusal.code, *refusal.messages)
             return web.json_response(error.body, headers=headers)

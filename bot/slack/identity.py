@@ -1,0 +1,91 @@
+"""Who the bot is in Slack: asked once at the start and again every minute, so that a revoked token is noticed.
+
+Nothing waits for the answer: Bolt authorizes requests with what is known (`authorized`), and the host's work needs none of it.
+"""
+
+import asyncio
+
+import structlog
+from aiohttp import ClientError
+from slack_bolt.authorization import AuthorizeResult
+from slack_sdk.errors import SlackApiError, SlackClientError
+from slack_sdk.web.async_client import AsyncWebClient
+
+from bot.slack.manifest import bot_scopes
+from gpu_actions.system.redact import redacted_head
+
+log = structlog.get_logger()
+
+CHECK_S = 60.0
+RETRY_S = 2.0
+RETRY_MAX_S = 30.0
+TIMEOUT_S = 10
+UNREACHABLE = (SlackClientError, ClientError, OSError, TimeoutError)
+TOKEN_REFUSED = frozenset(
+    {
+        "invalid_auth",
+        "not_authed",
+        "account_inactive",
+        "token_revoked",
+        "token_expired",
+        "not_allowed_token_type",
+    }
+)
+"""Slack's errors for a token that no repetition makes valid."""
+
+
+class Identity:
+    """The bot's own ids, the scopes it lacks, and the reason why its token does not work (`problem`, empty if it does)."""
+
+    def __init__(self, *, token: str = "", api_url: str = "", user_id: str = "") -> None:
+        self._token = token
+        self._api_url = api_url
+        self.user_id = user_id
+        self.bot_id = self.team_id = ""
+        self.problem = ""
+        self.missing_scopes: tuple[str, ...] = ()
+        self.known = asyncio.Event()
+
+    def authorized(self) -> AuthorizeResult:
+        """Return what Bolt needs to know of the bot, without a request to Slack."""
+        return AuthorizeResult(
+            enterprise_id=None,
+            team_id=None,
+            bot_token=self._token,
+            bot_user_id=self.user_id or None,
+            bot_id=self.bot_id or None,
+        )
+
+    async def follow(self) -> None:
+        """Ask Slack now and every minute, with growing pauses while it does not answer, until cancelled."""
+        pause_s = RETRY_S
+        client = AsyncWebClient(token=self._token, base_url=self._api_url, timeout=TIMEOUT_S)
+        while True:
+            problem = await self._check(client)
+            if problem and problem != self.problem:
+                log.error("Slack does not know the bot", reason=problem)
+            self.problem = problem
+            await asyncio.sleep(pause_s if problem else CHECK_S)
+            pause_s = min(pause_s * 2, RETRY_MAX_S) if problem else RETRY_S
+
+    async def _check(self, client: AsyncWebClient) -> str:
+        try:
+            answer = await client.auth_test()
+        except SlackApiError as error:
+            code = str(error.response.get("error") or "")
+            if code in TOKEN_REFUSED:
+                return f"Slack refuses the bot token ({code}): install the app again and copy its token"
+            return f"auth.test failed: {code or error.response.status_code}; trying again"
+        except UNREACHABLE as error:
+            return f"Slack cannot be reached: {redacted_head(repr(error), 200)}"
+        self.user_id, self.bot_id = str(answer["user_id"]), str(answer.get("bot_id") or "")
+        self.team_id = str(answer["team_id"])
+        granted = {scope.strip() for scope in answer.headers.get("x-oauth-scopes", "").split(",")} - {""}
+        missing = tuple(sorted(set(bot_scopes()) - granted)) if granted else ()
+        if missing and missing != self.missing_scopes:
+            log.error(
+                "the app lacks scopes: apply `gpu-oncall manifest` and install it again", missing=missing
+            )
+        self.missing_scopes = missing
+        self.known.set()
+        return ""
