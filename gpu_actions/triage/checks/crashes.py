@@ -21,7 +21,8 @@ RULES = Rules(
         source="the unit's restarts and log; kernel log", cause="crash_loop", threshold="crash_loop_restarts",
     ),
     rule(
-        "serving.crashed", WATCH, "the tier's process ended with an error that its log or the kernel log names",
+        "serving.crashed", WATCH,
+        "the tier's process ended: its log or the kernel log names an error, or it was restarted within the last 10 minutes",
         "A single restart is enough (its supervisor does it). If it ends the same way again, fall back.",
         source="the unit's restarts and log; kernel log", cause="engine_crashed", threshold="crash_loop_s",
     ),
@@ -96,6 +97,12 @@ def check_crashes(context: CheckContext) -> Iterator[Finding]:
         )
     elif cause is not None and (restarts or context.progress.state == "down"):
         yield RULES.finding("serving.crashed", f"the tier's process ended: {why}", **evidence)
+    elif restarts and age_s is not None and age_s < STEADY_S:
+        yield RULES.finding(
+            "serving.crashed",
+            f"the tier's process ended and was restarted {age_s:.0f} s ago, {count(restarts, 'restart')} so far: {why}",
+            **evidence,
+        )
 
 
 def crash_cause(context: CheckContext) -> CrashCause | None:

@@ -50,7 +50,8 @@ CASES: dict[str, tuple[Make, str, str]] = {
     ),
     "a crash loop that ended a while ago": (lambda: crashes(minutes=(15, 20, 25)), "watch", "crash_loop"),
     "restarts over many days": (lambda: crashes(minutes=(9000, 20000, 30000)), "healthy", "none"),
-    "a restart without a cause": (lambda: crashes(minutes=(5,)), "healthy", "none"),
+    "a restart a moment ago without a cause": (lambda: crashes(minutes=(5,)), "watch", "engine_crashed"),
+    "a restart a while ago without a cause": (lambda: crashes(minutes=(15,)), "healthy", "none"),
     "restarts at unknown times of a process that is old": (
         lambda: crashes(minutes=(), restarts=9, age_min=600),
         "healthy",
@@ -67,7 +68,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "engine_crashed",
     ),
     "a restart beside the OOM killer's end of another program": (
-        lambda: crashes(minutes=(5,), kernel_log=oom_kill("stress")),
+        lambda: crashes(minutes=(15,), kernel_log=oom_kill("stress")),
         "healthy",
         "none",
     ),
