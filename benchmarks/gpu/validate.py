@@ -23,6 +23,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.gpu.conditions import conditions
 from benchmarks.gpu.golden import golden_prompts
 from benchmarks.gpu.runbook import whole_runbook
 from gpu_actions.config.host import EngineConfig
@@ -305,6 +306,7 @@ SECTIONS: dict[str, tuple[Callable[[Validation], Awaitable[Record]], float]] = {
     "pcie_only": (triage_pcie_only, 90),
     "frozen_rank": (triage_frozen_rank, 120),
     "sleeping_rank": (triage_sleeping_rank, 150),
+    "conditions": (conditions, 200),
     "load": (load_tests, 240),
     "golden": (golden_prompts, 240),
     "runbook": (runbook, 300),
