@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Host
 from gpu_actions.loadtest.baseline import BaselineError, BaselineStore, make_baseline
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
-from gpu_actions.loadtest.comparison import ENOUGH_RUNS, Change, Comparison, compare
+from gpu_actions.loadtest.comparison import ENOUGH_RUNS, Change, Comparison
 from gpu_actions.loadtest.knee_limits import latest_knee
 from gpu_actions.loadtest.recent import RecentTraffic, RecentUnknown, read_recent, tier_in_service
 from gpu_actions.loadtest.report import JSON_NAME
@@ -31,6 +32,8 @@ from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.models import Finding, Frozen, Severity, Verdict, VerdictKind
 from gpu_actions.serving.interfaces import EngineError, RouterError
 from gpu_actions.system.files import write_atomically
+from gpu_actions.system.processes import run_process
+from gpu_actions.system.redact import redacted_tail
 
 LEARNED_RUNS = ENOUGH_RUNS
 ALIKE = 1.5
@@ -42,6 +45,7 @@ LONGEST_S = 120.0
 TOLERANCE_PERCENT = 30.0
 """A smaller change raises no alert: the runbook acts on a sustained 30 %."""
 ASK_EVERY_S = 0.25
+COMPARE_TIMEOUT_S = 60.0
 FOLDER, INDEX_NAME = "mirror", "kinds.json"
 REGRESSION, ERRORS = "serving.mirror", "serving.mirror_failed"
 
@@ -119,7 +123,7 @@ async def mirror(host: Host, *, must_stop: Callable[[], bool] = lambda: False) -
     result = await _run(host, tier, spec, out_dir, must_stop)
     if result.verdict is RunVerdict.VOID:
         raise MirrorSkipped(f"the figures say nothing: {'; '.join(result.reasons)}")
-    return await asyncio.to_thread(_judge, host, kind, result, out_dir)
+    return await _judge(host, kind, result, out_dir)
 
 
 async def waiting(host: Host, tier: TierName) -> str:
@@ -213,22 +217,43 @@ def _read_index(folder: Path) -> TrafficKinds:
         return TrafficKinds()  # none yet, or one of another version: kinds are learned anew
 
 
-def _judge(host: Host, kind: TrafficKind, result: LoadTestResult, out_dir: Path) -> Mirrored:
+async def _compared(out_dir: Path, store: BaselineStore, name: str) -> Comparison:
+    """Compare the load with a baseline in a child, since the bot would keep numpy's 14 MB. Raises LoadTestBroken."""
+    words = ("compare", str(out_dir), name, "--store", str(store.folder), "--json")
+    argv = [
+        sys.executable,
+        "-m",
+        "gpu_actions.loadtest",
+        *words,
+        "--tolerance-percent",
+        f"{TOLERANCE_PERCENT:g}",
+    ]
+    done = await run_process(argv, timeout_s=COMPARE_TIMEOUT_S)
+    try:
+        return Comparison.model_validate_json(done.stdout)
+    except ValidationError as error:
+        raise LoadTestBroken(
+            f"the comparison ended with {done.exit_code}: {redacted_tail(done.stderr, 300)}"
+        ) from error
+
+
+async def _judge(host: Host, kind: TrafficKind, result: LoadTestResult, out_dir: Path) -> Mirrored:
     """Judge a finished load by its own limits, and by the baseline of its kind of traffic. Learn from it if there is none."""
     store = BaselineStore(host.baselines_dir or host.state_dir / FOLDER)
     figures = f"{result.requests.ok} of {result.requests.sent} mirrored requests served"
     try:
-        baseline = store.current_for(result)
+        baseline = await asyncio.to_thread(store.current_for, result)
     except BaselineError:
         baseline = None
     comparison = None
     if baseline is not None and baseline.engine.version == result.engine.version:
-        comparison = compare(result, baseline, tolerance_percent=TOLERANCE_PERCENT)
+        comparison = await _compared(out_dir, store, baseline.name)
     if result.verdict is RunVerdict.FAILED:
         why = f"the mirrored load failed: {'; '.join(result.reasons[:2])}"
         return Mirrored(_bad(result, why, comparison), result, comparison)
     if comparison is None:
-        learned = _learn(store, kind, host.state_dir / FOLDER / kind.name, out_dir, result)
+        folder = host.state_dir / FOLDER / kind.name
+        learned = await asyncio.to_thread(_learn, store, kind, folder, out_dir, result)
         return Mirrored(_healthy(f"{figures}; within its limits, {learned}"), result)
     against = f"against {comparison.baseline_name}: {'; '.join(comparison.reasons[:2])}"
     if comparison.verdict is Change.REGRESSED:
