@@ -13,12 +13,14 @@ from bot.presenter.help import CommandText, command_help
 from bot.presenter.plan_message import plan_message
 from bot.presenter.vocabulary import action_name, diagnoses
 from bot.runs.planning import typed_options
+from bot.slack.channels import why_unseen
 from bot.store.records import Place, RunRecord, UserError
 from gpu_actions.action import ActionSpec
 from handlers import modals
 from handlers.arguments import Grammar, Words, parse
 from handlers.call import Call, permalink
 
+POST_SCOPE = "chat:write"
 FORM_FROM = 3
 """An action with this many options has a form for them: on a phone nobody types them."""
 
@@ -129,6 +131,20 @@ async def _require_for_overrides(call: Call, action: str, host: str, options: Ma
         )
 
 
+async def _require_seen(call: Call, action: str, place: Place) -> None:
+    """Raise UserError if an action that changes the host would run where nobody sees its messages."""
+    spec, services = call.services.actions.get(action), call.services
+    if spec is None or not (spec.changes_host or spec.disturbs_service):
+        return
+    if POST_SCOPE in services.identity.missing_scopes:
+        raise UserError(
+            f"The app lacks the scope {POST_SCOPE}, so nobody would see what happens, and nothing was started. "
+            "Apply `gpu-oncall manifest` to the app and install it again."
+        )
+    if problem := await why_unseen(call.client, place.channel):
+        raise UserError(problem)
+
+
 async def start_run(
     call: Call, action: str, host: str, options: Mapping[str, str], *, place: Place | None = None
 ) -> None:
@@ -140,13 +156,15 @@ async def start_run(
     await _require_for_overrides(call, action, host, options)
     services = call.services
     incident = services.incidents.active(host)
+    where = place or _place_for(call, action, host)
+    await _require_seen(call, action, where)
     async with call.loading(f"Starting {action_name(action).lower()} on {host} ..."):
         result = await services.runs.start(
             action=action,
             host=host,
             options=dict(options),
             requester=call.person,
-            place=place or _place_for(call, action, host),
+            place=where,
             dedupe_key=call.key,
             incident_id=incident.id if incident is not None else None,
         )

@@ -1,19 +1,50 @@
-"""Find the id of the incident channel: the settings may give its name, but Slack edits messages only by channel id."""
+"""What is known about channels: the id of a name in the settings, and whether people would see the bot's messages there."""
 
 import asyncio
 import re
 
 import structlog
+from aiohttp import ClientError
+from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
 log = structlog.get_logger()
 
 CHANNEL_ID = re.compile(r"^[CGD][A-Z0-9]{6,}$")
 PAGE = 200
+LOOKUP_S = 3.0
+NOT_IN_CHANNEL = frozenset(
+    {"channel_not_found", "not_in_channel", "is_archived", "method_not_supported_for_channel_type"}
+    | {"missing_scope", "restricted_action", "no_permission"}
+)
+"""Slack's answers that mean that the bot is not in a channel and cannot join it."""
 
 
 class ChannelUnknown(Exception):
     """Raised if the bot sees no channel of that name. The message says what to do."""
+
+
+async def why_unseen(client: AsyncWebClient, channel: str) -> str:
+    """Return why nobody would see the bot's messages in a channel, or an empty string. A public channel is joined.
+
+    If Slack cannot say it now, the answer is empty: a fallback does not wait for Slack.
+    """
+    try:
+        async with asyncio.timeout(LOOKUP_S):
+            if not (await client.conversations_info(channel=channel))["channel"].get("is_member"):
+                await client.conversations_join(channel=channel)
+    except SlackApiError as error:
+        code = error.response.get("error")
+        if code not in NOT_IN_CHANNEL:
+            log.warning("membership of a channel is unknown", channel=channel, error=code)
+            return ""
+        return (
+            "I am not in this channel, so nobody would see what happens, and nothing was started. "
+            f"Write `/invite @gpu-oncall` here, then ask again. (Slack says {code}.)"
+        )
+    except (SlackClientError, ClientError, OSError, TimeoutError) as error:
+        log.warning("membership of a channel is unknown", channel=channel, error=type(error).__name__)
+    return ""
 
 
 class Channels:

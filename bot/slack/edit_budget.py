@@ -12,12 +12,24 @@ BURST = 10
 """Edits that may follow each other immediately after a quiet period."""
 
 
+EPSILON_S = 0.001
+
+
+class BudgetSpent(Exception):
+    """Raised if an edit must wait; `wait_s` says for how long."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"the next edit is allowed in {wait_s:.1f} s")
+        self.wait_s = wait_s
+
+
 class EditBudget:
     """A token bucket. `clock` returns monotonic seconds."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = per_minute / MINUTE_S
-        self._burst = float(min(BURST, per_minute))
+        # Burst and refill together make up `per_minute`, so that no minute has more.
+        self._burst = float(min(BURST, (per_minute + 1) // 2))
+        self._rate = max(per_minute - self._burst, 0.5) / MINUTE_S
         self._clock = clock
         self._tokens = self._burst
         self._at = clock()
@@ -32,8 +44,9 @@ class EditBudget:
         return max(missing, self._closed_until - now, 0.0)
 
     def spend(self) -> None:
-        """Count one edit. It may overdraw the budget; the debt delays later edits."""
-        self.wait_s()
+        """Count one edit. Raise BudgetSpent if none is allowed now."""
+        if (wait_s := self.wait_s()) > EPSILON_S:
+            raise BudgetSpent(wait_s)
         self._tokens -= 1.0
 
     def close_for(self, seconds: float) -> None:

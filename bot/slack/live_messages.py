@@ -17,7 +17,7 @@ from bot.incidents.incidents import Incidents
 from bot.presenter.render_context import RenderContext
 from bot.runs.runs import Runs
 from bot.settings.model import SlackSettings
-from bot.slack.edit_budget import EditBudget
+from bot.slack.edit_budget import BudgetSpent, EditBudget
 from bot.slack.posts import SLACK_FAILURES, retry_after_s
 from bot.slack.run_posts import RunPosts
 from bot.store.records import RunRecord
@@ -134,6 +134,9 @@ class LiveMessages:
         try:
             # A run younger than this process has no posts from an earlier one.
             await tracked.posts.show(run, self.render_context(), search=run.created_at < self._started_at)
+        except BudgetSpent as spent:
+            tracked.retry_at = self.clock() + spent.wait_s
+            return False
         except SLACK_FAILURES as error:
             return self._failed(run, tracked, error)
         tracked.shown_at = self.clock()

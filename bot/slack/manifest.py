@@ -18,6 +18,7 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "chat_getPermalink": (),
     "conversations_history": ("channels:history", "groups:history"),
     "conversations_info": ("channels:read", "groups:read"),
+    "conversations_join": ("channels:join",),
     "conversations_list": ("channels:read", "groups:read"),
     "conversations_members": ("channels:read", "groups:read"),
     "conversations_replies": ("channels:history", "groups:history"),

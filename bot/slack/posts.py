@@ -1,14 +1,19 @@
 """Post and edit the bot's messages, and find the ones that an earlier process posted.
 
-A `kill -9` between a post and its record would otherwise post twice. Each post about a run carries metadata with the run's
-id and the post's key; after a restart the channel or thread is read once per run.
+A `kill -9` between a post and its record, or an answer of Slack that got lost, would otherwise post twice. Each post carries
+metadata with its key: after a restart, and after an answer that leaves it open whether the message was posted, the channel
+or thread is read before the message is sent again.
 """
 
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from aiohttp import ClientError
+from aiohttp import ClientConnectorError, ClientError
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
 
@@ -20,10 +25,18 @@ log = structlog.get_logger()
 
 RUN_EVENT = "gpu_oncall_run"
 NOTE_EVENT = "gpu_oncall_note"
-LOOK_BACK = 200
+POST_EVENT = "gpu_oncall_post"
+"""A message that belongs to no run: an alert, an incident's root, a report."""
+PAGE = 200
+MAX_PAGES = 25
+CLOCK_SKEW_S = 300.0
+"""Slack's clock, which stamps messages, and ours differ by less than this."""
 REFUSED_BLOCKS = frozenset({"invalid_blocks", "invalid_blocks_format", "msg_blocks_too_long"})
 """Slack's errors for blocks it does not accept. The message is then sent as text."""
 THREAD_GONE = "thread_not_found"
+NOT_EDITABLE = frozenset({"message_not_found", "cant_update_message", "edit_window_closed"})
+"""Slack's errors for a message that no edit can change any more."""
+SLACKS_OWN = frozenset({"internal_error", "fatal_error", "request_timeout", "service_unavailable"})
 SLACK_FAILURES = (SlackApiError, SlackClientError, ClientError, OSError, TimeoutError)
 """What a call of the Slack client may raise."""
 
@@ -48,6 +61,13 @@ def retry_after_s(error: BaseException) -> float | None:
         return 1.0
 
 
+def is_ambiguous(error: BaseException) -> bool:
+    """Return True if Slack may have carried out the call that failed so."""
+    if isinstance(error, SlackApiError):
+        return error.response.status_code >= 500 or error.response.get("error") in SLACKS_OWN
+    return isinstance(error, SLACK_FAILURES) and not isinstance(error, ClientConnectorError)
+
+
 @dataclass
 class Found:
     """A run's posts found in Slack; `notes` maps a key to a ts, `files` a title to a file id."""
@@ -62,9 +82,11 @@ class Found:
             payload = about.get("event_payload") or {}
             if payload.get("run_id") == run_id:
                 if about.get("event_type") == RUN_EVENT:
-                    self.message_ts = str(message["ts"])
+                    # The newest: an older one may be a message that could not be edited any more.
+                    self.message_ts = max(self.message_ts or "", str(message["ts"]))
                 elif about.get("event_type") == NOTE_EVENT:
-                    self.notes[str(payload.get("key", ""))] = str(message["ts"])
+                    key = str(payload.get("key", ""))
+                    self.notes[key] = max(self.notes.get(key, ""), str(message["ts"]))
             for file in message.get("files") or ():
                 self.files[str(file.get("title", ""))] = str(file["id"])
 
@@ -72,26 +94,80 @@ class Found:
 async def find_posts(client: AsyncWebClient, run: RunRecord) -> Found:
     """Read the run's channel or thread and return its posts. Raises whatever the client raises."""
     found = Found(message_ts=run.message_ts)
-    # Slack returns the oldest replies first, so without `oldest` a long incident's thread would hide the run's posts.
-    page: dict[str, Any] = {
-        "oldest": f"{run.created_at - 5:.6f}",
-        "limit": LOOK_BACK,
-        "include_all_metadata": True,
-    }
+    oldest = run.created_at - CLOCK_SKEW_S
     overridden = any(decision.decision == "override" for decision in run.decisions)
     if overridden or (run.message_ts is None and run.place.thread_ts is None):
-        answer = await client.conversations_history(channel=run.place.channel, **page)
-        found.add(list(answer.get("messages") or ()), run.id)
+        async for page in _pages(client, Place(channel=run.place.channel), oldest):
+            found.add(page, run.id)
     root = run.place.thread_ts or found.message_ts
     if root is not None:
+        async for page in _pages(client, Place(channel=run.place.channel, thread_ts=root), oldest):
+            found.add(page, run.id)
+    return found
+
+
+async def _pages(client: AsyncWebClient, place: Place, oldest: float) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yield the messages of a channel or thread since a time, page by page; none if the thread is gone."""
+    cursor = ""
+    for _ in range(MAX_PAGES):
+        # Slack returns the oldest replies first, so without `oldest` a long incident's thread would hide the newest posts.
+        asked: dict[str, Any] = {"oldest": f"{oldest:.6f}", "limit": PAGE, "include_all_metadata": True}
+        if cursor:
+            asked["cursor"] = cursor
         try:
-            answer = await client.conversations_replies(channel=run.place.channel, ts=root, **page)
+            if place.thread_ts is None:
+                answer = await client.conversations_history(channel=place.channel, **asked)
+            else:
+                answer = await client.conversations_replies(
+                    channel=place.channel, ts=place.thread_ts, **asked
+                )
         except SlackApiError as error:
             if error.response.get("error") != THREAD_GONE:
                 raise
-            return found  # the thread's first message was deleted
-        found.add(list(answer.get("messages") or ()), run.id)
-    return found
+            return  # the thread's first message was deleted
+        yield list(answer.get("messages") or ())
+        cursor = str((answer.get("response_metadata") or {}).get("next_cursor") or "")
+        if not cursor:
+            return
+
+
+@dataclass
+class PostOnce:
+    """A message that is posted once, however often `send` is tried: after an ambiguous answer the history is read first."""
+
+    client: AsyncWebClient
+    message: Message
+    place: Place
+    about: dict[str, Any] = field(default_factory=lambda: metadata(POST_EVENT, "", uuid.uuid4().hex))
+    in_channel_too: bool = False
+    tried_at: float | None = None
+
+    async def send(self) -> str:
+        """Post the message, or find it, and return its ts. Raises whatever the client raises; call it again then."""
+        if self.tried_at is not None and (ts := await self._find(self.tried_at)):
+            return ts
+        began = time.time()
+        try:
+            return await _send(self.client, self.message, self.place, self.about, self.in_channel_too)
+        except SLACK_FAILURES as error:
+            if not is_ambiguous(error):
+                raise
+            self.tried_at = min(began, self.tried_at or began)
+            log.warning(
+                "no clear answer to a post; reading the history", error=redacted_head(repr(error), 200)
+            )
+            with contextlib.suppress(*SLACK_FAILURES):
+                if ts := await self._find(self.tried_at):
+                    return ts
+            raise
+
+    async def _find(self, since: float) -> str:
+        for place in dict.fromkeys((self.place, Place(channel=self.place.channel))):
+            async for page in _pages(self.client, place, since - CLOCK_SKEW_S):
+                for message in page:
+                    if message.get("metadata") == self.about:
+                        return str(message["ts"])
+        return ""
 
 
 async def post(
@@ -105,8 +181,15 @@ async def post(
     """Post a message and return its ts; with `in_channel_too`, a reply is shown in the channel as well.
 
     If Slack refuses the blocks, simpler ones are posted, in the end the text alone; if the thread is gone, the channel
-    gets the message. Raises whatever the client raises for anything else.
+    gets the message. If it is unclear whether Slack posted it, the history is read. Raises whatever the client raises.
     """
+    about = about or metadata(POST_EVENT, "", uuid.uuid4().hex)
+    return await PostOnce(client, message, place, about, in_channel_too).send()
+
+
+async def _send(
+    client: AsyncWebClient, message: Message, place: Place, about: dict[str, Any], in_channel_too: bool
+) -> str:
     try:
         answer = await client.chat_postMessage(
             channel=place.channel,
@@ -130,7 +213,7 @@ async def post(
             place = Place(channel=place.channel)
         else:
             raise
-        return await post(client, message, place, about=about, in_channel_too=in_channel_too)
+        return await _send(client, message, place, about, in_channel_too)
     return str(answer["ts"])
 
 

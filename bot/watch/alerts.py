@@ -21,7 +21,7 @@ from bot.presenter.verdict_card import verdict_of
 from bot.runs.runs import Runs
 from bot.settings.model import MonitorSettings
 from bot.slack.channels import Channels
-from bot.slack.posts import edit, post
+from bot.slack.posts import PostOnce, edit
 from bot.slack.retry import AWAY, until_accepted
 from bot.store.records import Alert, IncidentRecord, Person, Place, RunRecord, UserError
 from bot.store.store import Store
@@ -313,7 +313,7 @@ class Alerts:
 
     async def _post(self, place: Place, message: Message, *, in_channel_too: bool = False) -> str:
         """Post a message, however long Slack is away, and return its ts."""
-        return await until_accepted(lambda: post(self.client, message, place, in_channel_too=in_channel_too))
+        return await until_accepted(PostOnce(self.client, message, place, in_channel_too=in_channel_too).send)
 
 
 def _serves_for(triage: RunRecord, alert: Alert) -> bool:
