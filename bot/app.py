@@ -36,6 +36,7 @@ from bot.slack.reports import Reports
 from bot.store.retention import sweep_rows
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
+from bot.systemd_notify import keep_alive
 from bot.watch.alertmanager import Webhook
 from bot.watch.alerts import Alerts
 from bot.watch.monitor_memory import MonitorMemory
@@ -73,7 +74,7 @@ async def serve(settings: Settings, *, role: ProcessRole = "all") -> int:
     stop = _prepare(settings)
     try:
         async with running(settings, stop=stop, role=role):
-            await stop.wait()
+            await _until(stop)
     except (CannotStart, AlreadyRunning, DatabaseTooNew) as error:
         log.error(str(error))
         return 1
@@ -92,7 +93,7 @@ async def serve_worker(settings: Settings) -> int:
     try:
         await runs.engine.launch()
         log.info("the worker is up", hosts=[host.name for host in settings.hosts])
-        await stop.wait()
+        await _until(stop)
         log.info("the worker is stopping; its runs continue at the next start")
     except AlreadyRunning as error:
         log.error(str(error))
@@ -101,6 +102,15 @@ async def serve_worker(settings: Settings) -> int:
         await runs.engine.close()
         store.close()
     return 0
+
+
+async def _until(stop: asyncio.Event) -> None:
+    """Wait for the end, and tell systemd meanwhile that this process lives."""
+    alive = asyncio.create_task(keep_alive())
+    try:
+        await stop.wait()
+    finally:
+        alive.cancel()
 
 
 def _prepare(settings: Settings) -> asyncio.Event:

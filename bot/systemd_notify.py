@@ -1,0 +1,32 @@
+"""Tell systemd that the process is up and alive (`Type=notify`, `WatchdogSec`); outside systemd nothing happens.
+
+The sign of life comes from the event loop, so a loop that hangs is ended and restarted by systemd. Protocol: sd_notify(3).
+"""
+
+import asyncio
+import os
+import socket
+
+MICROSECONDS = 1e6
+
+
+def notify(state: str) -> None:
+    """Send one state, such as `READY=1`. Do nothing where systemd does not listen."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sending:
+        try:
+            sending.connect("\0" + address[1:] if address.startswith("@") else address)
+            sending.sendall(state.encode())
+        except OSError:
+            return  # systemd then restarts us, which is what its watchdog is for
+
+
+async def keep_alive() -> None:
+    """Tell systemd that we are up, then that we live, twice in each `WatchdogSec`, until cancelled."""
+    notify("READY=1")
+    period_s = int(os.environ.get("WATCHDOG_USEC", "0")) / MICROSECONDS / 2
+    while period_s > 0:
+        await asyncio.sleep(period_s)
+        notify("WATCHDOG=1")
