@@ -19,6 +19,7 @@ from gpu_actions.snapshot.collectors.deep import DEEP, DeepReading
 from gpu_actions.snapshot.collectors.engine import ENGINE, EngineReading
 from gpu_actions.snapshot.collectors.environment import ENVIRONMENT, EnvironmentReading
 from gpu_actions.snapshot.collectors.fabric_manager import FABRIC_MANAGER, FabricManagerReading
+from gpu_actions.snapshot.collectors.flight_recorder import FLIGHT_RECORDER, FlightReading
 from gpu_actions.snapshot.collectors.golden import GOLDEN, GoldenCheckReading
 from gpu_actions.snapshot.collectors.kernel_log import KERNEL_LOG, KernelLogReading
 from gpu_actions.snapshot.collectors.nvml import NVML, NvmlReading
@@ -62,6 +63,7 @@ class Snapshot(Frozen):
     ranks: Annotated[RanksReading | None, RANKS] = None
     activity: Annotated[ActivityReading | None, ACTIVITY] = None
     stacks: Annotated[StacksReading | None, STACKS] = None
+    flight_recorder: Annotated[FlightReading | None, FLIGHT_RECORDER] = None
     environment: Annotated[EnvironmentReading | None, ENVIRONMENT] = None
     router: Annotated[RouterReading | None, ROUTER] = None
     deep: Annotated[DeepReading | None, DEEP] = None

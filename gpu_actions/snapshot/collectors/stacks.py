@@ -22,6 +22,8 @@ from gpu_actions.system.processes import run_process
 MAX_DUMPS = 16
 AT_ONCE = 4
 TOP_FRAMES = 12
+PAUSE_S = 0.2
+"""Between two readings: a rank that works leaves a collective within milliseconds."""
 INNERMOST = 8
 """A collective further out than this is the caller of something else."""
 
@@ -42,7 +44,10 @@ class StackReading(Frozen):
     rank: int | None = None
     outcome: Literal["ok", "failed"] = "ok"
     detail: str = ""
-    collective: str | None = Field(default=None, description="function name of the collective it is in")
+    collective: str | None = Field(
+        default=None, description="function name of the collective it is in, both times"
+    )
+    steady: bool = Field(default=True, description="it was in the same function at both readings")
     frames: tuple[str, ...] = ()
 
 
@@ -85,6 +90,18 @@ def parse_dump(text: str, *, pid: int, rank: int | None) -> StackReading:
         )
 
 
+def both(first: StackReading, second: StackReading) -> StackReading:
+    """Return the second of two readings of a process. A stack that was half read, or was on its way, is in no collective."""
+    if "failed" in (first.outcome, second.outcome):
+        return second if second.outcome == "failed" else first
+    return second.model_copy(
+        update={
+            "collective": second.collective if first.collective is not None else None,
+            "steady": first.frames[:1] == second.frames[:1],
+        }
+    )
+
+
 def _frame_text(frame: dict[str, Any]) -> str:
     file = Path(str(frame.get("short_filename") or frame["filename"])).name
     return f"{frame['name']} ({file}:{frame.get('line', 0)})"
@@ -125,7 +142,11 @@ async def collect_stacks(source: Source) -> StacksReading:
             return StackReading(pid=process.pid, rank=process.rank, outcome="failed", detail=detail[:200])
         return parse_dump(result.stdout, pid=process.pid, rank=process.rank)
 
-    stacks = await asyncio.gather(*[dump(process) for process in processes_to_dump(ranks)])
+    chosen = processes_to_dump(ranks)
+    first = await asyncio.gather(*[dump(process) for process in chosen])
+    await asyncio.sleep(PAUSE_S)
+    second = await asyncio.gather(*[dump(process) for process in chosen])
+    stacks = [both(*pair) for pair in zip(first, second, strict=True)]
     if stacks and all(stack.outcome == "failed" for stack in stacks):
         raise CollectorFailed(f"py-spy failed for all {len(stacks)} processes: {stacks[0].detail}")
     return StacksReading(stacks=tuple(stacks))
@@ -133,6 +154,6 @@ async def collect_stacks(source: Source) -> StacksReading:
 
 STACKS = Collector(
     collect=collect_stacks,
-    deadline_s=lambda source: source.limits.stacks_timeout_s + 2,
+    deadline_s=lambda source: 2 * source.limits.stacks_timeout_s + PAUSE_S + 2,
     after=("engine", "completion", "ranks", "activity"),
 )

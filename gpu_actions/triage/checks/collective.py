@@ -12,6 +12,7 @@ from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.collectors.ras import NO_ERROR, RasCommunicator, RasReading
 from gpu_actions.snapshot.progress import READS
 from gpu_actions.triage.check import Check, CheckContext, count
+from gpu_actions.triage.culprit import candidates_of, culprits_of, elsewhere_of
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 TWO_SOURCES = "a flat token counter under running requests AND a second source"
@@ -22,6 +23,11 @@ RULES = Rules(
         "collective.hang", CRITICAL,
         "no token under running requests, and ranks that are stopped, dead, mismatched or inside a collective",
         "Start the fallback. The evidence names the rank to look at.", source=TWO_SOURCES, cause="nccl_hang",
+    ),
+    rule(
+        "collective.process_stuck", CRITICAL,
+        "no token under running requests, and the tier's only process is stopped, blocked in the kernel, or gone",
+        "Start the fallback, or let the process go on.", source=TWO_SOURCES, cause="engine_stalled",
     ),
     rule(
         "collective.rank_frozen", CRITICAL,
@@ -102,14 +108,24 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
             if progress.state == "silent"
             else f"{progress.running or 0:g} running, no token for {max(progress.flat_s, 0.1):.1f} s"
         )
-        yield RULES.finding(
-            "collective.hang",
-            f"{suspicions[0].summary}: {what}",
+        culprits = culprits_of(snapshot)
+        named = culprits[0].rank if culprits else _ras_culprit(suspicions)
+        summary = suspicions[0].summary
+        if culprits and f"rank {culprits[0].rank} " not in summary:
+            summary = f"{culprits[0].text}, the others wait for it: {summary}"
+        elif named is None and (candidates := candidates_of(snapshot)):
+            summary += f" (the culprit is among ranks {', '.join(map(str, candidates))})"
+        todo = " ".join(culprit.todo for culprit in culprits[:3] if culprit.todo)
+        finding = RULES.finding(
+            "collective.hang" if snapshot.expected.ranks != 1 else "collective.process_stuck",
+            f"{summary}: {what}",
+            culprits=[culprit.evidence() for culprit in culprits],
             progress=progress.evidence(),
             sources=["token counter", *[item.source for item in suspicions]],
             **{item.source: item.evidence for item in suspicions},
-            subject=_subject(suspicions),
+            subject=f"rank {culprits[0].rank}" if culprits else _subject(suspicions),
         )
+        yield finding.model_copy(update={"action": f"{finding.action} {todo}".strip()})
     elif progress.state != "down":
         for item in suspicions:
             normal = item.source == "ras_mismatch" and progress.moves
@@ -156,6 +172,13 @@ def suspicions_of(context: CheckContext) -> Iterator[Suspicion]:
     if snapshot.ras is not None:
         yield from _ras(snapshot.ras, stuck=context.progress.stuck)
     yield from _inside_collective(context)
+    if context.progress.stuck and (elsewhere := elsewhere_of(snapshot)):
+        more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
+        yield Suspicion(
+            "left_behind",
+            f"{elsewhere[0].text}{more}",
+            {"ranks": [culprit.evidence() for culprit in elsewhere[:MAX_LISTED]]},
+        )
 
 
 def _frozen(ranks: RanksReading) -> Iterator[Suspicion]:
@@ -344,6 +367,12 @@ def _row(process: RankProcess) -> dict[str, Any]:
     }
 
 
+def _ras_culprit(suspicions: list[Suspicion]) -> int | None:
+    return next(
+        (item.evidence["odd_ranks"][0] for item in suspicions if item.evidence.get("odd_ranks")), None
+    )
+
+
 def _subject(suspicions: list[Suspicion]) -> str | None:
     for item in suspicions:
         for row in (*item.evidence.get("processes", ()), *item.evidence.get("ended", ())):
@@ -360,6 +389,6 @@ def _subject(suspicions: list[Suspicion]) -> str | None:
 COLLECTIVE = Check(
     title="Collectives",
     rules=RULES,
-    reads=READS | {"ras", "stacks"},
+    reads=READS | {"ras", "stacks", "flight_recorder"},
     judge=check_collective,
 )

@@ -378,6 +378,6 @@ def _summary(completion: CompletionReading | None) -> dict[str, Any]:
 SERVING = Check(
     title="Engine",
     rules=RULES,
-    reads=READS | {"ras", "stacks", "kernel_log"},
+    reads=READS | {"ras", "stacks", "flight_recorder", "kernel_log"},
     judge=check_serving,
 )

@@ -1,0 +1,284 @@
+"""The rank that the others wait for: by its state, by flight recorder dumps of real processes, by its stack; never a guess."""
+
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
+from gpu_actions.snapshot.collectors.flight_recorder import (
+    FlightDump,
+    FlightReading,
+    RecordedCollective,
+    collect_flight_recorder,
+)
+from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
+from gpu_actions.snapshot.collectors.stacks import StackReading, StacksReading, both
+from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.triage.culprit import Kind, culprits_of
+from gpu_actions.triage.judge import judge
+from tests.gpu_actions.triage import builders as make
+
+FLAT = make.engine(tokens=(1000, 1000))
+HUNG = make.completion("timeout", tokens=0)
+
+
+def stuck(**changes: Any) -> Snapshot:
+    return make.healthy(engine=FLAT, completion=HUNG, **{"ras": None, **changes})
+
+
+def dumps(*entries: tuple[int, str, str], group: str = "tp") -> FlightReading:
+    """Return dumps of ranks 0, 1, ... with their newest collective: sequence, operation, sizes."""
+    return FlightReading(
+        dumps=tuple(
+            FlightDump(
+                rank=rank, pid=200 + rank, age_s=1,
+                entries=(RecordedCollective(group=group, sequence=number, operation=name, sizes=sizes, state="started"),),
+            )
+            for rank, (number, name, sizes) in enumerate(entries)
+        )
+    )  # fmt: skip
+
+
+def stacks(*where: str | None) -> StacksReading:
+    """Return stacks of ranks 0, 1, ...: inside an all-reduce (None), or in a function."""
+    return StacksReading(
+        stacks=tuple(
+            StackReading(
+                pid=200 + rank,
+                rank=rank,
+                collective="all_reduce" if name is None else None,
+                frames=(name or "all_reduce (d.py:1)",),
+            )
+            for rank, name in enumerate(where)
+        )
+    )
+
+
+def blocked(rank: int, wchan: str) -> RanksReading:
+    reading = make.ranks(4)
+    processes = tuple(
+        one.model_copy(update={"state_first": "D", "state_last": "D", "wchan": wchan, "cpu_s": 0.0})
+        if one.rank == rank
+        else one
+        for one in reading.processes
+    )
+    return reading.model_copy(update={"processes": processes})
+
+
+SUM = ("nccl:all_reduce", "[[8, 4096]]")
+NFS = "rpc_wait_bit_killable"
+OTHER = (9, "nccl:broadcast", "[[1]]")
+LONGER = (9, "nccl:all_reduce", "[[8, 4097]]")
+CASES: dict[str, tuple[Snapshot, list[tuple[int, Kind]], str]] = {
+    "a stopped rank": (stuck(ranks=make.ranks(8, r1="T")), [(1, Kind.STOPPED)], "kill -CONT 201"),
+    "two stopped ranks": (
+        stuck(ranks=make.ranks(8, r1="T", r5="T")), [(1, Kind.STOPPED), (5, Kind.STOPPED)], "kill -CONT 205"
+    ),
+    "a zombie": (stuck(ranks=make.ranks(8, r3="Z")), [(3, Kind.DEAD)], "a rank does not come back alone"),
+    "a rank blocked in the driver": (stuck(ranks=blocked(2, "nvidia_ioctl")), [(2, Kind.KERNEL)], "Look at its GPU"),
+    "a rank that waits for a network file system": (stuck(ranks=blocked(2, NFS)), [(2, Kind.HOST)], "file systems"),
+    "a rank that is a collective behind": (
+        stuck(flight_recorder=dumps((9, *SUM), (9, *SUM), (8, *SUM), (9, *SUM))), [(2, Kind.BEHIND)], ""
+    ),
+    "a rank in another collective": (
+        stuck(flight_recorder=dumps((9, *SUM), (9, *SUM), OTHER, (9, *SUM))), [(2, Kind.OTHER_COLLECTIVE)], ""
+    ),
+    "a rank with another size": (
+        stuck(flight_recorder=dumps((9, *SUM), LONGER, (9, *SUM))), [(1, Kind.OTHER_COLLECTIVE)], ""
+    ),
+    "a rank outside the collective": (
+        stuck(stacks=stacks(None, None, "load_weights (loader.py:12)", None)), [(2, Kind.OUTSIDE)], ""
+    ),
+    "a stopped rank beside a dump that names another": (
+        stuck(ranks=make.ranks(4, r1="T"), flight_recorder=dumps((9, *SUM), (8, *SUM), (9, *SUM))), [(1, Kind.STOPPED)], ""
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rank_that_the_others_wait_for_is_named_with_the_kind(name: str) -> None:
+    snapshot, expected, todo = CASES[name]
+    assert [(one.rank, one.kind) for one in culprits_of(snapshot)] == expected
+    verdict = judge(snapshot)
+    assert (verdict.verdict, verdict.cause) == ("fall_back", "nccl_hang"), verdict.findings
+    hang = next(finding for finding in verdict.findings if finding.id == "collective.hang")
+    assert hang.subject == f"rank {expected[0][0]}"
+    assert f"rank {expected[0][0]} " in hang.summary
+    assert todo in hang.action
+    assert [row["rank"] for row in hang.evidence["culprits"]] == [rank for rank, _ in expected]
+
+
+NOBODY: dict[str, Snapshot] = {
+    "all ranks in the collective": stuck(stacks=stacks(None, None, None, None)),
+    "half of the ranks in it": stuck(stacks=stacks(None, None, "f (a.py:1)", "f (a.py:1)")),
+    "dumps that agree": stuck(flight_recorder=dumps((9, *SUM), (9, *SUM))),
+    "two ranks of which each is in another collective": stuck(
+        flight_recorder=dumps((9, *SUM), (9, "nccl:broadcast", "[]"))
+    ),
+    "one dump only": stuck(flight_recorder=dumps((9, *SUM))),
+    "a stack on its way": stuck(
+        stacks=StacksReading(
+            stacks=(
+                *stacks(None, None).stacks,
+                StackReading(pid=203, rank=3, steady=False, frames=("f (a.py:1)",)),
+            )
+        )
+    ),
+    "a rank that blocks for an instant": stuck(
+        ranks=RanksReading(processes=(RankProcess(pid=200, rank=0, state_first="S", state_last="D"),))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOBODY)
+def test_nobody_is_named_where_the_evidence_singles_nobody_out(name: str) -> None:
+    assert culprits_of(NOBODY[name]) == ()
+
+
+def test_the_candidates_are_listed_where_nobody_is_singled_out() -> None:
+    hang = next(f for f in judge(NOBODY["all ranks in the collective"]).findings if f.id == "collective.hang")
+    assert "the culprit is among ranks 0, 1, 2" in hang.summary
+
+
+def test_a_tier_of_one_process_has_no_collective_to_hang_in() -> None:
+    base = stuck(ranks=make.ranks(1, r0="T"), expected={"gpus": 1, "ranks": 1})
+    verdict = judge(base)
+    assert verdict.cause == "engine_stalled"
+    assert "kill -CONT" in verdict.action
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "collective", "steady"),
+    [
+        ("all_reduce", "all_reduce", "all_reduce", True),
+        ("all_reduce", None, None, False),
+        (None, "all_reduce", None, False),
+    ],
+)
+def test_a_stack_counts_as_inside_only_if_it_was_so_twice(
+    first: str | None, second: str | None, collective: str | None, steady: bool
+) -> None:
+    def reading(name: str | None) -> StackReading:
+        return StackReading(pid=1, rank=0, collective=name, frames=((name or "sample") + " (a.py:1)",))
+
+    found = both(reading(first), reading(second))
+    assert (found.collective, found.steady) == (collective, steady)
+    half_read = StackReading(pid=1, rank=0, outcome="failed", detail="failed to read")
+    assert both(half_read, reading("all_reduce")).outcome == "failed"
+    assert both(reading("all_reduce"), half_read).outcome == "failed"
+
+
+def dump(sequence: int, operation: str = "nccl:all_reduce") -> bytes:
+    """Return a flight recorder dump in the form of PyTorch 2.9, as far as it is read."""
+    entries = [
+        {
+            "frames": [], "record_id": number, "pg_id": 0, "process_group": ("0", "tp"), "collective_seq_id": number,
+            "p2p_seq_id": 0, "op_id": number, "profiling_name": operation, "time_created_ns": 1, "input_sizes": [[8, 4096]],
+            "input_dtypes": ["BFloat16"], "output_sizes": [[8, 4096]], "state": "completed" if number < sequence else "started",
+            "is_p2p": False, "retired": number < sequence, "timeout_ms": 600000,
+        }
+        for number in range(max(1, sequence - 3), sequence + 1)
+    ]  # fmt: skip
+    return pickle.dumps({"version": "2.10", "pg_config": {}, "pg_status": {}, "entries": entries})
+
+
+@pytest.fixture
+def tier(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run three ranks whose flight recorders write into the test's folder."""
+    environment = {"PATH": os.environ["PATH"], "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(tmp_path / "trace_")}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(300)", "--rank", str(rank)], env=environment
+        )
+        for rank in range(3)
+    ]
+    yield ranks
+    for process in ranks:
+        process.kill()
+        process.wait()
+
+
+def source_of(ranks: list[subprocess.Popen[bytes]], *, stuck: bool = True) -> Source:
+    reading = RanksReading(
+        processes=tuple(
+            RankProcess(pid=one.pid, rank=rank, state_first="S", state_last="S", age_s=60)
+            for rank, one in enumerate(ranks)
+        )
+    )
+    return Source(
+        target=TriageTarget(),
+        limits=TriageThresholds(),
+        window_s=0,
+        readings={"ranks": reading},
+        is_stuck=lambda: stuck,
+    )
+
+
+async def test_dumps_of_real_processes_name_the_rank_that_is_behind(
+    tier: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    with pytest.raises(CollectorSkipped, match="no rank has written"):
+        await collect_flight_recorder(source_of(tier))
+    for rank, sequence in enumerate((41, 40, 41)):
+        (tmp_path / f"trace_{rank}").write_bytes(dump(sequence))
+    with pytest.raises(CollectorSkipped, match="not stuck"):
+        await collect_flight_recorder(source_of(tier, stuck=False))
+    reading = await collect_flight_recorder(source_of(tier))
+    assert [one.entries[0].sequence for one in reading.dumps] == [41, 40, 41]
+    (culprit,) = culprits_of(stuck_with(reading))
+    assert (culprit.rank, culprit.kind) == (1, Kind.BEHIND)
+
+
+def stuck_with(reading: FlightReading) -> Snapshot:
+    return stuck(ranks=make.ranks(3), flight_recorder=reading)
+
+
+class Bomb:
+    """A pickle that would run a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+async def test_a_dump_that_would_run_code_runs_none_and_the_others_are_read(
+    tier: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    secret = tmp_path / "secret"
+    secret.write_bytes(dump(9))
+    (tmp_path / "trace_0").write_bytes(pickle.dumps({"entries": [Bomb(ran)]}))
+    (tmp_path / "trace_1").write_bytes(dump(12))
+    (tmp_path / "trace_2").symlink_to(secret)
+    reading = await collect_flight_recorder(source_of(tier))
+    assert not ran.exists()
+    assert "posix.system" in reading.dumps[0].problem
+    assert reading.dumps[1].entries[0].sequence == 12
+    assert "without following a link" in reading.dumps[2].problem
+    assert culprits_of(stuck_with(reading)) == ()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no pickle", pickle.dumps([1]), pickle.dumps({"entries": 3}), dump(5)[:-9]]
+)
+async def test_a_broken_dump_is_named(
+    tier: list[subprocess.Popen[bytes]], tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "trace_0").write_bytes(content)
+    if content:
+        with pytest.raises(CollectorFailed, match="no dump could be parsed"):
+            await collect_flight_recorder(source_of(tier))
+    else:
+        assert (await collect_flight_recorder(source_of(tier))).dumps[0].problem
+    await asyncio.sleep(0)
