@@ -36,13 +36,13 @@ from bot.slack.reports import Reports
 from bot.store.retention import sweep_rows
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
-from bot.systemd_notify import keep_alive
 from bot.watch.alertmanager import Webhook
 from bot.watch.alerts import Alerts
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors
 from bot.watch.scheduler import Schedule
 from bot.web.server import web_app
+from bot.web.service_notify import keep_alive
 from gpu_actions.action import ActionSpec
 from gpu_actions.registry import actions
 from handlers import register, stamp_arrival
@@ -105,7 +105,7 @@ async def serve_worker(settings: Settings) -> int:
 
 
 async def _until(stop: asyncio.Event) -> None:
-    """Wait for the end, and tell systemd meanwhile that this process lives."""
+    """Wait for the end, and tell the service manager meanwhile that this process lives."""
     alive = asyncio.create_task(keep_alive())
     try:
         await stop.wait()

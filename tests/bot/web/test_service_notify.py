@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.systemd_notify import keep_alive, notify
+from bot.web.service_notify import keep_alive, notify
 
 
 async def test_systemd_hears_that_the_bot_is_up_and_then_that_it_lives(
