@@ -108,12 +108,17 @@ def doctor(config: ConfigOption = None, json_output: Annotated[bool, typer.Optio
 
 
 @app.command()
-def manifest(config: ConfigOption = None) -> None:
+def manifest(
+    config: ConfigOption = None,
+    http: Annotated[
+        str, typer.Option("--http", help="for HTTP mode: the public https address of the bot")
+    ] = "",
+) -> None:
     """Print the Slack app manifest for these settings."""
     from bot.slack.manifest import render
     from handlers import SLASH_COMMANDS
 
-    typer.echo(render(_settings(config).slack, SLASH_COMMANDS), nl=False)
+    typer.echo(render(_settings(config).slack, SLASH_COMMANDS, http_url=http), nl=False)
 
 
 @app.command()

@@ -46,8 +46,13 @@ def bot_scopes() -> list[str]:
     return sorted(used | {"commands"})
 
 
-def manifest(slack: SlackSettings, commands: Iterable[CommandText]) -> dict[str, Any]:
-    """Return the manifest as data, with the commands as the settings name them."""
+def manifest(slack: SlackSettings, commands: Iterable[CommandText], *, http_url: str = "") -> dict[str, Any]:
+    """Return the manifest as data, with the commands as the settings name them.
+
+    With `http_url`, the public address of the bot, it is one for HTTP mode: Slack then needs it with every command.
+    """
+    request = {"request_url": f"{http_url.rstrip('/')}/slack/events"} if http_url else {}
+    address = {"url": request["request_url"]} if request else {}
     return {
         "display_information": {
             "name": "gpu-oncall",
@@ -67,25 +72,26 @@ def manifest(slack: SlackSettings, commands: Iterable[CommandText]) -> dict[str,
                     "description": command.summary,
                     "usage_hint": command.hint,
                     "should_escape": False,
+                    **address,
                 }
                 for command in commands
             ],
         },
         "oauth_config": {"scopes": {"bot": bot_scopes()}},
         "settings": {
-            "event_subscriptions": {"bot_events": sorted(EVENT_SCOPES)},
-            "interactivity": {"is_enabled": True},
+            "event_subscriptions": {"bot_events": sorted(EVENT_SCOPES), **request},
+            "interactivity": {"is_enabled": True, **request},
             "org_deploy_enabled": False,
-            "socket_mode_enabled": slack.mode == "socket",
+            "socket_mode_enabled": slack.mode == "socket" and not http_url,
             "token_rotation_enabled": False,
         },
     }
 
 
-def render(slack: SlackSettings, commands: Iterable[CommandText]) -> str:
+def render(slack: SlackSettings, commands: Iterable[CommandText], *, http_url: str = "") -> str:
     """Return the manifest as YAML to paste at api.slack.com/apps. Every scalar is JSON, which YAML reads unchanged."""
     head = "# Slack app manifest of gpu-oncall. Made by `gpu-oncall manifest`.\n"
-    return head + _yaml(manifest(slack, commands), 0)
+    return head + _yaml(manifest(slack, commands, http_url=http_url), 0)
 
 
 def _yaml(value: Any, depth: int) -> str:
