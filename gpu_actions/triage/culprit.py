@@ -98,9 +98,10 @@ def _by_state(processes: Sequence[RankProcess]) -> Iterator[Culprit]:
                 "Restart the tier: a rank does not come back alone.",
             )
         elif state in ("T", "t") and process.state_first in ("T", "t"):
-            yield Culprit(
-                process.rank, Kind.STOPPED, f"pid {process.pid}", f"kill -CONT {process.pid} lets it go on."
-            )
+            todo = f"kill -CONT {process.pid} lets it go on."
+            if state == "t":
+                todo = f"Detach the debugger of pid {process.pid} (TracerPid in /proc/{process.pid}/status)."
+            yield Culprit(process.rank, Kind.STOPPED, f"pid {process.pid}", todo)
         elif state == process.state_first == "D" and not process.cpu_s:
             wait = process.wchan or "unknown function"
             on_host = any(word in wait for word in HOST_WAITS)

@@ -96,6 +96,10 @@ async def test_a_stopped_rank_under_a_stalled_engine_is_a_hang_with_its_state_as
     row = hang.evidence["process_states"]["processes"][0]
     assert (row["pid"], row["rank"], row["state"], hang.subject) == (child, 1, "T", "rank 1")
     assert hang.evidence["progress"]["running"] == 2
+    command = f"kill -CONT {child}"
+    assert command in verdict.action
+    subprocess.run(command.split(), check=True)
+    wait_for(lambda: process_state(child) != "T")
 
 
 async def test_a_killed_rank_under_a_stalled_engine_is_a_hang_that_names_the_rank(

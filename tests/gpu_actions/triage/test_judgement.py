@@ -47,6 +47,19 @@ def test_a_hang_names_the_rank_its_state_and_the_figures_of_both_sources() -> No
     assert verdict.fallback_gpu is not None
 
 
+@pytest.mark.parametrize(
+    ("states", "pids"), [({"r1": "T"}, [201]), ({"r1": "T", "r3": "T"}, [201, 203]), ({"r1": "t"}, [])]
+)
+def test_kill_cont_is_advised_for_stopped_ranks_but_not_for_one_that_a_debugger_holds(
+    states: dict[str, str], pids: list[int]
+) -> None:
+    verdict = judge(make.healthy(engine=FLAT, completion=HUNG, ranks=make.ranks(8, **states)))
+    assert verdict.cause == "nccl_hang"
+    assert verdict.action.count("kill -CONT") == len(pids)
+    assert all(f"kill -CONT {pid} " in verdict.action for pid in pids)
+    assert pids or "debugger" in verdict.action
+
+
 def test_the_fallback_gpu_is_the_coolest_one_without_findings() -> None:
     verdict = judge(make.healthy(nvml=make.links_down({0: (1,), 1: (2,)})))
     assert verdict.fallback_gpu is not None
