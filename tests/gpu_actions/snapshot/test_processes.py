@@ -98,7 +98,7 @@ async def test_a_stopped_rank_under_a_stalled_engine_is_a_hang_with_its_state_as
     assert hang.evidence["progress"]["running"] == 2
     command = f"kill -CONT {child}"
     assert command in verdict.action
-    subprocess.run(command.split(), check=True)
+    await asyncio.to_thread(subprocess.run, command.split(), check=True)
     wait_for(lambda: process_state(child) != "T")
 
 
