@@ -24,8 +24,10 @@ from typing import Any
 import aiohttp
 
 from benchmarks.gpu.conditions import conditions
+from benchmarks.gpu.flight import flight_recorder
 from benchmarks.gpu.golden import golden_prompts
 from benchmarks.gpu.runbook import whole_runbook
+from benchmarks.gpu.traces import traces
 from gpu_actions.config.host import EngineConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.loadtest.child import run_in_child
@@ -307,6 +309,8 @@ SECTIONS: dict[str, tuple[Callable[[Validation], Awaitable[Record]], float]] = {
     "frozen_rank": (triage_frozen_rank, 120),
     "sleeping_rank": (triage_sleeping_rank, 150),
     "conditions": (conditions, 200),
+    "traces": (traces, 200),
+    "flight_recorder": (flight_recorder, 120),
     "load": (load_tests, 240),
     "golden": (golden_prompts, 240),
     "runbook": (runbook, 300),

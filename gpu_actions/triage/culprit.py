@@ -65,7 +65,7 @@ def culprits_of(snapshot: Snapshot) -> tuple[Culprit, ...]:
     processes = snapshot.ranks.processes if snapshot.ranks is not None else ()
     for source in (
         _by_state(processes),
-        _by_flight_recorder(snapshot.flight_recorder),
+        recorded_culprits(snapshot.flight_recorder),
         _by_stacks(snapshot.stacks.stacks if snapshot.stacks is not None else ()),
     ):
         if found := tuple(source):
@@ -76,7 +76,7 @@ def culprits_of(snapshot: Snapshot) -> tuple[Culprit, ...]:
 def elsewhere_of(snapshot: Snapshot) -> tuple[Culprit, ...]:
     """Return the culprits that only flight recorder dumps or stacks name: a second source of their own for a hang."""
     stacks = snapshot.stacks.stacks if snapshot.stacks is not None else ()
-    return tuple(_by_flight_recorder(snapshot.flight_recorder)) or tuple(_by_stacks(stacks))
+    return tuple(recorded_culprits(snapshot.flight_recorder)) or tuple(_by_stacks(stacks))
 
 
 def candidates_of(snapshot: Snapshot) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ def _by_state(processes: Sequence[RankProcess]) -> Iterator[Culprit]:
             yield Culprit(process.rank, kind, f"{wait}, pid {process.pid}", todo)
 
 
-def _by_flight_recorder(reading: FlightReading | None) -> Iterator[Culprit]:
+def recorded_culprits(reading: FlightReading | None) -> Iterator[Culprit]:
     """Find the ranks whose newest collective is older, or differs from that of most ranks."""
     if reading is None:
         return
