@@ -34,8 +34,8 @@ async def traces(validation: Any) -> dict[str, Any]:
         engine,
         _,
     ):
+        await engine.start_profile(max_iterations=200)  # takes seconds on a GPU: CUPTI starts
         until = time.monotonic() + 4
-        await engine.start_profile(max_iterations=200)
 
         async def stream(number: int) -> None:
             while time.monotonic() < until:
@@ -79,8 +79,13 @@ def run_nsys(nsys: str, work: Path, out: Path) -> dict[str, Any]:
         [nsys, "export", "--type", "sqlite", "-o", str(export), "--force-overwrite", "true", str(report)],
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode != 0:
-            return {"failed": " ".join(command[:2]), "words": (done.stderr + done.stdout)[-600:]}
+        written = sorted(path.name for path in work.glob("report*"))
+        if done.returncode != 0 or not written:
+            return {
+                "failed": " ".join(command[:2]),
+                "written": written,
+                "words": (done.stderr + done.stdout)[-900:],
+            }
     return summarise((export,), out)
 
 
