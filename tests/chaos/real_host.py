@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -109,8 +110,8 @@ class RealHost:
             assert run is not None
             if run.status.final:
                 return run, died
-            if self.workers[-1].poll() is not None:
-                died += 1
+            if (code := self.workers[-1].poll()) is not None:
+                died += code == -signal.SIGKILL
                 self.worker(mode)
             assert time.monotonic() < deadline, (run, (self.folder / "worker.log").read_text()[-2000:])
             await asyncio.sleep(0.05)

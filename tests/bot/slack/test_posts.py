@@ -115,6 +115,7 @@ async def test_a_post_behind_more_than_one_page_of_messages_is_found(tmp_path: P
         assert (await find_posts(it.bot.client, in_thread)).notes["k"] == note
 
 
+@pytest.mark.heavy
 async def test_twenty_runs_at_once_stay_within_slacks_limits(tmp_path: Path) -> None:
     """The workspace refuses the 51st edit of a minute; the bot must not get there."""
     slack = Slack()

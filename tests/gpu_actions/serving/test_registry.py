@@ -47,7 +47,7 @@ def test_a_unit_and_a_router_are_of_the_kind_that_the_settings_name() -> None:
     ("changes", "said"),
     [
         ({"driver": "systmd"}, r"'systmd' is not known; did you mean 'systemd'\? known: process, systemd"),
-        ({"argv": ["true"]}, "driver is missing; set it to one of: process, systemd, commands"),
+        ({"argv": ["true"]}, "driver is missing; set it to one of: process, systemd, container, commands"),
         ({"driver": "process"}, "argv"),
         ({"driver": 7}, "7 is not known"),
     ],
