@@ -43,7 +43,8 @@ def _of_gpu(gpu: GpuReading, own: Collection[int], limits: TriageThresholds) -> 
     sample = gpu.latest
     if gpu.error is not None or sample.utilisation_percent is None:
         return Activity.UNKNOWN
-    if any((one.sm_percent or 0) >= STRANGER_PERCENT for one in strangers_of(gpu, own)):
+    shares = [one.sm_percent for one in strangers_of(gpu, own)]
+    if any(share is None or share >= STRANGER_PERCENT for share in shares):
         mine = [one.sm_percent for one in gpu.processes if one.pid in own]
         return (
             Activity.IDLE

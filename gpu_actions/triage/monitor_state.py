@@ -31,6 +31,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         "engine_down",
         "engine_stalled",
         "engine_errors",
+        "gpu_hogged",
         "serving_regression",
         "router_down",
     ),

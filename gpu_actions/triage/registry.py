@@ -12,6 +12,7 @@ from gpu_actions.triage.checks.nvlink import NVLINK
 from gpu_actions.triage.checks.pcie import PCIE
 from gpu_actions.triage.checks.router import ROUTER
 from gpu_actions.triage.checks.serving import SERVING
+from gpu_actions.triage.checks.strangers import STRANGERS
 from gpu_actions.triage.rule import Rule
 
 CHECKS: tuple[Check, ...] = (
@@ -21,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     COLLECTIVE,
     ROUTER,
     GPUS,
+    STRANGERS,
     NVLINK,
     FABRIC,
     PCIE,

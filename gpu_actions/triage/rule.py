@@ -34,6 +34,7 @@ CAUSES: tuple[str, ...] = (
     "router_down",
     "frozen_tier_runs",
     "row_remap_pending",
+    "gpu_hogged",
     "serving_regression",
     "thermal",
     "throttling",

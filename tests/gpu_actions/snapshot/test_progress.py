@@ -109,6 +109,29 @@ async def test_a_prefill_is_told_from_a_hang_by_utilisation_and_power(
     assert snapshot.nvml.gpus[0].processes[0].name.startswith("python")
 
 
+async def test_a_stranger_on_a_gpu_of_the_tier_is_named_with_its_share(
+    start_engine: StartEngine, fake_nvml: Callable[..., Path], tmp_path: Path
+) -> None:
+    engine = await start_engine(running=1, tokens_per_s=9)
+    log = tmp_path / "kernel.log"
+    log.write_text("kernel: usb 1-1: new device\n")
+    with ranks(SLEEP) as pids, ranks(SLEEP) as strangers:
+        fake_nvml(
+            "gpus=8", f"gpu.*.process={pids[0]}", "gpu.*.process_sm=4", f"gpu.5.stranger={strangers[0]}",
+            "gpu.5.stranger_sm=93", "gpu.5.stranger_mib=10240", "gpu.*.utilisation=97", "gpu.*.power_mw=300000",
+        )  # fmt: skip
+        _, verdict = await triage_of(engine.url, pids, expect_gpus=8, kernel_log=log)
+    assert (verdict.verdict, verdict.cause) == ("watch", "gpu_hogged"), verdict.findings
+    for part in (
+        "GPU 5",
+        "python",
+        f"(pid {strangers[0]}) uses 93 % and holds 10.0 GiB",
+        "own processes 4 %",
+    ):
+        assert part in verdict.summary
+    assert verdict.fallback_gpu is not None and verdict.fallback_gpu.index != 5
+
+
 async def test_a_monitor_reads_the_gpus_only_once_requests_are_stuck(
     start_engine: StartEngine, fake_nvml: Callable[..., Path]
 ) -> None:

@@ -58,6 +58,20 @@ def of_four(nvml: NvmlReading) -> Snapshot:
     )
 
 
+def shared(*, own_sm: float, stranger_sm: float | None = None, watts: float = 300) -> NvmlReading:
+    """Return GPUs on which the tier's ranks run at some power, and a stranger on GPU 2."""
+    base = make.nvml()
+    gpus = []
+    for one in base.gpus:
+        rows = [GpuProcess(pid=200 + one.index, memory_mib=60000, sm_percent=own_sm, name="python3")]
+        if one.index == 2 and stranger_sm is not None:
+            rows.append(GpuProcess(pid=9999, memory_mib=9000, sm_percent=stranger_sm, name="train.py"))
+        sample = one.first.model_copy(update={"power_w": watts, "utilisation_percent": 100})
+        changes = {"processes": tuple(rows), "power_limit_w": 700.0, "first": sample, "last": sample}
+        gpus.append(one.model_copy(update=changes))
+    return base.model_copy(update={"gpus": tuple(gpus)})
+
+
 Make = Callable[[], Snapshot]
 CASES: dict[str, tuple[Make, str, str]] = {
     **{
@@ -161,5 +175,45 @@ CASES: dict[str, tuple[Make, str, str]] = {
         ),
         "watch",
         "memory_held",
+    ),
+    "a stranger that takes nearly all of a GPU": (
+        lambda: make.healthy(nvml=shared(own_sm=2, stranger_sm=97)),
+        "watch",
+        "gpu_hogged",
+    ),
+    "a stranger that makes the tier slow": (
+        lambda: make.healthy(nvml=shared(own_sm=2, stranger_sm=97), completion=make.completion(e2e_ms=3900)),
+        "watch",
+        "gpu_hogged",
+    ),
+    "a stranger that computes while the tier hangs": (
+        lambda: make.healthy(
+            nvml=shared(own_sm=1, stranger_sm=97, watts=150),
+            engine=FLAT,
+            completion=HUNG,
+            ranks=make.ranks(8, r1="T"),
+        ),
+        "fall_back",
+        "nccl_hang",
+    ),
+    "a stranger that only holds memory": (
+        lambda: make.healthy(nvml=shared(own_sm=90, stranger_sm=0)),
+        "healthy",
+        "none",
+    ),
+    "processes of which none is known": (
+        lambda: make.healthy(nvml=make.with_gpu(2, processes=(GpuProcess(pid=7, sm_percent=97),))),
+        "healthy",
+        "none",
+    ),
+    "a long prefill": (
+        lambda: make.healthy(engine=FLAT, completion=HUNG, nvml=shared(own_sm=60, watts=300)),
+        "healthy",
+        "none",
+    ),
+    "ranks that spin in a collective": (
+        lambda: make.healthy(engine=FLAT, completion=HUNG, nvml=shared(own_sm=100, watts=150)),
+        "unknown",
+        "engine_stalled",
     ),
 }
