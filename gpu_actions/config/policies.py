@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from gpu_actions.models import Frozen
 
@@ -58,24 +58,30 @@ def limits_text(limits: LatencyLimits) -> str:
 class LoadPolicy(Frozen):
     """The shape of a load test. The defaults are the runbook's validation: 20 s at 3 QPS, 4 new tokens, prompts 32-64."""
 
-    duration_s: float = Field(default=20, gt=0, le=86_400)
-    target_qps: float = Field(default=3, gt=0, le=100_000)
+    duration_s: float = Field(default=20, gt=0, le=86_400, description="measured part, without the warm-up")
+    target_qps: float = Field(
+        default=3, gt=0, le=100_000, description="requests a second offered (ramp: reached at the end)"
+    )
     max_new_tokens: int = Field(
-        default=4, ge=1, le=100_000, description='new tokens a request; "16-64" is a range'
+        default=4, ge=1, le=100_000, description='exact number of tokens asked for; "16-64" is a range'
     )
     min_new_tokens: int | None = Field(
-        default=None, ge=1, description="shortest answer of the range; default: all have max_new_tokens"
+        default=None, ge=1, le=100_000, description="shortest answer of the range; default: max_new_tokens"
     )
-    prompt_len_min: int = Field(default=32, ge=1)
-    prompt_len_max: int = Field(default=64, ge=1)
-    prompt_lengths: tuple[int, ...] = Field(
+    prompt_len_min: int = Field(default=32, ge=1, le=1_000_000, description="shortest prompt, in tokens")
+    prompt_len_max: int = Field(default=64, ge=1, le=1_000_000, description="longest prompt, in tokens")
+    prompt_lengths: tuple[PositiveInt, ...] = Field(
         default=(), max_length=100, description="lengths drawn equally often, instead of the range"
     )
-    answer_lengths: tuple[int, ...] = Field(
+    answer_lengths: tuple[PositiveInt, ...] = Field(
         default=(), max_length=100, description="new tokens drawn equally often, instead of max_new_tokens"
     )
-    slo_ttft_ms: float = Field(default=2500, gt=0)
-    slo_e2e_ms: float = Field(default=10_000, gt=0)
+    slo_ttft_ms: float = Field(
+        default=2500, gt=0, description="p99 limit, and a good request's limit, from the due time"
+    )
+    slo_e2e_ms: float = Field(
+        default=10_000, gt=0, description="p99 limit, and a good request's limit, from the due time"
+    )
     slo_itl_ms: float | None = Field(
         default=None, gt=0, description="p99 limit of the time between two tokens; default: not judged"
     )
@@ -84,24 +90,25 @@ class LoadPolicy(Frozen):
         gt=0,
         description="p99 limit of E2E divided by the tokens of the answer, in place of slo_e2e_ms: fits mixed lengths",
     )
-    max_error_percent: float = Field(default=1.0, ge=0, le=100)
+    max_error_percent: float = Field(
+        default=1.0, ge=0, le=100, description="more failed requests than this fail the run"
+    )
     timeout_s: float = Field(default=60, gt=0, le=3600, description="a request's deadline, from its due time")
 
     @model_validator(mode="before")
     @classmethod
-    def _token_range(cls, fields: Any) -> Any:
+    def _ranges(cls, fields: Any) -> Any:
         return ranges_of_lengths(split_token_range(fields))
 
     @model_validator(mode="after")
-    def _range_is_a_range(self) -> Self:
-        if self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens ({self.min_new_tokens}) must not be above max_new_tokens ({self.max_new_tokens})"
-            )
-        if self.prompt_len_min > self.prompt_len_max:
-            raise ValueError(
-                f"prompt_len_min ({self.prompt_len_min}) must not be above prompt_len_max ({self.prompt_len_max})"
-            )
+    def _ranges_rise(self) -> Self:
+        for low, high, fix in (
+            ("min_new_tokens", "max_new_tokens", "write the range as 16-64"),
+            ("prompt_len_min", "prompt_len_max", "swap them, or raise prompt_len_max"),
+        ):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and least > most:
+                raise ValueError(f"{low} = {least}: is above {high} = {most}; {fix}")
         return self
 
 

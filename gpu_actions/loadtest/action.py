@@ -18,6 +18,7 @@ from gpu_actions.loadtest.report import (
     JSON_NAME,
     PNG_NAME,
     TEXT_NAME,
+    files_of,
     summary_lines,
     summary_table,
     summary_text,
@@ -25,12 +26,12 @@ from gpu_actions.loadtest.report import (
 from gpu_actions.loadtest.request import LoadTestArguments, refuse_above_caps, requested_spec
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict, read_result
 from gpu_actions.loadtest.stoppable import run_until_stopped
-from gpu_actions.models import Artifact
 from gpu_actions.plan import Plan, Step
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.system.files import artifact_of
 
 BASELINE_RUNS = 3
+FILES = {PNG_NAME: "load test", HTML_NAME: "report", JSON_NAME: "figures", TEXT_NAME: "summary"}
 OVERHEAD_S = 120.0
 """Time beside the load and its drain: start of the child, preflight, figures, picture."""
 
@@ -132,18 +133,6 @@ async def plan_loadtest(request: PlanRequest) -> Plan:
     )
 
 
-def _files(folder: Path) -> tuple[Artifact, ...]:
-    """Return the result's files that exist. The picture is shown in the thread itself."""
-    titles = {PNG_NAME: "load test", HTML_NAME: "report", JSON_NAME: "figures", TEXT_NAME: "summary"}
-    return tuple(
-        artifact_of(
-            folder / name, source="python -m gpu_actions.loadtest", title=title, inline=name == PNG_NAME
-        )
-        for name, title in titles.items()
-        if (folder / name).is_file()
-    )
-
-
 def _step_result(result: LoadTestResult, folder: Path) -> StepResult:
     return StepResult(
         summary=summary_lines(result)[0],
@@ -153,7 +142,7 @@ def _step_result(result: LoadTestResult, folder: Path) -> StepResult:
             "table": summary_table(result),
             "folder": str(folder),
         },
-        artifacts=_files(folder),
+        artifacts=files_of(folder, FILES),
         warning=result.verdict is not RunVerdict.PASSED,
     )
 

@@ -5,7 +5,6 @@ overloaded for seconds only.
 """
 
 import asyncio
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -21,14 +20,13 @@ from gpu_actions.loadtest.knee_result import (
     knee_text,
 )
 from gpu_actions.loadtest.knee_search import KneeSearch, Try
-from gpu_actions.loadtest.report import RENDER_TIMEOUT_S, TEXT_NAME
+from gpu_actions.loadtest.report import TEXT_NAME, draw_in_child
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict
 from gpu_actions.loadtest.run import measure
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.verdict import judged_latencies
 from gpu_actions.system.files import write_atomically
-from gpu_actions.system.processes import run_process
-from gpu_actions.system.redact import redacted_json, redacted_tail
+from gpu_actions.system.redact import redacted_json
 
 SHORT_S = 3.0
 FULL_S = (8.0, 15.0)
@@ -288,20 +286,8 @@ def _progress(
 
 
 async def write_knee_files(result: KneeResult, out_dir: Path) -> None:
-    """Write knee.json, summary.txt and knee.png. A picture that fails is reported on standard error and is not an error."""
+    """Write knee.json, summary.txt and knee.png."""
     out_dir.mkdir(parents=True, exist_ok=True)
     json_path = write_atomically(out_dir / KNEE_JSON, redacted_json(result.model_dump_json()))
     write_atomically(out_dir / TEXT_NAME, knee_text(result))
-    argv = [
-        sys.executable,
-        "-m",
-        "gpu_actions.loadtest.knee_picture",
-        str(json_path),
-        str(out_dir / KNEE_PNG),
-    ]
-    drawn = await run_process(argv, timeout_s=RENDER_TIMEOUT_S)
-    if drawn.exit_code != 0:
-        reason = "took too long" if drawn.timed_out else redacted_tail(drawn.stderr.strip(), 300)
-        sys.stderr.write(
-            f"the picture {KNEE_PNG} could not be drawn ({reason}); the other files are complete\n"
-        )
+    await draw_in_child("knee_picture", json_path, out_dir / KNEE_PNG)

@@ -1,20 +1,17 @@
 """The step that searches for the knee: `/loadtest start find=knee`."""
 
-from pathlib import Path
-
 from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.config.policies import limits_text
 from gpu_actions.loadtest.child import find_knee_in_child
 from gpu_actions.loadtest.knee_limits import keep_knee, limits_of
 from gpu_actions.loadtest.knee_result import KNEE_JSON, KNEE_PNG, knee_lines, knee_text, read_knee
-from gpu_actions.loadtest.report import TEXT_NAME
+from gpu_actions.loadtest.report import TEXT_NAME, files_of
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.stoppable import run_until_stopped
-from gpu_actions.models import Artifact
 from gpu_actions.plan import Step
-from gpu_actions.system.files import artifact_of
 
+FILES = {KNEE_PNG: "knee", KNEE_JSON: "figures", TEXT_NAME: "summary"}
 OVERHEAD_S = 90.0
 """Beside the budget: start of the child, the last trial's drain, the picture."""
 
@@ -87,17 +84,6 @@ async def knee(context: StepContext) -> StepResult:
             "knee_folder": str(folder),
             "knee_qps": result.knee_qps,
         },
-        artifacts=_files(folder),
+        artifacts=files_of(folder, FILES),
         warning=result.verdict is not RunVerdict.PASSED,
-    )
-
-
-def _files(folder: Path) -> tuple[Artifact, ...]:
-    titles = {KNEE_PNG: "knee", KNEE_JSON: "figures", TEXT_NAME: "summary"}
-    return tuple(
-        artifact_of(
-            folder / name, source="python -m gpu_actions.loadtest", title=title, inline=name == KNEE_PNG
-        )
-        for name, title in titles.items()
-        if (folder / name).is_file()
     )

@@ -26,6 +26,7 @@ from gpu_actions.loadtest.comparison import ENOUGH_RUNS, Change, Comparison
 from gpu_actions.loadtest.knee_limits import latest_knee
 from gpu_actions.loadtest.recent import RecentTraffic, RecentUnknown, read_recent, tier_in_service
 from gpu_actions.loadtest.report import JSON_NAME
+from gpu_actions.loadtest.request import spec_for_tier
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict, read_result
 from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
@@ -106,19 +107,9 @@ async def mirror(host: Host, *, must_stop: Callable[[], bool] = lambda: False) -
         raise MirrorSkipped(str(error)) from error
     folder = host.state_dir / FOLDER
     kind = await asyncio.to_thread(_kind_of, host, tier, recent, folder)
-    spec = LoadSpec.from_policy(
-        kind.load,
-        url=host.router.url,
-        model=host.tiers[tier].engine.model,
-        name=f"mirrored load of {host.name}",
-        api_key=host.tiers[tier].config.engine.api_key,
-        metrics_url=f"{host.tiers[tier].engine.url}/metrics",
-        gpus=host.tiers[tier].config.gpus,
-        tensor_parallel=host.tiers[tier].config.ranks,
-        warmup_s=0,
-        measure_energy=False,
-        processes=1,
-    )
+    name = f"mirrored load of {host.name}"
+    short = {"warmup_s": 0, "measure_energy": False, "processes": 1}
+    spec = spec_for_tier(kind.load, host.tiers[tier], url=host.router.url, name=name, **short)
     out_dir = folder / "last"
     result = await _run(host, tier, spec, out_dir, must_stop)
     if result.verdict is RunVerdict.VOID:

@@ -111,18 +111,19 @@ class RecentTraffic(Frozen):
             f"answers of {_middle(self.answer_lengths)} (95 %: {self.answer_lengths[-1]})"
         )
 
-    def load(self, base: LoadPolicy, *, target_qps: float, duration_s: float) -> LoadPolicy:
-        """Return this traffic as a load. Limits come from `base`; that per token is scaled to the engine unless it is set."""
+    def load(self, base: LoadPolicy, **shape: float) -> LoadPolicy:
+        """Return this traffic as a load. Duration and limits come from `base`; the limit per token is scaled to the engine
+        unless it is set. `shape` is a rate or a duration of its own."""
         scaled = None if self.e2e_per_token_ms is None else round(SLOW_FACTOR * self.e2e_per_token_ms, 1)
         return LoadPolicy.model_validate(
             {
                 **base.model_dump(),
-                "target_qps": target_qps,
-                "duration_s": duration_s,
+                "target_qps": float(f"{self.requests_per_s:.3g}"),
                 "prompt_lengths": self.prompt_lengths,
                 "answer_lengths": self.answer_lengths,
                 "slo_e2e_per_token_ms": base.slo_e2e_per_token_ms or scaled,
                 "timeout_s": max(base.timeout_s, TIMEOUT_S),
+                **shape,
             }
         )
 

@@ -1,16 +1,19 @@
 """A result for people: five lines for the thread, a page and a picture. The JSON is the source of all three."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from gpu_actions.loadtest.page import page_html
 from gpu_actions.loadtest.result import Distribution, Energy, LoadTestResult, Percentile
 from gpu_actions.loadtest.statistics import unbounded_text
-from gpu_actions.system.files import write_atomically
+from gpu_actions.models import Artifact
+from gpu_actions.system.files import artifact_of, write_atomically
 from gpu_actions.system.processes import run_process
 from gpu_actions.system.redact import redact, redacted_json, redacted_tail
 
 RENDER_TIMEOUT_S = 60
+SOURCE = "python -m gpu_actions.loadtest"
 JSON_NAME, HTML_NAME, PNG_NAME, TEXT_NAME = "load_test.json", "report.html", "report.png", "summary.txt"
 
 
@@ -80,14 +83,28 @@ def _short_ms(value_ms: float | None) -> str:
 
 
 async def write_reports(result: LoadTestResult, out_dir: Path) -> None:
-    """Write all four files, the JSON first. A picture that fails is reported on standard error and is not an error."""
+    """Write all four files, the JSON first."""
     json_path = write_atomically(out_dir / JSON_NAME, redacted_json(result.model_dump_json()))
     write_atomically(out_dir / TEXT_NAME, summary_text(result))
     write_atomically(out_dir / HTML_NAME, page_html(result, summary_lines(result)))
-    argv = [sys.executable, "-m", "gpu_actions.loadtest.picture", str(json_path), str(out_dir / PNG_NAME)]
+    await draw_in_child("picture", json_path, out_dir / PNG_NAME)
+
+
+async def draw_in_child(module: str, json_path: Path, png_path: Path) -> None:
+    """Draw a result with a module of this package. A picture that fails is reported on standard error and is not an error."""
+    argv = [sys.executable, "-m", f"gpu_actions.loadtest.{module}", str(json_path), str(png_path)]
     drawn = await run_process(argv, timeout_s=RENDER_TIMEOUT_S)
     if drawn.exit_code != 0:
         reason = "took too long" if drawn.timed_out else redacted_tail(drawn.stderr.strip(), 300)
         sys.stderr.write(
-            f"the picture {PNG_NAME} could not be drawn ({reason}); the other files are complete\n"
+            f"the picture {png_path.name} could not be drawn ({reason}); the other files are complete\n"
         )
+
+
+def files_of(folder: Path, titles: Mapping[str, str], *, source: str = SOURCE) -> tuple[Artifact, ...]:
+    """Return the files of a result that exist. Pictures are shown in the thread itself."""
+    return tuple(
+        artifact_of(folder / name, source=source, title=title, inline=name.endswith(".png"))
+        for name, title in titles.items()
+        if (folder / name).is_file()
+    )

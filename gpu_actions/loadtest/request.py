@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from gpu_actions.action import PlanRefused
 from gpu_actions.config.host import TierName
 from gpu_actions.config.policies import LoadPolicy, LoadTestSettings
-from gpu_actions.host import Host
+from gpu_actions.host import Host, Tier
 from gpu_actions.loadtest.recent import RecentTraffic
 from gpu_actions.loadtest.spec import LoadSpec, explain_invalid
 from gpu_actions.models import Frozen
@@ -122,24 +122,19 @@ def requested_spec(
     except ValueError as error:
         raise PlanRefused([str(error)]) from error
     if recent is not None:
-        rate = float(f"{recent.requests_per_s:.3g}")
-        policy = recent.load(policy, target_qps=rate, duration_s=policy.duration_s)
+        policy = recent.load(policy)
     typed = _typed(arguments)
     shape: dict[str, Any] = {name: typed[name] for name in ("target_qps", "duration_s") if name in typed}
     policy, notes = lower_to_caps(policy.model_copy(update=shape), settings, host.name)
-    tier = host.tiers[tier_name]
     try:
-        spec = LoadSpec.from_policy(
+        spec = spec_for_tier(
             policy,
+            host.tiers[tier_name],
             url=url,
-            model=tier.engine.model,
             name=f"load test of {host.name}",
             arrival=arguments.arrival,
             seed=arguments.seed or 0,
             nonce=None if arguments.seed is None else 0,
-            metrics_url=f"{tier.engine.url}/metrics",
-            gpus=tier.config.gpus,
-            tensor_parallel=tier.config.ranks,
             **typed,
         )
     except ValidationError as error:
@@ -149,20 +144,25 @@ def requested_spec(
     return spec, (*first, *traffic, *notes)
 
 
+def spec_for_tier(policy: LoadPolicy, tier: Tier, *, url: str, name: str, **overrides: Any) -> LoadSpec:
+    """Return the spec of a load on a tier, or on the router in front of it. Raises pydantic.ValidationError."""
+    about = {
+        "url": url,
+        "model": tier.engine.model,
+        "name": name,
+        "api_key": tier.config.engine.api_key,
+        "metrics_url": f"{tier.engine.url}/metrics",
+        "gpus": tier.config.gpus,
+        "tensor_parallel": tier.config.ranks,
+    }
+    return LoadSpec.model_validate({**policy.model_dump(), **about, **overrides})
+
+
 def _typed(arguments: LoadTestArguments) -> dict[str, Any]:
     """Return the fields of the spec that were typed."""
-    fields = {
-        "target_qps": arguments.qps,
-        "duration_s": arguments.duration,
-        "max_new_tokens": arguments.max_new_tokens,
-        "prompt_len_min": arguments.prompt_len_min,
-        "prompt_len_max": arguments.prompt_len_max,
-        "slo_ttft_ms": arguments.slo_ttft_ms,
-        "slo_e2e_ms": arguments.slo_e2e_ms,
-        "slo_itl_ms": arguments.slo_itl_ms,
-        "slo_e2e_per_token_ms": arguments.slo_e2e_per_token_ms,
-    }
-    typed: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    names = {"qps": "target_qps", "duration": "duration_s"}
+    given = {names.get(name, name): value for name, value in arguments if value is not None}
+    typed = {name: value for name, value in given.items() if name in LoadPolicy.model_fields}
     if "max_new_tokens" in typed:
         typed |= {"min_new_tokens": None, "answer_lengths": ()}  # it replaces the whole range of the profile
     if {"prompt_len_min", "prompt_len_max"} & typed.keys():

@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from gpu_actions.config.policies import LoadPolicy, ranges_of_lengths, split_token_range, token_range
-from gpu_actions.models import Frozen
+from gpu_actions.config.policies import LoadPolicy, token_range
 
 Arrival = Literal["poisson", "constant", "burst", "ramp", "replay"]
 PromptUnit = Literal["auto", "bytes", "words"]
@@ -30,7 +29,7 @@ SWEEP_MARGIN_S = 1.0
 """Deadlines are checked every 0.1-0.5 s. A drain waits a little longer, so that a timeout is classed as one."""
 
 
-class LoadSpec(Frozen):
+class LoadSpec(LoadPolicy):
     """One load test. Times in seconds, prompt lengths in tokens (see `prompt_unit`), rates in requests a second."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -43,10 +42,6 @@ class LoadSpec(Frozen):
     api: Api = Field(default="completions", description="completions or chat")
     api_key: SecretStr | None = Field(default=None, description="sent as a bearer token; never stored")
 
-    duration_s: float = Field(default=20, gt=0, le=86_400, description="measured part, without the warm-up")
-    target_qps: float = Field(
-        default=3, gt=0, le=100_000, description="requests a second offered (ramp: reached at the end)"
-    )
     arrival: Arrival = Field(default="poisson", description="how due times are spread")
     burst_size: int = Field(
         default=10, ge=1, le=100_000, description="requests that are due together (burst)"
@@ -71,22 +66,6 @@ class LoadSpec(Frozen):
         default=2, ge=0, le=3600, description="same load before the measured part, reported separately"
     )
 
-    max_new_tokens: int = Field(
-        default=4, ge=1, le=100_000, description="exact number of tokens asked for, or a range: 16-64"
-    )
-    min_new_tokens: int | None = Field(
-        default=None, ge=1, le=100_000, description="shortest answer of the range; default: max_new_tokens"
-    )
-    prompt_len_min: int = Field(default=32, ge=1, le=1_000_000)
-    prompt_len_max: int = Field(default=64, ge=1, le=1_000_000)
-    prompt_lengths: tuple[int, ...] = Field(
-        default=(),
-        max_length=100,
-        description="lengths drawn equally often, instead of the range; repeatable",
-    )
-    answer_lengths: tuple[int, ...] = Field(
-        default=(), max_length=100, description="new tokens drawn equally often; repeatable"
-    )
     prompt_unit: PromptUnit = Field(
         default="auto",
         description="bytes: 1 ASCII byte a token; words: about 1 word a token; auto: detected by a probe",
@@ -94,24 +73,6 @@ class LoadSpec(Frozen):
     ignore_eos: bool = Field(default=True, description="ask the engine to go on to max_new_tokens")
     require_usage: bool = Field(default=True, description="an answer without usage is an error")
 
-    slo_ttft_ms: float = Field(
-        default=2500, gt=0, description="p99 limit, and a good request's limit, from the due time"
-    )
-    slo_e2e_ms: float = Field(
-        default=10_000, gt=0, description="p99 limit, and a good request's limit, from the due time"
-    )
-    slo_itl_ms: float | None = Field(
-        default=None, gt=0, description="p99 limit of the time between two tokens; default: not judged"
-    )
-    slo_e2e_per_token_ms: float | None = Field(
-        default=None,
-        gt=0,
-        description="p99 limit of E2E divided by the tokens of the answer, in place of slo_e2e_ms",
-    )
-    max_error_percent: float = Field(
-        default=1.0, ge=0, le=100, description="more failed requests than this fail the run"
-    )
-    timeout_s: float = Field(default=60, gt=0, le=3600, description="a request's deadline, from its due time")
     stall_s: float = Field(
         default=10, gt=0, le=3600, description="silence inside a stream that counts as a stall"
     )
@@ -160,25 +121,8 @@ class LoadSpec(Frozen):
         trimmed = value.rstrip("/")
         return trimmed.removesuffix("/v1")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _token_range(cls, fields: Any) -> Any:
-        return ranges_of_lengths(split_token_range(fields))
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.min_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens = {self.min_new_tokens}: is above max_new_tokens = {self.max_new_tokens}; "
-                f"write the range as 16-64"
-            )
-        if min((*self.prompt_lengths, *self.answer_lengths), default=1) < 1:
-            raise ValueError("prompt_lengths and answer_lengths: a length is 1 token or more")
-        if self.prompt_len_min > self.prompt_len_max:
-            raise ValueError(
-                f"prompt_len_min = {self.prompt_len_min}: is above prompt_len_max = {self.prompt_len_max}; "
-                f"swap them, or raise prompt_len_max"
-            )
         if (self.arrival == "replay") != (self.trace_file is not None):
             raise ValueError(
                 f"arrival = {self.arrival}, trace_file = {self.trace_file}: a replay needs a trace_file, "
@@ -228,11 +172,6 @@ class LoadSpec(Frozen):
         """Return the spec as JSON data with its API key in clear text, for the standard input of a child."""
         key = self.api_key.get_secret_value() if self.api_key else None
         return {**self.model_dump(mode="json", exclude={"api_key"}), "api_key": key}
-
-    @classmethod
-    def from_policy(cls, policy: LoadPolicy, *, url: str, model: str, **overrides: Any) -> "LoadSpec":
-        """Build a spec from a host's load policy. `overrides` are further fields of this model."""
-        return cls.model_validate({**policy.model_dump(), "url": url, "model": model, **overrides})
 
 
 _FIXES = {

@@ -60,8 +60,7 @@ async def restore_load(host: Host) -> tuple[LoadPolicy, tuple[str, ...]]:
         except (RecentUnknown, RouterError) as error:
             notes = (f"the load of the settings, because the recent traffic is not known: {error}",)
         else:
-            rate = float(f"{recent.requests_per_s:.3g}")
-            load = recent.load(policy.load, target_qps=rate, duration_s=policy.load.duration_s)
+            load = recent.load(policy.load)
             notes = (recent.text, *recent.notes)
     load, lowered = lower_to_caps(load, host.config.loadtest, host.name)
     return load, (*notes, *lowered)

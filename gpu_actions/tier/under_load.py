@@ -1,19 +1,14 @@
 """A load test as part of a step: it runs in a child process and yields one line of figures and its files as artifacts."""
 
-from pathlib import Path
-
 from gpu_actions.action import StepContext, StepFailed
 from gpu_actions.config.policies import LoadPolicy
 from gpu_actions.host import Tier
 from gpu_actions.loadtest.child import LoadTestBroken, run_in_child
-from gpu_actions.loadtest.report import summary_table, summary_text
+from gpu_actions.loadtest.report import HTML_NAME, JSON_NAME, PNG_NAME, files_of, summary_table, summary_text
+from gpu_actions.loadtest.request import spec_for_tier
 from gpu_actions.loadtest.result import LoadTestResult, RunVerdict
-from gpu_actions.loadtest.spec import LoadSpec
 from gpu_actions.loadtest.target import LoadTestRefused
 from gpu_actions.models import Artifact, Frozen, JsonObject
-from gpu_actions.system.files import artifact_of
-
-SHOWN = (".png", ".html", ".json")
 
 
 class UnderLoad(Frozen):
@@ -58,36 +53,17 @@ async def load_test(
     context: StepContext, tier: Tier, *, url: str, policy: LoadPolicy, name: str, folder: str
 ) -> UnderLoad:
     """Run a load test in a child process, with its files in the run's folder. Raises StepFailed if it cannot run."""
-    spec = LoadSpec.from_policy(
-        policy,
-        url=url,
-        model=tier.engine.model,
-        name=name,
-        api_key=tier.config.engine.api_key,
-        metrics_url=f"{tier.engine.url}/metrics",
-        gpus=tier.config.gpus,
-        tensor_parallel=tier.config.ranks,
-    )
+    spec = spec_for_tier(policy, tier, url=url, name=name)
     out_dir = context.workdir / folder
     try:
         result = await run_in_child(spec, out_dir, lambda now: context.report(now.text, now.fraction))
-    except LoadTestRefused as error:
+    except (LoadTestRefused, LoadTestBroken) as error:
+        refused = isinstance(error, LoadTestRefused)
         raise StepFailed(
-            f"the load test cannot run: {error}", next_action="check the tier's url and model in the settings"
+            f"the load test {'cannot run' if refused else 'broke'}: {error}",
+            next_action="check the tier's url and model in the settings"
+            if refused
+            else "this is a defect of gpu-oncall: its log has more",
         ) from error
-    except LoadTestBroken as error:
-        raise StepFailed(
-            f"the load test broke: {error}", next_action="this is a defect of gpu-oncall: its log has more"
-        ) from error
-    return UnderLoad(result=result, summary=summarise(result), artifacts=artifacts_in(out_dir, name))
-
-
-def artifacts_in(folder: Path, name: str) -> tuple[Artifact, ...]:
-    """Return the result files of a load test. The picture is shown in the thread."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in SHOWN) if folder.is_dir() else []
-    return tuple(
-        artifact_of(
-            path, source="gpu_actions.loadtest", title=f"{name}: {path.name}", inline=path.suffix == ".png"
-        )
-        for path in files
-    )
+    titles = {file: f"{name}: {file}" for file in (JSON_NAME, HTML_NAME, PNG_NAME)}
+    return UnderLoad(result=result, summary=summarise(result), artifacts=files_of(out_dir, titles))
