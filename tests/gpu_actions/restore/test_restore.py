@@ -53,7 +53,9 @@ async def test_a_restore_beside_the_fallback_loses_no_request(site_with: MakeSit
     assert [step for step, _ in statuses(end)] == [*order, "keep-warm", "drain", "stop", "finish"]
     assert (seen.lost, seen.refused) == ([], 0)
     assert [data_of(end, step)["percent"] for step in shifts] == [5, 25, 50, 100]
-    assert all(data_of(end, step)["window"]["requests"] >= 2 for step in shifts), "each stage is judged on requests"
+    assert all(data_of(end, step)["window"]["requests"] >= 2 for step in shifts), (
+        "each stage is judged on requests"
+    )
     assert data_of(end, "finish")["state"] == "tp_serving"
     await site.check_serving("tp")
 
