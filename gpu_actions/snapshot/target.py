@@ -144,12 +144,15 @@ async def target_of_host(
     for name, one in host.tiers.items():
         try:
             state = states[name] = await one.unit.state()
-        except UnitError as error:
-            states[name] = None
+            if runner := await runs_although_frozen(state, one.engine.url):
+                unwanted.append(f"{name} ({runner})")
+        except (
+            UnitError,
+            OSError,
+            psutil.Error,
+        ) as error:  # a driver's failure costs its unit, not the triage
+            states.setdefault(name, None)
             errors[name] = " ".join(str(error).split())[:200] or type(error).__name__
-            continue
-        if runner := await runs_although_frozen(state, one.engine.url):
-            unwanted.append(f"{name} ({runner})")
     chosen: TierName = tier or serving_tier(states)
     others = [one.pids for name, one in states.items() if name != chosen and one is not None and one.active]
     target = target_of_config(

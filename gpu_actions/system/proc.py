@@ -1,4 +1,4 @@
-"""Read processes, ports and control groups from the kernel (proc(5), cgroups(7)).
+"""Read processes and ports from the kernel (proc(5)).
 
 Standard library only, because the supervisor imports this module.
 """
@@ -15,11 +15,6 @@ STAT_BYTES = 4096
 FILE_BYTES = 64 * 1024
 ENVIRONMENT_BYTES = 1024 * 1024
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified"))
-"""Where the service manager's hierarchy is mounted: cgroup v2, v1, and both side by side."""
-CGROUP_V1_ROOTS = tuple(Path("/sys/fs/cgroup") / name for name in ("pids", "memory", "cpu,cpuacct", "cpu"))
-"""Hierarchies of cgroup v1 that a container engine uses."""
 
 
 class ProcessRow(NamedTuple):
@@ -152,33 +147,6 @@ def has_listener(port: int) -> bool:
 def boot_id() -> str:
     """Return the kernel's id of this boot. Start times of another boot mean nothing."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def cgroup_of(pid: int) -> str | None:
-    """Return the control group of a process below its hierarchy's root, or None for the root group itself.
-
-    With cgroup v1 and both versions side by side, the service manager's hierarchy counts, else the one with the longest path:
-    a container engine that is no service manager puts its containers into the controllers' hierarchies only.
-    """
-    groups = []
-    for line in read_file(pid, "cgroup").decode(errors="replace").splitlines():
-        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
-        if path.strip("/"):
-            groups.append((controllers == "" or controllers.startswith("name="), len(path), path))
-    return max(groups)[2] if groups else None
-
-
-def cgroup_pids(group: str) -> tuple[int, ...] | None:
-    """Return the processes in a control group and below it, or None if no hierarchy has the group."""
-    for root in (*CGROUP_ROOTS, *CGROUP_V1_ROOTS):
-        folder = root / group.lstrip("/")
-        if group.strip("/") and (folder / "cgroup.procs").exists():
-            found: set[int] = set()
-            for file in folder.rglob("cgroup.procs"):
-                with contextlib.suppress(OSError):  # the group, or a group below it, ended meanwhile
-                    found.update(int(word) for word in file.read_text().split())
-            return tuple(sorted(found))
-    return None
 
 
 def namespace_pid(pid: int) -> int | None:

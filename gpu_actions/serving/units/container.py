@@ -25,9 +25,10 @@ from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
 from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
 from gpu_actions.serving.units.base import UnitConfig, missing_program
 from gpu_actions.serving.units.folder import FolderUnit
+from gpu_actions.system.cgroups import cgroup_of, cgroup_pids
 from gpu_actions.system.files import write_atomically, write_json
 from gpu_actions.system.folder_lock import make_private_folder
-from gpu_actions.system.proc import ProcessRow, cgroup_of, cgroup_pids, family, is_same, process_table, send
+from gpu_actions.system.proc import ProcessRow, family, is_same, process_table, send
 from gpu_actions.system.processes import ProcessResult, child_environment, run_process
 from gpu_actions.system.redact import redacted_head
 

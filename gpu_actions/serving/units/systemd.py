@@ -27,8 +27,9 @@ from gpu_actions.serving.units.systemd_files import (
     scope_environment_file,
     scope_variables,
 )
+from gpu_actions.system.cgroups import cgroup_pids
 from gpu_actions.system.files import write_atomically
-from gpu_actions.system.proc import cgroup_pids, family, process_table
+from gpu_actions.system.proc import family, process_table
 from gpu_actions.system.processes import ProcessResult, child_environment, run_process
 
 logger = logging.getLogger(__name__)

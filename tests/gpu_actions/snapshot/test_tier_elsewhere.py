@@ -14,7 +14,8 @@ import pytest
 
 from gpu_actions.config.host import EngineConfig, HostConfig, TierConfig
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.host import build_host
+from gpu_actions.host import Host, build_host
+from gpu_actions.serving.interfaces import UnitState
 from gpu_actions.serving.routers.haproxy import HaproxyConfig
 from gpu_actions.serving.units.commands import CommandsUnit
 from gpu_actions.snapshot.collector import CollectorSkipped, Source
@@ -66,6 +67,18 @@ def spawn(script: str, port: int) -> subprocess.Popen[bytes]:
 def launcher() -> subprocess.Popen[bytes]:
     """Start a main process without children, as the front end of an engine whose workers run elsewhere."""
     return subprocess.Popen(["sleep", "300"], start_new_session=True)
+
+
+def make_host(tmp_path: Path, port: int) -> Host:
+    """Build a host whose tiers are started by commands, so that their drivers know no process."""
+    unit = CommandsUnit(start=("true",), stop=("true",), is_active=("true",))
+    tier = TierConfig(engine=EngineConfig(url=f"http://127.0.0.1:{port}", model="m"), unit=unit, server="tp")
+    config = HostConfig(
+        name="h",
+        router=HaproxyConfig(),
+        tiers={"tp": tier, "fallback": tier.model_copy(update={"server": "fallback"})},
+    )
+    return build_host(config, state_dir=tmp_path)
 
 
 @pytest.mark.parametrize("namespace", [False, True])
@@ -120,14 +133,7 @@ async def test_a_tier_without_a_known_process_is_found_as_the_listener_on_its_po
     )
     port = free_port()
     engine = spawn(script, port)
-    unit = CommandsUnit(start=("true",), stop=("true",), is_active=("true",))
-    tier = TierConfig(engine=EngineConfig(url=f"http://127.0.0.1:{port}", model="m"), unit=unit, server="tp")
-    config = HostConfig(
-        name="h",
-        router=HaproxyConfig(),
-        tiers={"tp": tier, "fallback": tier.model_copy(update={"server": "fallback"})},
-    )
-    host = build_host(config, state_dir=tmp_path)
+    host = make_host(tmp_path, port)
     try:
         async with asyncio.timeout(20):
             while (target := await target_of_host(host, tier="tp")).listener is None:
@@ -141,3 +147,16 @@ async def test_a_tier_without_a_known_process_is_found_as_the_listener_on_its_po
         engine.wait()
     with pytest.raises(CollectorSkipped):
         await collect_ranks(source_of(await target_of_host(host, tier="tp"), window_s=0.05))
+
+
+async def test_a_driver_that_fails_in_any_way_costs_its_unit_and_not_the_triage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(tmp_path, free_port())
+
+    async def state() -> UnitState:
+        raise FileNotFoundError(2, "No such file or directory", "/sys/fs/cgroup/docker/gone")
+
+    monkeypatch.setattr(host.tiers["tp"].unit, "state", state)
+    target = await target_of_host(host, tier="tp")
+    assert "/sys/fs/cgroup/docker/gone" in target.unit_error and target.unit_active is None

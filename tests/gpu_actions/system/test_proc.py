@@ -1,17 +1,14 @@
-"""Reading processes and control groups."""
+"""Reading processes."""
 
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from gpu_actions.system import proc
 from gpu_actions.system.proc import (
-    cgroup_pids,
     family,
     process_table,
     read_command,
@@ -73,17 +70,3 @@ def test_a_signal_never_reaches_another_process_with_the_same_pid(parent: subpro
     assert parent.poll() is None
     send(row, signal.SIGKILL)
     assert parent.wait(timeout=10) == -signal.SIGKILL
-
-
-def test_a_control_group_is_read_with_the_groups_below_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(proc, "CGROUP_ROOTS", (tmp_path / "v2", tmp_path / "v1"))
-    for group, pids in (("v1/a.slice/b.service", "7\n"), ("v1/a.slice/b.service/worker", "9\n8\n")):
-        (tmp_path / group).mkdir(parents=True)
-        (tmp_path / group / "cgroup.procs").write_text(pids)
-    (tmp_path / "v1/cgroup.procs").write_text("1\n")
-    assert cgroup_pids("/a.slice/b.service") == (7, 8, 9)
-    assert cgroup_pids("/gone.service") is None
-    assert cgroup_pids("/") is None
-    assert cgroup_pids("") is None

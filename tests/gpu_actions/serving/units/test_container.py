@@ -23,7 +23,8 @@ from gpu_actions.serving.units.container import (
     facts_of,
     judge_container,
 )
-from gpu_actions.system.proc import cgroup_of, cgroup_pids, namespace_pid
+from gpu_actions.system.cgroups import cgroup_of, cgroup_pids
+from gpu_actions.system.proc import namespace_pid
 
 BUSYBOX = shutil.which("busybox")
 needs_podman = pytest.mark.skipif(
