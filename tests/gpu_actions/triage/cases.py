@@ -1,7 +1,27 @@
-"""All cases of the judgement: a name, how to build the host's snapshot, and the verdict and cause that must follow."""
+"""All cases of the judgement: a name, how to build the host's snapshot, and the verdict and cause that must follow.
 
-from tests.gpu_actions.triage import cases_crashes, cases_deep, cases_gpus, cases_kernel_log, cases_serving
+A fourth element names the settings or the baseline that a case is judged by (arguments of `judge`).
+"""
 
-PARTS = (cases_serving, cases_crashes, cases_gpus, cases_kernel_log, cases_deep)
-CASES = {name: case for part in PARTS for name, case in part.CASES.items()}
+from typing import Any
+
+from gpu_actions.models import Verdict
+from gpu_actions.triage.judge import judge
+from tests.gpu_actions.triage import (
+    cases_crashes,
+    cases_deep,
+    cases_gpus,
+    cases_kernel_log,
+    cases_links,
+    cases_serving,
+)
+
+PARTS = (cases_serving, cases_crashes, cases_gpus, cases_links, cases_kernel_log, cases_deep)
+CASES: dict[str, tuple[Any, ...]] = {name: case for part in PARTS for name, case in part.CASES.items()}
 assert len(CASES) == sum(len(part.CASES) for part in PARTS), "two cases have one name"
+
+
+def judge_case(name: str) -> Verdict:
+    """Judge a case by its own settings."""
+    build, _, _, *options = CASES[name]
+    return judge(build(), **(options[0] if options else {}))

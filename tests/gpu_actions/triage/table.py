@@ -1,11 +1,15 @@
-"""Generate docs/triage-cases.md from the tables of cases: `python -m tests.gpu_actions.triage.table`."""
+"""Generate docs/triage-cases.md from the tables of cases, and tests/data/triage_says.txt, which holds every finding of each
+judged case, word for word: `python -m tests.gpu_actions.triage.table`."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from gpu_actions.models import Verdict
 from tests.gpu_actions.snapshot import test_engine_collectors, test_nvml
-from tests.gpu_actions.triage.cases import PARTS
+from tests.gpu_actions.triage.cases import CASES, PARTS, judge_case
 
+SAYS = Path(__file__).parents[2] / "data" / "triage_says.txt"
 PATH = Path(__file__).parents[3] / "docs" / "triage-cases.md"
 HEAD = """# Hosts that triage was tried on
 
@@ -44,5 +48,27 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
+def says_of(name: str, verdict: Verdict, usual: Verdict) -> str:
+    """Return all that a verdict says, but for the findings of a healthy host."""
+    chosen = verdict.fallback_gpu
+    lines = [f"# {name}", f"{verdict.verdict.value} | {verdict.cause} | {verdict.summary} | {verdict.action}"]
+    lines.append(f"causes {', '.join(verdict.causes)} | unread {', '.join(verdict.unread)}")
+    lines.append(f"fallback {chosen.uuid} ({chosen.index}): {chosen.reason}" if chosen else "fallback none")
+    for row in verdict.findings:
+        if row not in usual.findings:
+            evidence = json.dumps(row.evidence, sort_keys=True, default=str)
+            lines.append(f"- {row.id} | {row.severity.value} | {row.subject} | {row.summary} | {evidence}")
+    return "\n".join(lines)
+
+
+def says() -> list[str]:
+    """Return what triage says of each judged case, the healthy host first and in full."""
+    usual = judge_case("a host that serves")
+    nothing = usual.model_copy(update={"findings": ()})
+    texts = [says_of("a healthy host, with the findings that all others share", usual, nothing)]
+    return texts + [says_of(name, judge_case(name), usual) for name in CASES]
+
+
 if __name__ == "__main__":
+    SAYS.write_text("\n\n".join(says()) + "\n", encoding="utf-8")
     PATH.write_text(render(), encoding="utf-8")

@@ -12,7 +12,8 @@ from gpu_actions.triage.baselines import TriageBaseline, baseline_from
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage import cases_crashes, cases_deep, cases_gpus
-from tests.gpu_actions.triage.cases import CASES
+from tests.gpu_actions.triage.cases import CASES, judge_case
+from tests.gpu_actions.triage.table import SAYS, says
 
 FLAT = make.engine(tokens=(1000, 1000))
 HUNG = make.completion("timeout", tokens=0)
@@ -20,8 +21,8 @@ HUNG = make.completion("timeout", tokens=0)
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_host_in_this_state_gets_this_verdict_and_cause(name: str) -> None:
-    build, verdict, cause = CASES[name]
-    judged = judge(build())
+    _, verdict, cause, *_ = CASES[name]
+    judged = judge_case(name)
     assert (judged.verdict.value, judged.cause) == (verdict, cause), [
         f"{f.id}: {f.summary}" for f in judged.findings
     ]
@@ -29,8 +30,18 @@ def test_a_host_in_this_state_gets_this_verdict_and_cause(name: str) -> None:
         assert judged.action and judged.summary
 
 
+def test_triage_says_of_each_host_word_for_word_what_was_agreed() -> None:
+    """Every text and figure is read at 3 a.m.; a change shows in the difference of the file."""
+    agreed = SAYS.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+    for said, before in zip(says(), agreed, strict=False):
+        assert said == before, (
+            f"if it is meant: python -m tests.gpu_actions.triage.table, and read {SAYS.name}"
+        )
+    assert len(says()) == len(agreed), "run make docs"
+
+
 def test_a_snapshot_is_judged_the_same_after_a_round_trip_through_json() -> None:
-    for build, _, _ in CASES.values():
+    for build, *_ in CASES.values():
         snapshot = build()
         again = Snapshot.model_validate_json(snapshot.model_dump_json())
         assert judge(again) == judge(snapshot)
