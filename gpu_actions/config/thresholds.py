@@ -182,6 +182,15 @@ class TriageThresholds(Frozen):
     gemm_ratio: float = Field(
         default=0.7, gt=0, lt=1, description="GEMM rate of a GPU below this share of the baseline"
     )
+    memory_ratio: float = Field(
+        default=0.7, gt=0, lt=1, description="a GPU's memory bandwidth below this share of the baseline"
+    )
+    host_link_ratio: float = Field(
+        default=0.7,
+        gt=0,
+        lt=1,
+        description="copies between host and GPU below this share of the baseline, or of what its slot can do",
+    )
 
     @model_validator(mode="after")
     def _ratios_make_sense(self) -> Self:

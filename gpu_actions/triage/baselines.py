@@ -23,6 +23,10 @@ class TriageBaseline(Frozen):
     )
     p2p_gbps: float | None = Field(default=None, gt=0, description="slowest pair's copy rate")
     gemm_tflops: float | None = Field(default=None, gt=0, description="slowest GPU's GEMM rate")
+    memory_gbps: float | None = Field(default=None, gt=0, description="slowest GPU's memory copy")
+    host_link_gbps: float | None = Field(
+        default=None, gt=0, description="slowest copy between the host and a GPU"
+    )
     completion_ms: float | None = Field(default=None, gt=0, description="synthetic completion, end to end")
     ttft_mean_ms: float | None = Field(default=None, gt=0)
     tokens_per_s: float | None = Field(default=None, gt=0, description="under a queue")
@@ -33,6 +37,11 @@ class TriageBaseline(Frozen):
     nvlink_pairs: tuple[tuple[str, str], ...] = Field(
         default=(), description="UUIDs of the pairs of GPUs that reach each other over NVLink"
     )
+
+    @property
+    def uuids(self) -> frozenset[str]:
+        """The GPUs that it knows."""
+        return frozenset(self.remote_ends) | {uuid for pair in self.nvlink_pairs for uuid in pair}
 
     def expects_nvlink(self, one: str, other: str) -> bool | None:
         """Return True if two GPUs reached each other over NVLink, None if the baseline does not know both."""
@@ -61,8 +70,11 @@ def baseline_from(snapshot: Snapshot, known: TriageBaseline | None = None) -> Tr
     if deep is not None and deep.outcome == "ok":
         figures["busbw_gbps"] = deep.busbw_gbps
         figures["p2p_gbps"] = min((pair.gbps for pair in deep.pairs), default=None)
-        figures["gemm_tflops"] = min(
-            (gpu.gemm_tflops for gpu in deep.gpus if gpu.gemm_tflops is not None), default=None
+        for name in ("gemm_tflops", "memory_gbps"):
+            values = [value for gpu in deep.gpus if (value := getattr(gpu, name)) is not None]
+            figures[name] = min(values, default=None)
+        figures["host_link_gbps"] = min(
+            (rate for gpu in deep.gpus if (rate := gpu.host_link_gbps) is not None), default=None
         )
     if snapshot.completion is not None and snapshot.completion.outcome == "ok":
         figures["completion_ms"] = snapshot.completion.e2e_ms

@@ -48,7 +48,7 @@ def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> Fall
 def rules_out(finding: Finding) -> bool:
     """Return True if a GPU with this finding cannot serve alone. Lost links do not matter to a single GPU."""
     return (finding.component not in LINK_COMPONENTS and finding.severity is Severity.CRITICAL) or (
-        finding.id in ("gpu.row_remap_pending", "gpu.unread")
+        finding.id in ("gpu.row_remap_pending", "gpu.unread", "gpu.prohibited")
     )
 
 

@@ -49,6 +49,13 @@ class DeepGpu(Frozen):
     memory_gbps: float | None = Field(default=None, description="copy within its memory, read plus written")
     to_gpu_gbps: float | None = Field(default=None, description="copy from pinned host memory")
     from_gpu_gbps: float | None = Field(default=None, description="copy to pinned host memory")
+
+    @property
+    def host_link_gbps(self) -> float | None:
+        """The slower direction between the host and the GPU."""
+        rates = [rate for rate in (self.to_gpu_gbps, self.from_gpu_gbps) if rate is not None]
+        return min(rates, default=None)
+
     wrong_sum: float | None = Field(default=None, description="a wrong result of its all-reduce of ones")
     error: str = ""
 

@@ -34,9 +34,10 @@ KMSG = Path("/dev/kmsg")
 APPLICATION_XIDS = frozenset({13, 31, 43, 45})
 """NVIDIA Xid catalogue: faults of the application, not of the GPU."""
 
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]{0,64}\)[^:]{0,64}: (\d{1,6})\b,?\s*(.*)")
+_XID = re.compile(r"NVRM: Xid ?\((?:PCI:)?([0-9a-fA-F:.]+)[^)]{0,64}\)[^:]{0,64}: (\d{1,6})\b,?\s*(.*)")
 _SXID = re.compile(r"nvidia-nvswitch\d+: SXid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d{1,6})\b,?\s*(.*)")
 _OFF_BUS = re.compile(r"fallen off the bus", re.IGNORECASE)
+_INIT_FAILED = re.compile(r"\b(?:RmInitAdapter|rm_init_adapter) failed", re.IGNORECASE)
 _BUS_ID = re.compile(r"\b([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})")
 _UUID = re.compile(r"\bGPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE)
 _OOM_KILL = re.compile(r"[Oo]ut of memory: Killed process (\d{1,10}) \(([^)]{0,64})\)")
@@ -56,9 +57,9 @@ _SYSLOG = re.compile(r"^(\w{3} +\d{1,2} \d\d:\d\d:\d\d) ")
 
 
 class XidEvent(Frozen):
-    """One NVIDIA error of the kernel log. `kind` off_bus needs no Xid number."""
+    """One NVIDIA error of the kernel log. `off_bus` and `init_failed` (a GPU that does not initialise) have no Xid number."""
 
-    kind: Literal["xid", "sxid", "off_bus"]
+    kind: Literal["xid", "sxid", "off_bus", "init_failed"]
     code: int | None = None
     pci: str = Field(default="", description="bus id as logged, in the form of `normal_pci`")
     at: AwareDatetime | None = None
@@ -150,9 +151,11 @@ def event_of(line: str) -> XidEvent | None:
         if found := pattern.search(text):
             pci, code, words = found.groups()
             return XidEvent(kind=kind, code=int(code), pci=normal_pci(pci), text=words[:300])
-    if _OFF_BUS.search(text):
-        bus = _BUS_ID.search(text)
-        return XidEvent(kind="off_bus", pci=normal_pci(bus.group(1)) if bus else "", text=text[-300:])
+    in_words: Literal["off_bus", "init_failed"]
+    for in_words, pattern in (("off_bus", _OFF_BUS), ("init_failed", _INIT_FAILED)):
+        if pattern.search(text):
+            bus = _BUS_ID.search(text)
+            return XidEvent(kind=in_words, pci=normal_pci(bus.group(1)) if bus else "", text=text[-300:])
     return None
 
 

@@ -110,6 +110,9 @@ class GpuReading(Frozen):
         default=None, description="NVML's error: gpu_is_lost, reset_required, unknown, ..."
     )
     mig: bool | None = None
+    compute_mode: int | None = Field(
+        default=None, description="0 default, 2 prohibited, 3 one process at a time"
+    )
     memory_total_mib: float | None = None
     memory_free_mib: float | None = None
     max_sm_clock_mhz: int | None = None

@@ -52,6 +52,7 @@ STATIC: dict[str, tuple[Any, ...]] = {
     "name": ("nvmlDeviceGetName",),
     "pci": ("nvmlDeviceGetPciInfo",),
     "mig": ("nvmlDeviceGetMigMode",),
+    "compute_mode": ("nvmlDeviceGetComputeMode",),
     "pcie_width": ("nvmlDeviceGetCurrPcieLinkWidth",),
     "pcie_width_max": ("nvmlDeviceGetMaxPcieLinkWidth",),
     "pcie_generation_max": ("nvmlDeviceGetMaxPcieLinkGeneration",),

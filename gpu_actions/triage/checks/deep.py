@@ -1,13 +1,14 @@
 """The deep probe's figures against the host's baseline, or against a floor of its GPU model."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.collectors.deep import DeepReading
+from gpu_actions.snapshot.collectors.deep import DeepGpu, DeepReading
+from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.triage.check import Check, CheckContext
-from gpu_actions.triage.gpu_models import model_facts
+from gpu_actions.triage.gpu_models import ModelFacts, host_link_gbps, model_facts
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 PROBE = "deep probe"
@@ -40,6 +41,16 @@ RULES = Rules(
     rule(
         "deep.gemm", WATCH, "a GPU multiplies matrices far slower than its baseline or its model",
         "Check clocks, power and temperature of that GPU.", source=PROBE, cause="throttling", threshold="gemm_ratio",
+    ),
+    rule(
+        "deep.memory", WATCH, "a GPU copies within its memory far slower than its baseline or its model",
+        "Check its memory clock (nvidia-smi -q -d CLOCK) and its remapped rows.", source=PROBE, cause="throttling",
+        threshold="memory_ratio",
+    ),
+    rule(
+        "deep.host_link", WATCH, "copies between the host and a GPU are far slower than its baseline or its slot allows",
+        "Check the slot's lanes and generation (lspci -vv, LnkSta), the IOMMU, and which CPU the GPU is attached to.",
+        source=PROBE, cause="pcie_degraded", threshold="host_link_ratio",
     ),
     rule(
         "deep.unread", UNKNOWN, "the deep probe was requested but did not finish",
@@ -123,13 +134,15 @@ def _corruptions(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
 
 def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
     limits, baseline, nvml = context.thresholds, context.baseline, context.snapshot.nvml
-    facts = model = None
-    if deep.backend == "nccl" and nvml is not None and nvml.gpus:  # not for CPU tensors
-        model = model_facts(nvml.gpus[0].name)
-        # The floors of a model are those of GPUs with links.
-        facts = None if context.snapshot.expected.links == 0 else model
+    gpus = (
+        nvml.gpus if deep.backend == "nccl" and nvml is not None else ()
+    )  # CPU tensors are not judged as GPUs
+    # The floors of a model are those of GPUs with links; the slowest model of a host decides.
+    linked = () if context.snapshot.expected.links == 0 else [model_facts(gpu.name) for gpu in gpus]
 
-    limit, reason = _limit(baseline.busbw_gbps, limits.busbw_ratio, facts and facts.busbw_floor_gbps)
+    limit, reason = _limit(
+        baseline.busbw_gbps, limits.busbw_ratio, _lowest(linked, lambda facts: facts.busbw_floor_gbps)
+    )
     if deep.busbw_gbps is not None and deep.world_size > 1:
         text = f"all-reduce {deep.busbw_gbps:.1f} GB/s"
         evidence: dict[str, Any] = {
@@ -142,7 +155,9 @@ def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
         elif deep.busbw_gbps < limit:
             yield RULES.finding("pcie.busbw", f"{text}, below {limit:.0f}: {reason}", **evidence)
 
-    limit, reason = _limit(baseline.p2p_gbps, limits.p2p_ratio, facts and facts.p2p_floor_gbps)
+    limit, reason = _limit(
+        baseline.p2p_gbps, limits.p2p_ratio, _lowest(linked, lambda facts: facts.p2p_floor_gbps)
+    )
     slow = [pair for pair in deep.pairs if limit is not None and pair.gbps < limit]
     if slow:
         worst = min(slow, key=lambda pair: pair.gbps)
@@ -153,19 +168,52 @@ def _figures(context: CheckContext, deep: DeepReading) -> Iterator[Finding]:
             limit_gbps=limit,
         )
 
-    limit, reason = _limit(baseline.gemm_tflops, limits.gemm_ratio, None)
-    if limit is None and model is not None and model.gemm_tflops is not None:
-        limit = model.gemm_tflops * limits.gemm_ratio
-        reason = f"{limits.gemm_ratio:.0%} of the {model.gemm_tflops:.0f} TFLOP/s of this GPU model"
-    for gpu in deep.gpus:
-        if limit is not None and gpu.gemm_tflops is not None and gpu.gemm_tflops < limit:
-            yield RULES.finding(
-                "deep.gemm",
-                f"GPU {gpu.index}: {gpu.gemm_tflops:.0f} TFLOP/s, below {limit:.0f}: {reason}",
-                gemm_tflops=gpu.gemm_tflops,
-                limit_tflops=limit,
-                subject=gpu.uuid or f"GPU {gpu.index}",
-            )
+    by_index = {gpu.index: gpu for gpu in gpus}
+    for measured_gpu in deep.gpus:
+        yield from _figures_of_gpu(context, measured_gpu, by_index.get(measured_gpu.index))
+
+
+def _figures_of_gpu(context: CheckContext, deep: DeepGpu, gpu: GpuReading | None) -> Iterator[Finding]:
+    """Judge what one GPU does alone: by the baseline, else by what its model and its slot reach."""
+    limits, baseline = context.thresholds, context.baseline
+    facts = model_facts(gpu.name) if gpu is not None else None
+    slot = host_link_gbps(gpu) if gpu is not None else None
+    for rule_id, what, value, unit, known, ratio, usual in (
+        ("deep.gemm", "GEMM", deep.gemm_tflops, "TFLOP/s", baseline.gemm_tflops, limits.gemm_ratio,
+         facts and facts.gemm_tflops),
+        ("deep.memory", "memory", deep.memory_gbps, "GB/s", baseline.memory_gbps, limits.memory_ratio,
+         facts and facts.memory_gbps),
+        ("deep.host_link", "host link", deep.host_link_gbps, "GB/s", baseline.host_link_gbps, limits.host_link_ratio,
+         slot),
+    ):  # fmt: skip
+        good = usual if known is None else known
+        if value is None or good is None or value >= good * ratio:
+            continue
+        of = (
+            "the baseline"
+            if known is not None
+            else "its slot"
+            if rule_id == "deep.host_link"
+            else "this GPU model"
+        )
+        yield RULES.finding(
+            rule_id,
+            f"GPU {deep.index}: {what} {value:.0f} {unit}, below {good * ratio:.0f}: "
+            f"{ratio:.0%} of the {good:.0f} {unit} of {of}",
+            measured=value,
+            limit=good * ratio,
+            unit=unit,
+            subject=deep.uuid or f"GPU {deep.index}",
+        )
+
+
+def _lowest(
+    models: Sequence[ModelFacts | None], floor_of: Callable[[ModelFacts], float | None]
+) -> float | None:
+    """Return the lowest floor of several models, or None if one of them has none."""
+    floors = [floor_of(facts) if facts is not None else None for facts in models]
+    known = [floor for floor in floors if floor is not None]
+    return min(known) if known and len(known) == len(floors) else None
 
 
 def _limit(known: float | None, ratio: float, floor: float | None) -> tuple[float | None, str]:

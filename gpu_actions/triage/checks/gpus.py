@@ -39,6 +39,16 @@ RULES = Rules(
         source="NVML GPU_IS_LOST; hosts.gpus", cause="gpu_lost",
     ),
     rule(
+        "gpu.driver_mismatch", UNKNOWN,
+        "the driver was upgraded under running processes: its library and the loaded module differ, so no GPU can be read",
+        "Keep the running tier: whatever starts now gets no GPU, a fallback too. Reboot the host at a quiet time.",
+        source="NVML LIB_RM_VERSION_MISMATCH",
+    ),
+    rule(
+        "gpu.prohibited", WATCH, "the GPU's compute mode is Prohibited: a tier that starts now gets no context on it",
+        "Set it back: nvidia-smi -i GPU -c DEFAULT.", source="NVML compute mode", cause="environment",
+    ),
+    rule(
         "gpu.extra", INFO, "the host has more GPUs than expected", "Correct hosts.gpus in the settings.",
         source="hosts.gpus",
     ),
@@ -133,19 +143,12 @@ RECOVERY_ACTIONS = {
 REQUIRED = ("ecc_uncorrected", "remapped_rows", "recovery_action", "uuid")
 """Readings that can call for a fallback: without them the verdict is unknown."""
 ONLY_DETAIL = (
-    "slowdown_temperature_c",
-    "power_limit_w",
-    "max_sm_clock_mhz",
-    "name",
-    "pci",
-    "remote_ends",
-    "link_speed",
-    "process_utilisation",
-    "remap_spares",
-    "repair",
-    "sram",
-)
+    "slowdown_temperature_c", "power_limit_w", "max_sm_clock_mhz", "compute_mode", "name", "pci", "remote_ends",
+    "link_speed", "process_utilisation", "remap_spares", "repair", "sram",
+)  # fmt: skip
 """Readings that explain others, or that a setting can replace."""
+MISMATCH = "lib_rm_version_mismatch"
+PROHIBITED = 2
 OTHER_CHECKS = ("links",)
 """Readings that other checks report."""
 
@@ -190,7 +193,11 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
             gpu=nvml.hung_gpu,
             subject=None if nvml.hung_gpu is None else f"GPU {nvml.hung_gpu}",
         )
-    if nvml.init_error is not None:
+    if (nvml.init_error or "").startswith(MISMATCH):
+        yield RULES.finding(
+            "gpu.driver_mismatch", f"NVML does not start: {nvml.init_error}", init_error=nvml.init_error
+        )
+    elif nvml.init_error is not None:
         yield RULES.finding(
             "gpu.lost" if nvml.init_error.startswith(LOST) else "gpu.unread",
             f"NVML does not start: {nvml.init_error}",
@@ -206,11 +213,23 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
         )
     elif expected is not None and nvml.count > expected:
         yield RULES.finding("gpu.extra", f"{nvml.count} GPUs found, {expected} expected")
+    elif lost := _lost_since_baseline(context, nvml):
+        yield RULES.finding(
+            "gpu.lost", f"{nvml.count} GPUs found, {', '.join(lost)} of the baseline missing", missing=lost
+        )
     elif nvml.count == 0:
         yield RULES.finding("gpu.unread", "the driver is loaded but lists no GPU", field="count")
     absent = (nvml.count or 0) - len(nvml.gpus) - (nvml.hung_gpu is not None)
     if absent > 0 and nvml.init_error is None:
         yield RULES.finding("gpu.unread", f"{count(absent, 'GPU')} could not be reached", field="gpu")
+
+
+def _lost_since_baseline(context: CheckContext, nvml: NvmlReading) -> list[str]:
+    """Return the GPUs that the baseline knows and the driver no longer lists, if none has taken their place."""
+    known = context.baseline.uuids
+    missing = sorted(known - {gpu.uuid for gpu in nvml.gpus})
+    read = nvml.count == len(nvml.gpus) and all(gpu.uuid for gpu in nvml.gpus)
+    return missing if read and len(nvml.gpus) < len(known) else []
 
 
 def _gpu(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
@@ -341,6 +360,8 @@ def _stragglers(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
 def _use(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
     if gpu.mig:
         yield RULES.on_gpu(gpu, "gpu.mig", "partitioned by MIG")
+    if gpu.compute_mode == PROHIBITED:
+        yield RULES.on_gpu(gpu, "gpu.prohibited", "its compute mode is Prohibited")
     expected = context.snapshot.expected
     strays = [process for process in gpu.processes if process.pid not in expected.other_pids]
     if strays and not expected.tier_expected:

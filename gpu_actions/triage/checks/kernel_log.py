@@ -39,7 +39,12 @@ RULES = Rules(
         "Fall back to another GPU and reboot the host.", source=CATALOGUE, cause="gpu_lost",
     ),
     rule(
-        "kernel_log.reset", CRITICAL, "an Xid that only a GPU reset clears (62, 64, 95, 109, 119, 120, 140, 143)",
+        "kernel_log.init_failed", CRITICAL, "the driver could not initialise a GPU, and does not list it",
+        "Fall back to another GPU and reboot the host.", source="NVRM: RmInitAdapter failed", cause="gpu_lost",
+    ),
+    rule(
+        "kernel_log.reset", CRITICAL,
+        "an Xid that only a GPU reset clears (46, 62, 64, 95, 109, 110, 119, 120, 140, 143)",
         "Fall back, and reset that GPU once nothing uses it.", source=CATALOGUE, cause="gpu_reset_required",
     ),
     rule(
@@ -92,6 +97,7 @@ XIDS: dict[int, tuple[str, str]] = {
     31: ("application", "memory page fault (application)"),
     43: ("application", "GPU stopped processing (application)"),
     45: ("application", "channels torn down after an application ended"),
+    46: ("reset", "GPU stopped processing"),
     48: ("ecc", "double-bit ECC error"),
     62: ("reset", "internal micro-controller halt"),
     63: ("remap", "row remapping recorded"),
@@ -102,6 +108,7 @@ XIDS: dict[int, tuple[str, str]] = {
     94: ("contained", "contained ECC error: the application was stopped"),
     95: ("reset", "uncontained ECC error"),
     109: ("reset", "context switch time-out"),
+    110: ("reset", "security fault"),
     119: ("reset", "GSP RPC time-out"),
     120: ("reset", "GSP error"),
     136: ("nvlink_fatal", "NVLink training failed"),
@@ -141,7 +148,8 @@ def check_kernel_log(context: CheckContext) -> Iterator[Finding]:
     for event in log.events:
         gpu = gpus.get(normal_pci(event.pci))
         over = why_over(context, log, event, gpu)
-        rule_id = "kernel_log.history" if over else rule_of(event, gpu)
+        listed = gpu is not None or _has_all_gpus(context)
+        rule_id = "kernel_log.history" if over else rule_of(event, gpu, listed=listed)
         groups.setdefault((rule_id, event.code, event.pci, over), []).append(event)
     for (rule_id, _, pci, over), events in groups.items():
         yield _finding(rule_id, events, gpus.get(normal_pci(pci)), over=over)
@@ -191,12 +199,20 @@ def tier_start(context: CheckContext) -> datetime | None:
         return None
 
 
-def rule_of(event: XidEvent, gpu: GpuReading | None) -> str:
-    """Return the id of the rule for an event."""
+def _has_all_gpus(context: CheckContext) -> bool:
+    """Return True if the driver lists as many GPUs as the settings say: a broken one beside them is known."""
+    nvml, expected = context.snapshot.nvml, context.snapshot.expected.gpus
+    return nvml is not None and expected is not None and (nvml.count or 0) >= expected
+
+
+def rule_of(event: XidEvent, gpu: GpuReading | None, *, listed: bool) -> str:
+    """Return the id of the rule for an event. `listed`: no GPU is missing that it could be about."""
     fatal = _FATAL.search(event.text) is not None
     kind, _ = XIDS.get(event.code or -1, ("other", ""))
     if event.kind == "off_bus":
         kind = "off_bus"
+    elif event.kind == "init_failed" and not listed:
+        kind = "init_failed"
     elif event.kind == "sxid":
         kind = "nvlink_fatal" if fatal else "nvlink"
     elif kind == "nvlink" and fatal:
@@ -211,7 +227,8 @@ def rule_of(event: XidEvent, gpu: GpuReading | None) -> str:
 
 def _finding(rule_id: str, events: list[XidEvent], gpu: GpuReading | None, *, over: str) -> Finding:
     code, kind, pci = events[0].code, events[0].kind, events[0].pci
-    what = "off the bus" if code is None else f"{'SXid' if kind == 'sxid' else 'Xid'} {code}"
+    words = {"off_bus": "off the bus", "init_failed": "it failed to initialise"}
+    what = words.get(kind, "error") if code is None else f"{'SXid' if kind == 'sxid' else 'Xid'} {code}"
     if kind == "xid" and code in XIDS:
         what += f", {XIDS[code][1]}"
     where = gpu.label if gpu is not None else pci or "an unnamed GPU"

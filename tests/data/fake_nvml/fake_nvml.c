@@ -183,6 +183,13 @@ ret_t nvmlDeviceGetPciInfo_v3(void *gpu, struct pci *out)
     return SUCCESS;
 }
 
+ret_t nvmlDeviceGetComputeMode(void *gpu, unsigned *out)
+{
+    ENTER(gpu);
+    *out = of_gpu(gpu, "compute_mode", 0);
+    return SUCCESS;
+}
+
 ret_t nvmlDeviceGetMigMode(void *gpu, unsigned *now, unsigned *next)
 {
     ENTER(gpu);

@@ -265,3 +265,25 @@ def test_the_parser_handles_any_line(before: str, after: str) -> None:
     event_of(line)
     time_of(before, booted=NOW, now=NOW)
     read_lines([line, before, after], source="s", since=NOW, now=NOW, booted=NOW)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "code", "pci"),
+    [
+        ("NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', GPU has fallen off the bus.", "xid", 79, "0000:3b:00"),
+        ("NVRM: Xid (0000:3b:00): 31, Ch 00000010, engmask 00000101", "xid", 31, "0000:3b:00"),
+        ("NVRM: Xid(PCI:0000:3b:00): 46 , pid=12", "xid", 46, "0000:3b:00"),
+        ("NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, Contained", "xid", 94, "0000:3b:00"),
+        ("NVRM: Xid (PCI:0008:06:00.0): 149, NETIR_LINK_EVT Fatal", "xid", 149, "0008:06:00"),
+        ("nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up", "sxid", 20034, "0000:c1:00"),
+        ("NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus.", "off_bus", None, "0000:3b:00"),
+        ("NVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x22:0x56:667)", "init_failed", None, "0000:3b:00"),
+        ("NVRM: GPU 0000:3b:00.0: rm_init_adapter failed, device minor number 3", "init_failed", None, "0000:3b:00"),
+        ("systemd: Started NVIDIA Persistence Daemon, Xid 79 in its name", None, None, ""),
+    ],
+)  # fmt: skip
+def test_an_error_is_found_in_every_form_that_drivers_write(
+    line: str, kind: str | None, code: int | None, pci: str
+) -> None:
+    event = event_of(f"<4>[  100.5] {line}")
+    assert (event and event.kind, event and event.code, event.pci if event else "") == (kind, code, pci)

@@ -153,6 +153,16 @@ CASES = {
     "ECC not supported": Case(("gpu.*.fail.nvmlDeviceGetTotalEccErrors=3",), "unknown", "unknown", 0),
     "recovery action not supported": Case(("gpu.*.recovery_unsupported=1",), "unknown", "unknown", 0),
     "utilisation not supported": Case(("gpu.*.fail.nvmlDeviceGetUtilizationRates=3",), "healthy", "none", 0),
+    "a GPU whose compute mode is Prohibited": Case(("gpu.0.compute_mode=2",), "watch", "environment", 1),
+    "a driver that was upgraded under the running tier": Case(
+        ("fail.nvmlInitWithFlags=18",), "unknown", "unknown", None
+    ),
+    "GPUs of two models, each with all its links": Case(
+        ("gpu.0.name=NVIDIA H200",), "healthy", "none", 0
+    ),
+    "all GPUs partitioned by MIG": Case(
+        ("gpu.*.mig=1", "gpu.*.link.*.active=0"), "healthy", "none", None
+    ),
     "driver not loaded": Case(("fail.nvmlInitWithFlags=9",), "unknown", "unknown", None),
     "a driver that shows no GPU": Case(("gpus=0",), "fall_back", "gpu_lost", None),
 }  # fmt: skip

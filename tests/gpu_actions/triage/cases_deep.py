@@ -1,9 +1,11 @@
 """Hosts with results of the deep probe, and the verdict and cause that must follow."""
 
 from collections.abc import Callable
+from typing import Any
 
 from gpu_actions.snapshot.collectors.deep import DeepGpu, DeepPair, DeepReading
 from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.triage.baselines import TriageBaseline
 from tests.gpu_actions.triage import builders as make
 
 
@@ -17,7 +19,7 @@ def one_gpu(**figures: float) -> Snapshot:
 
 
 Make = Callable[[], Snapshot]
-CASES: dict[str, tuple[Make, str, str]] = {
+CASES: dict[str, tuple[Any, ...]] = {
     "an all-reduce that never ends": (
         lambda: make.healthy(
             deep=DeepReading(backend="nccl", outcome="timeout", world_size=8, startup_s=4.0)
@@ -81,6 +83,52 @@ CASES: dict[str, tuple[Make, str, str]] = {
     ),
     "a GPU at half speed": (lambda: one_gpu(gemm_tflops=402), "watch", "throttling"),
     "a GPU at full speed": (lambda: one_gpu(gemm_tflops=780), "healthy", "none"),
+    "a GPU whose memory runs at half speed": (lambda: one_gpu(memory_gbps=1400), "watch", "throttling"),
+    "a GPU whose memory runs at full speed": (lambda: one_gpu(memory_gbps=2450), "healthy", "none"),
+    "a GPU at half the lanes of its slot": (
+        lambda: one_gpu(to_gpu_gbps=55.1, from_gpu_gbps=27.0),
+        "watch",
+        "pcie_degraded",
+    ),
+    "a GPU with all lanes of its slot": (
+        lambda: one_gpu(to_gpu_gbps=55.1, from_gpu_gbps=54.8),
+        "healthy",
+        "none",
+    ),
+    "a GPU below the memory bandwidth of its own baseline": (
+        lambda: one_gpu(memory_gbps=2000),
+        "watch",
+        "throttling",
+        {"baseline": TriageBaseline(memory_gbps=2900)},
+    ),
+    "a GPU of a slow slot, as its baseline says": (
+        lambda: one_gpu(to_gpu_gbps=12.5, from_gpu_gbps=12.9),
+        "healthy",
+        "none",
+        {"baseline": TriageBaseline(host_link_gbps=12.7)},
+    ),
+    "a slow model beside a fast one, each at its own speed": (
+        lambda: make.healthy(
+            nvml=make.with_gpu(1, name="NVIDIA H20"),
+            deep=DeepReading(
+                backend="nccl",
+                outcome="ok",
+                world_size=8,
+                busbw_gbps=330,
+                gpus=(DeepGpu(index=0, gemm_tflops=790), DeepGpu(index=1, gemm_tflops=115)),
+            ),
+        ),
+        "healthy",
+        "none",
+    ),
+    "an unknown model beside known ones, whose all-reduce nothing judges": (
+        lambda: make.healthy(
+            nvml=make.with_gpu(1, name="NVIDIA X999"),
+            deep=DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=27.5),
+        ),
+        "healthy",
+        "none",
+    ),
     "a good deep probe": (
         lambda: make.healthy(deep=DeepReading(backend="nccl", outcome="ok", world_size=8, busbw_gbps=331)),
         "healthy",

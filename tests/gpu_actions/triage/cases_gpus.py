@@ -1,10 +1,12 @@
 """Hosts with faults of GPUs, links, drivers or the tier's environment, and the verdict and cause that must follow."""
 
 from collections.abc import Callable
+from typing import Any
 
 from gpu_actions.snapshot.collectors.fabric_manager import FabricManagerReading
 from gpu_actions.snapshot.collectors.nvml import GpuProcess, LinkReading, NvmlReading
 from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.triage.baselines import baseline_from
 from tests.gpu_actions.triage import builders as make
 
 FLAT = make.engine(tokens=(1000, 1000))
@@ -72,8 +74,9 @@ def shared(*, own_sm: float, stranger_sm: float | None = None, watts: float = 30
     return base.model_copy(update={"gpus": tuple(gpus)})
 
 
+KNOWN = baseline_from(make.healthy())
 Make = Callable[[], Snapshot]
-CASES: dict[str, tuple[Make, str, str]] = {
+CASES: dict[str, tuple[Any, ...]] = {
     **{
         f"{name}, under the fallback tier": (
             lambda fault=fault: make.healthy(**fault(), expected={"tier": "fallback", "router_server": "fb"}),
@@ -142,6 +145,33 @@ CASES: dict[str, tuple[Make, str, str]] = {
         lambda: make.healthy(engine=FLAT, completion=HUNG, nvml=make.nvml(hung_call="f", hung_gpu=3)),
         "fall_back",
         "driver_hang",
+    ),
+    "a driver that was upgraded under the running tier": (
+        lambda: make.healthy(nvml=NvmlReading(init_error="lib_rm_version_mismatch (nvmlInit)")),
+        "unknown",
+        "unknown",
+    ),
+    "a GPU whose compute mode is Prohibited": (
+        lambda: make.healthy(nvml=make.with_gpu(0, compute_mode=2)),
+        "watch",
+        "environment",
+    ),
+    "GPUs that take one process at a time": (
+        lambda: make.healthy(nvml=make.with_gpu(0, compute_mode=3)),
+        "healthy",
+        "none",
+    ),
+    "seven GPUs, of which the baseline knows eight": (
+        lambda: make.healthy(nvml=make.nvml(7), expected={"gpus": None}),
+        "fall_back",
+        "gpu_lost",
+        {"baseline": KNOWN},
+    ),
+    "eight GPUs, of which one was replaced since the baseline": (
+        lambda: make.healthy(nvml=make.with_gpu(3, uuid="GPU-new"), expected={"gpus": None}),
+        "healthy",
+        "none",
+        {"baseline": KNOWN},
     ),
     "GPUs cannot be read": (lambda: make.healthy(nvml=None), "unknown", "unknown"),
     "P2P switched off in the tier's environment": (

@@ -22,6 +22,11 @@ def log_at(*events: tuple[int, float]) -> KernelLogReading:
     return KernelLogReading(source="/var/log/kern.log", lines_read=100, events=rows)
 
 
+def init_failed(pci: str) -> KernelLogReading:
+    event = XidEvent(kind="init_failed", pci=pci, text="RmInitAdapter failed! (0x22:0x56:667)")
+    return KernelLogReading(source="/dev/kmsg", lines_read=100, events=(event,))
+
+
 Make = Callable[[], Snapshot]
 CASES: dict[str, tuple[Make, str, str]] = {
     **{
@@ -98,7 +103,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
             "fall_back",
             "gpu_reset_required",
         )
-        for code in (62, 64, 95, 109, 119, 120, 140, 143)
+        for code in (46, 62, 64, 95, 109, 110, 119, 120, 140, 143)
     },
     "Xid 48": (lambda: make.healthy(kernel_log=make.log((48, "DBE"))), "fall_back", "ecc_uncorrected"),
     "Xid 94": (lambda: make.healthy(kernel_log=make.log((94, "Contained"))), "watch", "ecc_uncorrected"),
@@ -120,6 +125,23 @@ CASES: dict[str, tuple[Make, str, str]] = {
         ),
         "fall_back",
         "gpu_reset_required",
+    ),
+    "a GPU that does not initialise and is not listed": (
+        lambda: make.healthy(
+            nvml=make.nvml(7), kernel_log=init_failed("0000:89:00"), expected={"gpus": None}
+        ),
+        "fall_back",
+        "gpu_lost",
+    ),
+    "a GPU that did not initialise at once and is listed": (
+        lambda: make.healthy(kernel_log=init_failed("0000:29:00")),
+        "watch",
+        "kernel_error",
+    ),
+    "a broken GPU beside those that the settings name": (
+        lambda: make.healthy(kernel_log=init_failed("0000:f9:00")),
+        "watch",
+        "kernel_error",
     ),
     "the kernel log cannot be read": (lambda: make.healthy(kernel_log=None), "unknown", "unknown"),
 }
