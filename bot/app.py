@@ -41,6 +41,7 @@ from bot.watch.alerts import Alerts
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors
 from bot.watch.scheduler import Schedule
+from bot.watch.standby_keeper import StandbyKeeper
 from bot.web.server import web_app
 from bot.web.service_notify import keep_alive
 from gpu_actions.action import ActionSpec
@@ -274,6 +275,15 @@ def _schedule(bot: Bot) -> Schedule:
     schedule.every(ALERT_RETRY_S, "undelivered alerts", bot.alerts.retry)
     if bot.settings.monitors.enabled:
         bot.monitors.schedule(schedule, bot.settings.hosts)
+        keeper = StandbyKeeper(
+            bot.settings.monitors,
+            bot.runs,
+            bot.store,
+            bot.services.incidents,
+            bot.alerts,
+            bot.runs.hosts.get,
+        )
+        keeper.schedule(schedule, bot.settings.hosts)
     for name, sweep, first_after_s in (
         ("artifacts", bot.artifacts.sweep, 60.0),
         ("deliveries", bot.store.deliveries.sweep, 90.0),

@@ -15,12 +15,13 @@ from gpu_actions.serving.registry import build_engine
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """A tier with its drivers."""
+    """A tier with its drivers. `standby_note` is the file that says that it sleeps."""
 
     name: TierName
     config: TierConfig
     unit: Unit
     engine: Engine
+    standby_note: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ def build_host(
             config=tier,
             unit=tier.unit.build(name, state_dir=state_dir / "units"),
             engine=build_engine(tier.engine),
+            standby_note=state_dir / f"standby_{name}.json",
         )
         for name, tier in config.tiers.items()
     }

@@ -16,6 +16,7 @@ ACTION_NAMES = (
     "triage",
     "fallback",
     "restore",
+    "standby",
     "loadtest",
     "trace",
     "forensics",

@@ -167,6 +167,12 @@ class MonitorSettings(Frozen):
         ge=0,
         description="a low-rate load like the recent traffic, against its baseline; 900 is useful",
     )
+    standby_period_s: float = Field(
+        default=60, ge=0, description="the standby of the fallback, where tiers.fallback.standby is set"
+    )
+    standby_test_hour: int | None = Field(
+        default=4, ge=0, le=23, description="local hour in which a sleeping standby is woken once as a test; None: never"
+    )
     confirm_n: int = Field(default=2, ge=1, le=100, description="readings that must agree (N of M)")
     confirm_m: int = Field(default=3, ge=1, le=100, description="latest readings that count (M)")
     clear_after: int = Field(default=3, ge=1, le=100, description="good readings in a row that end an alert")

@@ -80,6 +80,10 @@ class Alerts:
         except AWAY as error:
             log.warning("the incident channel cannot be found", error=redacted_head(str(error), 300))
 
+    async def channel_id(self) -> str:
+        """Return the incident channel's id. Raises what Slack raises while it is away."""
+        return await self._channels.id_of(self.channel)
+
     def report(self, alert: Alert) -> None:
         """Open or join the host's incident, run triage, and tell people."""
         if alert.id not in self._delivering:

@@ -20,12 +20,14 @@ from demo.engine.request import (
     ApiError,
     Command,
     Request,
+    Sleep,
     StartProfile,
     State,
     StepPlan,
     Stop,
     StopProfile,
     TokenEvent,
+    WakeUp,
 )
 from demo.engine.scheduler import Scheduler
 from demo.engine.startup import StartError, timed_phase
@@ -52,6 +54,7 @@ class Engine:
         self.live = False
         self.ready = False
         self.draining = False
+        self.asleep = False
         self._options = options
         self._metrics = Metrics(options.model_name)
         self._on_ready, self._on_failure = on_ready, on_failure
@@ -75,6 +78,8 @@ class Engine:
             raise ApiError(503, "shutting_down", "the engine is shutting down: use another one")
         if not self.ready:
             raise ApiError(503, "starting", "the engine is starting: wait until /ready returns 200")
+        if self.asleep:
+            raise ApiError(503, "asleep", "the engine sleeps: POST /wake_up first")
         self._queue(request)
         if self._options.queue_timeout_s:
             self._loop.call_later(self._options.queue_timeout_s, self._expire, request)
@@ -153,6 +158,18 @@ class Engine:
             for rank in range(self._options.tensor_parallel_size)
         ]
         return [path for path in paths if path.exists()], self._worker.all_traces_written
+
+    async def sleep(self) -> None:
+        """Free the device's memory on all ranks, before the next step. Raises ApiError while requests run."""
+        if self.unfinished():
+            raise ApiError(409, "conflict", "requests run: let them end before the engine sleeps")
+        self.asleep = True
+        await self._command(Sleep())
+
+    async def wake_up(self) -> None:
+        """Restore the device's memory on all ranks. An engine that finds no room for it fails and ends."""
+        await self._command(WakeUp())
+        self.asleep = False
 
     async def _command(self, command: Command) -> None:
         done: asyncio.Future[None] = self._loop.create_future()

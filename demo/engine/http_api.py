@@ -53,6 +53,10 @@ class HttpApi:
         app.router.add_get("/version", self._version)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/chat/completions", self._chat)
+        if self._options.enable_sleep_mode:
+            app.router.add_post("/sleep", self._sleep)
+            app.router.add_post("/wake_up", self._wake_up)
+            app.router.add_get("/is_sleeping", self._is_sleeping)
         if self._options.profiler_dir is not None:
             app.router.add_post("/start_profile", self._start_profile)
             app.router.add_post("/stop_profile", self._stop_profile)
@@ -166,6 +170,23 @@ class HttpApi:
             raise
         await response.write_eof()
         return response
+
+    # -- sleep mode ----------------------------------------------------------------------------------------------
+
+    async def _sleep(self, _http: web.Request) -> web.Response:
+        if not self._engine.ready or self._engine.draining:
+            raise ApiError(503, "not_ready", "the engine is starting or shutting down")
+        if not self._engine.asleep:
+            await self._engine.sleep()
+        return _json({"is_sleeping": True})
+
+    async def _wake_up(self, _http: web.Request) -> web.Response:
+        if self._engine.asleep:
+            await self._engine.wake_up()
+        return _json({"is_sleeping": False})
+
+    async def _is_sleeping(self, _http: web.Request) -> web.Response:
+        return _json({"is_sleeping": self._engine.asleep})
 
     # -- profiler ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Attention heads and the MLP are split over the ranks as in Megatron-LM: the firs
 the second by input features, so that one all-reduce ends each block.
 """
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -73,11 +74,46 @@ class Transformer:
         cache_shape = (
             options.num_layers, 2, options.max_num_seqs, self._heads, options.max_model_len, self._head_size,
         )  # fmt: skip
-        self._cache = torch.empty(cache_shape, device=device, dtype=dtype)
+        self._cache_shape = cache_shape
+        self._cache = self._new_cache()
         half = torch.arange(0, options.head_size, 2, dtype=torch.float32) / options.head_size
         angles = torch.arange(options.max_model_len, dtype=torch.float32)[:, None] * ROPE_BASE**-half
         self._cosine = angles.cos().to(device=device, dtype=dtype)
         self._sine = angles.sin().to(device=device, dtype=dtype)
+        self._host_copies: list[Tensor] = []
+
+    def _new_cache(self) -> Tensor:
+        return torch.empty(self._cache_shape, device=self._device, dtype=self._dtype)
+
+    def sleep(self) -> None:
+        """Move the weights to host memory and free them and the cache on the device. A CPU has nothing to move.
+
+        The host copies are page-locked, so that the weights return at the speed of the bus, and are kept while awake, since
+        weights never change and locking takes about 0.4 s per GiB.
+        """
+        weights = self._weights()
+        if self._device.type == "cuda":
+            if not self._host_copies:
+                self._host_copies = locked_copies(weights)
+            for weight in weights:
+                weight.data = torch.empty(0, device=self._device, dtype=self._dtype)
+        self._cache = torch.empty(0, device=self._device, dtype=self._dtype)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake_up(self) -> None:
+        """Move the weights back and allocate the cache. Raises torch.OutOfMemoryError if the device has no room for them."""
+        for weight, copy in zip(self._weights(), self._host_copies, strict=False):
+            weight.data = copy.to(self._device, non_blocking=True)
+        self._cache = self._new_cache()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _weights(self) -> list[Tensor]:
+        layers = [
+            (layer.qkv, layer.attention_output, layer.gate_up, layer.down) for layer in self._layers
+        ]
+        return [self._embedding, self._head, *itertools.chain.from_iterable(layers)]
 
     def _draw(self, name: str, *shape: int, split: int | None = None, scale: float = 1) -> Tensor:
         """Draw a tensor, and return this rank's part of it along the dimension `split`.
@@ -207,3 +243,21 @@ def logprobs(logits: Tensor, token: int, count: int) -> tuple[float, tuple[tuple
     values = torch.log_softmax(logits, dim=-1)
     top = values.topk(count)
     return float(values[token]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def locked_copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors of a GPU into one page-locked block of host memory.
+
+    The block is locked with cudaHostRegister: torch's own pinned memory rounds each tensor up to a power of two.
+    """
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    offsets = [0, *itertools.accumulate(-(-size // 256) * 256 for size in sizes)]
+    block = torch.empty(offsets[-1], dtype=torch.uint8)
+    failed = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), offsets[-1], 0)
+    if int(failed):
+        raise RuntimeError(f"{offsets[-1] / 1024**3:.1f} GiB of host memory cannot be page-locked: error {failed}")
+    copies = []
+    for tensor, offset, size in zip(tensors, offsets, sizes, strict=False):
+        copies.append(block[offset : offset + size].view(tensor.dtype).view(tensor.shape))
+        copies[-1].copy_(tensor)
+    return copies

@@ -60,6 +60,8 @@ class Options:
     )
     profiler_max_iterations: int = _option(1000, "steps after which a profile ends by itself", least=1)
 
+    enable_sleep_mode: int = _option(0, "1 enables /sleep and /wake_up", least=0)
+
     slow_ms: float = _option(0, "drill: added to every step", least=0)
     drill_sleep_rank: int | None = _option(None, "drill: this rank sleeps once before a collective", least=0)
     drill_sleep_after_s: float = _option(0, "drill: ... this long after its first step", least=0)

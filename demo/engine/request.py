@@ -109,8 +109,18 @@ class StopProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleep:
+    """Command to all ranks: move the weights to host memory and free the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeUp:
+    """Command to all ranks: move the weights back to the device and allocate the cache."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Command to all ranks: end."""
 
 
-Command = StepPlan | StartProfile | StopProfile | Stop
+Command = StepPlan | StartProfile | StopProfile | Sleep | WakeUp | Stop

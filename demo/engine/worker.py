@@ -11,7 +11,7 @@ from torch import Tensor
 from demo.engine.communicator import Communicator
 from demo.engine.model import Transformer
 from demo.engine.options import Options
-from demo.engine.request import Command, StartProfile, StepPlan, Stop, StopProfile
+from demo.engine.request import Command, Sleep, StartProfile, StepPlan, Stop, StopProfile, WakeUp
 from demo.engine.startup import StartError, timed_phase
 from demo.engine.step_profiler import StepProfiler
 
@@ -71,6 +71,12 @@ class Worker:
                 self.profiler.start(command)
             case StopProfile():
                 self._stop_profile()
+            case Sleep():
+                with timed_phase("sleep"), torch.inference_mode():
+                    self.model.sleep()
+            case WakeUp():
+                with timed_phase("wake-up"), torch.inference_mode():
+                    self.model.wake_up()
             case StepPlan():
                 self.communicator.start_drill_clock()
                 with torch.inference_mode():

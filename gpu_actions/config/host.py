@@ -23,6 +23,7 @@ from gpu_actions.serving.routers.base import RouterConfig
 from gpu_actions.serving.units.base import UnitConfig
 
 TierName = Literal["tp", "fallback"]
+Standby = Literal["off", "sleep", "resident"]
 
 
 class EngineConfig(EngineSettings):
@@ -43,6 +44,10 @@ class TierConfig(Frozen):
     ranks: int = Field(default=1, ge=1, le=64, description="processes that take part in its collectives")
     weight: int = Field(
         default=100, ge=1, le=256, description="its router weight when it takes all the traffic"
+    )
+    standby: Standby = Field(
+        default="off",
+        description="of the fallback tier: keep an engine ready, `sleep` in host memory, `resident` on its GPU",
     )
     memory_gib_per_gpu: float | None = Field(default=None, gt=0, description="what it needs on each GPU")
 

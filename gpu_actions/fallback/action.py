@@ -63,10 +63,10 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
     return problems
 
 
-def losses_of(order: Order, host: Host, facts: Facts) -> str:
+def losses_of(order: Order, host: Host, facts: Facts, *, woken: bool = False) -> str:
     """Describe in one sentence what the fallback costs the clients."""
     sessions = facts.tp.server.sessions if facts.tp.server else 0
-    refused = refused_text(host)
+    refused = refused_text(host, woken=woken)
     if facts.tp.condition is Condition.STOPPED:
         return f"nothing more, because tp is stopped already; {refused}"
     if order is Order.PLANNED:
@@ -99,6 +99,7 @@ async def plan_fallback(request: PlanRequest) -> Plan:
         own_pids=facts.pids,
         tp_holds_memory=facts.tp.active and host.tp.config.gpus > 0,
         names=facts.process_names,
+        standby_on=facts.fallback.asleep_on,
     )
     problems = [*problems_of(host.config, facts), *choice.problems]
     if problems:
@@ -160,12 +161,17 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
         steps=tuple(steps[i].model_copy(update={"group": GROUP}) if i in GROUPED else steps[i] for i in ids),
         alternatives={
             GROUP: tuple(
-                {"gpu": candidate.gpu, "variables": scope.scope_for(candidate.gpu), "attempt": number}
+                {
+                    "gpu": candidate.gpu,
+                    "variables": scope.scope_for(candidate.gpu),
+                    "attempt": number,
+                    "wake": candidate.wakes,
+                }
                 for number, candidate in enumerate(choice.candidates, start=1)
             )
         },
         compensation=(settle_step(host, facts),),
-        losses=losses_of(order, host, facts),
+        losses=losses_of(order, host, facts, woken=choice.candidates[0].wakes),
         warnings=tuple(warnings),
         options=arguments.model_dump(mode="json", exclude_defaults=True),
     )

@@ -20,6 +20,7 @@ from gpu_actions.serving.engines.base import RefusedError
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError, UnitState
 from gpu_actions.tier.condition import generates, read_condition
 from gpu_actions.tier.drain import drain_tier
+from gpu_actions.tier.standby import forget_note, is_asleep
 from gpu_actions.tier.stop import unfreeze_own
 from gpu_actions.tier.traffic import SATURATED, prove_route, ready_router, route_to
 
@@ -93,7 +94,7 @@ class Cleanup:
             condition = (await read_condition(tier, state, stall_s=stall_s)).condition
             if (
                 not condition.serves
-                and condition is not Condition.STOPPED
+                and condition not in (Condition.STOPPED, Condition.ASLEEP)
                 and await generates(tier, timeout_s=SECOND_CHANCE_S)
             ):
                 condition = Condition.SERVING
@@ -119,6 +120,16 @@ class Cleanup:
         ready = tier.engine.wait_ready(timeout_s=ready_timeout_s, still_starting=still_starting)
         return await self.attempt(f"wait for {tier.name}", ready)
 
+    async def wake(self, tier: Tier, *, timeout_s: float) -> bool:
+        """Wake a tier that sleeps. Return True if it generates then; False also if it does not sleep."""
+        state = await self.state_of(tier)
+        if state is None or not await is_asleep(tier, state):
+            return False
+        if not await self.attempt(f"wake {tier.name}", tier.engine.wake(timeout_s=timeout_s)):
+            return False
+        forget_note(tier)
+        return await generates(tier, timeout_s=SECOND_CHANCE_S)
+
     async def settle_on_tp(self, context: StepContext) -> None:
         """Move all traffic to the full tier, then drain and stop the fallback and remove its limits and its scope.
 
@@ -130,6 +141,9 @@ class Cleanup:
             return
         await self.attempt("lift the limits", host.router.clear_back_pressure(fallback.config.server))
         state = await self.state_of(fallback)
+        if state is not None and await is_asleep(fallback, state):
+            self.notes.append("The standby of the fallback still sleeps")
+            return
         if state is None or state.active:
             await self.attempt("drain the fallback", self._drain(context, fallback))
         await self.attempt("stop the fallback", fallback.unit.stop())

@@ -20,11 +20,13 @@ FREE_PERCENT = 95.0
 
 
 class Candidate(Frozen):
-    """One attempt. `gpu` is the UUID, None on a CPU host. `beside`: it fits while the other tier still runs."""
+    """One attempt. `gpu` is the UUID, None on a CPU host. `beside`: it fits while the other tier still runs. `wakes`: a standby
+    sleeps there and is woken instead of started."""
 
     gpu: str | None
     reason: str
     beside: bool
+    wakes: bool = False
     note: str = Field(default="", description="the memory arithmetic, for the plan")
 
 
@@ -46,19 +48,23 @@ def choose_gpus(
     own_pids: Collection[int] = (),
     tp_holds_memory: bool = False,
     names: Mapping[int, str] | None = None,
+    standby_on: str | None = None,
+    used_by_tp: Collection[str] = (),
 ) -> Choice:
     """Choose up to three GPUs for a tier that takes one. `wanted` is `auto`, a UUID or an index.
 
     `own_pids` are the processes of both tiers: their memory is free once they stop, the memory of other processes is not.
     `tp_holds_memory`: tp runs on GPUs, so NVML must list some of its processes; if it does not, process ids cannot be compared
     and memory is not counted by process. `names` are the names of processes. A single candidate is tried twice: the second
-    start is a fresh process, and transient faults are common during an incident.
+    start is a fresh process, and transient faults are common during an incident. `standby_on` is the GPU of a sleeping standby
+    (empty on the CPU): unless it is ruled out, waking it is the first attempt. `used_by_tp` are GPUs by UUID that come last:
+    a standby should not stand on a GPU whose fault would take it and tp together.
     """
     if tier.gpus == 0:
         once = Candidate(
             gpu=None, reason="the tier runs on the CPU", beside=True, note="no GPU memory is needed"
         )
-        return Choice(candidates=_twice(once))
+        return Choice(candidates=_twice(_woken(once) if standby_on is not None else once))
     if not memories.gpus:
         return _by_verdict_alone(memories, verdict, wanted)
     requested = _requested(memories, wanted)
@@ -74,8 +80,11 @@ def choose_gpus(
     }
     attributable = not tp_holds_memory or any(set(gpu.pids or ()) & set(own_pids) for gpu in memories.gpus)
     order = sorted(
-        requested, key=lambda gpu: (first is None or gpu.uuid != first.uuid, -gpu.free_mib, gpu.index)
-    )
+        requested,
+        key=lambda gpu: (
+            gpu.uuid != standby_on, gpu.uuid in used_by_tp, first is None or gpu.uuid != first.uuid, -gpu.free_mib, gpu.index
+        ),
+    )  # fmt: skip
     candidates, refused, warnings = [], [], []
     for gpu in order:
         others = {pid: mib for pid, mib in gpu.held_mib.items() if pid not in own_pids}
@@ -92,19 +101,38 @@ def choose_gpus(
         if named:
             unknown = "" if attributable else ", which may be tp's own: its processes are not in NVML's list"
             warnings.append(f"{named}{unknown}")
-        candidates.append(_candidate(gpu, tier, _why(gpu, first, auto)))
+        candidate = _candidate(gpu, tier, _why(gpu, first, auto))
+        candidates.append(_woken(candidate) if gpu.uuid == standby_on else candidate)
+    if standby_on and not any(candidate.wakes for candidate in candidates):
+        why = next((one for one in refused if one.startswith(_named(memories, standby_on))), "another GPU was requested")
+        warnings.append(f"the standby on {_named(memories, standby_on)} is not woken: {why}; the fallback starts cold")
     if not candidates:
         return Choice(problems=(f"no GPU can take the fallback: {'; '.join(refused)}",))
     if tier.memory_gib_per_gpu is None:
         warnings.append(
             "memory_gib_per_gpu of the fallback is not set, so nothing says whether the model fits a GPU"
         )
+    if candidates[0].wakes:
+        candidates.insert(1, _cold(candidates[0]))
     tries = _twice(candidates[0]) if len(candidates) == 1 else tuple(candidates[:MOST_CANDIDATES])
     return Choice(candidates=tries, warnings=tuple(warnings))
 
 
 def _twice(candidate: Candidate) -> tuple[Candidate, Candidate]:
-    return candidate, candidate.model_copy(update={"reason": "once more, with a fresh process"})
+    return candidate, _cold(candidate)
+
+
+def _cold(candidate: Candidate) -> Candidate:
+    return candidate.model_copy(update={"reason": "once more, with a fresh process", "wakes": False})
+
+
+def _woken(candidate: Candidate) -> Candidate:
+    return candidate.model_copy(update={"reason": f"{candidate.reason}; its standby is woken", "wakes": True})
+
+
+def _named(memories: GpuMemories, uuid: str) -> str:
+    gpu = memories.by_uuid(uuid)
+    return uuid if gpu is None else f"GPU {gpu.index}"
 
 
 def _nothing_in_triage(verdict: Verdict) -> str:

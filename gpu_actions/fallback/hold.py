@@ -69,9 +69,10 @@ def hold_limits(host: Host) -> JsonObject:
     return {"wait_s": policy.wait_s, "limit": policy.limit(fallback_limits(host).pressure)}
 
 
-def held_until_serving(host: Host) -> bool:
-    """Return False if the fallback is known to start too slowly for requests that wait: they are refused at once instead."""
-    startup_s = expected_startup_s(host, "fallback")
+def held_until_serving(host: Host, *, woken: bool) -> bool:
+    """Return False if the fallback is known to start, or to wake, too slowly for requests that wait: they are refused at once
+    instead."""
+    startup_s = expected_startup_s(host, "fallback", woken=woken)
     return startup_s is None or startup_s < host.config.router.hold.wait_s
 
 

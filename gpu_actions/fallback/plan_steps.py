@@ -41,11 +41,11 @@ GROUPED = ("scope", "launch", "warm")
 """Steps that are tried again with the next GPU if one of them fails."""
 
 
-def refused_text(host: Host) -> str:
+def refused_text(host: Host, *, woken: bool) -> str:
     """Return what happens to new requests while nothing generates."""
     policy, retry = host.config.router.hold, host.config.router.back_pressure.retry_after_s
     refused = f"get 503 with Retry-After: {retry} until the fallback generates"
-    if policy.wait_s > 0 and host.config.router.managed and held_until_serving(host):
+    if policy.wait_s > 0 and host.config.router.managed and held_until_serving(host, woken=woken):
         return f"new requests wait at most {policy.wait_s:g} s for the fallback; later ones {refused}"
     return f"new requests {refused}"
 
@@ -74,7 +74,8 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
     settings = config.router.back_pressure
     limits = fallback_limits(host)
     load, load_notes = lower_to_caps(policy.validate_load, config.loadtest, host.name)
-    meanwhile = refused_text(host)
+    woken = choice.candidates[0].wakes
+    meanwhile = refused_text(host, woken=woken)
     refused = f"meanwhile new requests get 503 with Retry-After: {settings.retry_after_s}"
     capture = capture_step(host, budget_s=policy.capture_budget_s)
     pids = facts.tp.state.pids if facts.tp.state and facts.tp.active else ()
@@ -84,7 +85,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             id="hold",
             verb="fallback.hold",
             title="keep new requests from the dead tier",
-            args={"tier": "tp", "hold": hold_limits(host) if held_until_serving(host) else None},
+            args={"tier": "tp", "hold": hold_limits(host) if held_until_serving(host, woken=woken) else None},
             details=(
                 f"router: {config.router.describe_drain(tp.server)}; "
                 "what hangs there is kept for the evidence",
@@ -110,9 +111,14 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             expected_s=5,
             details=(f"processes now: {', '.join(map(str, pids)) or 'none'}",),
         ),
-        _scope_step(host, choice),
-        start_step(host.fallback, facts.fallback, step_id="launch", title="launch the fallback"),
-        warm_step(host, host.fallback, meanwhile=capture if order is Order.OVERLAPPED else None),
+        scope_step(host, choice),
+        launch_step(host, facts, choice),
+        warm_step(
+            host,
+            host.fallback,
+            meanwhile=capture if order is Order.OVERLAPPED else None,
+            woken=woken,
+        ),
         Step(
             id="route",
             verb="fallback.route",
@@ -158,7 +164,28 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
     ]
 
 
-def _scope_step(host: Host, choice: Choice) -> Step:
+def launch_step(host: Host, facts: Facts, choice: Choice) -> Step:
+    """Return the step that starts the fallback, or wakes its standby where the first candidate says so."""
+    cold = start_step(host.fallback, facts.fallback, step_id="launch", title="launch the fallback")
+    if not choice.candidates[0].wakes:
+        return cold
+    note, wake_timeout_s = facts.fallback.asleep_note, host.config.fallback.wake_timeout_s
+    return cold.model_copy(
+        update={
+            "title": "wake the standby",
+            "args": {**cold.args, "wake_timeout_s": wake_timeout_s},
+            "details": (
+                f"standby: {note}; at most {wake_timeout_s:g} s to wake",
+                f"if it does not wake, a cold start: {facts.fallback.command}",
+                *cold.details[1:],
+            ),
+            "timeout_s": cold.timeout_s + wake_timeout_s,
+        }
+    )
+
+
+def scope_step(host: Host, choice: Choice) -> Step:
+    """Return the step that sets the environment of the fallback's next start."""
     first = choice.candidates[0]
     leftovers = scope.leftovers_in(getattr(host.fallback.config.unit, "env", {}))
     return Step(

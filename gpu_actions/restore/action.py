@@ -12,7 +12,15 @@ from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan
 from gpu_actions.restore import check, finish, golden, loadcheck, shift, stepback
 from gpu_actions.restore.loadcheck import likely_baseline, restore_load
-from gpu_actions.restore.plan_steps import Way, fits_beside, gap_s, order_of, restore_steps, stepback_step
+from gpu_actions.restore.plan_steps import (
+    Way,
+    ending_of,
+    fits_beside,
+    gap_s,
+    order_of,
+    restore_steps,
+    stepback_step,
+)
 from gpu_actions.tier import drain, launch, stop, warm
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
 
@@ -115,7 +123,7 @@ async def plan_restore(request: PlanRequest) -> Plan:
         action="restore",
         host=host.name,
         title=f"Bring the full tier back ({way.value}): {how}; {arithmetic}",
-        steps=tuple(steps[step_id] for step_id in order_of(way, policy.stages_percent)),
+        steps=tuple(steps[step_id] for step_id in order_of(way, policy.stages_percent, ending_of(host.fallback.config, way))),
         compensation=(stepback_step(host, last_stage=last_stage),),
         losses=losses_of(way, host),
         warnings=tuple(warnings),

@@ -3,12 +3,14 @@
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.serving.interfaces import EngineError, RouterError
 from gpu_actions.tier.client_account import with_clients
+from gpu_actions.tier.standby import is_asleep
 from gpu_actions.tier.traffic import prove_route, ready_router
 
 
 @step("restore.finish")
 async def finish(context: StepContext) -> StepResult:
-    """Effect: the host is as before the incident. Verified: tp answers through the router, and the fallback is stopped."""
+    """Effect: the host is as before the incident. Verified: tp answers through the router, and the fallback is stopped
+    or a standby."""
     host = context.host
     tp, fallback = host.tp, host.fallback
     await ready_router(host.router)
@@ -29,12 +31,15 @@ async def finish(context: StepContext) -> StepResult:
             f"no token came through the router from tp: {error}", next_action=f"/triage {host.name}"
         ) from error
     states = {name: await tier.unit.state() for name, tier in host.tiers.items()}
-    if states["fallback"].active or states["tp"].frozen:
-        left = "the fallback still runs" if states["fallback"].active else "tp is frozen"
+    asleep = await is_asleep(fallback, states["fallback"])
+    may_run = asleep or (fallback.config.standby == "resident" and states["fallback"].active)
+    if (states["fallback"].active and not may_run) or states["tp"].frozen:
+        left = "the fallback still runs" if states["fallback"].active and not may_run else "tp is frozen"
         raise StepFailed(f"tp serves, but {left}", next_action="check the unit's log")
+    rests = "asleep" if asleep else "resident" if may_run else "stopped"
     result = StepResult(
         summary=f"the tp tier serves (tp_serving): weight {tp.config.weight}, "
-        f"a token through the router in {proof.ttft_ms:.0f} ms; the fallback is stopped, its limits are lifted",
+        f"a token through the router in {proof.ttft_ms:.0f} ms; the fallback is {rests}, its limits are lifted",
         data={"state": "tp_serving", "proof": proof.model_dump(mode="json")},
     )
     return await with_clients(context, result)

@@ -16,7 +16,7 @@ from gpu_actions.restore.analysis import weights_for
 from gpu_actions.restore.check import CLEARED, leftovers_of
 from gpu_actions.serving.golden.record import golden_path
 from gpu_actions.tier.gpu_memory import GpuMemories
-from gpu_actions.tier.plan_steps import drain_step, load_details, start_step, stop_step, warm_step
+from gpu_actions.tier.plan_steps import drain_step, load_details, sleep_step, start_step, stop_step, warm_step
 from gpu_actions.tier.preflight import Facts
 from gpu_actions.tier.warm import expected_startup_s
 
@@ -55,16 +55,23 @@ def fits_beside(tier: TierConfig, memories: GpuMemories) -> tuple[bool, str]:
     )
 
 
-def order_of(way: Way, stages: tuple[int, ...]) -> tuple[str, ...]:
+def ending_of(tier: TierConfig, way: Way) -> tuple[str, ...]:
+    """Return the step that ends the fallback's service: a standby sleeps, or stays resident where there is room for both."""
+    if tier.standby == "sleep":
+        return ("sleep",)
+    return () if tier.standby == "resident" and way is Way.BESIDE else ("stop",)
+
+
+def order_of(way: Way, stages: tuple[int, ...], ending: tuple[str, ...]) -> tuple[str, ...]:
     """Return the ids of the steps in order."""
     before = ("check", "prepare")
     after = ("warm", "environment", "golden")
     proof = ("loadtest", "compare")
     if way is Way.BESIDE:
         shifts = tuple(f"shift-{percent}" for percent in stages)
-        return (*before, "start", *after, *proof, *shifts, "keep-warm", "drain", "stop", "finish")
+        return (*before, "start", *after, *proof, *shifts, "keep-warm", "drain", *ending, "finish")
     # While no tier serves every second counts: the load test comes after the traffic.
-    return (*before, "drain", "stop", "start", *after, "shift-100", *proof, "finish")
+    return (*before, "drain", *ending, "start", *after, "shift-100", *proof, "finish")
 
 
 def gap_s(host: Host) -> float | None:
@@ -177,6 +184,7 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
             details=() if beside else ("until tp's first token new requests get 503 with Retry-After",),
         ),
         stop_step(host.fallback, freeze_reason="", title="stop the fallback", expected_s=2),
+        sleep_step(host.fallback, or_stop=True),
         Step(
             id="finish",
             verb="restore.finish",

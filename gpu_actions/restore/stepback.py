@@ -55,11 +55,14 @@ async def stepback(context: StepContext) -> StepResult:
 
 
 async def _start_fallback(context: StepContext, cleanup: Cleanup) -> bool:
-    """Start the fallback once more with the scope that it still has. The tier is stopped first: it may hold the same GPU."""
+    """Start the fallback once more with the scope that it still has. The tier is stopped first: it may hold the same GPU.
+    A fallback that this run has put to sleep is woken."""
     host = context.host
     context.report("nothing serves: starting the fallback again", None)
     await cleanup.save_evidence_first(context)
     await cleanup.attempt("freeze tp", host.tp.unit.freeze(f"{RESTORE_FREEZE} {context.run_id}"))
     await cleanup.attempt("stop tp", host.tp.unit.stop(grace_s=2))
+    if await cleanup.wake(host.fallback, timeout_s=host.config.fallback.wake_timeout_s):
+        return True
     await cleanup.attempt("stop the rest of the fallback", host.fallback.unit.stop(grace_s=2))
     return await cleanup.start_again(host.fallback, ready_timeout_s=float(context.args["ready_timeout_s"]))

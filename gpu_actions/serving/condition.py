@@ -22,7 +22,7 @@ class Condition(StrEnum):
     queues; or no token comes because a long prompt is read. `saturated`: it generates, and has more requests than it can
     take. `starting`: it loads. `hung`: it holds requests, nothing moves and nothing works. `silent`: it answers nothing,
     which does not tell a hang from a starved event loop. `dead`: it should run and nothing listens. `stopped`: its unit is
-    not active.
+    not active. `asleep`: a standby whose weights are in host memory.
     """
 
     SERVING = "serving"
@@ -33,6 +33,7 @@ class Condition(StrEnum):
     SILENT = "silent"
     DEAD = "dead"
     STOPPED = "stopped"
+    ASLEEP = "asleep"
 
     @property
     def serves(self) -> bool:

@@ -184,6 +184,16 @@ class Engine(Protocol):
     ) -> Completion:
         """Wait until it has generated a token. Raises EngineError at the deadline, or at once if its process is gone."""
 
+    async def sleep(self, *, timeout_s: float) -> None:
+        """Release its GPU memory and keep its weights in host memory. Raises EngineError, with the flag to set, if it
+        cannot."""
+
+    async def wake(self, *, timeout_s: float) -> None:
+        """Restore its weights and its cache on the GPU. Raises EngineError if it cannot."""
+
+    async def is_asleep(self, *, timeout_s: float = 2.0) -> bool | None:
+        """Return True if it sleeps, or None if it does not say."""
+
     async def start_profile(self, *, max_iterations: int) -> None: ...
 
     async def stop_profile(self) -> tuple[Path, ...]:

@@ -155,3 +155,9 @@ def namespace_pid(pid: int) -> int | None:
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
     return None
+
+
+def resident_gib(pids: Iterable[int]) -> float:
+    """Return the resident memory of processes in GiB. Memory that they share counts once for each."""
+    pages = (read_file(pid, "statm").split() for pid in pids)
+    return sum(int(row[1]) for row in pages if len(row) > 1) * os.sysconf("SC_PAGE_SIZE") / 1024**3

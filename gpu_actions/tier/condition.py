@@ -28,6 +28,7 @@ from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
 from gpu_actions.snapshot.collectors.nvml import collect_nvml
 from gpu_actions.system.clock import boot_clock_s, process_age_s
 from gpu_actions.system.proc import TICKS_PER_S, read_process
+from gpu_actions.tier.standby import is_asleep
 
 PROBE_PROMPT = "gpu-oncall asks: are you there?"
 PROBE_TOKENS = 2
@@ -100,6 +101,8 @@ async def read_condition(
     """
     if not state.active:
         return TierReading(condition=Condition.STOPPED)
+    if await is_asleep(tier, state):
+        return TierReading(condition=Condition.ASLEEP, why="its weights are in host memory")
     if known is not None and (since := await _still_hangs(tier, state, known)):
         return TierReading(condition=Condition.HUNG, why="it hangs since triage", flat_since=since)
     samples: list[TokenSample] = []

@@ -5,11 +5,12 @@ It does not wait for tokens. The warm step does, so that evidence can be saved w
 
 import asyncio
 import re
+import time
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
 from gpu_actions.serving.engine_log import read_engine_log
-from gpu_actions.serving.interfaces import Unit, UnitError, UnitState
+from gpu_actions.serving.interfaces import EngineError, Unit, UnitError, UnitState
 from gpu_actions.system.clock import Moment
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.proc import read_environment
@@ -17,6 +18,7 @@ from gpu_actions.system.redact import redacted_head
 from gpu_actions.system.urls import port_of
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import generates
+from gpu_actions.tier.standby import forget_note, is_asleep
 
 ALIVE_FOR_S = 0.3
 """A wrong path or a missing library ends a program within its first moments. The warm step notices later deaths."""
@@ -54,14 +56,22 @@ def environment_of(pid: int) -> dict[str, str] | None:
         return None
 
 
+def woken_note(tier: Tier) -> str:
+    """Return the name of the run's note of the moment at which a standby was told to wake."""
+    return f"woken_{tier.name}"
+
+
 @step("tier.start")
 async def launch(context: StepContext) -> StepResult:
     """Effect: the tier's process runs. Verified: it is alive, with this run's scope. A process that this run started already,
-    or one that generates and was started with the same scope, is kept."""
+    or one that generates and was started with the same scope, is kept. With `wake` a standby is woken instead; if it does not
+    wake, the step fails, and the next attempt starts a fresh process."""
     tier = context.host.tiers[context.args["tier"]]
     run_notes.began_at_s(context.workdir)
     state = await tier.unit.state()
     note = f"started_{tier.name}_{context.args.get('attempt', 1)}"
+    if context.args.get("wake"):
+        return _result(context, tier, state, await _wake(context, tier, state))
     if state.active:
         kept = await _why_kept(context, tier, state, note)
         if kept:
@@ -94,6 +104,30 @@ async def launch(context: StepContext) -> StepResult:
     return _result(context, tier, state, "started")
 
 
+async def _wake(context: StepContext, tier: Tier, state: UnitState) -> str:
+    """Wake the standby. Return how; raises StepFailed if its process is gone, has another scope, or does not wake in time."""
+    if not state.active:
+        raise StepFailed(f"the standby of {tier.name} is gone: {await explain_end(tier.unit)}")
+    scope = await tier.unit.scope()
+    environment = None if state.main_pid is None else environment_of(state.main_pid)
+    if environment is not None and not scope.items() <= environment.items():
+        raise StepFailed(f"the standby of {tier.name} was started with another scope than {scope}")
+    note = woken_note(tier)
+    if not await is_asleep(tier, state) and run_notes.recall(context.workdir, note) is not None:
+        return "woken by this run already"
+    run_notes.keep(context.workdir, note, Moment.now().model_dump())
+    began = time.monotonic()
+    try:
+        await tier.engine.wake(timeout_s=float(context.args["wake_timeout_s"]))
+    except EngineError as error:
+        ended = "" if (await tier.unit.state()).active else f"; its log: {await explain_end(tier.unit)}"
+        raise StepFailed(
+            f"the standby of {tier.name} did not wake: {error}{ended}", next_action="read the end of its log"
+        ) from error
+    forget_note(tier)
+    return f"standby woken in {time.monotonic() - began:.2f} s"
+
+
 async def _why_kept(context: StepContext, tier: Tier, state: UnitState, note: str) -> str:
     """Return why the running process may stay, or an empty string."""
     started = run_notes.recall(context.workdir, note)
@@ -103,7 +137,7 @@ async def _why_kept(context: StepContext, tier: Tier, state: UnitState, note: st
         and Moment.model_validate(started).precedes_process(state.main_pid)
     ):
         return "already started by this run"
-    if context.args.get("attempt", 1) > 1:
+    if context.args.get("attempt", 1) > 1 or await is_asleep(tier, state):
         return ""
     environment = None if state.main_pid is None else environment_of(state.main_pid)
     scope = await tier.unit.scope()

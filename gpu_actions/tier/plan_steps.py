@@ -10,6 +10,9 @@ from gpu_actions.serving.condition import TokenSample
 from gpu_actions.tier.preflight import TierFacts
 from gpu_actions.tier.warm import expected_startup_s
 
+SLEEP_TIMEOUT_S = 180.0
+"""Locking host memory takes about 0.4 s per GiB the first time (measured on an H200), so 300 GiB take two minutes."""
+
 HUNG_GRACE_S = 2.0
 """A rank inside a dead collective does not react to SIGTERM, and has no work worth saving."""
 
@@ -28,10 +31,11 @@ def start_step(tier: Tier, facts: TierFacts, *, step_id: str, title: str) -> Ste
     )
 
 
-def warm_step(host: Host, tier: Tier, *, meanwhile: Step | None = None) -> Step:
-    """Return the step that waits for a tier's first token and primes it. `meanwhile` is a step that runs during the wait."""
+def warm_step(host: Host, tier: Tier, *, meanwhile: Step | None = None, woken: bool = False) -> Step:
+    """Return the step that waits for a tier's first token and primes it. `meanwhile` is a step that runs during the wait;
+    `woken`: a standby is woken instead of started."""
     engine = tier.config.engine
-    startup_s = expected_startup_s(host, tier.name)
+    startup_s = expected_startup_s(host, tier.name, woken=woken)
     args: JsonObject = {
         "tier": tier.name,
         "iterations": engine.warmup_requests,
@@ -112,6 +116,22 @@ def stop_step(
         ),
         timeout_s=grace_s + 90,
         expected_s=expected_s,
+    )
+
+
+def sleep_step(tier: Tier, *, or_stop: bool) -> Step:
+    """Return the step that puts a tier to sleep. `or_stop`: if it cannot sleep it is stopped, with a warning."""
+    return Step(
+        id="sleep",
+        verb="tier.sleep",
+        title="put the fallback to sleep",
+        args={"tier": tier.name, "or_stop": or_stop},
+        details=(
+            "its weights move to host memory, its GPU memory is released",
+            *(("if it cannot sleep, it is stopped",) if or_stop else ()),
+        ),
+        timeout_s=SLEEP_TIMEOUT_S + 60,
+        expected_s=5,
     )
 
 

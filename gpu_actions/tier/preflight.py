@@ -16,6 +16,7 @@ from gpu_actions.serving.condition import Condition, TokenSample
 from gpu_actions.serving.interfaces import RouterError, ServerState, UnitError, UnitState
 from gpu_actions.system.listening import listener_of
 from gpu_actions.system.urls import port_of
+from gpu_actions.tier import standby
 from gpu_actions.tier.condition import KnownHang, read_condition
 from gpu_actions.tier.gpu_memory import GpuMemories, read_gpus
 
@@ -41,6 +42,10 @@ class TierFacts(Frozen):
     )
     program_missing: str = Field(default="", description="what its unit needs and this machine does not have")
     server: ServerState | None = None
+    asleep_on: str | None = Field(
+        default=None, description="the GPU of a standby that sleeps, by UUID; empty on the CPU; None: it does not sleep"
+    )
+    asleep_note: str = Field(default="", description="since when it sleeps and what it costs")
 
     @property
     def active(self) -> bool:
@@ -107,7 +112,10 @@ async def _tier_facts(host: Host, tier: Tier, *, known: KnownHang | None = None)
     except UnitError as error:
         return TierFacts(unit_error=str(error))
     reading = await read_condition(tier, state, stall_s=host.config.fallback.drain_stall_s, known=known)
+    asleep = reading.condition is Condition.ASLEEP
     return TierFacts(
+        asleep_on=standby.gpu_of(state) if asleep else None,
+        asleep_note=standby.asleep_for(standby.read_note(tier, state)) if asleep else "",
         state=state,
         command=command,
         condition=reading.condition,

@@ -22,11 +22,11 @@ from gpu_actions.host import Host, Tier
 from gpu_actions.models import Artifact, Frozen
 from gpu_actions.plan import Step
 from gpu_actions.serving.interfaces import Completion, EngineError
-from gpu_actions.system.clock import process_age_s
+from gpu_actions.system.clock import Moment, process_age_s
 from gpu_actions.system.files import artifact_of, write_atomically
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.gpu_memory import read_gpus
-from gpu_actions.tier.launch import explain_end
+from gpu_actions.tier.launch import explain_end, woken_note
 
 WARM_PROMPT = "The on-call engineer looked at the graph and said that the service would be back in "
 WARM_TOKENS = 8
@@ -57,7 +57,10 @@ class Benchmark(Frozen):
     run_id: str
     warmup: int = Field(ge=1, description="completions before the measured ones: the first token itself")
     iterations: int = Field(ge=1, description="measured completions, up to 16 at once")
-    startup_s: float = Field(ge=0, description="from the process's start to its first generated token")
+    startup_s: float = Field(
+        ge=0, description="from the process's start, or the wake-up, to the first generated token"
+    )
+    woken: bool = Field(default=False, description="a standby was woken; no process was started")
     first_ttft_ms: float = Field(gt=0)
     ttft_ms_p50: float = Field(gt=0)
     ttft_ms_max: float = Field(gt=0)
@@ -67,15 +70,16 @@ class Benchmark(Frozen):
     memory_missing: str = Field(default="", description="why `memory` is missing")
 
 
-def startup_path(host: Host, tier_name: str) -> Path:
-    """Return the file that records how long a tier's last start took."""
-    return host.state_dir / f"startup_{tier_name}.json"
+def startup_path(host: Host, tier_name: str, *, woken: bool = False) -> Path:
+    """Return the file that records how long a tier's last start, or the last wake-up of its standby, took."""
+    return host.state_dir / f"{'wake' if woken else 'startup'}_{tier_name}.json"
 
 
-def expected_startup_s(host: Host, tier_name: str) -> float | None:
-    """Return how many seconds this tier's last start took, or None if it never ran here."""
+def expected_startup_s(host: Host, tier_name: str, *, woken: bool = False) -> float | None:
+    """Return how many seconds this tier's last start or wake-up took, or None if there was none here."""
+    path = startup_path(host, tier_name, woken=woken)
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return float(json.loads(startup_path(host, tier_name).read_text(encoding="utf-8"))["startup_s"])
+        return float(json.loads(path.read_text(encoding="utf-8"))["startup_s"])
     return None
 
 
@@ -116,6 +120,7 @@ async def warm(context: StepContext) -> StepResult:
         warmup=1,
         iterations=iterations,
         startup_s=round(startup_s, 3),
+        woken=context.args.get("wake") is True,
         first_ttft_ms=first.ttft_ms,
         **summarise(completions, seconds=seconds),
         memory=memory,
@@ -127,7 +132,8 @@ async def warm(context: StepContext) -> StepResult:
         f"; GPU memory {memory.used_percent:.0f} %, the limit is {memory.limit_percent:g} %" if memory else ""
     )
     return StepResult(
-        summary=f"{tier.name} generates: first token {benchmark.startup_s:.1f} s after its start, TTFT "
+        summary=f"{tier.name} generates: first token {benchmark.startup_s:.1f} s after its "
+        f"{'wake-up' if benchmark.woken else 'start'}, TTFT "
         f"{benchmark.ttft_ms_p50:.0f} ms, {benchmark.tokens_per_s:.0f} tokens/s with "
         f"{min(iterations, AT_ONCE)} at once{space}{not_written}",
         data=benchmark.model_dump(mode="json"),
@@ -143,7 +149,7 @@ def _write(context: StepContext, tier: Tier, benchmark: Benchmark) -> tuple[tupl
             context.workdir / f"{tier.name}_benchmark.json", benchmark.model_dump_json(indent=1)
         )
         startup = json.dumps({"startup_s": benchmark.startup_s})
-        write_atomically(startup_path(context.host, tier.name), startup)
+        write_atomically(startup_path(context.host, tier.name, woken=benchmark.woken), startup)
         source = f"{benchmark.iterations} completions over {tier.engine.url}"
         return (artifact_of(path, source=source),), ""
     except OSError as error:
@@ -229,12 +235,16 @@ async def _run_meanwhile(context: StepContext) -> None:
 
 
 async def _startup_s(context: StepContext, tier: Tier) -> float:
-    """Return the seconds from the process's start to its first token; 0 for a unit that does not report its process.
+    """Return the seconds from the process's start, or its wake-up, to its first token; 0 for a unit that does not report its process.
 
     It is kept in the run's folder, so that a repeated step returns the same.
     """
     pid = (await tier.unit.state()).main_pid
-    age_s = None if pid is None else process_age_s(pid)
+    woken = run_notes.recall(context.workdir, woken_note(tier)) if context.args.get("wake") else None
+    if woken is not None:
+        age_s: float | None = Moment.model_validate(woken).seconds_ago()
+    else:
+        age_s = None if pid is None else process_age_s(pid)
     if age_s is None:
         return 0.0
     name = f"first_token_{tier.name}"

@@ -57,6 +57,7 @@ class Engine:
         self.answer_lengths = Histogram("vllm:request_generation_tokens", TOKEN_BOUNDS)
         self.answers = 0
         self.cache = 0.1
+        self.asleep = False
 
     async def start_ranks(self) -> None:
         for _ in range(self.options.ranks - 1):
@@ -101,6 +102,8 @@ class Engine:
         body = await request.json()
         if body.get("model") != self.options.model:
             return web.json_response({"error": {"message": "no such model"}}, status=404)
+        if self.asleep:
+            return web.json_response({"error": {"message": "asleep"}}, status=503)
         broken = self.options.error_file
         if broken and Path(broken).exists():
             return web.json_response({"error": {"message": "internal"}}, status=500)
@@ -206,6 +209,29 @@ class Engine:
         while self.options.mute_file and Path(self.options.mute_file).exists():
             await asyncio.sleep(0.1)
 
+    async def sleep(self, request: web.Request) -> web.Response:
+        self.asleep = True
+        return web.json_response({})
+
+    async def wake_up(self, request: web.Request) -> web.Response:
+        """Wake, unless `--wake-file` says how not to: `refuse` with an error, `hang` half-way, or `die` out of memory."""
+        how = self.options.wake_file and Path(self.options.wake_file).exists()
+        match Path(self.options.wake_file).read_text() if how else "":
+            case "refuse":
+                return web.json_response({"error": {"message": "no room on the GPU"}}, status=500)
+            case "hang":
+                await asyncio.sleep(600)
+            case "die":
+                import os
+
+                print("torch.OutOfMemoryError: CUDA out of memory at wake-up", file=sys.stderr, flush=True)
+                os._exit(1)
+        self.asleep = False
+        return web.json_response({})
+
+    async def is_sleeping(self, request: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": self.asleep})
+
     async def health(self, request: web.Request) -> web.Response:
         await self.mute()
         return web.Response(text="ok")
@@ -243,6 +269,7 @@ async def main() -> None:
     parser.add_argument("--slow-file", default="")
     parser.add_argument("--error-file", default="")
     parser.add_argument("--mute-file", default="")
+    parser.add_argument("--wake-file", default="")
     parser.add_argument("--wrong-file", default="")
     parser.add_argument("--prefill-file", default="")
     options = parser.parse_args()
@@ -254,6 +281,9 @@ async def main() -> None:
     await asyncio.sleep(options.startup_s)
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/v1/completions", engine.completions)
+    app.router.add_post("/sleep", engine.sleep)
+    app.router.add_post("/wake_up", engine.wake_up)
+    app.router.add_get("/is_sleeping", engine.is_sleeping)
     app.router.add_get("/metrics", engine.metrics)
     app.router.add_get("/health", engine.health)
     runner = web.AppRunner(app, handler_cancellation=True)

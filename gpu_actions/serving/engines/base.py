@@ -140,6 +140,17 @@ class HttpEngine:
 
     default_trace_folder: ClassVar[str | None] = None
 
+    sleep_path: ClassVar[str] = ""
+    """The page that releases its GPU memory and keeps its weights in host memory. Empty: it cannot sleep."""
+
+    wake_path: ClassVar[str] = ""
+
+    asleep_path: ClassVar[str] = ""
+    """The page that reports `is_sleeping`. Empty: it does not say whether it sleeps."""
+
+    sleep_hint: ClassVar[str] = "this kind of engine has no sleep mode"
+    """How to enable it."""
+
     version_paths: ClassVar[tuple[str, ...]] = ("/version",)
     """The pages that may report its version, as `version` of a JSON object; the first one that does counts."""
 
@@ -262,6 +273,36 @@ class HttpEngine:
                 raise EngineError(f"the engine was not ready within {timeout_s:.0f} s: {last}") from last
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.3, LAST_POLL_S)
+
+    # -- sleep mode ----------------------------------------------------------------------------------------------
+
+    async def sleep(self, *, timeout_s: float) -> None:
+        await self._sleep_mode(self.sleep_path, timeout_s=timeout_s)
+
+    async def wake(self, *, timeout_s: float) -> None:
+        await self._sleep_mode(self.wake_path, timeout_s=timeout_s)
+
+    async def is_asleep(self, *, timeout_s: float = 2.0) -> bool | None:
+        if not self.asleep_path:
+            return None
+        try:
+            async with self._request("GET", self.asleep_path, timeout_s=timeout_s) as response:
+                page = await response.json(content_type=None)
+        except EngineError:
+            return None
+        asleep = page.get("is_sleeping") if isinstance(page, dict) else None
+        return asleep if isinstance(asleep, bool) else None
+
+    async def _sleep_mode(self, path: str, *, timeout_s: float) -> None:
+        if not path:
+            raise EngineError(f"{self.url} cannot sleep: {self.sleep_hint}")
+        try:
+            async with self._request("POST", path, timeout_s=timeout_s, body={}) as response:
+                await response.read()
+        except RefusedError as error:
+            if error.status in {404, 405, 501}:
+                raise EngineError(f"{self.url} cannot sleep: {self.sleep_hint}") from error
+            raise
 
     # -- profiler ------------------------------------------------------------------------------------------------
 

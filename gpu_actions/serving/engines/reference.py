@@ -13,6 +13,10 @@ class ReferenceEngine(HttpEngine):
     kind = "reference"
     metric_names = METRIC_NAMES
     batch_flag = "--max-num-seqs"
+    sleep_path = "/sleep"
+    wake_path = "/wake_up"
+    asleep_path = "/is_sleeping"
+    sleep_hint = "start the reference engine with --enable-sleep-mode 1"
     profiler_hint = "start the reference engine with --profiler-dir /path/of/traces"
 
     @classmethod

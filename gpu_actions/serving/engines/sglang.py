@@ -46,6 +46,11 @@ class SglangEngine(HttpEngine):
     lengths_flag = "--collect-tokens-histogram"
     profiler_hint = "this SGLang has no /start_profile: is the URL the engine's own and not a gateway's?"
     profiler_variable = "SGLANG_TORCH_PROFILER_DIR"
+    sleep_path = "/release_memory_occupation"
+    wake_path = "/resume_memory_occupation"
+    sleep_hint = (
+        "start SGLang with --enable-memory-saver --enable-weights-cpu-backup (without the backup the weights are lost)"
+    )
     version_paths = ("/server_info", "/get_server_info")
     default_trace_folder = "/tmp"  # noqa: S108  (SGLang's own default)
 

@@ -53,6 +53,11 @@ class VllmEngine(HttpEngine):
     )
     profiler_variable: ClassVar[str] = "VLLM_TORCH_PROFILER_DIR"
 
+    sleep_path = "/sleep?level=1"  # level 2 would discard the weights
+    wake_path = "/wake_up"
+    asleep_path = "/is_sleeping"
+    sleep_hint = "start vLLM with --enable-sleep-mode and with VLLM_SERVER_DEV_MODE=1 in its environment"
+
     @classmethod
     def trace_folder(cls, argv: Sequence[str], environment: Mapping[str, str]) -> str | None:
         """Return the folder set by `--profiler-config` (from 0.13) or by the environment."""

@@ -1,0 +1,83 @@
+"""The step `tier.sleep`: put a tier that has generated to sleep, so that it is a standby, and measure what it costs.
+
+A sleep is proved by the engine's own word where it gives one, and by the GPU memory that its processes no longer hold.
+"""
+
+import time
+from collections.abc import Collection
+
+from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.host import Tier
+from gpu_actions.serving.interfaces import EngineError, UnitState
+from gpu_actions.system.clock import Moment
+from gpu_actions.system.proc import resident_gib
+from gpu_actions.tier.gpu_memory import read_gpus
+from gpu_actions.tier.plan_steps import SLEEP_TIMEOUT_S
+from gpu_actions.tier.standby import SleepNote, asleep_for, forget_note, is_asleep, keep_note, read_note
+
+MOST_KEPT_SHARE = 0.5
+"""A sleeping engine keeps its CUDA context, about 0.75 GiB on an H200; one that keeps half of its memory does not sleep."""
+
+
+@step("tier.sleep")
+async def sleep(context: StepContext) -> StepResult:
+    """Effect: the tier's weights are in host memory and its GPU memory is released. Verified by the engine and by NVML.
+
+    A second execution finds it asleep. With `or_stop`, an engine that cannot sleep is stopped, which is a warning.
+    """
+    tier = context.host.tiers[context.args["tier"]]
+    state = await tier.unit.state()
+    if not state.active:
+        raise StepFailed(f"{tier.name} does not run, so it cannot sleep", next_action="read the end of its log")
+    try:
+        note = read_note(tier, state) if await is_asleep(tier, state) else None
+        if note is None:
+            note = await _fall_asleep(tier, state)
+    except (EngineError, _StillHolds) as error:
+        if not context.args["or_stop"]:
+            raise StepFailed(f"{tier.name} cannot sleep: {error}", next_action="see docs/standby.md") from error
+        forget_note(tier)
+        await tier.unit.stop()
+        return StepResult(
+            summary=f"{tier.name} cannot sleep ({error}), so it is stopped: the next fallback starts cold",
+            data={"asleep": False},
+            warning=True,
+        )
+    return StepResult(
+        summary=f"{tier.name}: asleep after {note.sleep_s:.1f} s; {asleep_for(note).partition(', ')[2] or 'cost not known'}",
+        data={"asleep": True, **note.model_dump(mode="json", exclude={"slept"})},
+    )
+
+
+class _StillHolds(Exception):
+    """Raised if an engine says that it sleeps but keeps its GPU memory."""
+
+
+async def _fall_asleep(tier: Tier, state: UnitState) -> SleepNote:
+    before_gib = await held_gib(tier, state.pids)
+    began = time.monotonic()
+    await tier.engine.sleep(timeout_s=SLEEP_TIMEOUT_S)
+    seconds = time.monotonic() - began
+    if await tier.engine.is_asleep() is False:
+        raise EngineError(f"{tier.engine.url} accepted the sleep but reports that it is awake")
+    after_gib = await held_gib(tier, state.pids)
+    if before_gib and after_gib is not None and after_gib > MOST_KEPT_SHARE * before_gib:
+        raise _StillHolds(f"it keeps {after_gib:.1f} of {before_gib:.1f} GiB on its GPU")
+    note = SleepNote(
+        pid=state.main_pid or 0,
+        slept=Moment.now(),
+        sleep_s=round(seconds, 3),
+        host_gib=round(resident_gib(state.pids), 2),
+        gpu_gib=None if after_gib is None else round(after_gib, 2),
+    )
+    keep_note(tier, note)
+    return note
+
+
+async def held_gib(tier: Tier, pids: Collection[int]) -> float | None:
+    """Return the GPU memory that these processes hold, or None if it is not known or the tier runs on the CPU."""
+    if tier.config.gpus == 0:
+        return None
+    gpus = (await read_gpus()).gpus
+    rows = [mib for gpu in gpus for pid, mib in gpu.held_mib.items() if pid in pids]
+    return sum(rows) / 1024 if rows else None
