@@ -171,7 +171,10 @@ class MonitorSettings(Frozen):
         default=60, ge=0, description="the standby of the fallback, where tiers.fallback.standby is set"
     )
     standby_test_hour: int | None = Field(
-        default=4, ge=0, le=23, description="local hour in which a sleeping standby is woken once as a test; None: never"
+        default=4,
+        ge=0,
+        le=23,
+        description="local hour in which a sleeping standby is woken once as a test; None: never",
     )
     confirm_n: int = Field(default=2, ge=1, le=100, description="readings that must agree (N of M)")
     confirm_m: int = Field(default=3, ge=1, le=100, description="latest readings that count (M)")

@@ -54,7 +54,9 @@ class StandbyKeeper:
         for host in hosts:
             if host.tiers["fallback"].standby != "off":
                 check = partial(self.check, host.name)
-                schedule.every(self.settings.standby_period_s, f"standby:{host.name}", check, first_after_s=FIRST_S)
+                schedule.every(
+                    self.settings.standby_period_s, f"standby:{host.name}", check, first_after_s=FIRST_S
+                )
 
     async def check(self, host_name: str) -> None:
         """Start the run that a host's standby needs, if any."""

@@ -110,9 +110,7 @@ class Transformer:
             torch.cuda.synchronize(self._device)
 
     def _weights(self) -> list[Tensor]:
-        layers = [
-            (layer.qkv, layer.attention_output, layer.gate_up, layer.down) for layer in self._layers
-        ]
+        layers = [(layer.qkv, layer.attention_output, layer.gate_up, layer.down) for layer in self._layers]
         return [self._embedding, self._head, *itertools.chain.from_iterable(layers)]
 
     def _draw(self, name: str, *shape: int, split: int | None = None, scale: float = 1) -> Tensor:
@@ -255,7 +253,9 @@ def locked_copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     block = torch.empty(offsets[-1], dtype=torch.uint8)
     failed = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), offsets[-1], 0)
     if int(failed):
-        raise RuntimeError(f"{offsets[-1] / 1024**3:.1f} GiB of host memory cannot be page-locked: error {failed}")
+        raise RuntimeError(
+            f"{offsets[-1] / 1024**3:.1f} GiB of host memory cannot be page-locked: error {failed}"
+        )
     copies = []
     for tensor, offset, size in zip(tensors, offsets, sizes, strict=False):
         copies.append(block[offset : offset + size].view(tensor.dtype).view(tensor.shape))

@@ -200,7 +200,10 @@ class FallbackPolicy(Frozen):
     memory_limit_percent: float = Field(default=80, gt=0, le=100)
     min_free_disk_gib: float = Field(default=1, ge=0)
     wake_timeout_s: float = Field(
-        default=20, gt=0, le=600, description="a standby that has not woken by then is replaced by a cold start"
+        default=20,
+        gt=0,
+        le=600,
+        description="a standby that has not woken by then is replaced by a cold start",
     )
     validate_load: LoadPolicy = LoadPolicy()
 

@@ -104,8 +104,13 @@ def choose_gpus(
         candidate = _candidate(gpu, tier, _why(gpu, first, auto))
         candidates.append(_woken(candidate) if gpu.uuid == standby_on else candidate)
     if standby_on and not any(candidate.wakes for candidate in candidates):
-        why = next((one for one in refused if one.startswith(_named(memories, standby_on))), "another GPU was requested")
-        warnings.append(f"the standby on {_named(memories, standby_on)} is not woken: {why}; the fallback starts cold")
+        why = next(
+            (one for one in refused if one.startswith(_named(memories, standby_on))),
+            "another GPU was requested",
+        )
+        warnings.append(
+            f"the standby on {_named(memories, standby_on)} is not woken: {why}; the fallback starts cold"
+        )
     if not candidates:
         return Choice(problems=(f"no GPU can take the fallback: {'; '.join(refused)}",))
     if tier.memory_gib_per_gpu is None:

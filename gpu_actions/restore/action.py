@@ -123,7 +123,10 @@ async def plan_restore(request: PlanRequest) -> Plan:
         action="restore",
         host=host.name,
         title=f"Bring the full tier back ({way.value}): {how}; {arithmetic}",
-        steps=tuple(steps[step_id] for step_id in order_of(way, policy.stages_percent, ending_of(host.fallback.config, way))),
+        steps=tuple(
+            steps[step_id]
+            for step_id in order_of(way, policy.stages_percent, ending_of(host.fallback.config, way))
+        ),
         compensation=(stepback_step(host, last_stage=last_stage),),
         losses=losses_of(way, host),
         warnings=tuple(warnings),

@@ -48,7 +48,9 @@ def beside_only(choice: Choice) -> Choice:
         return choice.model_copy(update={"candidates": beside})
     first = choice.candidates[0]
     if first.wakes:
-        return Choice(problems=(f"the standby sleeps, but there is no room beside tp to test it: {first.note}",))
+        return Choice(
+            problems=(f"the standby sleeps, but there is no room beside tp to test it: {first.note}",)
+        )
     return Choice(
         problems=(
             f"the standby does not fit beside tp: {first.note}; give tp less memory, "
@@ -101,7 +103,9 @@ def lay_out(host: Host, facts: Facts, choice: Choice) -> Plan:
         host=host.name,
         title=f"Standby of the fallback ({host.fallback.config.standby}): {how}",
         steps=(*(one.model_copy(update={"group": "serve"}) for one in steps), *end),
-        alternatives={"serve": tuple(_override(one, number) for number, one in enumerate(choice.candidates, 1))},
+        alternatives={
+            "serve": tuple(_override(one, number) for number, one in enumerate(choice.candidates, 1))
+        },
         compensation=(
             Step(
                 id="remove",

@@ -120,7 +120,10 @@ async def _wake(context: StepContext, tier: Tier, state: UnitState) -> str:
     try:
         await tier.engine.wake(timeout_s=float(context.args["wake_timeout_s"]))
     except EngineError as error:
-        ended = "" if (await tier.unit.state()).active else f"; its log: {await explain_end(tier.unit)}"
+        await asyncio.sleep(ALIVE_FOR_S)  # a process that dies of it is reported as gone a moment later
+        now = await tier.unit.state()
+        lives = now.active and now.main_pid == state.main_pid
+        ended = "" if lives else f"; its log: {await explain_end(tier.unit)}"
         raise StepFailed(
             f"the standby of {tier.name} did not wake: {error}{ended}", next_action="read the end of its log"
         ) from error

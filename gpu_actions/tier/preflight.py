@@ -43,7 +43,8 @@ class TierFacts(Frozen):
     program_missing: str = Field(default="", description="what its unit needs and this machine does not have")
     server: ServerState | None = None
     asleep_on: str | None = Field(
-        default=None, description="the GPU of a standby that sleeps, by UUID; empty on the CPU; None: it does not sleep"
+        default=None,
+        description="the GPU of a standby that sleeps, by UUID; empty on the CPU; None: it does not sleep",
     )
     asleep_note: str = Field(default="", description="since when it sleeps and what it costs")
 

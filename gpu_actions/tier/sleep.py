@@ -28,14 +28,18 @@ async def sleep(context: StepContext) -> StepResult:
     tier = context.host.tiers[context.args["tier"]]
     state = await tier.unit.state()
     if not state.active:
-        raise StepFailed(f"{tier.name} does not run, so it cannot sleep", next_action="read the end of its log")
+        raise StepFailed(
+            f"{tier.name} does not run, so it cannot sleep", next_action="read the end of its log"
+        )
     try:
         note = read_note(tier, state) if await is_asleep(tier, state) else None
         if note is None:
             note = await _fall_asleep(tier, state)
     except (EngineError, _StillHolds) as error:
         if not context.args["or_stop"]:
-            raise StepFailed(f"{tier.name} cannot sleep: {error}", next_action="see docs/standby.md") from error
+            raise StepFailed(
+                f"{tier.name} cannot sleep: {error}", next_action="see docs/standby.md"
+            ) from error
         forget_note(tier)
         await tier.unit.stop()
         return StepResult(

@@ -235,7 +235,7 @@ async def _run_meanwhile(context: StepContext) -> None:
 
 
 async def _startup_s(context: StepContext, tier: Tier) -> float:
-    """Return the seconds from the process's start, or its wake-up, to its first token; 0 for a unit that does not report its process.
+    """Return the seconds from the start, or the wake-up, to the first token; 0 for a unit that does not report its process.
 
     It is kept in the run's folder, so that a repeated step returns the same.
     """

@@ -194,7 +194,7 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
 
     def tier(name: str, port: int, ranks: int, flags: list[str]) -> dict[str, Any]:
         argv = [sys.executable, str(TINY), "--port", str(port), "--ranks", str(ranks), "--name", name]
-        for kind in ("slow", "error", "mute", "wrong", "prefill"):
+        for kind in ("slow", "error", "mute", "wrong", "prefill", "wake"):
             argv += [f"--{kind}-file", str(folder / f"{kind}_{name}")]
         other = changes.get(f"{name}_engine")
         if other is not None:
@@ -224,7 +224,7 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
     return HostConfig.model_validate(
         {
             "name": "test",
-            "gpus": None if "fallback_tier" in changes else 0,
+            "gpus": None if changes.get("fallback_tier", {}).get("gpus") else 0,
             "ras_address": None,
             "kernel_log": str(folder / "kernel.log"),
             "tiers": {

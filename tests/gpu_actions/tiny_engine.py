@@ -269,6 +269,7 @@ async def main() -> None:
     parser.add_argument("--slow-file", default="")
     parser.add_argument("--error-file", default="")
     parser.add_argument("--mute-file", default="")
+    parser.add_argument("--no-sleep", action="store_true")
     parser.add_argument("--wake-file", default="")
     parser.add_argument("--wrong-file", default="")
     parser.add_argument("--prefill-file", default="")
@@ -281,7 +282,8 @@ async def main() -> None:
     await asyncio.sleep(options.startup_s)
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/v1/completions", engine.completions)
-    app.router.add_post("/sleep", engine.sleep)
+    if not options.no_sleep:
+        app.router.add_post("/sleep", engine.sleep)
     app.router.add_post("/wake_up", engine.wake_up)
     app.router.add_get("/is_sleeping", engine.is_sleeping)
     app.router.add_get("/metrics", engine.metrics)

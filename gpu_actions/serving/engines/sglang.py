@@ -48,9 +48,7 @@ class SglangEngine(HttpEngine):
     profiler_variable = "SGLANG_TORCH_PROFILER_DIR"
     sleep_path = "/release_memory_occupation"
     wake_path = "/resume_memory_occupation"
-    sleep_hint = (
-        "start SGLang with --enable-memory-saver --enable-weights-cpu-backup (without the backup the weights are lost)"
-    )
+    sleep_hint = "start SGLang with --enable-memory-saver --enable-weights-cpu-backup (without the backup the weights are lost)"
     version_paths = ("/server_info", "/get_server_info")
     default_trace_folder = "/tmp"  # noqa: S108  (SGLang's own default)
 

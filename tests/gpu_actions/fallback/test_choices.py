@@ -305,3 +305,31 @@ def test_silence_is_counted_from_the_last_answer() -> None:
     assert silence_s([at(0, None), at(1, 5)]) == 0
     assert silence_s([at(0, None), at(1, 5), at(2, None), at(6, None)]) == 4
     assert silence_s([at(0, None), at(9, None)]) == 9
+
+
+@pytest.mark.parametrize(
+    ("why", "word", "wanted", "expected", "warning"),
+    [
+        ("it is first although triage prefers another", verdict(chosen=3), "auto", ["GPU-1+", "GPU-1", "GPU-3"], ""),
+        ("its GPU is faulty", verdict(chosen=3, sick=(1,)), "auto", ["GPU-3", "GPU-0", "GPU-2"], "GPU 1 is faulty"),
+        ("lost links do not matter", verdict(chosen=3, sick=(1,), component="nvlink"), "auto",
+         ["GPU-1+", "GPU-1", "GPU-3"], ""),
+        ("another GPU was requested", verdict(chosen=3), "2", ["GPU-2", "GPU-2"], "another GPU was requested"),
+    ],
+)  # fmt: skip
+def test_the_standby_is_woken_first_unless_its_gpu_is_ruled_out(
+    why: str, word: Verdict, wanted: str, expected: list[str], warning: str
+) -> None:
+    choice = choose_gpus(tier(), FOUR, word, wanted=wanted, limit_percent=80, standby_on="GPU-1")
+    tries = [f"{candidate.gpu}{'+' if candidate.wakes else ''}" for candidate in choice.candidates]
+    assert tries == expected, why
+    not_woken = [text for text in choice.warnings if "is not woken" in text]
+    assert bool(not_woken) == bool(warning)
+    assert warning in " ".join(not_woken)
+
+
+def test_a_new_standby_avoids_the_gpus_of_the_tier_that_it_stands_by_for() -> None:
+    choice = choose_gpus(
+        tier(), FOUR, None, limit_percent=80, used_by_tp={"GPU-0", "GPU-1", "GPU-2"}
+    )
+    assert choice.candidates[0].gpu == "GPU-3"
