@@ -27,6 +27,7 @@ from benchmarks.gpu.conditions import conditions
 from benchmarks.gpu.flight import flight_recorder
 from benchmarks.gpu.golden import golden_prompts
 from benchmarks.gpu.runbook import whole_runbook
+from benchmarks.gpu.standby import fall_back_to_standby, standby
 from benchmarks.gpu.traces import traces
 from gpu_actions.config.host import EngineConfig
 from gpu_actions.config.thresholds import TriageThresholds
@@ -314,6 +315,8 @@ SECTIONS: dict[str, tuple[Callable[[Validation], Awaitable[Record]], float]] = {
     "load": (load_tests, 240),
     "golden": (golden_prompts, 240),
     "runbook": (runbook, 300),
+    "standby": (standby, 300),
+    "fall_back_to_standby": (fall_back_to_standby, 120),
 }
 
 

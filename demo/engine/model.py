@@ -10,7 +10,6 @@ Attention heads and the MLP are split over the ranks as in Megatron-LM: the firs
 the second by input features, so that one all-reduce ends each block.
 """
 
-import itertools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from demo.engine.communicator import Communicator
 from demo.engine.options import Options
 from demo.engine.request import DecodeRow, PrefillChunk, StepPlan
 from demo.engine.tokenizer import END_OF_TEXT, PRINTABLE, VOCABULARY
+from demo.engine.weights import Weights
 
 TILE_ROWS = 8
 """Rows of one decode matrix product. Measured on one AVX-512 core with the default model: 0.9 ms of products a step for 8
@@ -57,20 +57,7 @@ class Transformer:
         self._heads = options.num_heads // options.tensor_parallel_size
         self._head_size = options.head_size
         hidden, wide = options.hidden_size, options.intermediate_size
-        self._embedding = self._draw("embedding", VOCABULARY, hidden, scale=math.sqrt(hidden))
-        self._head = self._draw(
-            "head", VOCABULARY, hidden, scale=2
-        )  # a clear greedy choice in spite of rounding
-        last = 1 / math.sqrt(2 * options.num_layers)  # the residual stream must not grow with depth
-        self._layers = [
-            Layer(
-                qkv=self._draw(f"{number}.qkv", 3, hidden, hidden, split=1).flatten(0, 1),
-                attention_output=self._draw(f"{number}.output", hidden, hidden, split=1, scale=last),
-                gate_up=self._draw(f"{number}.gate_up", 2, wide, hidden, split=1).flatten(0, 1),
-                down=self._draw(f"{number}.down", hidden, wide, split=1, scale=last),
-            )
-            for number in range(options.num_layers)
-        ]
+        self._load(hidden, wide)
         cache_shape = (
             options.num_layers, 2, options.max_num_seqs, self._heads, options.max_model_len, self._head_size,
         )  # fmt: skip
@@ -80,38 +67,63 @@ class Transformer:
         angles = torch.arange(options.max_model_len, dtype=torch.float32)[:, None] * ROPE_BASE**-half
         self._cosine = angles.cos().to(device=device, dtype=dtype)
         self._sine = angles.sin().to(device=device, dtype=dtype)
-        self._host_copies: list[Tensor] = []
+
+    def _load(self, hidden: int, wide: int) -> None:
+        """Set the weights: from the file of this rank if there is one, else drawn, and written to the file."""
+        last = 1 / math.sqrt(2 * self._options.num_layers)  # the residual stream must not grow with depth
+        # The scale 2 of the head makes a clear greedy choice in spite of rounding.
+        drawn: dict[str, tuple[tuple[int, ...], int | None, float]] = {
+            "embedding": ((VOCABULARY, hidden), None, math.sqrt(hidden)),
+            "head": ((VOCABULARY, hidden), None, 2),
+        }
+        for number in range(self._options.num_layers):
+            drawn |= {
+                f"{number}.qkv": ((3, hidden, hidden), 1, 1),
+                f"{number}.output": ((hidden, hidden), 1, last),
+                f"{number}.gate_up": ((2, wide, hidden), 1, 1),
+                f"{number}.down": ((hidden, wide), 1, last),
+            }
+        world, rank = self._options.tensor_parallel_size, self._communicator.rank
+        shapes = {name: _shard(shape, split, world) for name, (shape, split, _) in drawn.items()}
+        self._weights = Weights(shapes, self._device, self._dtype)
+        folder = self._options.weights_dir
+        path = None if folder is None else folder / f"rank{rank}of{world}.weights"
+        if path is None or not self._weights.load(path):
+            tensors = self._weights.tensors()
+            for name, (shape, split, scale) in drawn.items():
+                tensors[name].copy_(self._draw(name, *shape, split=split, scale=scale))
+            if path is not None:
+                self._weights.save(path)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Take the tensors of the weights where they are now."""
+        tensors = self._weights.tensors()
+        self._embedding, self._head = tensors["embedding"], tensors["head"]
+        self._layers = [
+            Layer(
+                qkv=tensors[f"{number}.qkv"].flatten(0, 1),
+                attention_output=tensors[f"{number}.output"],
+                gate_up=tensors[f"{number}.gate_up"].flatten(0, 1),
+                down=tensors[f"{number}.down"],
+            )
+            for number in range(self._options.num_layers)
+        ]
 
     def _new_cache(self) -> Tensor:
         return torch.empty(self._cache_shape, device=self._device, dtype=self._dtype)
 
     def sleep(self) -> None:
-        """Move the weights to host memory and free them and the cache on the device. A CPU has nothing to move.
-
-        The host copies are page-locked, so that the weights return at the speed of the bus, and are kept while awake, since
-        weights never change and locking takes about 0.4 s per GiB.
-        """
-        weights = self._weights()
-        if self._device.type == "cuda":
-            if not self._host_copies:
-                self._host_copies = locked_copies(weights)
-            for weight in weights:
-                weight.data = torch.empty(0, device=self._device, dtype=self._dtype)
-        self._cache = torch.empty(0, device=self._device, dtype=self._dtype)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Move the weights to host memory and free the cache."""
+        self._layers = []
+        self._embedding = self._head = self._cache = torch.empty(0, device=self._device, dtype=self._dtype)
+        self._weights.leave_device()
 
     def wake_up(self) -> None:
         """Move the weights back and allocate the cache. Raises torch.OutOfMemoryError if the device has no room for them."""
-        for weight, copy in zip(self._weights(), self._host_copies, strict=False):
-            weight.data = copy.to(self._device, non_blocking=True)
+        self._weights.return_to_device()
+        self._bind()
         self._cache = self._new_cache()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-    def _weights(self) -> list[Tensor]:
-        layers = [(layer.qkv, layer.attention_output, layer.gate_up, layer.down) for layer in self._layers]
-        return [self._embedding, self._head, *itertools.chain.from_iterable(layers)]
 
     def _draw(self, name: str, *shape: int, split: int | None = None, scale: float = 1) -> Tensor:
         """Draw a tensor, and return this rank's part of it along the dimension `split`.
@@ -124,7 +136,7 @@ class Transformer:
         full = torch.randn(shape, generator=generator, device=self._device).mul_(scale / math.sqrt(shape[-1]))
         if split is not None:
             full = full.chunk(self._options.tensor_parallel_size, dim=split)[self._communicator.rank]
-        return full.to(self._dtype).contiguous()
+        return full
 
     def forward(self, plan: StepPlan) -> Tensor | None:
         """Compute one step. Return float32 logits [rows, vocabulary] on rank 0: the decode rows in order, then for each
@@ -209,6 +221,11 @@ class Transformer:
         return partial
 
 
+def _shard(shape: tuple[int, ...], split: int | None, world: int) -> tuple[int, ...]:
+    """Return the shape of one rank's part."""
+    return tuple(size // world if axis == split else size for axis, size in enumerate(shape))
+
+
 def _norm(stream: Tensor) -> Tensor:
     return functional.rms_norm(stream, (stream.shape[-1],), None, EPSILON)
 
@@ -241,23 +258,3 @@ def logprobs(logits: Tensor, token: int, count: int) -> tuple[float, tuple[tuple
     values = torch.log_softmax(logits, dim=-1)
     top = values.topk(count)
     return float(values[token]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-
-
-def locked_copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors of a GPU into one page-locked block of host memory.
-
-    The block is locked with cudaHostRegister: torch's own pinned memory rounds each tensor up to a power of two.
-    """
-    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
-    offsets = [0, *itertools.accumulate(-(-size // 256) * 256 for size in sizes)]
-    block = torch.empty(offsets[-1], dtype=torch.uint8)
-    failed = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), offsets[-1], 0)
-    if int(failed):
-        raise RuntimeError(
-            f"{offsets[-1] / 1024**3:.1f} GiB of host memory cannot be page-locked: error {failed}"
-        )
-    copies = []
-    for tensor, offset, size in zip(tensors, offsets, sizes, strict=False):
-        copies.append(block[offset : offset + size].view(tensor.dtype).view(tensor.shape))
-        copies[-1].copy_(tensor)
-    return copies

@@ -37,6 +37,9 @@ class Options:
     seed: int = _option(0, "seed of the random weights")
     dtype: str = _option("auto", "auto: float32 on the CPU, bfloat16 on CUDA",
                          choices=("auto", "float32", "bfloat16", "float16"))  # fmt: skip
+    weights_dir: Path | None = _option(  # noqa: RUF009
+        None, "read the weights from files in this folder, which the first start writes"
+    )
     device: str = _option("auto", "CUDA_VISIBLE_DEVICES scopes cuda", choices=("auto", "cpu", "cuda"))
     threads: int = _option(1, "torch threads of each rank on the CPU", least=1)
 

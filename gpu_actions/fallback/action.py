@@ -149,9 +149,10 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
     warnings += fallback_limits(host).warnings
     if arguments.skip_validation:
         warnings.append("the load test is left out, so nothing will prove the fallback under load")
+    start = "wake the standby" if choice.candidates[0].wakes else "launch it"
     how = {
-        Order.PLANNED: "launch it beside the serving tp tier, then move the traffic",
-        Order.OVERLAPPED: f"tp is {facts.tp.condition.value}: launch at once, tp stays for the evidence until tokens flow",
+        Order.PLANNED: f"{start} beside the serving tp tier, then move the traffic",
+        Order.OVERLAPPED: f"tp is {facts.tp.condition.value}: {start} at once, tp stays for the evidence until tokens flow",
         Order.IN_PLACE: "stop tp first, because the fallback needs its GPU memory",
     }[order]
     return Plan(

@@ -20,7 +20,12 @@ from tests.gpu_actions.site import Site, data_of, statuses, summary_of
 SLEEPS = {"fallback_tier": {"standby": "sleep"}, "fallback": {"wake_timeout_s": 2, "capture_budget_s": 2}}
 
 
-QUICK = {"stages_percent": [100], "hold_s": 0.3, "keep_fallback_warm_s": 0.2, "load": {"duration_s": 1, "target_qps": 5}}
+QUICK = {
+    "stages_percent": [100],
+    "hold_s": 0.3,
+    "keep_fallback_warm_s": 0.2,
+    "load": {"duration_s": 1, "target_qps": 5},
+}
 
 
 async def with_standby(site_with: MakeSite, **changes: object) -> Site:

@@ -329,7 +329,5 @@ def test_the_standby_is_woken_first_unless_its_gpu_is_ruled_out(
 
 
 def test_a_new_standby_avoids_the_gpus_of_the_tier_that_it_stands_by_for() -> None:
-    choice = choose_gpus(
-        tier(), FOUR, None, limit_percent=80, used_by_tp={"GPU-0", "GPU-1", "GPU-2"}
-    )
+    choice = choose_gpus(tier(), FOUR, None, limit_percent=80, used_by_tp={"GPU-0", "GPU-1", "GPU-2"})
     assert choice.candidates[0].gpu == "GPU-3"
