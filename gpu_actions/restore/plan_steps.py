@@ -62,7 +62,7 @@ def ending_of(tier: TierConfig, way: Way) -> tuple[str, ...]:
     return () if tier.standby == "resident" and way is Way.BESIDE else ("stop",)
 
 
-def order_of(way: Way, stages: tuple[int, ...], ending: tuple[str, ...]) -> tuple[str, ...]:
+def order_of(way: Way, stages: tuple[int, ...], ending: tuple[str, ...] = ("stop",)) -> tuple[str, ...]:
     """Return the ids of the steps in order."""
     before = ("check", "prepare")
     after = ("warm", "environment", "golden")

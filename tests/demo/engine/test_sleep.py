@@ -37,12 +37,14 @@ async def test_without_the_flag_there_is_no_sleep_mode(make_engine: MakeEngine) 
 
 
 async def test_weights_from_a_file_are_those_that_were_drawn(make_engine: MakeEngine, tmp_path: Path) -> None:
-    flags = ("--tensor-parallel-size", "2", "--weights-dir", str(tmp_path))
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    flags = ("--tensor-parallel-size", "2", "--weights-dir", str(folder))
     drawn = await asyncio.to_thread(make_engine(*flags).ready().text, "the quick brown fox", 8)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["rank0of2.weights", "rank1of2.weights"]
+    assert sorted(file.name for file in folder.iterdir()) == ["rank0of2.weights", "rank1of2.weights"]
     read = make_engine(*flags, "--seed", "7").ready()
     assert await asyncio.to_thread(read.text, "the quick brown fox", 8) == drawn
-    (tmp_path / "rank0of2.weights").write_bytes(b"half a file")
-    (tmp_path / "rank1of2.weights").write_bytes(b"")
+    (folder / "rank0of2.weights").write_bytes(b"half a file")
+    (folder / "rank1of2.weights").write_bytes(b"")
     anew = make_engine(*flags).ready()
     assert await asyncio.to_thread(anew.text, "the quick brown fox", 8) == drawn
