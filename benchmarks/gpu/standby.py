@@ -147,7 +147,7 @@ async def fall_back_to_standby(v: "Validation") -> "Record":
     from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
     from gpu_actions.standby.action import SPEC as STANDBY
 
-    folder = v.work / name.replace(" ", "")
+    folder = v.work / "standby"
     config = host_config(folder, gpus=v.gpus, environment=v.environment())
     fallback = config.tiers["fallback"]
     unit = fallback.unit.model_copy(update={"argv": (*fallback.unit.argv, "--enable-sleep-mode", "1")})
