@@ -141,7 +141,7 @@ async def _require_seen(call: Call, action: str, place: Place) -> None:
             f"The app lacks the scope {POST_SCOPE}, so nobody would see what happens, and nothing was started. "
             "Apply `gpu-oncall manifest` to the app and install it again."
         )
-    if problem := await why_unseen(call.client, place.channel):
+    if problem := await why_unseen(call.client, place.channel, services.identity.name):
         raise UserError(problem)
 
 

@@ -94,7 +94,7 @@ async def _close(call: Call, words: Words) -> None:
         about = json.dumps({"host": host, "channel": call.channel, "thread": call.thread_ts})
         return forms.close_view(known, callback=CLOSE_INCIDENT, metadata=about)
 
-    instead = f"@gpu-oncall incident close {host}"
+    instead = f"@{call.services.identity.name} incident close {host}"
     await modals.show(call, "Close the incident", build, otherwise=forms.no_form(instead))
 
 

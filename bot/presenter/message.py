@@ -7,11 +7,11 @@ and 150 per header (docs.slack.dev/reference/block-kit/blocks); the total of abo
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bot.presenter.mrkdwn import clip, clip_escaped, one_line
+from bot.presenter.mrkdwn import clip, clip_escaped, one_line, unescape
 from gpu_actions.system.redact import redact
 
 Block = dict[str, Any]
@@ -31,6 +31,15 @@ MAX_LINE = 600
 MAX_LINES = 200
 MAX_CONTEXT = 1000
 _ROOM_FOR_BLOCK_IDS = 60
+
+
+TaskStatus = Literal["pending", "in_progress", "complete", "error"]
+TASK_SIGNS = {
+    "pending": ":white_circle:",
+    "in_progress": ":hourglass_flowing_sand:",
+    "complete": ":white_check_mark:",
+    "error": ":x:",
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,23 @@ class Message:
 
         return Message(renamed(self.text), tuple(renamed(block) for block in self.blocks))
 
-    def simpler(self) -> "Message":
-        """Return the message for a Slack that refuses its blocks: tables as lines of text, else the text alone."""
-        if not any(block["type"] == "table" for block in self.blocks):
-            return replace(self, blocks=())
-        blocks = [_table_as_lines(block) if block["type"] == "table" else block for block in self.blocks]
+    def plain(self) -> "Message":
+        """Return the message with its plan, table and charts as lines of text; unchanged if it has none."""
+        if not any(block["type"] in _AS_LINES for block in self.blocks):
+            return self
+        blocks = [
+            section("\n".join(_AS_LINES[block["type"]](block)))
+            | {name: block[name] for name in ("block_id",) if name in block}
+            if block["type"] in _AS_LINES
+            else block
+            for block in self.blocks
+        ]
         return replace(self, blocks=tuple(blocks))
+
+    def simpler(self) -> "Message":
+        """Return the message for a Slack that refuses its blocks: native ones as lines of text, else the text alone."""
+        plain = self.plain()
+        return replace(self, blocks=()) if plain is self else plain
 
 
 @dataclass(frozen=True)
@@ -168,13 +188,90 @@ def table(rows: Sequence[Sequence[str]]) -> Block:
     return {"type": "table", "rows": cells, "column_settings": align}
 
 
-def _table_as_lines(block: Block) -> Block:
+def plan(title: str, tasks: Sequence[Block]) -> Block:
+    """Return a native plan: a title and its tasks. Slack accepts one per message and 50 tasks."""
+    return {"type": "plan", "title": _literal(title, 150), "tasks": list(tasks)[:50]}
+
+
+def task(task_id: str, title: str, status: TaskStatus, *, details: str = "") -> Block:
+    """Return a task card of a plan; `title` and `details` are escaped text, which the block shows literally."""
+    card: Block = {
+        "type": "task_card",
+        "task_id": task_id[:255],
+        "title": _literal(title, 150),
+        "status": status,
+    }
+    if not details:
+        return card
+    text = {"type": "text", "text": _literal(details, 300)}
+    parts = [{"type": "rich_text_section", "elements": [text]}]
+    return card | {"details": {"type": "rich_text", "elements": parts}}
+
+
+def chart(
+    title: str,
+    categories: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    kind: Literal["bar", "line"] = "bar",
+    x_label: str = "",
+    y_label: str = "",
+) -> Block:
+    """Return a native chart of at most 6 series with 20 points. Slack accepts two per message."""
+    labels = list(dict.fromkeys(_literal(category, 20) for category in categories))
+    if len(labels) != len(categories) or not 1 <= len(labels) <= 20 or not 1 <= len(series) <= 6:
+        raise ValueError("a chart has 1 to 20 different categories and 1 to 6 series")
+    drawn = [
+        {
+            "name": _literal(name, 20),
+            "data": [{"label": label, "value": value} for label, value in zip(labels, values, strict=True)],
+        }
+        for name, values in series.items()
+    ]
+    axis: Block = {"categories": labels}
+    axis |= {"x_label": _literal(x_label, 50)} if x_label else {}
+    axis |= {"y_label": _literal(y_label, 50)} if y_label else {}
+    shape = {"type": kind, "series": drawn, "axis_config": axis}
+    return {"type": "data_visualization", "title": _literal(title, 50), "chart": shape}
+
+
+def _literal(escaped: str, limit: int) -> str:
+    """Return escaped text for a field that Slack shows as it is, never empty."""
+    return clip(" ".join(redact(unescape(escaped)).text.split()), limit) or "-"
+
+
+def _table_lines(block: Block) -> list[str]:
     head, *rows = [[cell["text"] for cell in row] for row in block["rows"]]
     lines = []
     for name, *values in rows:
         figures = ", ".join(f"{column} {value}" for column, value in zip(head[1:], values, strict=False))
         lines.append(f"*{one_line(name)}* {one_line(figures)}")
-    return section("\n".join(lines)) | {name: block[name] for name in ("block_id",) if name in block}
+    return lines
+
+
+def _plan_lines(block: Block) -> list[str]:
+    lines = [f"*{one_line(block['title'])}*"]
+    for card in block["tasks"]:
+        details = card.get("details")
+        said = f" {one_line(details['elements'][0]['elements'][0]['text'])}" if details else ""
+        lines.append(f"{TASK_SIGNS[card['status']]} {one_line(card['title'])}{said}")
+    return lines
+
+
+def _chart_lines(block: Block) -> list[str]:
+    lines = [f"*{one_line(block['title'])}*"]
+    for one in block["chart"]["series"]:
+        points = ", ".join(f"{point['label']}: {point['value']:g}" for point in one["data"])
+        lines.append(f"*{one_line(one['name'])}* {one_line(points, 600)}")
+    return lines
+
+
+_AS_LINES: Mapping[str, Callable[[Block], list[str]]] = {
+    "table": _table_lines,
+    "plan": _plan_lines,
+    "data_visualization": _chart_lines,
+}
+"""How each of Slack's newer blocks reads where Slack refuses it."""
 
 
 def modal(

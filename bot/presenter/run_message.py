@@ -21,7 +21,7 @@ from bot.presenter.message import (
 )
 from bot.presenter.mrkdwn import ago, capitalized, code, duration, first_line, gist, link, one_line, user
 from bot.presenter.render_context import RenderContext
-from bot.presenter.steps import failed_step, folded_lines, position, running_step
+from bot.presenter.steps import failed_step, folded_lines, live_plan, position, running_step
 from bot.presenter.verdict_card import DETAILS, verdict_card, verdict_of
 from bot.presenter.vocabulary import action_name, count, diagnoses
 from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
@@ -59,12 +59,16 @@ def run_message(run: RunRecord, context: RenderContext) -> Message:
         return verdict_card(run, verdict, context)
     title = run_title(run)
     now = now_line(run, context)
+    is_working = run.status in (RunStatus.RUNNING, RunStatus.SETTLING) and bool(run.steps)
+    first = now
+    if is_working and run.status is RunStatus.RUNNING:
+        first = first_line(now)  # the plan below says what the step reports
     parts: list[Part] = [
         header(title),
-        section(f"{state_sign(run)} {now}"),
+        section(f"{state_sign(run)} {first}"),
         Lines(tuple(_problems(run)), noun="problems"),
         *([buttons] if (buttons := _buttons(run)) else []),
-        folded_lines(run),
+        live_plan(run) if is_working else folded_lines(run),
         Lines(tuple(_what_clients_saw(run, now)), noun="lines on clients"),
         Lines(tuple(decision_lines(run)), noun="decisions", small=True),
         _footer(run, context),

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bot.presenter.message import Lines
-from bot.presenter.mrkdwn import code, duration, first_line, gist, one_line
+from bot.presenter.message import Block, Lines, TaskStatus, plan, task
+from bot.presenter.mrkdwn import capitalized, code, duration, first_line, gist, one_line
 from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
 from gpu_actions.plan import Plan, Step
 
@@ -17,7 +17,18 @@ STEP_SIGNS = {
     StepStatus.CANCELLED: ":octagonal_sign:",
 }
 
+TASKS: dict[StepStatus, TaskStatus] = {
+    StepStatus.PENDING: "pending",
+    StepStatus.RUNNING: "in_progress",
+    StepStatus.DONE: "complete",
+    StepStatus.WARNING: "complete",
+    StepStatus.FAILED: "error",
+    StepStatus.SKIPPED: "complete",
+    StepStatus.CANCELLED: "error",
+}
+"""A step's state as Slack's task cards name it."""
 MAX_NOTED = 2
+SUMMARY_WORDS = 15
 NOTE_WORDS = 10
 
 
@@ -42,19 +53,52 @@ def folded_lines(run: RunRecord) -> Lines:
     """Return the finished steps as one line, and one line for each that failed or warned; the running one is said above."""
     if not run.steps or run.status in (RunStatus.DENIED, RunStatus.EXPIRED, RunStatus.REFUSED):
         return Lines(())
-    steps = _all_steps(run)
-    forward = [step for step in steps if not step.compensating]
-    noted = [step for step in steps if step.status in (StepStatus.FAILED, StepStatus.WARNING)]
-    done = sum(step.status in (StepStatus.DONE, StepStatus.WARNING) for step in forward)
-    cleaned = sum(step.status is StepStatus.DONE for step in steps if step.compensating)
-    sign = STEP_SIGNS[StepStatus.DONE if done else StepStatus.PENDING]
-    counted = f"{sign} {done} of {len({step.step_id for step in forward})} steps done"
-    counted += f", {cleaned} of the clean-up" if cleaned else ""
+    done, counted = _counted(run)
     lines = [
         f"{STEP_SIGNS[step.status]} *{gist(step.title, 6)}* {gist(first_line(step.summary), NOTE_WORDS)}".rstrip()
-        for step in noted[-MAX_NOTED:]
+        for step in _noted(run)
     ]
-    return Lines((counted, *lines), noun="steps", drop="start")
+    return Lines(
+        (f"{STEP_SIGNS[StepStatus.DONE if done else StepStatus.PENDING]} {counted}", *lines),
+        noun="steps",
+        drop="start",
+    )
+
+
+def live_plan(run: RunRecord) -> Block:
+    """Return the steps of a run at work as a native plan: how many are done, what went wrong, now, and next."""
+    tasks = [
+        task(
+            f"{step.step_id}.{step.attempt}",
+            f"Warning: {gist(step.title, 6)}" if step.status is StepStatus.WARNING else gist(step.title, 6),
+            TASKS[step.status],
+            details=gist(first_line(step.summary), NOTE_WORDS),
+        )
+        for step in _noted(run)
+    ]
+    if (now := running_step(run)) is not None:
+        said = gist(first_line(now.summary), SUMMARY_WORDS) or gist(now.title, 8)
+        tasks.append(task(f"{now.step_id}.{now.attempt}", capitalized(said), TASKS[now.status]))
+    coming = [step for step in _all_steps(run) if step.status is StepStatus.PENDING and not step.compensating]
+    if coming and run.status is not RunStatus.SETTLING:
+        tasks.append(task(f"{coming[0].step_id}.next", f"Then: {gist(coming[0].title, 6)}", "pending"))
+    return plan(_counted(run)[1], tasks)
+
+
+def _noted(run: RunRecord) -> Sequence[StepRecord]:
+    """Return the latest steps that failed or warned."""
+    noted = [s for s in _all_steps(run) if s.status in (StepStatus.FAILED, StepStatus.WARNING)]
+    return noted[-MAX_NOTED:]
+
+
+def _counted(run: RunRecord) -> tuple[int, str]:
+    """Return how many steps are done, and that in words."""
+    steps = _all_steps(run)
+    forward = [step for step in steps if not step.compensating]
+    done = sum(step.status in (StepStatus.DONE, StepStatus.WARNING) for step in forward)
+    cleaned = sum(step.status is StepStatus.DONE for step in steps if step.compensating)
+    counted = f"{done} of {len({step.step_id for step in forward})} steps done"
+    return done, counted + (f", {cleaned} of the clean-up" if cleaned else "")
 
 
 def step_lines(run: RunRecord, now: float) -> Lines:

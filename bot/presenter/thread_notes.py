@@ -5,9 +5,10 @@ person must notice (a request for approval, the end of a long run) is a note.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bot.presenter.approval_request import approval_request, reminder
-from bot.presenter.message import Lines, Message, compose, section, table
+from bot.presenter.message import Block, Lines, Message, chart, compose, section, table
 from bot.presenter.mrkdwn import capitalized, code, code_block, escape, first_line, gist, one_line, user
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import now_line, run_title, state_sign, state_word
@@ -82,7 +83,7 @@ def _approval_notes(run: RunRecord, context: RenderContext) -> list[Note]:
 def _step_note(step: StepRecord) -> Note:
     """Return a step's result for the thread: its first line, then its figures as a table, or its text as it is."""
     text = str(step.data["thread_text"])
-    rows = _rows(step.data.get("table"))
+    rows, drawn = _rows(step.data.get("table")), _chart(step.data.get("chart"))
     if rows:
         said = step.data.get("table_notes")
         lines = tuple(gist(str(line), 25) for line in said) if isinstance(said, list) else ()
@@ -90,7 +91,7 @@ def _step_note(step: StepRecord) -> Note:
         first = f"*{capitalized(gist(step.title, 10))}*\n{capitalized(gist(first_line(text) or first_line(step.summary), 30))}"
         return Note(
             f"step:{step.step_id}:{step.attempt}",
-            compose(first_line(first), [section(first), table(rows), *notes]),
+            compose(first_line(first), [section(first), *drawn, table(rows), *notes]),
         )
     body = code_block(text) if "\n" in text.strip() else escape(text.strip())
     return Note(
@@ -107,6 +108,21 @@ def _rows(value: object) -> list[list[str]]:
     ):
         return []
     return [[str(cell) for cell in row] for row in value if len(row) == len(value[0])][:MAX_ROWS]
+
+
+def _chart(value: object) -> list[Block]:
+    """Return the chart of a step's data, or an empty list if there is none that can be drawn."""
+    if not isinstance(value, dict):
+        return []
+    try:
+        series = {str(name): [float(v) for v in values] for name, values in value["series"].items()}
+        kind: Literal["bar", "line"] = "line" if value.get("kind") == "line" else "bar"
+        labels = {name: str(value.get(name) or "") for name in ("x_label", "y_label")}
+        return [
+            chart(str(value["title"]), [str(c) for c in value["categories"]], series, kind=kind, **labels)
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):  # stored by another version
+        return []
 
 
 def _end_is_announced(run: RunRecord) -> bool:

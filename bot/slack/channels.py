@@ -24,7 +24,7 @@ class ChannelUnknown(Exception):
     """Raised if the bot sees no channel of that name. The message says what to do."""
 
 
-async def why_unseen(client: AsyncWebClient, channel: str) -> str:
+async def why_unseen(client: AsyncWebClient, channel: str, bot_name: str) -> str:
     """Return why nobody would see the bot's messages in a channel, or an empty string. A public channel is joined.
 
     If Slack cannot say it now, the answer is empty: a fallback does not wait for Slack.
@@ -40,7 +40,7 @@ async def why_unseen(client: AsyncWebClient, channel: str) -> str:
             return ""
         return (
             "I am not in this channel, so nobody would see what happens, and nothing was started. "
-            f"Write `/invite @gpu-oncall` here, then ask again. (Slack says {code}.)"
+            f"Write `/invite @{bot_name}` here, then ask again. (Slack says {code}.)"
         )
     except (SlackClientError, ClientError, OSError, TimeoutError) as error:
         log.warning("membership of a channel is unknown", channel=channel, error=type(error).__name__)

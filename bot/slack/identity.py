@@ -41,6 +41,7 @@ class Identity:
         self._token = token
         self._api_url = api_url
         self.user_id = user_id
+        self.name = "gpu-oncall"
         self.bot_id = self.team_id = ""
         self.problem = ""
         self.missing_scopes: tuple[str, ...] = ()
@@ -80,6 +81,7 @@ class Identity:
             return f"Slack cannot be reached: {redacted_head(repr(error), 200)}"
         self.user_id, self.bot_id = str(answer["user_id"]), str(answer.get("bot_id") or "")
         self.team_id = str(answer["team_id"])
+        self.name = str(answer.get("user") or self.name)
         granted = {scope.strip() for scope in answer.headers.get("x-oauth-scopes", "").split(",")} - {""}
         missing = tuple(sorted(set(bot_scopes()) - granted)) if granted else ()
         if missing and missing != self.missing_scopes:

@@ -219,8 +219,11 @@ async def _send(
 
 async def edit(
     client: AsyncWebClient, message: Message, *, channel: str, ts: str, about: dict[str, Any]
-) -> None:
-    """Edit a message. If Slack refuses the blocks, only the text is shown. Raises whatever the client raises otherwise."""
+) -> Message:
+    """Edit a message and return what Slack accepted: the message, or a simpler one if Slack refuses its blocks.
+
+    Raises whatever the client raises otherwise.
+    """
     try:
         await client.chat_update(
             channel=channel, ts=ts, text=message.text, blocks=list(message.blocks), metadata=about
@@ -233,4 +236,5 @@ async def edit(
             about=about,
             answer=redacted_head(str(error), 500),
         )
-        await edit(client, message.simpler(), channel=channel, ts=ts, about=about)
+        return await edit(client, message.simpler(), channel=channel, ts=ts, about=about)
+    return message

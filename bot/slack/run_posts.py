@@ -60,7 +60,7 @@ class RunPosts:
 
     def __post_init__(self) -> None:
         self._edits = 0
-        self._searched = self._in_doubt = False
+        self._searched = self._in_doubt = self._only_plain = False
         self._notes: dict[str, str] = {}
         self._shown: dict[str, str] = {}
         self._files: dict[str, str] = {}
@@ -116,6 +116,10 @@ class RunPosts:
         ts = await self._message_ts(run)
         self._edits += 1
         stamped = message.stamped(f"{run.id}.{run.version}.{self._edits}")
+        if (
+            self._only_plain
+        ):  # Slack refused a plan, a table or a chart once: asking again costs a call at each edit
+            stamped = stamped.plain()
         channel, about = run.place.channel, metadata(RUN_EVENT, run.id)
         if ts is None:
             ts = await self._post(stamped, run.place, about)
@@ -123,7 +127,8 @@ class RunPosts:
         else:
             self.spend_edit()
             try:
-                await edit(self.client, stamped, channel=channel, ts=ts, about=about)
+                shown = await edit(self.client, stamped, channel=channel, ts=ts, about=about)
+                self._only_plain = self._only_plain or shown is not stamped
             except SlackApiError as error:
                 if error.response.get("error") not in NOT_EDITABLE:
                     raise

@@ -177,7 +177,13 @@ class BlockWalk:
         """Check a task card, alone or in a plan."""
         self.required(task, "task_id", place)
         self.required(task, "title", place)
-        self.one_of(str(task.get("status")), tuple(TASK_WORDS), f"{place}/status")
+        self.one_of(task.get("status"), tuple(TASK_WORDS), f"{place}/status")
+        for source, where in self.items(task.get("sources", []), 0, 50, f"{place}/sources"):
+            if type_of(source) != "url":
+                self.refuse(f"unsupported type: {type_of(source)}", f"{where}/type")
+            else:
+                self.required(source, "url", where)
+                self.required(source, "text", where)
         lines = [f"{TASK_WORDS.get(str(task.get('status')), '[?]')} {task.get('title')}"]
         for name in ("details", "output"):
             value = task.get(name)

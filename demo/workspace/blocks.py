@@ -20,8 +20,12 @@ MAX_MESSAGE_BLOCKS = 50
 MAX_VIEW_BLOCKS = 100
 MAX_TOTAL_CHARACTERS = 13_200
 MAX_TABLE_CHARACTERS = 10_000
+MAX_PER_MESSAGE = {"table": 1, "plan": 1, "data_visualization": 2}
+MAX_SERIES = 12
+MAX_POINTS = 20
 SURFACES: dict[str, tuple[str, ...]] = {
     "alert": ("modal",),
+    "data_visualization": ("message",),
     "markdown": ("message",),
     "plan": ("message",),
     "table": ("message", "home"),
@@ -72,13 +76,15 @@ def checked_blocks(
 
 
 def _check_surface(walk: BlockWalk, blocks: list[JsonObject], surface: str) -> None:
-    """Refuse blocks that the surface does not have, and a second table (docs.slack.dev/reference/block-kit/blocks)."""
+    """Refuse blocks that the surface does not have, and more of a kind than one message may have."""
     for index, block in enumerate(blocks):
         if surface not in SURFACES.get(type_of(block), (surface,)):
             walk.refuse(f"unsupported type: {type_of(block)}", f"/blocks/{index}/type")
-    tables = [index for index, block in enumerate(blocks) if type_of(block) == "table"]
-    for index in tables[1:]:
-        walk.refuse("only_one_table_allowed", f"/blocks/{index}")
+    for kind, most in MAX_PER_MESSAGE.items():
+        many = f"no more than {most} {kind} blocks allowed"
+        problem = f"only_one_{kind}_allowed" if most == 1 else many
+        for index in [n for n, block in enumerate(blocks) if type_of(block) == kind][most:]:
+            walk.refuse(problem, f"/blocks/{index}")
 
 
 def sent_blocks(value: object) -> list[JsonObject] | None:
@@ -220,10 +226,68 @@ def _plan(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
     lines = [str(block.get("title"))]
     for task, where in walk.items(block.get("tasks", []), 0, 50, f"{place}/tasks"):
         if isinstance(task, dict):
+            walk.one_of(task.get("type", "task_card"), ("task_card",), f"{where}/type")
             lines += [f"  {line}" for line in walk.task(task, where)]
         else:
             walk.refuse("must be an object", where)
     return lines
+
+
+@block_kind("data_visualization")
+def _data_visualization(walk: BlockWalk, block: JsonObject, place: str) -> list[str]:
+    """Check a chart (docs.slack.dev/reference/block-kit/blocks/data-visualization-block)."""
+    walk.required(block, "title", place)
+    walk.length(block.get("title"), 50, f"{place}/title")
+    chart = block.get("chart")
+    if not isinstance(chart, dict) or type_of(chart) not in ("pie", "bar", "area", "line"):
+        walk.refuse("unsupported chart", f"{place}/chart")
+        return [f"[chart: {block.get('title')}]"]
+    lines = [f"[{type_of(chart)} chart: {block.get('title')}]"]
+    if type_of(chart) == "pie":
+        segments = list(walk.items(chart.get("segments"), 1, MAX_SERIES, f"{place}/chart/segments"))
+        return [*lines, *(f"  {_point(walk, segment, where, least=0)}" for segment, where in segments)]
+    axis = chart.get("axis_config")
+    if not isinstance(axis, dict):
+        walk.refuse("missing required field: axis_config", f"{place}/chart")
+        axis = {}
+    at = f"{place}/chart/axis_config"
+    for name in ("x_label", "y_label"):
+        walk.length(axis.get(name), 50, f"{at}/{name}")
+    categories = [
+        category for category, _ in walk.items(axis.get("categories"), 1, MAX_POINTS, f"{at}/categories")
+    ]
+    for index, category in enumerate(categories):
+        walk.length(category, 20, f"{at}/categories/{index}")
+    if len({str(category) for category in categories}) != len(categories):
+        walk.refuse("categories must be unique", f"{at}/categories")
+    names: set[str] = set()
+    for series, where in walk.items(chart.get("series"), 1, MAX_SERIES, f"{place}/chart/series"):
+        if not isinstance(series, dict):
+            walk.refuse("must be an object", where)
+            continue
+        walk.required(series, "name", where)
+        walk.length(series.get("name"), 20, f"{where}/name")
+        walk.unique("name", series, names, where)
+        data = list(walk.items(series.get("data"), 1, MAX_POINTS, f"{where}/data"))
+        lines.append(f"  {series.get('name')}: {', '.join(_point(walk, one, point) for one, point in data)}")
+        if [one.get("label") for one, _ in data if isinstance(one, dict)] != categories:
+            walk.refuse("labels must match axis_config.categories", f"{where}/data")
+    return lines
+
+
+def _point(walk: BlockWalk, point: object, place: str, *, least: float | None = None) -> str:
+    """Check a point of a series or a segment of a pie."""
+    if not isinstance(point, dict):
+        walk.refuse("must be an object", place)
+        return ""
+    walk.required(point, "label", place)
+    walk.length(point.get("label"), 20, f"{place}/label")
+    value = point.get("value")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        walk.refuse("must be a number", f"{place}/value")
+    elif least is not None and value <= least:
+        walk.refuse(f"must be greater than {least:g}", f"{place}/value")
+    return f"{point.get('label')} {value}"
 
 
 @block_kind("input")

@@ -4,7 +4,7 @@ from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.config.policies import limits_text
 from gpu_actions.loadtest.child import find_knee_in_child
 from gpu_actions.loadtest.knee_limits import keep_knee, limits_of
-from gpu_actions.loadtest.knee_result import KNEE_JSON, KNEE_PNG, knee_lines, knee_text, read_knee
+from gpu_actions.loadtest.knee_result import KNEE_JSON, KNEE_PNG, knee_chart, knee_lines, knee_text, read_knee
 from gpu_actions.loadtest.report import TEXT_NAME, files_of
 from gpu_actions.loadtest.result import RunVerdict
 from gpu_actions.loadtest.spec import LoadSpec
@@ -80,6 +80,7 @@ async def knee(context: StepContext) -> StepResult:
         data={
             "verdict": result.verdict.value,
             "thread_text": text,
+            "chart": knee_chart(result),
             "limits": None if offered is None else offered.model_dump(),
             "knee_folder": str(folder),
             "knee_qps": result.knee_qps,

@@ -122,6 +122,22 @@ def knee_lines(result: KneeResult) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def knee_chart(result: KneeResult) -> dict[str, object] | None:
+    """Return the tail latency by offered rate as data for a chart; None with fewer than two rates."""
+    known = {f"{t.rate_qps:.3g}": t.ttft_p99_ms for t in sorted(result.trials, key=lambda t: t.rate_qps)}
+    points = [(rate, round(ms)) for rate, ms in known.items() if ms is not None][-20:]
+    if len(points) < 2:
+        return None
+    return {
+        "kind": "line",
+        "title": "TTFT p99 by offered load",
+        "x_label": "requests/s",
+        "y_label": "ms",
+        "categories": [rate for rate, _ in points],
+        "series": {"TTFT p99": [ms for _, ms in points]},
+    }
+
+
 def knee_text(result: KneeResult) -> str:
     """Return the lines as text, without secrets: texts of engines end in it."""
     return redact("\n".join(line.replace("\n", " ") for line in knee_lines(result)) + "\n").text

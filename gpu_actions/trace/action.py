@@ -26,7 +26,7 @@ from gpu_actions.system.listening import listening_process
 from gpu_actions.system.processes import run_process
 from gpu_actions.system.redact import redacted_json, redacted_tail
 from gpu_actions.system.urls import port_of
-from gpu_actions.trace.summary import TraceSummary, compare, short_table, table
+from gpu_actions.trace.summary import TraceSummary, compare, short_table, table, top_chart
 
 ANALYSIS_TIMEOUT_S = 120
 LOAD_STREAMS = 2
@@ -256,6 +256,7 @@ async def tabulate(context: StepContext) -> StepResult:
         data={
             "thread_text": table(summary, changes=changes),
             "table": short_table(summary),
+            "chart": top_chart(summary),
             "table_notes": list(changes or ()),
             "summary": summary.model_dump(mode="json"),
         },

@@ -105,6 +105,20 @@ def short_table(summary: TraceSummary) -> list[list[str]]:
     return [["Longest", "share", "ms"], *rows]
 
 
+def top_chart(summary: TraceSummary) -> dict[str, object] | None:
+    """Return the first rank's longest kernels as data for a chart of their shares; None without two of them."""
+    shares: dict[str, float] = {}
+    for row in summary.ranks[0].top[:5]:
+        shares.setdefault(row.name[:20], round(row.share_percent, 1))
+    if len(shares) < 2:
+        return None
+    return {
+        "title": "Longest kernels, % of the time",
+        "categories": list(shares),
+        "series": {"share": list(shares.values())},
+    }
+
+
 def _short(name: str) -> str:
     return name if len(name) <= SHORT_NAME else name[: SHORT_NAME - 1] + "…"
 

@@ -2,6 +2,7 @@
 
 import { h, localPath, toast } from "./dom.js";
 import { link, textObject, plainText } from "./mrkdwn.js";
+import { chart } from "./chart.js";
 import { markdown, plan, richText, table, taskCard } from "./rich.js";
 
 function imageAddress(element) {
@@ -106,6 +107,7 @@ const SHOW = {
   },
   rich_text: (block, context) => richText(block, context.names),
   table: (block, context) => table(block, context.names),
+  data_visualization: (block) => chart(block),
   plan: (block, context) => plan(block, context.names),
   task_card: (block, context) => h("div", { class: "plan" }, taskCard(block, context.names)),
   markdown: (block, context) => markdown(block, context.names),

@@ -370,6 +370,63 @@ def test_finished_steps_are_one_line_and_a_failed_one_keeps_its_own() -> None:
     assert "title of s3" in json.dumps(details_view(run, CONTEXT))
 
 
+def test_a_run_at_work_is_a_native_plan_and_lines_of_text_where_slack_refuses_it() -> None:
+    def step(name: str, status: StepStatus, summary: str = "") -> StepRecord:
+        return StepRecord(step_id=name, title=f"title of {name}", status=status, summary=summary)
+
+    steps = (
+        *(step(f"s{n}", StepStatus.DONE) for n in range(5)),
+        step("s5", StepStatus.WARNING, "no baseline <here>"),
+        step("s6", StepStatus.RUNNING, "40 of 60 served"),
+        step("s7", StepStatus.PENDING),
+        step("s8", StepStatus.PENDING),
+    )
+    run = a_run(id="fb-1a2b", action="fallback", status=RunStatus.RUNNING, steps=steps)
+    message = run_message(run, CONTEXT)
+    accepted(message)
+    plan = next(block for block in message.blocks if block["type"] == "plan")
+    assert plan["title"] == "6 of 9 steps done"
+    assert [(task["title"], task["status"]) for task in plan["tasks"]] == [
+        ("Warning: title of s5", "complete"),
+        ("40 of 60 served", "in_progress"),
+        ("Then: title of s7", "pending"),
+    ]
+    assert plan["tasks"][0]["details"]["elements"][0]["elements"][0]["text"] == "no baseline <here>"
+    assert json.dumps(message.blocks).count("40 of 60 served") == 1, "the same sentence twice"
+    plain = message.simpler()
+    accepted(plain)
+    shown = json.dumps(plain.blocks)
+    assert "plan" not in {block["type"] for block in plain.blocks}
+    assert ":hourglass_flowing_sand: 40 of 60 served" in shown
+    assert "no baseline &lt;here&gt;" in shown
+    assert any(block["type"] == "actions" for block in plain.blocks), "the buttons stay"
+
+
+def test_a_steps_chart_is_drawn_natively_and_read_as_text_where_slack_refuses_it() -> None:
+    drawn = {
+        "kind": "line",
+        "title": "TTFT p99",
+        "categories": ["1", "2"],
+        "series": {"p99": [230, 900]},
+        "y_label": "ms",
+    }
+    data = {"thread_text": "the knee", "table": [["", "p99"], ["TTFT", "230 ms"]], "chart": drawn}
+    step = StepRecord(step_id="load", title="load", status=StepStatus.DONE, data=data)
+    (note,) = [
+        n for n in thread_notes(a_run(action="loadtest", steps=(step,)), CONTEXT) if n.key.startswith("step:")
+    ]
+    accepted(note.message)
+    assert [block["type"] for block in note.message.blocks] == ["section", "data_visualization", "table"]
+    accepted(note.message.simpler())
+    assert "*p99* 1: 230, 2: 900" in json.dumps(note.message.simpler().blocks)
+    for broken in ({}, {"title": "x"}, {**drawn, "categories": ["1"]}, {**drawn, "series": 3}, 7):
+        other = StepRecord(
+            step_id="load", title="load", status=StepStatus.DONE, data=data | {"chart": broken}
+        )
+        (note,) = [n for n in thread_notes(a_run(steps=(other,)), CONTEXT) if n.key.startswith("step:")]
+        assert [block["type"] for block in note.message.blocks] == ["section", "table"]
+
+
 def test_ids_and_hashes_appear_once_and_in_the_last_block() -> None:
     run = a_run(id="fb-1a2b", action="fallback", status=RunStatus.RUNNING, plan_hash="b41eeea9ab4b")
     *above, last = run_message(run, CONTEXT).blocks

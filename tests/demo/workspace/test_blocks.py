@@ -204,7 +204,43 @@ def test_some_blocks_exist_on_some_surfaces_only(block: dict[str, Any], surface:
             checked_blocks([block], surface=surface)
 
 
-def test_a_message_has_one_table() -> None:
+def test_a_message_has_one_table_one_plan_and_two_charts() -> None:
     table = {"type": "table", "rows": [[{"type": "raw_text", "text": "x"}]]}
-    with pytest.raises(BlocksError, match="only_one_table_allowed"):
-        checked_blocks([table, table])
+    plan = {"type": "plan", "title": "x"}
+    assert checked_blocks([table, plan, chart(), chart()])
+    for blocks, problem in (
+        ([table, table], "only_one_table_allowed"),
+        ([plan, plan], "only_one_plan_allowed"),
+        ([chart()] * 3, "no more than 2 data_visualization"),
+    ):
+        with pytest.raises(BlocksError, match=problem):
+            checked_blocks(blocks)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"categories": ["1", "2", "2"]}, "unique"),
+        ({"categories": ["1", "3"]}, "labels must match"),
+        ({"categories": ["1", "x" * 21]}, "less than 21"),
+        ({"categories": []}, "no less than 1"),
+        ({"x_label": "x" * 51}, "less than 51"),
+        ({"series": []}, "no less than 1"),
+        ({"series": [{"name": "a", "data": [{"label": "1", "value": "5"}]}]}, "must be a number"),
+        ({"series": [{"name": "x" * 21, "data": []}]}, "less than 21"),
+        ({"type": "radar"}, "unsupported chart"),
+        ({"type": "pie", "segments": [{"label": "a", "value": 0}]}, "greater than 0"),
+    ],
+)
+def test_a_chart_is_checked_as_slack_documents_it(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(BlocksError, match=problem):
+        checked_blocks([chart(**change)])
+
+
+def chart(**change: Any) -> dict[str, Any]:
+    """Return a chart of one series with two points; `change` goes to the chart or to its axis."""
+    axis = {"categories": ["1", "2"]} | {k: v for k, v in change.items() if k in ("categories", "x_label")}
+    data = [{"label": "1", "value": 5}, {"label": "2", "value": 7.5}]
+    shape: dict[str, Any] = {"type": "line", "series": [{"name": "a", "data": data}], "axis_config": axis}
+    shape |= {k: v for k, v in change.items() if k in ("type", "series", "segments")}
+    return {"type": "data_visualization", "title": "x", "chart": shape}
