@@ -31,6 +31,7 @@ from bot.settings.model import Settings
 from bot.slack.access import Access
 from bot.slack.connection import CannotStart, check_tokens, connected
 from bot.slack.identity import Identity
+from bot.slack.incident_rooms import IncidentRooms
 from bot.slack.live_messages import LiveMessages
 from bot.slack.reports import Reports
 from bot.store.retention import sweep_rows
@@ -158,7 +159,9 @@ def build(
     token = settings.slack.bot_token.get_secret_value()
     # No retry handler: the SDK's own would send chat.postMessage again after a lost answer.
     client = AsyncWebClient(token=token, base_url=settings.slack.api_url, timeout=15, retry_handlers=[])
-    identity = Identity(token=token, api_url=settings.slack.api_url)
+    identity = Identity(
+        token=token, api_url=settings.slack.api_url, rooms=settings.slack.incident_place == "channel"
+    )
     specs = actions() if specs is None else specs
     runs = Runs(settings, store=store, artifacts=artifacts, actions=specs, role=role)
     incidents, access = Incidents(store), Access(settings.access, client, home_team=lambda: identity.team_id)
@@ -237,6 +240,17 @@ async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> A
             render_context=services.render_context,
         )
         stack.push_async_callback(_end_task, asyncio.create_task(_show_live(live, stop)))
+        if settings.slack.incident_place == "channel":
+            rooms = IncidentRooms(
+                bot.client,
+                store=bot.store,
+                incidents=services.incidents,
+                access=services.access,
+                settings=settings.slack,
+                render_context=services.render_context,
+                spend_edit=live.spend_edit,
+            )
+            stack.push_async_callback(_end_task, asyncio.create_task(rooms.run()))
         give_up = stop.set if stop is not None and role == "bot" else _stay
         connection = await stack.enter_async_context(
             connected(bot.app, settings, services.identity, give_up=give_up)

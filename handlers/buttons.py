@@ -21,7 +21,7 @@ from gpu_actions.action import Signal
 from gpu_actions.models import VerdictKind
 from handlers import approvals, modals
 from handlers.call import Call
-from handlers.command import require_role, start_run, stop_run
+from handlers.command import goes_on_in, require_role, start_run, stop_run
 
 Press = Callable[[Call, str], Awaitable[None]]
 
@@ -39,7 +39,7 @@ async def _start_fallback(call: Call, value: str) -> None:
     place = Place(
         channel=call.channel, thread_ts=triage.place.thread_ts or triage.message_ts or call.thread_ts
     )
-    if incident is not None and incident.place.channel == call.channel:
+    if incident is not None and goes_on_in(incident, call.channel):
         place = incident.place
     await start_run(call, "fallback", triage.host, {}, place=place)
 

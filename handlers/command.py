@@ -14,7 +14,7 @@ from bot.presenter.plan_message import plan_message
 from bot.presenter.vocabulary import action_name, diagnoses
 from bot.runs.planning import typed_options
 from bot.slack.channels import why_unseen
-from bot.store.records import Place, RunRecord, UserError
+from bot.store.records import IncidentRecord, Place, RunRecord, UserError
 from gpu_actions.action import ActionSpec
 from handlers import modals
 from handlers.arguments import Grammar, Words, parse
@@ -249,6 +249,14 @@ def _named_run(call: Call, action: str, run_id: str) -> RunRecord:
     return run
 
 
+def goes_on_in(incident: IncidentRecord, channel: str) -> bool:
+    """Return True if what is asked for in a channel belongs to the place of this incident.
+
+    An incident with a channel of its own takes everything; one with a thread only what is asked for in the same channel.
+    """
+    return incident.place.thread_ts is None or incident.place.channel == channel
+
+
 def _place_for(call: Call, action: str, host: str) -> Place:
     """Return where a run's message goes: the thread it was asked for in, else the incident's thread, else the channel.
 
@@ -257,7 +265,7 @@ def _place_for(call: Call, action: str, host: str) -> Place:
     if call.thread_ts is not None:
         return Place(channel=call.channel, thread_ts=call.thread_ts)
     incident = call.services.incidents.active(host)
-    if not diagnoses(action) and incident is not None and incident.place.channel == call.channel:
+    if not diagnoses(action) and incident is not None and goes_on_in(incident, call.channel):
         return incident.place
     return Place(channel=call.channel)
 

@@ -10,6 +10,9 @@ from bot.store.records import IncidentRecord, IncidentStatus, Person, Place, Tim
 from bot.store.schema import incidents
 from bot.store.store import Store, new_id
 
+ROOM = "incident.room"
+"""The kind of the timeline entries about an incident's own channel."""
+
 
 class Incidents:
     """The incidents in the store. Methods block for a millisecond or two."""
@@ -102,6 +105,26 @@ class Incidents:
         self._store.audit.record(
             self._entry(incident_id, incident.host, by, f"incident.{what}", text, **data)
         )
+
+    def move(self, incident_id: str, room: Place, *, by: Person, **data: str) -> None:
+        """Let an incident go on in a channel of its own; `data` is kept with it (see `room`)."""
+        incident = self._existing(incident_id)
+        with self._store.database.write() as connection:
+            connection.execute(
+                incidents.update()
+                .where(incidents.c.id == incident_id)
+                .values(channel=room.channel, thread_ts=None)
+            )
+            entry = self._entry(incident_id, incident.host, by, ROOM, f"goes on in {room.channel}", **data)
+            append(connection, entry)
+
+    def room(self, incident_id: str) -> dict[str, str] | None:
+        """Return what is known of an incident's own channel; None until it was made or refused."""
+        entries = [e for e in self.timeline(incident_id) if e.kind == ROOM]
+        known: dict[str, str] = {}
+        for entry in entries:
+            known |= {name: str(value) for name, value in entry.data.items()}
+        return known if entries else None
 
     def close(self, incident_id: str, *, by: Person) -> IncidentRecord:
         """Close an incident. Raise UserError if it is already closed."""

@@ -1,17 +1,22 @@
 """The texts of incidents: opened, status, timeline, closed."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bot.presenter.message import Lines, Message, compose, footnote, header, section
-from bot.presenter.mrkdwn import ago, clock, code, duration, link, one_line, user
+from bot.presenter.message import Lines, Message, Part, compose, footnote, header, section
+from bot.presenter.mrkdwn import ago, clip, clock, code, duration, link, one_line, user
 from bot.presenter.private_answers import plain, run_line
 from bot.presenter.render_context import RenderContext
+from bot.presenter.run_message import run_title, state_sign
 from bot.presenter.vocabulary import count
 from bot.store.records import IncidentRecord, IncidentStatus, Person, RunRecord, TimelineEntry
 
 if TYPE_CHECKING:
     from bot.incidents.report.facts import IncidentFacts
+
+
+MAX_ROOM_RUNS = 3
 
 
 def opened(host: str, title: str, by: Person, context: RenderContext) -> Message:
@@ -26,6 +31,61 @@ def opened(host: str, title: str, by: Person, context: RenderContext) -> Message
             ),
             footnote(f"opened by {user(by)} {ago(context.now)}"),
         ],
+    )
+
+
+def room_name(incident: IncidentRecord) -> str:
+    """Return the name of an incident's own channel, within Slack's rules: 80 lower-case characters."""
+    words = re.sub(r"[^a-z0-9]+", "-", f"{incident.id}-{incident.host}-{incident.cause}".lower())
+    return words.strip("-")[:80].rstrip("-")
+
+
+def room_topic(incident: IncidentRecord) -> str:
+    """Return the topic of an incident's own channel (Slack: 250 characters)."""
+    state = "open" if incident.status is IncidentStatus.OPEN else "closed"
+    return clip(f"{incident.title} on {incident.host}: {state} ({incident.id})", 250)
+
+
+def room_status(incident: IncidentRecord, runs: Sequence[RunRecord], context: RenderContext) -> Message:
+    """Return the pinned message of an incident's own channel: how it stands, what to do, the newest runs."""
+    is_open = incident.status is IncidentStatus.OPEN
+    first = f"INCIDENT: {incident.title} ({incident.host}){'' if is_open else ': closed'}"
+    host = incident.host
+    todo = (
+        f"{context.command('incident', f'status {host}')}, or {context.command('incident', f'close {host}')}"
+    )
+    lines = [f"{state_sign(run)} {one_line(run_title(run))} ({code(run.id)})" for run in runs[:MAX_ROOM_RUNS]]
+    true = (
+        ":rotating_light: Everything about it goes into this channel."
+        if is_open
+        else ":white_check_mark: It is over."
+    )
+    parts: list[Part] = [
+        header(first),
+        section(f"{true}\n*Next:* {todo}." if is_open else f"{true} Its report is in this channel."),
+        Lines(tuple(lines), noun="runs"),
+        footnote(f"opened by {user(incident.opened_by)} {ago(incident.opened_at)} · {code(incident.id)}"),
+    ]
+    return compose(one_line(first), parts)
+
+
+def room_opened(incident: IncidentRecord, channel: str, missing: Sequence[str]) -> Message:
+    """Return the pointer in the old thread, with what Slack refused to do in the new channel."""
+    text = f":arrow_right: {code(incident.id)} goes on in <#{channel}>."
+    lines = tuple(f":warning: {one_line(problem, 200)}" for problem in missing)
+    return compose(text, [section(text), Lines(lines, noun="problems")])
+
+
+def no_room(incident: IncidentRecord, problem: str) -> Message:
+    """Return the answer in the thread if Slack refuses a channel."""
+    return plain(
+        f":warning: {code(incident.id)} has no channel of its own: {one_line(problem, 200)}. This thread is used."
+    )
+
+
+def no_bookmark() -> Message:
+    return plain(
+        ":warning: Slack refused the bookmark (bookmarks.add, needs bookmarks:write); the report is pinned."
     )
 
 

@@ -45,7 +45,7 @@ def too_late(seconds: float, what: str) -> Message:
 
 def started(run: RunRecord, *, duplicate: bool, url: str) -> Message:
     """Answer a start: which run it is and where to follow it."""
-    where = "in its thread" if run.place.thread_ts is not None else "in this channel"
+    where = "in its thread" if run.place.thread_ts is not None else f"in <#{run.place.channel}>"
     follow = f"Follow it {link(url, 'here') if url else where}."
     verb = "was started already" if duplicate else "is starting"
     return plain(f"{action_name(run.action)} on {one_line(run.host)} ({code(run.id)}) {verb}. {follow}")

@@ -31,6 +31,13 @@ class SlackSettings(Frozen):
         default="https://slack.com/api/", description="change it only for the local workspace"
     )
     incident_channel: str = Field(default="incidents", description="name or id of the channel for alerts")
+    incident_place: Literal["thread", "channel"] = Field(
+        default="thread", description="where an incident is worked on: its thread, or a channel made for it"
+    )
+    incident_invite: tuple[str, ...] = Field(
+        default=("responder", "approver"),
+        description="roles whose people are invited to the channel of an incident",
+    )
     commands: dict[str, str] = Field(
         default_factory=dict, description="new names for commands that clash: {triage = 'gpu-triage'}"
     )

@@ -6,6 +6,7 @@ people of other organisations hold it only where the settings name them. Members
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -156,6 +157,15 @@ class Access:
         """Raise UserError with the refusal if the person does not hold the role."""
         if (text := await self.refusal(person, role, doing)) is not None:
             raise UserError(text)
+
+    async def members_of(self, role: str) -> list[str]:
+        """Return the user ids of a role's people, groups and channels resolved; a group that cannot be read has none."""
+        members = next((members for name, members in self._settings.roles.items() if name == role), ())
+        found = [member for member in members if member.startswith(("U", "W"))]
+        for group in (member for member in members if _is_group(member)):
+            with contextlib.suppress(LookupFailed):
+                found += await self._users_of(group)
+        return list(dict.fromkeys(found))
 
     def mention(self, role: str) -> str:
         """Return the members of a role as mentions that notify them; a handle not resolved yet is plain text."""

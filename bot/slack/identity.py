@@ -37,9 +37,10 @@ TOKEN_REFUSED = frozenset(
 class Identity:
     """The bot's own ids, the scopes it lacks, and the reason why its token does not work (`problem`, empty if it does)."""
 
-    def __init__(self, *, token: str = "", api_url: str = "", user_id: str = "") -> None:
+    def __init__(self, *, token: str = "", api_url: str = "", user_id: str = "", rooms: bool = False) -> None:
         self._token = token
         self._api_url = api_url
+        self._needed = set(bot_scopes(rooms=rooms))
         self.user_id = user_id
         self.name = "gpu-oncall"
         self.bot_id = self.team_id = ""
@@ -83,7 +84,7 @@ class Identity:
         self.team_id = str(answer["team_id"])
         self.name = str(answer.get("user") or self.name)
         granted = {scope.strip() for scope in answer.headers.get("x-oauth-scopes", "").split(",")} - {""}
-        missing = tuple(sorted(set(bot_scopes()) - granted)) if granted else ()
+        missing = tuple(sorted(self._needed - granted)) if granted else ()
         if missing and missing != self.missing_scopes:
             log.error(
                 "the app lacks scopes: apply `gpu-oncall manifest` and install it again", missing=missing

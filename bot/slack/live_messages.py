@@ -64,6 +64,10 @@ class LiveMessages:
         self._wake = asyncio.Event()
         self._started_at = self.store.clock()
 
+    def spend_edit(self) -> None:
+        """Count an edit of another message in the workspace's budget. Raise BudgetSpent if none is allowed now."""
+        self._budget.spend()
+
     async def run(self) -> None:
         """Follow the changes until cancelled, starting with what an earlier process left unfinished."""
         stream = self.runs.changes()

@@ -33,6 +33,15 @@ SCOPES: dict[str, tuple[str, ...]] = {
 }
 """Web API method (as slack_sdk names it) -> bot scopes it needs. Source: Slack's method reference."""
 
+ROOM_SCOPES: dict[str, tuple[str, ...]] = {
+    "bookmarks_add": ("bookmarks:write",),
+    "bookmarks_edit": ("bookmarks:write",),
+    "conversations_create": ("channels:manage",),
+    "conversations_invite": ("channels:manage",),
+    "conversations_setTopic": ("channels:manage",),
+}
+"""The same for what is called only if each incident has a channel of its own."""
+
 EVENT_SCOPES = {
     "app_home_opened": (),
     "app_mention": ("app_mentions:read",),
@@ -40,9 +49,10 @@ EVENT_SCOPES = {
 }
 
 
-def bot_scopes() -> list[str]:
-    """Return every scope that the bot token needs, sorted."""
-    used = {scope for scopes in (*SCOPES.values(), *EVENT_SCOPES.values()) for scope in scopes}
+def bot_scopes(*, rooms: bool = False) -> list[str]:
+    """Return every scope that the bot token needs, sorted; `rooms`: each incident has a channel of its own."""
+    needed = (*SCOPES.values(), *EVENT_SCOPES.values(), *(ROOM_SCOPES.values() if rooms else ()))
+    used = {scope for scopes in needed for scope in scopes}
     return sorted(used | {"commands"})
 
 
@@ -77,7 +87,7 @@ def manifest(slack: SlackSettings, commands: Iterable[CommandText], *, http_url:
                 for command in commands
             ],
         },
-        "oauth_config": {"scopes": {"bot": bot_scopes()}},
+        "oauth_config": {"scopes": {"bot": bot_scopes(rooms=slack.incident_place == "channel")}},
         "settings": {
             "event_subscriptions": {"bot_events": sorted(EVENT_SCOPES), **request},
             "interactivity": {"is_enabled": True, **request},

@@ -1,6 +1,7 @@
 """Publish an incident's report: written to the state folder, uploaded to the incident's thread, pinned to its channel."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from bot.store.store import Store
 from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
+
+BOT = Person(id="bot", name="gpu-oncall")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,4 +59,28 @@ class Reports:
             log.warning(
                 "a report could not be pinned", incident=incident.id, error=redacted_head(str(error), 300)
             )
+        await self._bookmark(incident, ts)
         return ""
+
+    async def _bookmark(self, incident: IncidentRecord, ts: str) -> None:
+        """Put the newest report at the top of the incident's own channel."""
+        room = await asyncio.to_thread(self.incidents.room, incident.id)
+        if room is None or not room.get("status_ts"):
+            return
+        channel = incident.place.channel
+        try:
+            link = str((await self.client.chat_getPermalink(channel=channel, message_ts=ts))["permalink"])
+            if known := room.get("bookmark"):
+                await self.client.bookmarks_edit(bookmark_id=known, channel_id=channel, link=link)
+                return
+            answer = await self.client.bookmarks_add(
+                channel_id=channel, title="Report", type="link", link=link
+            )
+        except SLACK_FAILURES as error:
+            log.warning("no bookmark", incident=incident.id, error=redacted_head(str(error), 300))
+            with contextlib.suppress(*SLACK_FAILURES):
+                await post(self.client, texts.no_bookmark(), incident.place)
+            return
+        self.incidents.decide(
+            incident.id, by=BOT, what="room", text="report bookmarked", bookmark=str(answer["bookmark"]["id"])
+        )

@@ -43,7 +43,7 @@ async def check_slack(settings: Settings) -> list[SetupCheck]:
             else []
         ),
         ok("slack", f"reached as {answer['user']} in {answer['team']}"),
-        _scopes(answer.headers.get("x-oauth-scopes", "")),
+        _scopes(answer.headers.get("x-oauth-scopes", ""), rooms=slack.incident_place == "channel"),
         await _channel(slack.incident_channel, client),
     ]
 
@@ -64,18 +64,18 @@ async def _app_token(token: str, api_url: str) -> SetupCheck:
     return ok("slack.app_token", "Slack opens a socket for it")
 
 
-def _scopes(granted: str) -> SetupCheck:
+def _scopes(granted: str, *, rooms: bool) -> SetupCheck:
     from bot.slack.manifest import bot_scopes
 
     if not granted:
         return warning(
             "slack.scopes", "Slack did not say which scopes the token has", "compare with the manifest"
         )
-    missing = sorted(set(bot_scopes()) - {scope.strip() for scope in granted.split(",")})
+    missing = sorted(set(bot_scopes(rooms=rooms)) - {scope.strip() for scope in granted.split(",")})
     if missing:
         fix = "apply `gpu-oncall manifest` to the app and install it again"
         return failed("slack.scopes", f"missing: {', '.join(missing)}", fix)
-    return ok("slack.scopes", f"all {len(bot_scopes())} granted")
+    return ok("slack.scopes", f"all {len(bot_scopes(rooms=rooms))} granted")
 
 
 async def _channel(name: str, client: "AsyncWebClient") -> SetupCheck:

@@ -28,6 +28,17 @@ async def add(call: ApiCall) -> JsonObject:
     return {"bookmark": bookmark}
 
 
+@api_method("bookmarks.edit", "bookmarks:write")
+async def edit(call: ApiCall) -> JsonObject:
+    channel = call.channel("channel_id", member=True)
+    bookmark = next((one for one in channel.bookmarks if one["id"] == call.required("bookmark_id")), None)
+    if bookmark is None:
+        raise ApiError("not_found")
+    bookmark |= {name: call.text(name) for name in ("title", "link", "emoji") if call.text(name)}
+    call.state.save_channel(channel)
+    return {"bookmark": bookmark}
+
+
 @api_method("bookmarks.list", "bookmarks:read")
 async def list_(call: ApiCall) -> JsonObject:
     return {"bookmarks": call.channel("channel_id", member=True).bookmarks}

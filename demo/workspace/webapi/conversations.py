@@ -124,22 +124,26 @@ async def members(call: ApiCall) -> JsonObject:
 
 @api_method("conversations.create", *MANAGE)
 async def create(call: ApiCall) -> JsonObject:
-    """Create a public channel. Everyone becomes a member, so that any user of the page can read it."""
+    """Create a public channel, whose only member is the app."""
     name = call.required("name")
     if not _NAME.fullmatch(name):
         raise ApiError("invalid_name_specials" if len(name) <= 80 else "invalid_name_maxlength")
     if call.state.channel_by_name(name) is not None:
         raise ApiError("name_taken")
     channel_id = call.state.new_id("C")
-    return _saved(call, Channel(channel_id, name, call.state.everyone, creator=call.state.bot_user))
+    return _saved(call, Channel(channel_id, name, [call.state.bot_user], creator=call.state.bot_user))
 
 
 @api_method("conversations.invite", *MANAGE)
 async def invite(call: ApiCall) -> JsonObject:
     channel = call.channel(member=True)
     wanted = call.names("users")
-    if any(user not in call.state.people for user in wanted):
+    if call.state.bot_user in wanted and not call.flag("force"):
+        raise ApiError("cant_invite_self")
+    known = [user for user in wanted if user in call.state.people]
+    if len(known) < len(wanted) and not (call.flag("force") and known):
         raise ApiError("user_not_found")
+    wanted = known
     new = [user for user in wanted if user not in channel.members]
     if not new:
         raise ApiError("already_in_channel")
@@ -150,14 +154,18 @@ async def invite(call: ApiCall) -> JsonObject:
 @api_method("conversations.setTopic", *MANAGE)
 async def set_topic(call: ApiCall) -> JsonObject:
     channel = call.channel(member=True)
-    channel.topic = call.text("topic")[:MAX_TOPIC_CHARACTERS]
+    if len(call.text("topic")) > MAX_TOPIC_CHARACTERS:
+        raise ApiError("too_long")
+    channel.topic = call.text("topic")
     return _saved(call, channel)
 
 
 @api_method("conversations.setPurpose", *MANAGE)
 async def set_purpose(call: ApiCall) -> JsonObject:
     channel = call.channel(member=True)
-    channel.purpose = call.text("purpose")[:MAX_TOPIC_CHARACTERS]
+    if len(call.text("purpose")) > MAX_TOPIC_CHARACTERS:
+        raise ApiError("too_long")
+    channel.purpose = call.text("purpose")
     return _saved(call, channel)
 
 

@@ -95,6 +95,38 @@ async def test_no_edit_is_sent_before_retry_after_is_over_and_the_final_state_fo
         assert slack.calls["chat.postMessage"] == 1
 
 
+async def test_if_slack_refuses_a_plan_its_steps_are_lines_with_the_buttons_and_it_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_messages, "REFRESH_S", 0.2)
+    slack = Slack()
+    refused: list[str] = []
+
+    async def older(call: ApiCall, handler: Handler) -> JsonObject:
+        if call.method in ("chat.update", "chat.postMessage") and '"plan"' in str(call.arguments).replace(
+            "'", '"'
+        ):
+            refused.append(call.method)
+            raise ApiError("invalid_blocks", "[ERROR] unsupported type: plan")
+        return await handler(call)
+
+    async with desk(
+        tmp_path, scripts={"fallback": "count:a hold:b count:c"}, middlewares=[slack, older]
+    ) as it:
+        await it.say("/fallback start")
+        run = await it.run("fallback", until=lambda run: len(run.steps) == 2)
+        await it.hears("Then: count c")
+        (message,) = await it.message_of(run.id)
+        assert "[ Stop ]" in message.text
+        edits = slack.calls["chat.update"]
+        while slack.calls["chat.update"] < edits + 2:  # the elapsed time changes
+            await asyncio.sleep(0.1)
+        assert len(refused) <= 2, refused
+        it.release()
+        await it.run("fallback")
+        await it.hears("Fallback on toy: done")
+
+
 async def test_if_slack_refuses_the_blocks_the_text_is_shown_alone(tmp_path: Path) -> None:
     """An unknown limit of Slack may cost the layout, but not the message."""
     slack = Slack()
