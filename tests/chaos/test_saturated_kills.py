@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bot.store.records import RunStatus
+from demo.traffic.account import Ending
 from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from tests.chaos.real_host import real_host
 from tests.chaos.test_real_runs import on_the_fallback
@@ -48,6 +49,48 @@ async def test_a_fallback_among_kills_loses_no_request(tmp_path: Path, mode: str
         assert run.status is RunStatus.SUCCEEDED, run
         assert died >= 1
         assert account.lost == [], lost_text(account)
+        await it.site.check_serving("fallback")
+        it.end_workers()
+        assert await it.strays() == []
+
+
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="every step of a real fallback from a hung tier under 60 streams",
+    after="succeeded; the fallback serves; lost are only answers that had begun before the hang, and their count is right",
+)
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("inside:drain", id="drain"),
+        pytest.param("inside", marks=pytest.mark.heavy),
+        pytest.param("before-row", marks=pytest.mark.heavy),
+        pytest.param("after-row", marks=pytest.mark.heavy),
+    ],
+)
+async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
+    tmp_path: Path, mode: str
+) -> None:
+    async with real_host(tmp_path, **HOST) as it:
+        await it.ready(it.worker(mode))
+        async with it.site.real_traffic(PROFILE) as account:
+            await asyncio.sleep(2.5)
+            assert account.open >= 40
+            await it.site.freeze_rank()
+            frozen = time.monotonic()
+            run = await it.start("fallback", skip_validation="yes")
+            run, died = await it.ended_among_kills(run.id, mode, timeout_s=300)
+            await asyncio.sleep(1)
+        silence_s = account.longest_silence_s(frozen, account.last_token_at)
+        print(f"{died} kills, {silence_s:.1f} s without a token", account.describe(), sep="\n")
+        assert run.status is RunStatus.SUCCEEDED, run
+        assert died >= (1 if ":" in mode else len(run.steps) // 2)
+        for answer in account.lost:
+            assert answer.ending is Ending.ABORTED, answer
+            assert (answer.first_byte_at or frozen + 1) <= frozen + 0.3, f"{answer} had not begun on tp"
+        drain = next(step for step in run.steps if step.step_id == "drain")
+        assert drain.data["cut"] == len(account.lost), (drain.data, lost_text(account))
         await it.site.check_serving("fallback")
         it.end_workers()
         assert await it.strays() == []
