@@ -141,7 +141,7 @@ def compare(
         )
     itl_s = thresholds.control_itl_s
     if itl_s is not None:
-        counted = [_above_in(histogram, itl_s) for histogram in (canary_itl, control_itl)]
+        counted = [_above_in(canary_itl, itl_s, len(canary)), _above_in(control_itl, itl_s, len(control))]
         if counted[0] is not None and counted[1] is not None:
             made.append(
                 Compared(
@@ -156,8 +156,15 @@ def _above(measure: str, threshold_s: float, answers: Sequence[ServedAnswer]) ->
     return Counts(bad=sum(value > threshold_s for value in values), total=len(values))
 
 
-def _above_in(histogram: Histogram | None, threshold_s: float) -> Counts | None:
+def _above_in(histogram: Histogram | None, threshold_s: float, answers: int) -> Counts | None:
+    """Return a histogram's share above a threshold as a count of so many answers.
+
+    The gaps within an answer are not independent: one stall of the engine is a gap in every running answer, and a slow answer
+    has many. So an answer counts once, by its average share, however many tokens it has.
+    """
     above = None if histogram is None else histogram_above(histogram, threshold_s)
     if histogram is None or above is None:
         return None
-    return Counts(bad=above, total=int(histogram_count(histogram)))
+    gaps = int(histogram_count(histogram))
+    total = min(gaps, answers)
+    return Counts(bad=round(above * total / gaps) if gaps else 0, total=total)

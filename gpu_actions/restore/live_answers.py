@@ -11,7 +11,6 @@ from gpu_actions.host import Host
 from gpu_actions.restore.compared import (
     Compared,
     Thresholds,
-    bound_95,
     compare,
     thresholds_before,
     thresholds_now,
@@ -50,7 +49,7 @@ class LiveAnswers:
     async def thresholds(self, context: StepContext, control_itl: Histogram | None) -> Thresholds:
         """Fix a stage's thresholds: from the fallback's latest answers, and from tp's last ones before this run.
 
-        The latter are read once in a run. Without a record only the engines' histograms are compared.
+        The latter are read once in a run. Without a record nothing is compared.
         """
         began_s = run_notes.began_at_s(context.workdir)
         note = run_notes.recall(context.workdir, BEFORE_NOTE)
@@ -62,7 +61,7 @@ class LiveAnswers:
                 run_notes.keep(context.workdir, BEFORE_NOTE, note)
             _, control = await self._answers(now_s - CONTROL_SPAN_S, now_s)
         except RouterError:
-            return Thresholds(control_itl_s=bound_95(control_itl))
+            return Thresholds()
         return thresholds_now(control[-ANSWERS_KEPT:], control_itl, Thresholds.model_validate(note))
 
     async def read(

@@ -23,6 +23,7 @@ from gpu_actions.restore.compared import (
     thresholds_before,
     thresholds_now,
 )
+from gpu_actions.restore.sequential import Counts
 from gpu_actions.serving.interfaces import Histogram, ServedAnswer
 
 POLICY = RestorePolicy()
@@ -114,10 +115,47 @@ def test_the_time_between_tokens_is_compared_at_a_bound_of_the_histograms() -> N
     assert bound_95(histogram(1, 2, 3, 4)) is None, "too few"
     thresholds = Thresholds(control_itl_s=0.1)
     (one,) = compare(
-        thresholds, [], [], canary_itl=histogram(0, 50, 100, 100), control_itl=histogram(0, 96, 100, 100)
+        thresholds,
+        answers("tp", 200, seed=1),
+        answers("fallback", 200, seed=2),
+        canary_itl=histogram(0, 50, 100, 100),
+        control_itl=histogram(0, 96, 100, 100),
     )
     assert (one.measure, one.against) == (ITL, FALLBACK)
     assert (one.canary.bad, one.reference.bad) == (50, 4)
+
+
+@pytest.mark.parametrize(("stalled", "verdict"), [(8, StageVerdict.PASSED), (160, StageVerdict.FAILED)])
+def test_a_stall_of_the_engine_counts_by_answers_and_not_by_their_tokens(
+    stalled: int, verdict: StageVerdict
+) -> None:
+    """200 answers of 100 gaps each: gaps of one answer are not independent, so 8 slow answers prove no more than 8."""
+    gaps = 200 * 100
+    late = histogram(0, gaps - stalled * 100, gaps, gaps)
+    (one,) = compare(
+        Thresholds(control_itl_s=0.1),
+        answers("tp", 200, seed=1),
+        answers("fallback", 200, seed=2),
+        canary_itl=late,
+        control_itl=histogram(0, gaps, gaps, gaps),
+    )
+    assert one.canary == Counts(bad=stalled, total=200)
+    window = Window(percent=5, seconds=60, requests=200, compared=(one,))
+    assert judge_stage(window, POLICY).verdict is verdict
+
+
+def test_few_long_answers_convict_no_tier_by_their_many_gaps() -> None:
+    """As real vLLMs on a busy machine: 12 % of 4,194 gaps were over the threshold, and 0.4 % of the fallback's."""
+    (one,) = compare(
+        Thresholds(control_itl_s=0.1),
+        answers("tp", 46, seed=1),
+        answers("fallback", 15, seed=2),
+        canary_itl=histogram(0, 3685, 4194, 4194),
+        control_itl=histogram(0, 1399, 1404, 1404),
+    )
+    assert one.canary == Counts(bad=6, total=46)
+    window = Window(percent=25, seconds=13, requests=300, compared=(one,))
+    assert judge_stage(window, POLICY).verdict is not StageVerdict.FAILED
 
 
 def test_the_reference_before_the_incident_has_the_share_of_its_percentile() -> None:
