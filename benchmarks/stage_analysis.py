@@ -138,7 +138,9 @@ def convicted_against(bad: np.ndarray, reference: np.ndarray, alpha: float) -> n
     for requests in range(25, bad.shape[1] + 1, 25):
         rows = np.flatnonzero(at == NEVER)
         pairs, which = np.unique(
-            np.column_stack((counts[rows, requests - 1], seen[rows, requests - 1])), axis=0, return_inverse=True
+            np.column_stack((counts[rows, requests - 1], seen[rows, requests - 1])),
+            axis=0,
+            return_inverse=True,
         )
         proved = [
             exceeds(Counts(bad=int(found), total=requests), limit_of(int(of), requests, alpha), alpha)
