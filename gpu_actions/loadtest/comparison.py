@@ -32,6 +32,8 @@ from gpu_actions.system.files import artifact_of, write_atomically
 COMPARISON_NAME = "comparison.json"
 BOOTSTRAP_DRAWS = 1000
 SAMPLING_DRAWS = 100
+MOST_DRAWN = 100_000
+"""Requests drawn at once: some megabytes of memory."""
 BOOTSTRAP_SEED = 20
 TOLERANCE_PERCENT = 10.0
 """A smaller change needs no action; the runbook acts on a sustained 30 %."""
@@ -281,12 +283,11 @@ def _latency(
     value = _pooled([ours], quantile)
     base = _pooled(theirs, quantile)
     effects = _run_effects(generator, theirs, quantile)
-    draws = numpy.empty(BOOTSTRAP_DRAWS)
-    for number in range(BOOTSTRAP_DRAWS):
-        shift = effects[generator.integers(0, len(effects), 1)][0]
-        base_shift = effects[generator.integers(0, len(effects), len(theirs))].mean()
-        ratio = _draw(generator, [ours], quantile) / max(_draw(generator, theirs, quantile), 1e-9)
-        draws[number] = ratio * math.exp(shift - base_shift)
+    shifts = effects[generator.integers(0, len(effects), BOOTSTRAP_DRAWS)]
+    base_shifts = effects[generator.integers(0, len(effects), (BOOTSTRAP_DRAWS, len(theirs)))].mean(axis=1)
+    drawn = _draws(generator, [ours], quantile, BOOTSTRAP_DRAWS)
+    drawn_base = _draws(generator, theirs, quantile, BOOTSTRAP_DRAWS)
+    draws = drawn / numpy.maximum(drawn_base, 1e-9) * numpy.exp(shifts - base_shifts)
     low, high = (100 * (float(edge) - 1) for edge in numpy.quantile(draws, (0.025, 0.975)))
     change = 100 * (value / max(base, 1e-9) - 1)
     note = f"bootstrap, {len(ours)} against {sum(map(len, theirs))} requests in {len(theirs)} runs"
@@ -311,9 +312,17 @@ def _pooled(samples: Sequence[Any], quantile: float) -> float:
     return float(numpy.quantile(numpy.concatenate(samples), quantile))
 
 
-def _draw(generator: Any, samples: Sequence[Any], quantile: float) -> float:
-    """Draw once for the bootstrap: requests with replacement within each run."""
-    return _pooled([values[generator.integers(0, len(values), len(values))] for values in samples], quantile)
+def _draws(generator: Any, samples: Sequence[Any], quantile: float, count: int) -> Any:
+    """Draw for the bootstrap: requests with replacement within each run. Return the quantile of each draw."""
+    import numpy
+
+    rows = max(1, MOST_DRAWN // sum(map(len, samples)))
+    found = []
+    for done in range(0, count, rows):
+        height = min(rows, count - done)
+        drawn = [values[generator.integers(0, len(values), (height, len(values)))] for values in samples]
+        found.append(numpy.quantile(numpy.concatenate(drawn, axis=1), quantile, axis=1))
+    return numpy.concatenate(found)
 
 
 def _run_effects(generator: Any, runs: Sequence[Any], quantile: float) -> Any:
@@ -331,7 +340,7 @@ def _run_effects(generator: Any, runs: Sequence[Any], quantile: float) -> Any:
     between = float(effects.var(ddof=1))
     within = 0.0
     for values in runs:
-        draws = [max(_draw(generator, [values], quantile), 1e-9) for _ in range(SAMPLING_DRAWS)]
+        draws = numpy.maximum(_draws(generator, [values], quantile, SAMPLING_DRAWS), 1e-9)
         within += float(numpy.log(draws).var(ddof=1)) / len(runs)
     return effects * math.sqrt(max(0.0, 1 - within / between)) if between > 0 else effects
 
