@@ -91,7 +91,7 @@ async def test_a_run_whose_database_is_full_continues_when_there_is_room_again(
             run = await it.start("fallback", skip_validation="yes")
             await it.until(run.id, lambda run: any(s.step_id == step for s in run.steps))
             filler = fill(folder)
-            await asyncio.sleep(4)
+            await asyncio.sleep(2)
             stuck = it.store.get(run.id)
             assert stuck is not None
             assert not stuck.status.final, stuck

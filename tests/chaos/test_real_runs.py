@@ -1,5 +1,8 @@
 """kill -9 of the worker at every step of a real fallback and a real restore, under traffic.
 
+All are heavy: a run starts a dozen workers. `test_kill_nine` plays the same kills on toys, and
+`test_saturated_kills` one on a real host.
+
 Afterwards: one terminal state, the weights that it names, no step repeated whose row says that it is done, no leftover process.
 """
 
@@ -22,11 +25,7 @@ QUICK = {
         "load": {"duration_s": 1, "target_qps": 10},
     },
 }
-MODES = [
-    pytest.param("inside", 2, marks=pytest.mark.heavy),
-    pytest.param("before-row", 2, marks=pytest.mark.heavy),
-    pytest.param("after-row", 1),
-]
+MODES = [("inside", 2), ("before-row", 2), ("after-row", 1)]
 
 
 def check_repeats(run: RunRecord, mode: str, times: int, died: int) -> None:
@@ -48,6 +47,7 @@ def check_repeats(run: RunRecord, mode: str, times: int, died: int) -> None:
     at="every step of a real fallback: inside, before its row, after its row",
     after="succeeded; the fallback serves; no request lost or refused; a step with a row runs once",
 )
+@pytest.mark.heavy
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("mode", "times"), MODES)
 async def test_a_planned_fallback_survives_a_kill_at_every_step_without_losing_a_request(
@@ -71,6 +71,7 @@ async def test_a_planned_fallback_survives_a_kill_at_every_step_without_losing_a
     at="during every step of a real fallback from a hung tier",
     after="succeeded; lost are only hung requests whose answer had begun, and their count is right",
 )
+@pytest.mark.heavy
 @pytest.mark.timeout(240)
 async def test_a_fallback_from_a_hung_tier_survives_kills_and_loses_only_begun_answers(
     tmp_path: Path,

@@ -129,6 +129,7 @@ async def test_a_restore_among_kills_loses_no_request(tmp_path: Path, mode: str)
     at="while new requests are held for the plan of a fallback",
     after="the hold ends by itself; the next worker plans again, and the fallback serves",
 )
+@pytest.mark.heavy
 @pytest.mark.timeout(200)
 async def test_a_worker_killed_while_it_holds_requests_leaves_no_hold(tmp_path: Path) -> None:
     router = {**BUSY["router"], "hold": {"wait_s": 3}}

@@ -67,6 +67,7 @@ async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet
     assert abs(counted["to_s"] - counted["from_s"] - silence_s) < 2, (counted, silence_s)
 
 
+@pytest.mark.heavy
 async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(site_with: MakeSite) -> None:
     site = await busy_site(site_with, tp=["--token-s", "0.05", "--ranks", "1"], fallback={"drain_stall_s": 3})
     async with site.real_traffic(PROFILE) as account:

@@ -84,12 +84,12 @@ async def the_button_falls_back_and_a_killed_bot_goes_on(it: Incident) -> None:
 
 
 async def load_test_and_trace_answer_in_the_thread(it: Incident) -> None:
-    await it.command("/loadtest start qps=5 duration=4")
+    await it.command("/loadtest start qps=5 duration=2")
     await it.run("loadtest", until=lambda r: step_is(r, "load", StepStatus.RUNNING))
     await it.command("/loadtest status")
     run = await it.ended("loadtest")
     assert run.status is RunStatus.SUCCEEDED, describe(run)
-    await it.says("requests served (4 s at 5 QPS)")
+    await it.says("requests served (2 s at 5 QPS)")
 
     await it.command("/trace start")
     run = await it.ended("trace")

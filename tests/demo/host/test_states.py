@@ -1,7 +1,8 @@
 """`gpu-oncall demo` comes up from every state in which an earlier one can leave its folder, its ports and its processes.
 
 All states share one folder, so that each is reached from the one before with as few starts as possible; a state run alone
-makes what it needs first.
+makes what it needs first. Each start costs seconds, so the usual suite plays the first start, kill -9, a taken port and Ctrl-C
+on the fallback; the other states are heavy.
 """
 
 import asyncio
@@ -147,12 +148,17 @@ async def a_damaged_layout_file(demo: Demonstration) -> None:
     "leave",
     [
         a_folder_that_was_never_used,
-        a_clean_stop,
         kill_9_of_the_demonstration_alone_and_damaged_pid_files,
-        a_router_left_behind_that_no_unit_knows_of,
-        an_engine_left_behind_without_its_supervisor,
-        an_interrupted_first_start,
-        a_damaged_layout_file,
+        *(
+            pytest.param(leave, marks=pytest.mark.heavy)
+            for leave in (
+                a_clean_stop,
+                a_router_left_behind_that_no_unit_knows_of,
+                an_engine_left_behind_without_its_supervisor,
+                an_interrupted_first_start,
+                a_damaged_layout_file,
+            )
+        ),
     ],
     ids=lambda leave: leave.__name__,
 )
@@ -165,7 +171,7 @@ async def test_the_demonstration_comes_up_and_tp_serves_after(
     assert not frozen(demo)
 
 
-@pytest.mark.parametrize("name", ["router", "workspace"])
+@pytest.mark.parametrize("name", ["router", pytest.param("workspace", marks=pytest.mark.heavy)])
 async def test_a_port_taken_by_a_stranger_is_named_with_the_process_and_a_way_out(
     demo: Demonstration, name: str
 ) -> None:
@@ -245,6 +251,7 @@ async def test_kill_9_between_the_freeze_and_the_stop_of_tp_leaves_the_frozen_ti
     await demo.serves()
 
 
+@pytest.mark.heavy
 async def test_ctrl_c_in_the_middle_of_a_fallback_continues_the_run_at_the_next_start(
     demo: Demonstration,
 ) -> None:
@@ -273,7 +280,6 @@ async def test_ctrl_c_on_the_fallback_continues_the_incident_where_it_was(demo: 
 async def test_kill_9_of_everything_in_the_middle_of_a_restore_continues_it_at_the_next_start(
     demo: Demonstration,
 ) -> None:
-    """Heavy: a whole restore with its stages takes a minute; the fallback's states are in the default set."""
     await on_the_fallback(demo)
     async with demo.incident() as incident:
         await incident.break_("mend")
@@ -299,7 +305,6 @@ async def test_kill_9_of_everything_in_the_middle_of_a_restore_continues_it_at_t
 async def test_kill_9_of_everything_in_the_middle_of_a_fallback_continues_it_at_the_next_start(
     demo: Demonstration,
 ) -> None:
-    """Heavy: half a minute; Ctrl-C at the same point is in the default set."""
     await in_the_middle_of_a_fallback(demo)
     demo.kill_everything()
     await demo.start("--free-ports")
@@ -308,6 +313,7 @@ async def test_kill_9_of_everything_in_the_middle_of_a_fallback_continues_it_at_
     await eventually_says(demo, NOTE)
 
 
+@pytest.mark.heavy
 async def test_fresh_after_an_incident_starts_anew(demo: Demonstration) -> None:
     await on_the_fallback(demo)
     await demo.interrupt()

@@ -14,6 +14,7 @@ STREAMS = 60
 NAMES = ("finished", "refused", "aborted", "failed", "client_left")
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(180)
 async def test_a_fallback_says_exactly_what_sixty_clients_saw(site_with: MakeSite) -> None:
     site = await site_with(

@@ -49,7 +49,10 @@ async def test_each_bad_answer_gets_its_own_class_and_the_good_half_is_served(
     start_server: StartServer,
 ) -> None:
     servers = [start_server(ttft_ms=5, itl_ms=1, lie=lie, every=2, keep_alive=lie != "reset") for lie in LIES]
-    found = [await outcomes_of(server) for server in servers]
+    found: list[list[str]] = []
+    for number in range(0, len(servers), 5):
+        some = servers[number : number + 5]
+        found += await asyncio.gather(*(outcomes_of(one, timeout_s=1.2, stall_s=0.6) for one in some))
     assert {lie: set(labels) for lie, labels in zip(LIES, found, strict=True)} == {
         lie: {"ok", expected} for lie, expected in LIES.items()
     }

@@ -1,19 +1,23 @@
 """The command line and the child process, as callers use them."""
 
 import asyncio
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from time import monotonic
+from unittest import mock
 
 import psutil
 import pytest
 from PIL import Image
 
 from gpu_actions.loadtest.child import run_in_child
+from gpu_actions.loadtest.cli import main
 from gpu_actions.loadtest.result import LoadProgress, LoadTestResult, RunVerdict, schema_text
 from gpu_actions.loadtest.target import LoadTestRefused
 from tests.gpu_actions.loadtest.conftest import StartServer, Truth
@@ -21,13 +25,17 @@ from tests.gpu_actions.loadtest.conftest import StartServer, Truth
 REPOSITORY = Path(__file__).parents[3]
 
 
-def shell(
-    *argv: str, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "gpu_actions.loadtest", *argv], capture_output=True, text=True, timeout=60,
-        env={**os.environ, **(env or {})}, cwd=cwd,
-    )  # fmt: skip
+def shell(*argv: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ, env or {}), redirect_stdout(out), redirect_stderr(err):
+        code = main(list(argv))
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def shell_process(*argv: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gpu_actions.loadtest", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def load_flags(server: Truth, *more: str) -> list[str]:
@@ -50,7 +58,7 @@ def test_the_runbooks_command_runs_and_writes_all_its_files(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(ttft_ms=10, itl_ms=2)
-    ended = shell(
+    ended = shell_process(
         *load_flags(server, "--max-new-tokens", "4", "--prompt-len-min", "32", "--prompt-len-max", "64"),
         "--allow-smaller-world", "--output-json", str(tmp_path / "deep" / "load_test.json"),
         "--report", str(tmp_path / "report"),

@@ -238,7 +238,7 @@ async def test_an_abort_lets_the_answers_of_a_healthy_tp_finish(site_with: MakeS
             (site.folder / f"slow_{name}").write_text("0.3")
         asyncio.get_running_loop().call_later(2, asked.append, "abort")
 
-    async with site.traffic(clients=8, tokens=20, timeout_s=60) as seen:
+    async with site.traffic(clients=8, tokens=12, timeout_s=60) as seen:
         report = At("shift-50", slow_down_and_abort, after_s=0.5)
         end = await site.run(await restore_plan(site), report=report, signals=signals)
     assert end.ended.failed_step == "shift-50"

@@ -20,8 +20,8 @@ async def test_a_slow_tier_that_generates_serves(site_with: MakeSite) -> None:
 
 
 async def test_a_tier_with_more_requests_than_places_is_saturated(site_with: MakeSite) -> None:
-    site = await site_with(tp=["--slots", "1", "--token-s", "0.3"])
-    async with site.traffic(clients=4, tokens=12, timeout_s=60):
+    site = await site_with(tp=["--slots", "1", "--token-s", "0.2"])
+    async with site.traffic(clients=4, tokens=6, timeout_s=60):
         await asyncio.sleep(0.5)
         reading = await read_condition(site.host.tp, await site.host.tp.unit.state(), stall_s=2)
     assert reading.condition is Condition.SATURATED, reading.why
@@ -74,7 +74,7 @@ async def test_a_tier_whose_pages_do_not_answer_but_that_generates_is_not_aborte
     plan = await site.plan(skip_validation=True)
     plan = plan.model_copy(update={"steps": plan.steps[1:]})  # without the capture
     (site.folder / "slow_tp").write_text("0.3")
-    async with site.traffic(clients=3, tokens=25, timeout_s=60) as seen:
+    async with site.traffic(clients=3, tokens=15, timeout_s=60) as seen:
         await asyncio.sleep(0.3)
         (site.folder / "mute_tp").touch()
         end = await site.run(plan)
