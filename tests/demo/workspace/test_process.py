@@ -58,6 +58,7 @@ async def test_messages_threads_and_files_survive_a_kill_of_the_process(tmp_path
         await api.files_upload_v2(channel="C0INCIDENTS", thread_ts=root, content="1,2", filename="a.csv")
         await api.chat_postEphemeral(channel="C0INCIDENTS", user="U0LEAD", text="gone with the page")
         made = await api.conversations_create(name="inc-1")
+        await api.conversations_invite(channel=made["channel"]["id"], users="U0LEAD")
         first.send_signal(signal.SIGKILL)
         await first.wait()
     async with process(*arguments) as (_, url), WorkspaceClient(url) as people:
