@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bot.cli import workspace
 from gpu_actions.registry import ACTION_NAMES, command_line, shell_verb
 
 app = typer.Typer(
@@ -25,9 +26,6 @@ app = typer.Typer(
 demo_app = typer.Typer(
     help="A whole incident on this machine: workspace, demonstration host and bot.", no_args_is_help=False
 )
-workspace_app = typer.Typer(
-    help="Drive the local workspace from a terminal, as a chosen user.", no_args_is_help=True
-)
 golden_app = typer.Typer(
     help="Golden prompts: record a tier's answers on a good day, and check it against them.",
     no_args_is_help=True,
@@ -40,7 +38,7 @@ app.add_typer(golden_app, name="golden")
 app.add_typer(incident_app, name="incident")
 app.add_typer(audit_app, name="audit")
 app.add_typer(demo_app, name="demo")
-app.add_typer(workspace_app, name="workspace")
+app.add_typer(workspace.app, name="workspace")
 
 USAGE_ERROR = 2
 PASS_THROUGH: dict[str, Any] = {
@@ -332,54 +330,6 @@ def _panel(state: Path, button: str) -> None:
     except (OSError, ValueError) as error:
         typer.echo(f"demo: {error}", err=True)
         raise typer.Exit(USAGE_ERROR) from None
-
-
-UrlOption = Annotated[str, typer.Option("--url", help="address of the workspace")]
-UserOption = Annotated[str, typer.Option("--user", help="who does it: oncall, lead or viewer")]
-ChannelOption = Annotated[str, typer.Option("--channel", help="channel name")]
-DEFAULT_WORKSPACE = "http://127.0.0.1:8800"
-
-
-@workspace_app.command("say")
-def workspace_say(
-    text: Annotated[str, typer.Argument(help="a message, or a slash command")],
-    user: UserOption = "oncall",
-    channel: ChannelOption = "incidents",
-    thread: Annotated[str | None, typer.Option(help="ts of a message: answer in its thread")] = None,
-    url: UrlOption = DEFAULT_WORKSPACE,
-) -> None:
-    """Write a message or run a slash command."""
-    from demo.workspace.terminal import say
-
-    raise typer.Exit(asyncio.run(say(url, user=user, channel=channel, text=text, thread=thread)))
-
-
-@workspace_app.command("press")
-def workspace_press(
-    button: Annotated[str, typer.Argument(help="the button's text, or the last part of its action id")],
-    user: UserOption = "oncall",
-    run: Annotated[str | None, typer.Option(help="run id that the button belongs to")] = None,
-    ts: Annotated[str | None, typer.Option(help="ts of the message with the button")] = None,
-    channel: Annotated[str | None, typer.Option(help="look only in this channel")] = None,
-    url: UrlOption = DEFAULT_WORKSPACE,
-) -> None:
-    """Press a button."""
-    from demo.workspace.terminal import press
-
-    raise typer.Exit(asyncio.run(press(url, user=user, button=button, run=run, ts=ts, channel=channel)))
-
-
-@workspace_app.command("read")
-def workspace_read(
-    channel: ChannelOption = "incidents",
-    user: Annotated[str | None, typer.Option("--user", help="only what this user sees")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="messages as JSON")] = False,
-    url: UrlOption = DEFAULT_WORKSPACE,
-) -> None:
-    """Show the messages of a channel with their threads, buttons and files."""
-    from demo.workspace.terminal import read
-
-    raise typer.Exit(asyncio.run(read(url, channel=channel, user=user, as_json=json_output)))
 
 
 def main() -> None:

@@ -146,6 +146,13 @@ class WorkspaceClient:
         """Return everything that the page of `user` shows, including `app.connected`. Raises WorkspaceError."""
         return await self._request("GET", "/client/state", params={"user": user})
 
+    async def switch_faults(self, *switches: str) -> list[str]:
+        """Switch faults of Slack (`deaf`, `error=chat.update:503`, `off`); return what is on. Raises WorkspaceError."""
+        body = await self._request("POST", "/faults", json={"switches": list(switches)})
+        if not body["ok"]:
+            raise WorkspaceError(body["error"])
+        return list(body["on"])
+
     async def panel(self) -> list[JsonObject]:
         """Return the buttons of the side panel. Raises WorkspaceError if they cannot be listed."""
         body = await self._request("GET", "/panel")

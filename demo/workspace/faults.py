@@ -24,6 +24,8 @@ class Faults:
 
     Socket Mode: `refuse_socket` is the status of a refused handshake, `silent_socket` accepts and then sends and reads
     nothing, `deaf` answers pings but delivers nothing, `duplicate` sends each envelope twice, `late_s` sends it late.
+
+    `clock_s` is how far Slack's clock, which stamps messages, is ahead of this machine's; negative is behind.
     """
 
     errors: "dict[str, ApiError]" = field(default_factory=dict)
@@ -34,6 +36,7 @@ class Faults:
     deaf: bool = False
     duplicate: bool = False
     late_s: float = 0.0
+    clock_s: float = 0.0
 
     async def __call__(self, call: "ApiCall", handler: "Handler") -> JsonObject:
         """Run a call of the Web API with its faults; a middleware."""

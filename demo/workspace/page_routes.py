@@ -11,6 +11,8 @@ from pathlib import Path
 
 from aiohttp import WSMsgType, web
 
+from demo.workspace.fault_switches import SWITCHES, switch, switched_on
+from demo.workspace.faults import Faults
 from demo.workspace.interactions import ActError, Interactions
 from demo.workspace.records import INLINE_IMAGE_TYPES, JsonObject
 from demo.workspace.side_panel import Panel, PanelError
@@ -29,12 +31,13 @@ class PageRoutes:
     """Handlers of the page and the terminal client."""
 
     def __init__(
-        self, state: State, socket_mode: SocketMode, interactions: Interactions, panel: Panel
+        self, state: State, socket_mode: SocketMode, interactions: Interactions, panel: Panel, faults: Faults
     ) -> None:
         self._state = state
         self._socket_mode = socket_mode
         self._interactions = interactions
         self._panel = panel
+        self._faults = faults
         self._live: set[web.WebSocketResponse] = set()
 
     def routes(self) -> list[web.AbstractRouteDef]:
@@ -52,6 +55,8 @@ class PageRoutes:
             web.post("/client/view", _act(self._submit_view)),
             web.post("/client/view/close", _act(self._close_view)),
             web.post("/client/home", _act(self._open_home)),
+            web.get("/faults", self._faults_on),
+            web.post("/faults", _act(self._switch_faults)),
             web.get("/panel", self._panel_listing),
             web.post("/panel/{action}", _act(self._panel_press)),
         ]
@@ -203,6 +208,20 @@ class PageRoutes:
 
     async def _open_home(self, request: web.Request, body: JsonObject) -> JsonObject:
         return asdict(await self._interactions.open_home(**_texts(body, "user")))
+
+    async def _faults_on(self, request: web.Request) -> web.Response:
+        return web.json_response({"ok": True, "on": switched_on(self._faults), "switches": list(SWITCHES)})
+
+    async def _switch_faults(self, request: web.Request, body: JsonObject) -> JsonObject:
+        """Switch faults of Slack on or off."""
+        words = body.get("switches")
+        if not isinstance(words, list):
+            return {"ok": False, "error": "switches is a list of words"}
+        try:
+            switch(self._faults, [str(word) for word in words])
+        except ValueError as error:
+            return {"ok": False, "error": str(error)}
+        return {"ok": True, "on": switched_on(self._faults)}
 
     async def _panel_listing(self, request: web.Request) -> web.Response:
         try:

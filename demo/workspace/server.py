@@ -1,6 +1,7 @@
 """The workspace as one server: builds the parts, listens on loopback, starts and stops."""
 
 import errno
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -61,6 +62,7 @@ class Workspace:
         self.state = State(team or Team(), self._state_file)
         self.open_interactions = OpenInteractions(self.state)
         self.faults = Faults()
+        self.state.clock = lambda: time.time() + self.faults.clock_s
         self.socket_mode = SocketMode(
             faults=self.faults,
             app_id=self.state.team.app.app_id,
@@ -74,7 +76,9 @@ class Workspace:
         self.web_api = WebApi(
             tokens, [self.faults, *api_middlewares], self.state, self.socket_mode, self.open_interactions
         )
-        self._page_routes = PageRoutes(self.state, self.socket_mode, self.interactions, side_panel)
+        self._page_routes = PageRoutes(
+            self.state, self.socket_mode, self.interactions, side_panel, self.faults
+        )
         self._runner: web.AppRunner | None = None
 
     @property

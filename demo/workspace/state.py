@@ -38,6 +38,7 @@ class State:
         self.commands_declared = bool(team.commands)
         self._state_file = state_file
         self._listeners: list[Listener] = []
+        self.clock: Callable[[], float] = time.time
         self._last_micros = 0
         self._load()
 
@@ -156,7 +157,9 @@ class State:
 
     def new_ts(self) -> str:
         """Return the ts of a new message: seconds and microseconds, unique and increasing."""
-        self._last_micros = max(int(time.time() * 1_000_000), self._last_micros + 1)
+        now, last = int(self.clock() * 1_000_000), self._last_micros
+        # A clock that was set back by more than a second is followed; two calls within a microsecond are told apart.
+        self._last_micros = now if now > last or last - now > 1_000_000 else last + 1
         return f"{self._last_micros // 1_000_000}.{self._last_micros % 1_000_000:06d}"
 
     def message(self, channel_id: str, ts: str | None) -> Message | None:

@@ -1,8 +1,8 @@
-"""`gpu-oncall workspace say|press|read`: what these commands print, and their exit codes."""
+"""`gpu-oncall workspace say|press|read|faults`: what these commands print, and their exit codes."""
 
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 
 from demo.workspace.client import ActResult, WorkspaceClient, WorkspaceError
@@ -46,5 +46,14 @@ async def read(url: str, *, channel: str, user: str | None, as_json: bool) -> in
     async def text(client: WorkspaceClient) -> str:
         messages = await client.read(channel, user=user)
         return json.dumps([asdict(entry) for entry in messages], indent=1) if as_json else rendered(messages)
+
+    return await _run(url, text)
+
+
+async def faults(url: str, *, switches: Sequence[str]) -> int:
+    """Switch faults of Slack and print those that are on. Returns the exit code."""
+
+    async def text(client: WorkspaceClient) -> str:
+        return " ".join(await client.switch_faults(*switches)) or "no fault is on"
 
     return await _run(url, text)

@@ -1,6 +1,7 @@
 """The Web API at its edges: tokens, bodies, threads, edits, pages, metadata, reactions, channels, modals, middlewares."""
 
 import asyncio
+import time
 from typing import Any
 
 import aiohttp
@@ -11,6 +12,7 @@ from slack_sdk.http_retry.builtin_async_handlers import AsyncRateLimitErrorRetry
 from slack_sdk.web.async_client import AsyncWebClient
 
 from demo.workspace import Workspace, WorkspaceClient, open_interactions
+from demo.workspace.client import WorkspaceError
 from demo.workspace.team import DEFAULT_SCOPES, App, Team
 from demo.workspace.webapi import METHODS, ApiCall, ApiError, Handler
 from tests.demo.workspace.conftest import BoltStarter, until
@@ -24,6 +26,25 @@ async def refused(call: Any) -> str:
     with pytest.raises(SlackApiError) as error:
         await call
     return str(error.value.response["error"])
+
+
+async def test_faults_are_switched_from_outside_and_a_wrong_switch_changes_nothing(
+    workspace: Workspace, api: AsyncWebClient, people: WorkspaceClient
+) -> None:
+    assert await people.switch_faults("error=chat.postMessage:503", "clock=600", "deaf") == [
+        "deaf", "clock=600", "error=chat.postMessage:internal_error",
+    ]  # fmt: skip
+    with pytest.raises(SlackApiError) as failed:
+        await api.chat_postMessage(channel=HERE, text="x")
+    assert failed.value.response.status_code == 503
+    for wrong in ("loud", "late=soon", "error=", "lost=:1", "error=chat.update:7"):
+        with pytest.raises(WorkspaceError, match="is no switch"):
+            await people.switch_faults("off", wrong)
+    assert workspace.faults.deaf
+    assert await people.switch_faults("off", "clock=-600") == ["clock=-600"]
+    answer = await api.chat_postMessage(channel=HERE, text="x")
+    assert -660 < float(answer["ts"]) - time.time() < -540
+    assert await people.switch_faults("off") == []
 
 
 async def test_auth_test_names_the_bot_and_its_scopes(api: AsyncWebClient, workspace: Workspace) -> None:
