@@ -193,7 +193,7 @@ def words_of(message: Message) -> int:
     return sum(any(letter.isalnum() for letter in word) for word in shown.split())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(RUNS)
 def test_slack_accepts_the_message_and_notes_of_any_run_and_a_phone_shows_them(run: RunRecord) -> None:
     accepted(run_message(run, CONTEXT))
@@ -223,13 +223,13 @@ def short_enough(run: RunRecord) -> None:
             assert words_of(note.message) <= 80, words_of(note.message)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PLANS)
 def test_slack_accepts_the_message_of_any_plan(plan: Plan) -> None:
     accepted(plan_message(plan, CONTEXT))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.builds(TimelineEntry, at=SECONDS, incident_id=st.none(), run_id=st.none(), host=st.just("h"),
                           actor=TEXT, kind=st.just("note"), text=LONG), max_size=150))  # fmt: skip
 def test_slack_accepts_the_message_of_any_timeline(entries: list[TimelineEntry]) -> None:

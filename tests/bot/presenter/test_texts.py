@@ -31,7 +31,7 @@ from tests.bot.presenter.test_messages import (
 )
 
 HELPS = list(COMMANDS.values())
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=40)
 INCIDENTS = st.builds(
     IncidentRecord,
     id=st.just("inc-1"),

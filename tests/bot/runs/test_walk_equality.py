@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.runs.runs import Runs
@@ -54,11 +54,7 @@ def test_the_engine_executes_plans_like_the_in_memory_walk(tmp_path: Path) -> No
         _, store, runs = build(tmp_path / "state")
         runner.run(runs.engine.launch())
 
-        @settings(
-            max_examples=40,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        )
+        @settings(max_examples=40)
         @given(scripts())
         def any_plan(options: dict[str, str]) -> None:
             runner.run(compare(runs, options))

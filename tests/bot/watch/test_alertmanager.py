@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -279,7 +279,6 @@ json_values = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # its first text builds tables of Unicode
 @given(st.dictionaries(st.sampled_from(["version", "groupKey", "alerts", "x"]), json_values, max_size=4))
 def test_no_payload_breaks_the_parser(body: dict[str, object]) -> None:
     try:

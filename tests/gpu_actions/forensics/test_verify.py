@@ -85,7 +85,7 @@ def test_a_repacked_bundle_with_another_content_is_found_by_name() -> None:
         assert says in check_bundle(made(files, used, checksum)).problem
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z]{1,8}/[a-z]{1,8}", fullmatch=True), st.binary(max_size=200), max_size=5

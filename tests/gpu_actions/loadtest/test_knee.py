@@ -37,7 +37,7 @@ def simulated(capacity: float, knee: float, start: float, highest: float = 500) 
 
 
 @given(knee=st.floats(0.5, 480), headroom=st.floats(1, 5), start=st.floats(0.4, 500))
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 def test_a_search_always_ends_with_the_knee_enclosed(knee: float, headroom: float, start: float) -> None:
     search, _ = simulated(knee * headroom, knee, start)
     assert search.held is not None

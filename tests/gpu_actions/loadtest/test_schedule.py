@@ -24,7 +24,7 @@ def spec(**fields: object) -> LoadSpec:
     rate=st.floats(1, 200),
     warmup_s=st.floats(0, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_schedule_is_ordered_repeatable_and_within_its_time(
     arrival: str, seed: int, rate: float, warmup_s: float
 ) -> None:
@@ -46,7 +46,7 @@ def test_a_schedule_is_ordered_repeatable_and_within_its_time(
     seed=st.integers(0, 2**31),
     size=st.integers(1, 50),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_number_of_requests_is_the_rate_times_the_duration_whatever_the_seed(
     arrival: str, rate: float, seconds: float, seed: int, size: int
 ) -> None:
@@ -146,7 +146,7 @@ def test_the_error_for_a_wrong_option_names_the_field_the_value_and_the_fix(
 
 
 @given(row=st.integers(0, 10**7), length=st.integers(1, 20_000), seed=st.integers(0, 2**63 - 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_prompt_has_exactly_its_length_in_bytes_and_needs_no_escape(
     row: int, length: int, seed: int
 ) -> None:

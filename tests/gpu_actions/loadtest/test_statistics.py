@@ -93,7 +93,7 @@ def test_requests_that_never_ended_rank_above_all_that_did() -> None:
 @given(
     values=st.lists(st.floats(2e-6, 900), min_size=1, max_size=200), share=st.sampled_from([0.5, 0.9, 0.99])
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_histogram_quantile_is_within_half_a_percent_of_the_exact_one(
     values: list[float], share: float
 ) -> None:
