@@ -40,7 +40,7 @@ GROUPS = {
     ),
     "statistics": Group(
         ("gpu_actions/loadtest/statistics.py", "gpu_actions/loadtest/verdict.py"),
-        ("tests/gpu_actions/loadtest/test_statistics.py",),
+        ("tests/gpu_actions/loadtest/test_statistics.py", "tests/gpu_actions/loadtest/test_verdict.py"),
     ),
     "analysis": Group(
         ("gpu_actions/restore/analysis.py", "gpu_actions/restore/sequential.py"),
