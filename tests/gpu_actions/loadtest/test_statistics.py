@@ -229,7 +229,7 @@ def test_wilson_interval_matches_its_published_example() -> None:
 
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    [(0, 0, 0.0, 1.0), (0, 1, 0.0, 0.7935), (1, 1, 0.2065, 1.0), (0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0), (1, 29, 0.0061, 0.1718)],
+    [(0, 0, 0.0, 1.0), (0, 1, 0.0, 0.7935), (1, 1, 0.2065, 1.0), (0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0)],
 )  # fmt: skip
 def test_the_ends_of_a_wilson_interval_stay_within_0_and_1(
     successes: int, n: int, low: float, high: float
