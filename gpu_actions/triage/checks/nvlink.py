@@ -42,7 +42,7 @@ RULES = Rules(
         cause="nvlink_errors", threshold="nvlink_crc_per_s",
     ),
     rule(
-        "nvlink.ber", WATCH, "a link's bit error rate after correction is high: it loses data soon, though it counted nothing now",
+        "nvlink.ber", WATCH, "a link's bit error rate after correction is high: errors are likely to follow",
         "Plan a reset of this GPU, then have the link's connector checked.", source="NVML field 220, NVLink 5",
         cause="nvlink_errors", threshold="nvlink_effective_ber",
     ),
