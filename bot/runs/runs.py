@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bot.hosts import Hosts
@@ -19,6 +20,8 @@ from gpu_actions.plan import Plan
 
 NOT_STARTED = (RunStatus.PLANNING, RunStatus.WAITING, RunStatus.QUEUED)
 ID_ATTEMPTS = 50
+WORKER_WAIT_S = 10.0
+"""A worker that was killed is back within a few seconds."""
 
 
 class Started(Frozen):
@@ -83,7 +86,7 @@ class Runs:
         typed_options(spec, options)
         if not self.engine.accepts_requests:
             raise UserError("I am just starting or ending: nothing was started. Try again in a few seconds.")
-        if not await asyncio.to_thread(self.engine.has_worker):
+        if not await self._worker_comes():
             raise UserError(
                 "The worker of this host is not running, so nothing was started: start `gpu-oncall worker`, then ask again. "
                 f"From a shell on the host: gpu-oncall {spec.name} --local."
@@ -112,6 +115,15 @@ class Runs:
                 await self.engine.start(run.id)
             return Started(run=run, duplicate=duplicate)
         raise UserError("No free run id was found; the database is very full. Nothing was started.")
+
+    async def _worker_comes(self) -> bool:
+        """Return True once a worker executes the runs of this host; one that restarts has WORKER_WAIT_S."""
+        deadline = time.monotonic() + WORKER_WAIT_S
+        while not await asyncio.to_thread(self.engine.has_worker):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.2)
+        return True
 
     def _busy(self, run_id: str, action: str, host: str) -> str:
         other = self._store.get(run_id)
