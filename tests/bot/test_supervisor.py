@@ -1,6 +1,7 @@
 """`gpu-oncall up`: two real processes under one supervisor, killed, frozen and stopped."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ class Up:
         self.systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.systemd.bind(f"\0gpu-oncall-test-{os.getpid()}-{id(self)}")
         self.systemd.setblocking(False)
+        self.said: list[str] = []
         env = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
         env |= {
             "NOTIFY_SOCKET": "@" + self.systemd.getsockname()[1:].decode(),
@@ -43,14 +45,11 @@ class Up:
                 env=env, cwd=folder, stdout=log, stderr=log,
             )  # fmt: skip
 
-    def said(self) -> list[str]:
-        """What systemd has heard since it was last asked."""
-        heard = []
-        while True:
-            try:
-                heard.append(self.systemd.recv(100).decode())
-            except BlockingIOError:
-                return heard
+    def listen(self) -> None:
+        """Read what systemd is told; its queue holds 10 messages."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.said.append(self.systemd.recv(100).decode())
 
     def pids(self) -> dict[str, int]:
         """The processes under the supervisor, by name."""
@@ -59,7 +58,10 @@ class Up:
 
     async def until(self, true: Callable[[], object], *, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
-        while not true():
+        while True:
+            self.listen()
+            if true():
+                return
             assert time.monotonic() < deadline, self.log.read_text()
             await asyncio.sleep(0.05)
 
@@ -105,7 +107,7 @@ async def test_the_bot_and_the_worker_are_restarted_alone_and_end_with_their_sup
         up = Up(tmp_path, config)
         ups.append(up)
         await up.until(lambda: up.times_up("bot") == up.times_up("worker") == 1)
-        await up.until(lambda: {"READY=1", "WATCHDOG=1"} <= set(up.said()) or "WATCHDOG=1" in up.said())
+        await up.until(lambda: {"READY=1", "WATCHDOG=1"} <= set(up.said))
         first = up.pids()
         assert set(first) == {"bot", "worker"}
 
@@ -124,12 +126,13 @@ async def test_the_bot_and_the_worker_are_restarted_alone_and_end_with_their_sup
         assert "the worker does not report any more" in up.log.read_text()
         assert up.pids()["bot"] == frozen["bot"] and gone({"worker": frozen["worker"]})
 
-        up.said()
-        await up.until(lambda: "WATCHDOG=1" in up.said())
+        up.said.clear()
+        await up.until(lambda: "WATCHDOG=1" in up.said)
         last = up.pids()
         up.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(up.process.wait, 30) == 0
-        assert "STOPPING=1" in up.said() and gone(last)
+        up.listen()
+        assert "STOPPING=1" in up.said and gone(last)
 
         again = Up(tmp_path, config)
         ups.append(again)
