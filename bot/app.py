@@ -37,6 +37,7 @@ from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
 from bot.watch.alertmanager import Webhook
 from bot.watch.alerts import Alerts
+from bot.watch.drills import Drills
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors
 from bot.watch.scheduler import Schedule
@@ -52,6 +53,7 @@ log = structlog.get_logger()
 
 SWEEP_S = 6 * 3600.0
 ALERT_RETRY_S = 60.0
+FOLLOW_DRILLS_S = 5.0
 TASK_END_S = 2.0
 
 
@@ -239,6 +241,16 @@ def _schedule(bot: Bot) -> Schedule:
     """Return the periodic work: monitors, delivery of undelivered alerts, and removal of old files and keys."""
     schedule = Schedule()
     schedule.every(ALERT_RETRY_S, "undelivered alerts", bot.alerts.retry)
+    drills = Drills(
+        client=bot.client,
+        runs=bot.runs,
+        incidents=bot.services.incidents,
+        reports=bot.services.reports,
+        settings=bot.settings,
+    )
+    schedule.every(FOLLOW_DRILLS_S, "drills", drills.follow)
+    if cron := bot.settings.drills.cron:
+        schedule.cron(cron, "drill", drills.start, clock_speed=bot.settings.drills.clock_speed)
     if bot.settings.monitors.enabled:
         bot.monitors.schedule(schedule, bot.settings.hosts)
         keeper = StandbyKeeper(

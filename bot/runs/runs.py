@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
+from bot.incidents.incidents import Incidents
 from bot.runs.approvals import replace_plan
 from bot.runs.planning import VERDICT_MAX_AGE_S, Planner, typed_options
 from bot.runs.run_engine import ProcessRole, RunEngine
@@ -84,6 +85,8 @@ class Runs:
         spec = self._planner.action(action)
         name = self.hosts.name(host)
         typed_options(spec, options)
+        if spec.needs_calm and (why := await asyncio.to_thread(self.unrest, name)):
+            raise UserError(f"{spec.label} was not started: {why}.")
         if not self.engine.accepts_requests:
             raise UserError("I am just starting or ending: nothing was started. Try again in a few seconds.")
         if not await self._worker_comes():
@@ -124,6 +127,16 @@ class Runs:
                 return False
             await asyncio.sleep(0.2)
         return True
+
+    def unrest(self, host: str, *, but: str = "") -> str:
+        """Return why a host is not calm: an open incident, or a run other than `but` that changes or loads it. Else ''."""
+        if (incident := Incidents(self._store).active(host)) is not None:
+            return f"{incident.id} is open on {host}"
+        for run in self._store.list(host=host, active_only=True):
+            spec = self._planner.action(run.action)
+            if run.id != but and (spec.changes_host or spec.disturbs_service):
+                return f"{run.action} {run.id} is {run.status.value} on {host}"
+        return ""
 
     def _busy(self, run_id: str, action: str, host: str) -> str:
         other = self._store.get(run_id)

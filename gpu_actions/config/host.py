@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from gpu_actions.config.policies import (
+    DrillPolicy,
     FallbackPolicy,
     LoadPolicy,
     LoadTestSettings,
@@ -79,6 +80,7 @@ class HostConfig(Frozen):
         description="of this host; what it leaves out comes from the section loadtest",
     )
     trace: TracePolicy = TracePolicy()
+    drill: DrillPolicy = DrillPolicy()
 
     @field_validator("tiers")
     @classmethod
