@@ -268,6 +268,10 @@ class TracePolicy(Frozen):
         default=None,
         description="the only folder that trace files are taken from; None = as the engine's process was started",
     )
+    in_plans: bool = Field(
+        default=True,
+        description="also trace in a fallback and a restore, after their load test; a host without a profiler says so",
+    )
     duration_s: float = Field(default=3, gt=0, le=60)
     max_iterations: int = Field(default=200, ge=1, le=10_000)
     max_trace_mib: int = Field(default=64, ge=1, le=1024)

@@ -110,7 +110,7 @@ class Play:
             outcome = end.outcome
             self.verdict = end.verdict or self.verdict
             for artifact in end.artifacts:
-                self.artifacts.setdefault(artifact.name, artifact)
+                self.artifacts[artifact.name] = artifact  # a repeated triage replaces its snapshot
             self.steps.append(
                 DrilledStep(
                     action=spec.name,
