@@ -36,7 +36,8 @@ class FastCron(BaseTrigger):  # type: ignore[misc]
 
     def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
         fast = self._began + (now - self._began) * self._speed
-        following = self._cron.get_next_fire_time(None, fast + timedelta(microseconds=1))
+        # Times have whole microseconds: without one more, a time rounded down would fire a second time.
+        following = self._cron.get_next_fire_time(None, fast + timedelta(microseconds=self._speed))
         return None if following is None else self._began + (following - self._began) / self._speed
 
 
