@@ -72,6 +72,17 @@ class FallbackGpu(Frozen):
     reason: str
 
 
+class GpuHealth(Frozen):
+    """What a triage says of one GPU for a fallback: why it cannot serve (empty if it can), how many findings count against
+    it, and which other GPUs it reaches over NVLink, by index."""
+
+    uuid: str
+    index: int
+    ruled_out: str = ""
+    findings: int = 0
+    reaches: tuple[int, ...] = ()
+
+
 class Verdict(Frozen):
     """The verdict of triage on a host: one kind, one cause (`none` if healthy), and all findings behind it.
 
@@ -86,6 +97,7 @@ class Verdict(Frozen):
     action: str = ""
     causes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    gpus: tuple[GpuHealth, ...] = Field(default=(), description="for a fallback; empty in old verdicts")
 
 
 class Artifact(Frozen):

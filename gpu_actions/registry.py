@@ -20,7 +20,6 @@ ACTION_NAMES = (
     "loadtest",
     "trace",
     "forensics",
-    "drill",
 )
 
 

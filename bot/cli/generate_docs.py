@@ -11,6 +11,7 @@ def documents() -> dict[str, Callable[[], str]]:
     from bot.settings.model import SlackSettings
     from bot.settings.reference import settings_markdown
     from bot.slack.manifest import render
+    from gpu_actions.fallback.ladder_document import ladder_markdown
     from gpu_actions.loadtest.result import schema_text
     from gpu_actions.triage.document import rules_markdown
     from handlers import SLASH_COMMANDS
@@ -18,6 +19,7 @@ def documents() -> dict[str, Callable[[], str]]:
     return {
         "docs/settings.md": settings_markdown,
         "docs/triage-rules.md": rules_markdown,
+        "docs/ladder.md": ladder_markdown,
         "docs/loadtest.schema.json": schema_text,
         "manifest.yaml": lambda: render(SlackSettings(), SLASH_COMMANDS),
     }

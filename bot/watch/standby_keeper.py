@@ -24,7 +24,7 @@ from bot.watch.scheduler import Schedule
 from gpu_actions.config.host import HostConfig
 from gpu_actions.standby.action import SPEC, needs_care
 from gpu_actions.tier.preflight import gather_facts
-from gpu_actions.triage.fallback_gpu import rules_out
+from gpu_actions.triage.gpu_health import rules_out
 
 if TYPE_CHECKING:
     from gpu_actions.host import Host

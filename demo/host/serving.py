@@ -118,7 +118,7 @@ class ServingHost:
     async def stop(self) -> list[str]:
         """Stop the tiers and the router. Return what could not be stopped."""
         problems = []
-        for tier in self.host.tiers.values():
+        for tier in self.host.every_tier:
             try:
                 await tier.unit.stop(grace_s=STOP_GRACE_S)
             except UnitError as error:
@@ -132,7 +132,7 @@ class ServingHost:
 
     async def process_ids(self) -> set[int]:
         """Return the processes of the tiers and of the router."""
-        units = [tier.unit for tier in self.host.tiers.values()]
+        units = [tier.unit for tier in self.host.every_tier]
         if isinstance(self.host.router, ManagedRouter):
             units.append(self.host.router.unit)
         return {pid for unit in units for pid in (await unit.state()).pids}

@@ -4,12 +4,11 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gpu_actions.config.policies import (
-    DrillPolicy,
     FallbackPolicy,
     LoadPolicy,
     LoadTestSettings,
@@ -22,8 +21,11 @@ from gpu_actions.serving.kinds import OneOf
 from gpu_actions.serving.registry import DEFAULT_ENGINE, ENGINES, ROUTERS, UNITS, EngineKind
 from gpu_actions.serving.routers.base import RouterConfig
 from gpu_actions.serving.units.base import UnitConfig
+from gpu_actions.system.urls import port_of
 
 TierName = Literal["tp", "fallback"]
+LAST_RUNG = "fallback"
+"""The name of the ladder's last rung, which is `tiers.fallback`."""
 Standby = Literal["off", "sleep", "resident"]
 
 
@@ -53,6 +55,31 @@ class TierConfig(Frozen):
     memory_gib_per_gpu: float | None = Field(default=None, gt=0, description="what it needs on each GPU")
 
 
+class Rung(TierConfig):
+    """A rung of the fallback ladder above `tiers.fallback`, which is its last rung: a fallback on several GPUs, or with
+    another model. The engine must serve the model name that clients send."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$", description="its name in commands and messages")
+    needs_nvlink: bool = Field(
+        default=True,
+        description="of several GPUs: each must reach each other one over NVLink; false: PCIe is good enough",
+    )
+    max_concurrent: int | None = Field(
+        default=None,
+        ge=2,
+        le=256,
+        description="requests at once; if left out, router.back_pressure.max_concurrent, which is meant for one GPU",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_a_rung(self) -> Self:
+        if self.name in ("tp", LAST_RUNG):
+            raise ValueError(f"a rung cannot be named {self.name!r}: that is a tier")
+        if self.standby != "off":
+            raise ValueError(f"rung {self.name}: only tiers.fallback can have a standby")
+        return self
+
+
 class HostConfig(Frozen):
     """A serving host: what it should have, its tiers and its router."""
 
@@ -71,6 +98,10 @@ class HostConfig(Frozen):
         default=None, description="a file to read instead of the kernel's own log"
     )
     tiers: dict[TierName, TierConfig]
+    ladder: tuple[Rung, ...] = Field(
+        default=(),
+        description="fallbacks that are tried before tiers.fallback, the best first; written [[hosts.tiers.ladder]]",
+    )
     router: Annotated[RouterConfig, OneOf("kind", ROUTERS, default=ROUTERS[0])] = ROUTERS[0]()
     fallback: FallbackPolicy = FallbackPolicy()
     restore: RestorePolicy = RestorePolicy()
@@ -80,7 +111,43 @@ class HostConfig(Frozen):
         description="of this host; what it leaves out comes from the section loadtest",
     )
     trace: TracePolicy = TracePolicy()
-    drill: DrillPolicy = DrillPolicy()
+
+    @property
+    def every_tier(self) -> dict[str, TierConfig]:
+        """Return tp and all rungs of the ladder by name, `fallback` being the last rung."""
+        rungs = {rung.name: rung for rung in self.ladder}
+        return {"tp": self.tiers["tp"], **rungs, LAST_RUNG: self.tiers["fallback"]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ladder_of_the_tiers(cls, fields: Any) -> Any:
+        """Read `tiers.ladder` as `ladder`."""
+        tiers = fields.get("tiers") if isinstance(fields, dict) else None
+        if not isinstance(tiers, dict) or "ladder" not in tiers:
+            return fields
+        return {
+            **fields,
+            "tiers": {name: tier for name, tier in tiers.items() if name != "ladder"},
+            "ladder": tiers["ladder"],
+        }
+
+    @model_validator(mode="after")
+    def _rungs_differ(self) -> Self:
+        seen: dict[tuple[str, object], str] = {}
+        names = [rung.name for rung in self.ladder]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two rungs of the ladder are named {name!r}: give each its own name")
+        for name, tier in self.every_tier.items() if self.ladder else ():
+            unit = getattr(tier.unit, "name", getattr(tier.unit, "container", None)) or tier.unit
+            for what, value in (("server", tier.server), ("port", port_of(tier.engine.url)), ("unit", unit)):
+                other = seen.setdefault((what, value if isinstance(value, str | int) else repr(value)), name)
+                if other != name:
+                    raise ValueError(
+                        f"the tiers {other} and {name} have the same {what}"
+                        f"{'' if what == 'unit' else f' {value}'}: each rung needs its own"
+                    )
+        return self
 
     @field_validator("tiers")
     @classmethod

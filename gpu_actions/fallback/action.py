@@ -2,6 +2,8 @@
 
 `planned`: the fallback is launched and proved beside a serving tier, then the traffic moves. `overlapped`:
 the tier does not serve but there is room, so the launch comes first. `in_place`: no room, so the tier stops first.
+
+With a ladder the highest rung that today's GPUs can carry comes first, and each further attempt is the next rung below.
 """
 
 import asyncio
@@ -9,10 +11,19 @@ import asyncio
 from pydantic import Field
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
-from gpu_actions.config.host import HostConfig
+from gpu_actions.config.host import LAST_RUNG, HostConfig, Rung
 from gpu_actions.fallback import hold, settle, validate
-from gpu_actions.fallback.gpus import Choice, choose_gpus
-from gpu_actions.fallback.plan_steps import GROUPED, ORDERS, Order, fallback_steps, refused_text, settle_step
+from gpu_actions.fallback.gpus import Candidate, Choice, attributable, choose_gpus
+from gpu_actions.fallback.ladder import gpu_states, needs_of, pick_rungs, with_rungs
+from gpu_actions.fallback.plan_steps import (
+    GROUPED,
+    ORDERS,
+    Order,
+    fallback_steps,
+    refused_text,
+    rung_arguments,
+    settle_step,
+)
 from gpu_actions.host import Host
 from gpu_actions.loadtest.knee_limits import fallback_limits
 from gpu_actions.models import Frozen, Verdict
@@ -20,8 +31,7 @@ from gpu_actions.plan import Plan
 from gpu_actions.serving.condition import Condition
 from gpu_actions.tier import drain, launch, scope, stop, traffic, warm
 from gpu_actions.tier.condition import KnownHang
-from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
-from gpu_actions.trace.in_plan import trace_steps
+from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems, unit_problems
 
 STEP_MODULES = (drain, hold, launch, scope, settle, stop, traffic, validate, warm)
 """Importing them registers their step functions."""
@@ -40,6 +50,11 @@ class FallbackArguments(Frozen):
         pattern=r"^(auto|\d{1,2}|GPU-[A-Za-z0-9-]+)$",
         description="auto (triage's choice), a UUID or an index",
     )
+    rung: str = Field(
+        default="",
+        pattern=r"^[a-z0-9_-]*$",
+        description="begin with this rung of the ladder instead of the highest that can be carried",
+    )
     reason: str = Field(default="", max_length=300, description="why, for the record")
     skip_validation: bool = Field(default=False, description="leave the load test out")
 
@@ -53,7 +68,9 @@ def choose_order(tp: Condition, *, beside: bool) -> Order:
 
 def problems_of(config: HostConfig, facts: Facts) -> list[str]:
     """Return why a fallback cannot work now; empty if it can."""
-    problems = [*common_problems(config, facts), *start_problems(config, "fallback", facts.fallback)]
+    problems = common_problems(config, facts)
+    if not config.ladder:
+        problems += start_problems(config.every_tier, LAST_RUNG, facts.fallback)
     server = facts.fallback.server
     serving = facts.fallback.condition.serves and not facts.tp.active
     if serving and server is not None and server.weight > 0:
@@ -62,6 +79,67 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
             f"to return to tp: /restore plan {config.name}"
         )
     return problems
+
+
+def choose(host: Host, facts: Facts, request: PlanRequest) -> Choice:
+    """Choose the rungs and their GPUs, in the order in which they are tried."""
+    arguments: FallbackArguments = request.arguments
+    limit_percent = host.config.fallback.memory_limit_percent
+    tp_holds_memory = facts.tp.active and host.tp.config.gpus > 0
+    standby = facts.on_rung(LAST_RUNG).fallback
+    last = choose_gpus(
+        host.rungs[LAST_RUNG].config,
+        facts.memories,
+        request.verdict,
+        wanted=arguments.gpu,
+        limit_percent=limit_percent,
+        own_pids=facts.pids,
+        tp_holds_memory=tp_holds_memory,
+        names=facts.process_names,
+        standby_on=standby.asleep_on,
+    )
+    wanted = arguments.rung
+    if not host.has_ladder:
+        if wanted in ("", LAST_RUNG):
+            return last
+        return Choice(problems=(f"rung={wanted}: {host.name} has no ladder (hosts.tiers.ladder)",))
+    if wanted not in ("", *host.rungs):
+        return Choice(problems=(f"there is no rung {wanted!r} here; rung= takes: {', '.join(host.rungs)}",))
+    if arguments.gpu != "auto":
+        if wanted not in ("", LAST_RUNG):
+            return Choice(problems=(f"gpu= chooses the GPU of rung {LAST_RUNG}, not of rung {wanted}",))
+        wanted = LAST_RUNG
+    gpus = gpu_states(
+        facts.memories,
+        request.verdict,
+        limit_percent=limit_percent,
+        own_pids=facts.pids,
+        count_others=attributable(facts.memories, facts.pids, tp_holds_memory=tp_holds_memory),
+    )
+    resident = host.rungs[LAST_RUNG].config.standby == "resident" and standby.condition.serves
+    return with_rungs(
+        last,
+        pick_rungs(needs_of(host.config.ladder), gpus),
+        wanted=wanted,
+        blocked=_blocked(host, facts, links_are_known=bool(request.verdict and request.verdict.gpus)),
+        standby_is_ready=standby.asleep_on is not None or resident,
+    )
+
+
+def _blocked(host: Host, facts: Facts, *, links_are_known: bool) -> dict[str, str]:
+    """Return by rung why it cannot start now, whatever the GPUs are."""
+    blocked = {}
+    for name, tier in host.rungs.items():
+        rung = facts.rungs[name]
+        problems = [*unit_problems(name, rung), *start_problems(host.config.every_tier, name, rung)]
+        needs_links = isinstance(tier.config, Rung) and tier.config.needs_nvlink and tier.config.gpus > 1
+        if needs_links and not links_are_known:
+            problems.append("no triage of the last hour says which GPUs reach each other: run /triage first")
+        if needs_links and not facts.memories.gpus:
+            problems.append(f"the GPUs cannot be read ({facts.memories.error or 'NVML lists no GPU'})")
+        if problems:
+            blocked[name] = "; ".join(problems)
+    return blocked
 
 
 def losses_of(order: Order, host: Host, facts: Facts, *, woken: bool = False) -> str:
@@ -91,17 +169,7 @@ async def plan_fallback(request: PlanRequest) -> Plan:
     arguments: FallbackArguments = request.arguments
     host = request.host
     facts = await gather_facts(host, known=known_hang(request.verdict, age_s=request.verdict_age_s))
-    choice = choose_gpus(
-        host.fallback.config,
-        facts.memories,
-        request.verdict,
-        wanted=arguments.gpu,
-        limit_percent=host.config.fallback.memory_limit_percent,
-        own_pids=facts.pids,
-        tp_holds_memory=facts.tp.active and host.tp.config.gpus > 0,
-        names=facts.process_names,
-        standby_on=facts.fallback.asleep_on,
-    )
+    choice = choose(host, facts, request)
     problems = [*problems_of(host.config, facts), *choice.problems]
     if problems:
         raise PlanRefused(problems)
@@ -135,7 +203,13 @@ def known_hang(verdict: Verdict | None, *, age_s: float) -> KnownHang | None:
 
 def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArguments) -> Plan:
     """Build the plan from the facts and the chosen GPUs. It reads nothing but how long the last start took."""
-    order = choose_order(facts.tp.condition, beside=choice.candidates[0].beside)
+    first = choice.candidates[0]
+    beside = all(one.beside for one in choice.candidates) if host.has_ladder else first.beside
+    now = facts.fallback
+    if host.has_ladder and now.active and now.asleep_on is None and not now.condition.serves:
+        beside = False  # a rung that hangs is stopped before the next one starts, so its evidence comes first
+    host, facts = host.on_rung(first.rung), facts.on_rung(first.rung)
+    order = choose_order(facts.tp.condition, beside=beside)
     steps = {step.id: step for step in fallback_steps(host, facts, choice, order)}
     left_out = {"validate"} if arguments.skip_validation else set()
     if facts.tp.condition.serves:
@@ -144,43 +218,48 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
     # The last step is the outcome of the run, and says what clients saw.
     last = steps[ids[-1]]
     steps[last.id] = last.model_copy(update={"args": {**last.args, "with_clients": True}})
-    warnings = list(choice.warnings)
+    warnings = [*choice.passed_over, *choice.warnings]
     if facts.router_error:
         warnings.append(f"the router does not answer and will be started: {facts.router_error}")
     warnings += fallback_limits(host).warnings
     if arguments.skip_validation:
         warnings.append("the load test is left out, so nothing will prove the fallback under load")
-    start = "wake the standby" if choice.candidates[0].wakes else "launch it"
+    start = "wake the standby" if first.wakes else "launch it"
     how = {
         Order.PLANNED: f"{start} beside the serving tp tier, then move the traffic",
         Order.OVERLAPPED: f"tp is {facts.tp.condition.value}: {start} at once, tp stays for the evidence until tokens flow",
         Order.IN_PLACE: "stop tp first, because the fallback needs its GPU memory",
     }[order]
-    traced = () if arguments.skip_validation else trace_steps(host, host.fallback)
     return Plan(
         action="fallback",
         host=host.name,
-        title=f"Fall back to one GPU ({order.value}): {how}",
-        steps=(
-            *(steps[i].model_copy(update={"group": GROUP}) if i in GROUPED else steps[i] for i in ids),
-            *traced,
-        ),
+        title=f"Fall back to {_where(host, first)} ({order.value}): {how}",
+        steps=tuple(steps[i].model_copy(update={"group": GROUP}) if i in GROUPED else steps[i] for i in ids),
         alternatives={
             GROUP: tuple(
                 {
                     "gpu": candidate.gpu,
-                    "variables": scope.scope_for(candidate.gpu),
+                    "variables": scope.scope_for(candidate.devices),
                     "attempt": number,
                     "wake": candidate.wakes,
+                    **(rung_arguments(host.on_rung(candidate.rung), candidate) if host.has_ladder else {}),
                 }
                 for number, candidate in enumerate(choice.candidates, start=1)
             )
         },
         compensation=(settle_step(host, facts),),
-        losses=losses_of(order, host, facts, woken=choice.candidates[0].wakes),
+        losses=losses_of(order, host, facts, woken=first.wakes),
         warnings=tuple(warnings),
         options=arguments.model_dump(mode="json", exclude_defaults=True),
     )
+
+
+def _where(host: Host, first: Candidate) -> str:
+    """Return what the fallback runs on, in a few words."""
+    count = host.fallback.config.gpus
+    if not host.has_ladder:
+        return "one GPU"
+    return f"rung {first.rung} ({'on the CPU' if not count else '1 GPU' if count == 1 else f'{count} GPUs'})"
 
 
 SPEC = ActionSpec(

@@ -143,6 +143,7 @@ class Cleanup:
         state = await self.state_of(fallback)
         if state is not None and await is_asleep(fallback, state):
             self.notes.append("The standby of the fallback still sleeps")
+            host.forget_rung()
             return
         if state is None or state.active:
             await self.attempt("drain the fallback", self._drain(context, fallback))
@@ -150,6 +151,7 @@ class Cleanup:
         await self.attempt("clear the fallback's scope", fallback.unit.set_scope({}))
         # Ready with weight 0 is the fallback's normal state on a healthy host.
         await self.attempt("make the fallback's server ready", host.router.undrain(fallback.config.server))
+        host.forget_rung()
 
     async def settle_on_fallback(self, context: StepContext, *, freeze_reason: str) -> None:
         """Move all traffic to the fallback under its limits, then drain, freeze and stop the full tier.
@@ -173,6 +175,7 @@ class Cleanup:
         await self.attempt("lift the limits", router.clear_back_pressure(fallback.server))
         await self.attempt("stop the fallback", host.fallback.unit.stop(grace_s=2))
         await self.attempt("clear the fallback's scope", host.fallback.unit.set_scope({}))
+        host.forget_rung()
         state = await self.state_of(host.tp)
         if state is not None and state.active:
             await self.attempt("unfreeze tp", unfreeze_own(host.tp))
@@ -221,7 +224,7 @@ class Cleanup:
         tp, fallback = await self.state_of(host.tp), await self.state_of(host.fallback)
         summary = {
             ServingState.TP: f"the tp tier serves (tp_serving); the fallback {_described(fallback)}",
-            ServingState.FALLBACK: f"the fallback tier serves (fallback_serving); the tp tier {_described(tp)}",
+            ServingState.FALLBACK: f"the {host.fallback.label} tier serves (fallback_serving); the tp tier {_described(tp)}",
             ServingState.NOTHING: "NOTHING IS SERVING (nothing_serving)",
         }[state]
         if state is ServingState.NOTHING:

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import Field
 
-from gpu_actions.config.host import TierConfig
+from gpu_actions.config.host import LAST_RUNG, TierConfig
 from gpu_actions.models import FallbackGpu, Frozen, Verdict, VerdictKind
 from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory
-from gpu_actions.triage.fallback_gpu import rules_out
+from gpu_actions.triage.gpu_health import rules_out
 
 MOST_CANDIDATES = 3
 """Each attempt may take a model's whole load time; after three GPUs the fault is not the GPU."""
@@ -20,22 +20,30 @@ FREE_PERCENT = 95.0
 
 
 class Candidate(Frozen):
-    """One attempt. `gpu` is the UUID, None on a CPU host. `beside`: it fits while the other tier still runs. `wakes`: a standby
-    sleeps there and is woken instead of started."""
+    """One attempt. `gpu` is the UUID, None on a CPU host; `gpus` are all of a rung that takes several. `beside`: it fits while
+    the other tier still runs. `wakes`: a standby sleeps there and is woken instead of started."""
 
+    rung: str = LAST_RUNG
     gpu: str | None
+    gpus: tuple[str, ...] = ()
     reason: str
     beside: bool
     wakes: bool = False
     note: str = Field(default="", description="the memory arithmetic, for the plan")
 
+    @property
+    def devices(self) -> str | None:
+        """Return the GPUs that the tier may see, by UUID; None on the CPU."""
+        return ",".join(self.gpus) or self.gpu
+
 
 class Choice(Frozen):
-    """The attempts in order, or the problems that leave none; and warnings for people."""
+    """The attempts in order, or the problems that leave none; warnings for people; and why rungs were passed over."""
 
     candidates: tuple[Candidate, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
 
 def choose_gpus(
@@ -64,7 +72,7 @@ def choose_gpus(
         once = Candidate(
             gpu=None, reason="the tier runs on the CPU", beside=True, note="no GPU memory is needed"
         )
-        return Choice(candidates=_twice(_woken(once) if standby_on is not None else once))
+        return Choice(candidates=twice(_woken(once) if standby_on is not None else once))
     if not memories.gpus:
         return _by_verdict_alone(memories, verdict, wanted)
     requested = _requested(memories, wanted)
@@ -78,7 +86,7 @@ def choose_gpus(
     faulty = {
         f.subject: f.summary for f in (verdict.findings if verdict else ()) if f.subject and rules_out(f)
     }
-    attributable = not tp_holds_memory or any(set(gpu.pids or ()) & set(own_pids) for gpu in memories.gpus)
+    counts_others = attributable(memories, own_pids, tp_holds_memory=tp_holds_memory)
     order = sorted(
         requested,
         key=lambda gpu: (
@@ -92,14 +100,14 @@ def choose_gpus(
         if gpu.uuid in faulty and auto:
             refused.append(f"GPU {gpu.index} is faulty: {faulty[gpu.uuid]}")
             continue
-        too_small = _too_small(gpu, tier, limit_percent, sum(others.values()) if attributable else 0.0)
+        too_small = _too_small(gpu, tier, limit_percent, sum(others.values()) if counts_others else 0.0)
         if too_small:
             refused.append("; ".join(filter(None, (too_small, named))))
             continue
         if gpu.uuid in faulty:
             warnings.append(f"GPU {gpu.index} was requested, but: {faulty[gpu.uuid]}")
         if named:
-            unknown = "" if attributable else ", which may be tp's own: its processes are not in NVML's list"
+            unknown = "" if counts_others else ", which may be tp's own: its processes are not in NVML's list"
             warnings.append(f"{named}{unknown}")
         candidate = _candidate(gpu, tier, _why(gpu, first, auto))
         candidates.append(_woken(candidate) if gpu.uuid == standby_on else candidate)
@@ -119,11 +127,17 @@ def choose_gpus(
         )
     if candidates[0].wakes:
         candidates.insert(1, _cold(candidates[0]))
-    tries = _twice(candidates[0]) if len(candidates) == 1 else tuple(candidates[:MOST_CANDIDATES])
+    tries = twice(candidates[0]) if len(candidates) == 1 else tuple(candidates[:MOST_CANDIDATES])
     return Choice(candidates=tries, warnings=tuple(warnings))
 
 
-def _twice(candidate: Candidate) -> tuple[Candidate, Candidate]:
+def attributable(memories: GpuMemories, own_pids: Collection[int], *, tp_holds_memory: bool) -> bool:
+    """Return False if NVML lists none of the tiers' own processes although tp runs: memory cannot be counted by process."""
+    return not tp_holds_memory or any(set(gpu.pids or ()) & set(own_pids) for gpu in memories.gpus)
+
+
+def twice(candidate: Candidate) -> tuple[Candidate, Candidate]:
+    """Return an attempt and the same with a fresh process: transient faults are common during an incident."""
     return candidate, _cold(candidate)
 
 

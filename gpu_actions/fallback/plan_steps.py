@@ -5,7 +5,7 @@ The arguments set here are what runs later. The steps decide nothing anew, excep
 
 from enum import StrEnum
 
-from gpu_actions.fallback.gpus import Choice
+from gpu_actions.fallback.gpus import Candidate, Choice
 from gpu_actions.fallback.hold import held_until_serving, hold_limits
 from gpu_actions.forensics.step import capture_step
 from gpu_actions.host import Host
@@ -17,6 +17,8 @@ from gpu_actions.serving.condition import Condition
 from gpu_actions.tier import scope
 from gpu_actions.tier.plan_steps import drain_step, load_details, start_step, stop_step, warm_step
 from gpu_actions.tier.preflight import OWN_FREEZE, OWN_PREFIX, Facts
+from gpu_actions.tier.standby import DEVICES
+from gpu_actions.tier.warm import expected_startup_s
 
 
 class Order(StrEnum):
@@ -73,6 +75,7 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
     tp, fallback = host.tp.config, host.fallback.config
     settings = config.router.back_pressure
     limits = fallback_limits(host)
+    rungs = dict.fromkeys(one.rung for one in choice.candidates) if host.has_ladder else {}
     load, load_notes = lower_to_caps(policy.validate_load, config.loadtest, host.name)
     woken = choice.candidates[0].wakes
     meanwhile = refused_text(host, woken=woken)
@@ -113,11 +116,15 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
         ),
         scope_step(host, choice),
         launch_step(host, facts, choice),
-        warm_step(
+        _patient(
+            warm_step(
+                host,
+                host.fallback,
+                meanwhile=capture if order is Order.OVERLAPPED else None,
+                woken=woken,
+            ),
             host,
-            host.fallback,
-            meanwhile=capture if order is Order.OVERLAPPED else None,
-            woken=woken,
+            choice,
         ),
         Step(
             id="route",
@@ -135,9 +142,8 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             verb="fallback.backpressure",
             title="apply back-pressure",
             args={
-                "wanted": _wanted_limits(host, limits),
-                "given": dict(limits.given),
-                "notes": [*limits.notes, *limits.warnings],
+                **_limit_arguments(host),
+                **({"rungs": {one: _limit_arguments(host.on_rung(one)) for one in rungs}} if rungs else {}),
             },
             details=(
                 *(f"{name} {value}" for name, value in limits.pressure.model_dump().items()),
@@ -162,6 +168,15 @@ def fallback_steps(host: Host, facts: Facts, choice: Choice, order: Order) -> li
             on_failure="continue",
         ),
     ]
+
+
+def _patient(warm: Step, host: Host, choice: Choice) -> Step:
+    """Return the step with time for the slowest rung that may be tried."""
+    engines = [host.rungs[one.rung].config.engine for one in choice.candidates]
+    longest_s = max(
+        one.ready_timeout_s + (one.warmup_requests + 1) * one.request_timeout_s for one in engines
+    )
+    return warm.model_copy(update={"timeout_s": longest_s + 60})
 
 
 def launch_step(host: Host, facts: Facts, choice: Choice) -> Step:
@@ -193,13 +208,14 @@ def scope_step(host: Host, choice: Choice) -> Step:
         verb="fallback.scope",
         title="scope the environment",
         args={
-            "variables": scope.scope_for(first.gpu),
+            "variables": scope.scope_for(first.devices),
             "unset": list(scope.NCCL_LEFTOVERS),
             "leftovers": list(leftovers),
             "own_freeze": OWN_PREFIX,
+            **({"passed_over": list(choice.passed_over)} if choice.passed_over else {}),
         },
         details=(
-            f"{scope.DEVICES}={first.gpu}" if first.gpu else "no GPU variable: the tier runs on the CPU",
+            f"{DEVICES}={first.devices}" if first.devices else "no GPU variable: the tier runs on the CPU",
             f"{first.reason}; {first.note}",
             *(f"else: {candidate.reason}" for candidate in choice.candidates[1:]),
             f"removed: {', '.join(scope.NCCL_LEFTOVERS)}",
@@ -208,6 +224,27 @@ def scope_step(host: Host, choice: Choice) -> Step:
         timeout_s=60,
         expected_s=0.1,
     )
+
+
+def rung_arguments(host: Host, candidate: Candidate) -> JsonObject:
+    """Return the arguments of an attempt that depend on its rung, which is the fallback of `host` here."""
+    engine = host.fallback.config.engine
+    return {
+        "rung": candidate.rung,
+        "gpus": list(candidate.gpus),
+        "iterations": engine.warmup_requests,
+        "ready_timeout_s": engine.ready_timeout_s,
+        "expected_s": expected_startup_s(host, "fallback", woken=candidate.wakes),
+    }
+
+
+def _limit_arguments(host: Host) -> JsonObject:
+    limits = fallback_limits(host)
+    return {
+        "wanted": _wanted_limits(host, limits),
+        "given": dict(limits.given),
+        "notes": [*limits.notes, *limits.warnings],
+    }
 
 
 def _wanted_limits(host: Host, limits: FallbackLimits) -> JsonObject:

@@ -7,6 +7,7 @@ from gpu_actions.action import StepContext, StepResult, step
 from gpu_actions.fallback.cleanup import Cleanup, Found, ServingState
 from gpu_actions.models import Frozen
 from gpu_actions.tier.client_account import with_clients
+from gpu_actions.tier.scope import stop_other_rungs
 from gpu_actions.tier.stop import unfreeze_own
 from gpu_actions.tier.traffic import ready_router
 
@@ -36,6 +37,7 @@ async def settle(context: StepContext) -> StepResult:
     host, args, cleanup = context.host, context.args, Cleanup()
     freeze_reason = f"{args['own_freeze']} {context.run_id}"
     await cleanup.attempt("router", ready_router(host.router))
+    await cleanup.attempt("stop other rungs", stop_other_rungs(host))
     context.report("probing both tiers", None)
     found = await cleanup.probe_tiers(host, tp_served_before=bool(args["tp_served_before"]))
     decision = decide(found)

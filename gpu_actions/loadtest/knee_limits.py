@@ -108,6 +108,11 @@ class FallbackLimits(NamedTuple):
 def fallback_limits(host: Host) -> FallbackLimits:
     """Return the limits of the fallback: the latest knee's where the settings name none. What they name is never replaced."""
     configured = host.config.router.back_pressure
+    if (own := getattr(host.fallback.config, "max_concurrent", None)) is not None:
+        long_share = min(configured.long_share, max(1, own // 4))
+        given = {"max_concurrent": own, "long_share": long_share}
+        pressure = configured.model_copy(update=given)
+        return FallbackLimits(given, pressure, notes=(f"limits of rung {host.rung} in the settings",))
     knee = latest_knee(host, "fallback")
     offered = None if knee.result is None else limits_of(knee.result)
     if offered is None:

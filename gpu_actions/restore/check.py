@@ -17,7 +17,7 @@ from gpu_actions.system.files import artifact_of
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import read_condition
 from gpu_actions.tier.launch import environment_of
-from gpu_actions.tier.scope import DEVICES
+from gpu_actions.tier.standby import DEVICES
 from gpu_actions.tier.stop import unfreeze_own
 from gpu_actions.tier.traffic import DIRECT_PROBE_S, ready_router, route_to
 from gpu_actions.triage.baselines import TriageBaseline

@@ -36,6 +36,7 @@ async def finish(context: StepContext) -> StepResult:
     if (states["fallback"].active and not may_run) or states["tp"].frozen:
         left = "the fallback still runs" if states["fallback"].active and not may_run else "tp is frozen"
         raise StepFailed(f"tp serves, but {left}", next_action="check the unit's log")
+    host.forget_rung()
     rests = "asleep" if asleep else "resident" if may_run else "stopped"
     result = StepResult(
         summary=f"the tp tier serves (tp_serving): weight {tp.config.weight}, "

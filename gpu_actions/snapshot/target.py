@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 from pydantic import Field, SecretStr
 
-from gpu_actions.config.host import HostConfig, TierName
+from gpu_actions.config.host import HostConfig, TierConfig, TierName
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import Unit, UnitError, UnitState
 from gpu_actions.serving.units.base import runs_although_frozen
@@ -141,7 +141,8 @@ async def target_of_host(
     states: dict[str, UnitState | None] = {}
     unwanted = []
     errors: dict[str, str] = {}
-    for name, one in host.tiers.items():
+    idle = {f"rung {key}": one for key, one in host.rungs.items() if key != host.rung}
+    for name, one in (*host.tiers.items(), *idle.items()):
         try:
             state = states[name] = await one.unit.state()
             if runner := await runs_although_frozen(state, one.engine.url):
@@ -158,6 +159,7 @@ async def target_of_host(
     target = target_of_config(
         host.config,
         tier=chosen,
+        serving=host.tiers[chosen].config,
         state=states.get(chosen),
         router_address=host.router.address,
         since=since,
@@ -215,12 +217,14 @@ def target_of_config(
     config: HostConfig,
     *,
     tier: TierName,
+    serving: TierConfig | None = None,
     state: UnitState | None,
     router_address: str | None,
     since: datetime | None = None,
 ) -> TriageTarget:
-    """Build the target of one tier whose unit is in `state` (None: its driver failed)."""
-    chosen = config.tiers[tier]
+    """Build the target of one tier whose unit is in `state` (None: its driver failed). `serving` are its settings, where the
+    fallback is another rung than the last."""
+    chosen = serving or config.tiers[tier]
     stopped = state is not None and state.frozen and not state.active
     return TriageTarget(
         host=config.name,

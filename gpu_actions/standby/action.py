@@ -5,6 +5,7 @@ fallback could use it. A standby never gets traffic and is no capacity.
 """
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepResult, step
+from gpu_actions.config.host import LAST_RUNG
 from gpu_actions.fallback.gpus import Candidate, Choice, choose_gpus
 from gpu_actions.fallback.plan_steps import launch_step, scope_step
 from gpu_actions.host import Host
@@ -28,7 +29,7 @@ class StandbyArguments(Frozen):
 def problems_of(host: Host, facts: Facts) -> list[str]:
     """Return why a standby cannot be made or tested now; empty if it can."""
     config, fallback = host.config, facts.fallback
-    problems = [*common_problems(config, facts), *start_problems(config, "fallback", fallback)]
+    problems = [*common_problems(config, facts), *start_problems(config.every_tier, host.rung, fallback)]
     if host.fallback.config.standby == "off":
         problems.append("no standby is configured: set tiers.fallback.standby to sleep or resident")
     if fallback.server is not None and fallback.server.weight > 0 and fallback.active:
@@ -61,7 +62,7 @@ def beside_only(choice: Choice) -> Choice:
 
 async def plan_standby(request: PlanRequest) -> Plan:
     """Plan to make the standby, or to test one that sleeps. Raises PlanRefused with every problem found."""
-    host = request.host
+    host = request.host.on_rung(LAST_RUNG)
     facts = await gather_facts(host)
     choice = beside_only(
         choose_gpus(
@@ -122,7 +123,7 @@ def lay_out(host: Host, facts: Facts, choice: Choice) -> Plan:
 def _override(candidate: Candidate, attempt: int) -> dict[str, object]:
     return {
         "gpu": candidate.gpu,
-        "variables": scope.scope_for(candidate.gpu),
+        "variables": scope.scope_for(candidate.devices),
         "attempt": attempt,
         "wake": candidate.wakes,
     }

@@ -90,7 +90,7 @@ async def launch(context: StepContext) -> StepResult:
         await tier.unit.start()
     except UnitError as error:
         raise StepFailed(
-            f"{tier.name} did not start: {error}",
+            f"{tier.label} did not start: {error}",
             next_action="check its log, and its command in /fallback plan",
         ) from error
     first = await tier.unit.state()
@@ -98,7 +98,7 @@ async def launch(context: StepContext) -> StepResult:
     state = await tier.unit.state()
     if not state.active or state.restarts != first.restarts:
         raise StepFailed(
-            f"{tier.name} ended right after its start: {await explain_end(tier.unit)}",
+            f"{tier.label} ended right after its start: {await explain_end(tier.unit)}",
             next_action="read the end of its log in the bundle",
         )
     return _result(context, tier, state, "started")
@@ -152,7 +152,7 @@ async def _why_kept(context: StepContext, tier: Tier, state: UnitState, note: st
 
 def _result(context: StepContext, tier: Tier, state: UnitState, how: str) -> StepResult:
     return StepResult(
-        summary=f"{tier.name}: {how}, process {state.main_pid}",
+        summary=f"{tier.label}: {how}, process {state.main_pid}",
         data={
             "tier": tier.name,
             "main_pid": state.main_pid,

@@ -5,11 +5,12 @@
 
 import asyncio
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
 
-from gpu_actions.config.host import HostConfig, TierName
+from gpu_actions.config.host import HostConfig, TierConfig
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Frozen
 from gpu_actions.serving.condition import Condition, TokenSample
@@ -58,6 +59,9 @@ class Facts(Frozen):
 
     tp: TierFacts
     fallback: TierFacts
+    rungs: dict[str, TierFacts] = Field(
+        default_factory=dict, description="of a ladder: all its rungs, that of `fallback` included"
+    )
     router_error: str = ""
     router_obstacle: str = Field(default="", description="why a managed router that is down cannot start")
     free_disk_gib: float
@@ -66,31 +70,37 @@ class Facts(Frozen):
 
     @property
     def pids(self) -> frozenset[int]:
-        """Return the processes of both tiers."""
-        states = (self.tp.state, self.fallback.state)
+        """Return the processes of both tiers, and of every rung."""
+        states = [tier.state for tier in (self.tp, self.fallback, *self.rungs.values())]
         return frozenset(pid for state in states if state is not None for pid in state.pids)
+
+    def on_rung(self, name: str) -> "Facts":
+        """Return these facts with another rung as the fallback."""
+        return self.model_copy(update={"fallback": self.rungs.get(name, self.fallback)})
 
 
 async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
-    """Read both tiers, the router, the disk and the GPUs concurrently. Changes nothing. A hung tier takes a few seconds,
+    """Read all tiers, the router, the disk and the GPUs concurrently. Changes nothing. A hung tier takes a few seconds,
     unless a verdict already says that it hangs."""
-    needs_gpu = any(tier.config.gpus for tier in host.tiers.values())
-    tp, fallback, memories = await asyncio.gather(
-        _tier_facts(host, host.tp, known=known),
-        _tier_facts(host, host.fallback),
+    needs_gpu = any(tier.config.gpus for tier in host.every_tier)
+    read, memories = await asyncio.gather(
+        asyncio.gather(
+            *(_tier_facts(host, tier, known=known if tier is host.tp else None) for tier in host.every_tier)
+        ),
         read_gpus() if needs_gpu else asyncio.sleep(0, GpuMemories()),
     )
     router_error, obstacle = "", ""
+    facts = {tier.key: one for tier, one in zip(host.every_tier, read, strict=True)}
     try:
-        lines = {tier.name: await host.router.server(tier.config.server) for tier in host.tiers.values()}
-        tp = tp.model_copy(update={"server": lines["tp"]})
-        fallback = fallback.model_copy(update={"server": lines["fallback"]})
+        lines = {tier.key: await host.router.server(tier.config.server) for tier in host.every_tier}
+        facts = {key: one.model_copy(update={"server": lines[key]}) for key, one in facts.items()}
     except RouterError as error:
         router_error = str(error)
         obstacle = await host.router.obstacle()
     return Facts(
-        tp=tp,
-        fallback=fallback,
+        tp=facts.pop("tp"),
+        fallback=facts[host.rung],
+        rungs=facts if host.has_ladder else {},
         router_error=router_error,
         router_obstacle=obstacle,
         free_disk_gib=shutil.disk_usage(host.state_dir).free / 1024**3,
@@ -128,16 +138,7 @@ async def _tier_facts(host: Host, tier: Tier, *, known: KnownHang | None = None)
 
 def common_problems(config: HostConfig, facts: Facts) -> list[str]:
     """Return what prevents a fallback and a restore alike."""
-    problems = []
-    for name, tier in (("tp", facts.tp), ("fallback", facts.fallback)):
-        if tier.unit_error:
-            problems.append(f"the unit of the {name} tier cannot be described: {tier.unit_error}")
-        state = tier.state
-        if state is not None and state.frozen and not state.frozen_reason.startswith(OWN_PREFIX):
-            problems.append(
-                f"the {name} tier is frozen by another operator ({state.frozen_reason or 'no reason given'}): "
-                "ask them, unfreeze it, and try again"
-            )
+    problems = [*unit_problems("tp", facts.tp), *unit_problems("fallback", facts.fallback)]
     if facts.router_error and not config.router.managed:
         problems.append(f"the router does not answer: {facts.router_error}")
     if facts.router_obstacle:
@@ -150,11 +151,25 @@ def common_problems(config: HostConfig, facts: Facts) -> list[str]:
     return problems
 
 
-def start_problems(config: HostConfig, name: TierName, facts: TierFacts) -> list[str]:
+def unit_problems(name: str, tier: TierFacts) -> list[str]:
+    """Return what prevents the control of a tier's unit."""
+    problems = []
+    if tier.unit_error:
+        problems.append(f"the unit of the {name} tier cannot be described: {tier.unit_error}")
+    state = tier.state
+    if state is not None and state.frozen and not state.frozen_reason.startswith(OWN_PREFIX):
+        problems.append(
+            f"the {name} tier is frozen by another operator ({state.frozen_reason or 'no reason given'}): "
+            "ask them, unfreeze it, and try again"
+        )
+    return problems
+
+
+def start_problems(tiers: Mapping[str, TierConfig], name: str, facts: TierFacts) -> list[str]:
     """Return what prevents the start of a tier that does not run."""
     problems = []
     if facts.port_owner is not None:
-        port = port_of(config.tiers[name].engine.url)
+        port = port_of(tiers[name].engine.url)
         problems.append(
             f"port {port} of the {name} tier is taken by {facts.port_owner}: end it, or change the port"
         )

@@ -16,8 +16,8 @@ from gpu_actions.serving.interfaces import UnitState
 from gpu_actions.system.clock import Moment
 from gpu_actions.system.files import write_atomically
 from gpu_actions.system.proc import read_environment
-from gpu_actions.tier.scope import DEVICES
 
+DEVICES = "CUDA_VISIBLE_DEVICES"
 ASK_TIMEOUT_S = 1.0
 
 

@@ -126,14 +126,15 @@ async def _prove_by_own_request(host: Host, tier: Tier) -> RouteProof:
 async def _requests_total(host: Host) -> dict[str, int]:
     """Return the requests that each tier's server has counted."""
     rows = await host.router.servers()
-    servers = [tier.config.server for tier in host.tiers.values()]
+    servers = [tier.config.server for tier in host.every_tier]
     return {name: sum(row.requests_total for row in rows if row.server == name) for name in servers}
 
 
 async def route_to(host: Host, tier: Tier, other: Tier) -> None:
-    """Move all traffic to `tier`: ready, full weight, and weight 0 for the other. Safe to repeat."""
+    """Move all traffic to `tier`: ready, full weight, and weight 0 for the other and for other rungs. Safe to repeat."""
+    others = {one.config.server: 0 for one in (other, *host.rungs.values())}
     await host.router.undrain(tier.config.server)
-    await host.router.shift({tier.config.server: tier.config.weight, other.config.server: 0})
+    await host.router.shift({**others, tier.config.server: tier.config.weight})
 
 
 @step("fallback.route")
@@ -161,7 +162,7 @@ async def route(context: StepContext) -> StepResult:
     elapsed_s = float(note["after_s"])
     keep_serves_again(context)
     return StepResult(
-        summary=f"all requests go to {tier.name} (weight {tier.config.weight}, {other.name} 0); "
+        summary=f"all requests go to {tier.label} (weight {tier.config.weight}, {other.name} 0); "
         f"first token through the router {elapsed_s:.1f} s after the start",
         data={
             "first_token_through_router_s": elapsed_s,
@@ -177,16 +178,18 @@ UNITS = {"queue_timeout_s": " s", "long_window_s": " s", "retry_after_s": " s", 
 @step("fallback.backpressure")
 async def backpressure(context: StepContext) -> StepResult:
     """Effect: the configured limits are in force for the fallback tier. Verified by reading them back from the router."""
-    router = context.host.router
+    host, router = context.host, context.host.router
+    args = context.args.get("rungs", {}).get(host.rung, context.args)
     await ready_router(router)
-    in_force = await router.apply_back_pressure(
-        context.host.fallback.config.server, context.args.get("given", {})
-    )
+    for rung in host.rungs.values() if host.has_ladder else ():
+        if rung.key != host.rung:
+            await router.clear_back_pressure(rung.config.server)
+    in_force = await router.apply_back_pressure(host.fallback.config.server, args.get("given", {}))
     shown = ", ".join(
         f"{name.removesuffix('_s').removesuffix('_bytes').replace('_', ' ')} {value:g}{UNITS.get(name, '')}"
         for name, value in in_force.items()
     )
-    wanted = {str(name): float(value) for name, value in context.args["wanted"].items()}
+    wanted = {str(name): float(value) for name, value in args["wanted"].items()}
     missing = sorted(set(wanted) - set(in_force))
     wrong = {name: in_force[name] for name in wanted if name in in_force and in_force[name] != wanted[name]}
     if wrong:
@@ -200,7 +203,7 @@ async def backpressure(context: StepContext) -> StepResult:
         else ""
     )
     held = await _released(router)
-    why = "".join(f"; {sentence}" for sentence in context.args.get("notes", ()))
+    why = "".join(f"; {sentence}" for sentence in args.get("notes", ()))
     if held:
         why += f"; {held} held request{' goes' if held == 1 else 's go'} to the fallback"
     result = StepResult(

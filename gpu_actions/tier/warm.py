@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step, step_function
+from gpu_actions.config.host import TierName
 from gpu_actions.host import Host, Tier
 from gpu_actions.models import Artifact, Frozen
 from gpu_actions.plan import Step
@@ -70,12 +71,12 @@ class Benchmark(Frozen):
     memory_missing: str = Field(default="", description="why `memory` is missing")
 
 
-def startup_path(host: Host, tier_name: str, *, woken: bool = False) -> Path:
+def startup_path(host: Host, tier_name: TierName, *, woken: bool = False) -> Path:
     """Return the file that records how long a tier's last start, or the last wake-up of its standby, took."""
-    return host.state_dir / f"{'wake' if woken else 'startup'}_{tier_name}.json"
+    return host.state_dir / f"{'wake' if woken else 'startup'}_{host.tiers[tier_name].key}.json"
 
 
-def expected_startup_s(host: Host, tier_name: str, *, woken: bool = False) -> float | None:
+def expected_startup_s(host: Host, tier_name: TierName, *, woken: bool = False) -> float | None:
     """Return how many seconds this tier's last start or wake-up took, or None if there was none here."""
     path = startup_path(host, tier_name, woken=woken)
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -132,7 +133,7 @@ async def warm(context: StepContext) -> StepResult:
         f"; GPU memory {memory.used_percent:.0f} %, the limit is {memory.limit_percent:g} %" if memory else ""
     )
     return StepResult(
-        summary=f"{tier.name} generates: first token {benchmark.startup_s:.1f} s after its "
+        summary=f"{tier.label} generates: first token {benchmark.startup_s:.1f} s after its "
         f"{'wake-up' if benchmark.woken else 'start'}, TTFT "
         f"{benchmark.ttft_ms_p50:.0f} ms, {benchmark.tokens_per_s:.0f} tokens/s with "
         f"{min(iterations, AT_ONCE)} at once{space}{not_written}",
@@ -191,7 +192,7 @@ async def _first_token(context: StepContext, tier: Tier) -> Completion:
         return state.active and state.restarts == began.restarts
 
     if not began.active:
-        raise await _died(tier, f"the process of {tier.name} is gone")
+        raise await _died(tier, f"the process of {tier.label} is gone")
     timeout_s = float(context.args["ready_timeout_s"])
     try:
         async with _in_background(_report_wait(context, timeout_s), _run_meanwhile(context)):
@@ -256,20 +257,21 @@ async def _startup_s(context: StepContext, tier: Tier) -> float:
 
 async def _died(tier: Tier, what: str) -> StepFailed:
     return StepFailed(
-        f"{tier.name} never became ready: {what}; its log: {await explain_end(tier.unit)}",
+        f"{tier.label} never became ready: {what}; its log: {await explain_end(tier.unit)}",
         next_action="read the end of its log",
     )
 
 
 async def _memory(context: StepContext, tier: Tier) -> tuple[BenchmarkMemory | None, str]:
-    """Return the memory of the GPU that the tier was scoped to, or why it is unknown."""
-    uuid = context.args.get("gpu")
-    if tier.config.gpus == 0 or uuid is None:
-        return None, "the tier runs on the CPU" if tier.config.gpus == 0 else "no single GPU was chosen"
+    """Return the memory of the GPU that the tier was scoped to, of several the fullest, or why it is unknown."""
+    uuids = [str(uuid) for uuid in context.args.get("gpus") or [context.args.get("gpu")] if uuid is not None]
+    if tier.config.gpus == 0 or not uuids:
+        return None, "the tier runs on the CPU" if tier.config.gpus == 0 else "no GPU was chosen"
     memories = await read_gpus()
-    gpu = memories.by_uuid(str(uuid))
-    if gpu is None:
-        return None, memories.error or f"NVML does not list {uuid}"
+    read = [gpu for uuid in uuids if (gpu := memories.by_uuid(uuid)) is not None]
+    if len(read) < len(uuids):
+        return None, memories.error or f"NVML does not list all of {', '.join(uuids)}"
+    gpu = max(read, key=lambda one: one.used_percent)
     limit = float(context.args["memory_limit_percent"])
     memory = BenchmarkMemory(
         gpu_uuid=gpu.uuid,

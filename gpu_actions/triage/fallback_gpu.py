@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from gpu_actions.models import FallbackGpu, Finding, Severity
 from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import Snapshot
-
-LINK_COMPONENTS = ("nvlink", "fabric", "pcie")
-NOT_ABOUT_THE_GPU = ("gpu.ok", "gpu.memory_held", "kernel_log.application")
+from gpu_actions.triage.gpu_health import LINK_COMPONENTS, about_gpus, why_not
 
 
 def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> FallbackGpu | None:
@@ -18,19 +16,11 @@ def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> Fall
     nvml = snapshot.nvml
     if nvml is None or snapshot.expected.gpus == 0:
         return None
-    about: dict[str, list[Finding]] = {}
-    for finding in findings:
-        if finding.subject and finding.id not in NOT_ABOUT_THE_GPU and finding.severity is not Severity.OK:
-            about.setdefault(finding.subject, []).append(finding)
+    about = about_gpus(findings)
     candidates = [
         gpu
         for gpu in nvml.gpus
-        if gpu.error is None
-        and gpu.uuid
-        and not gpu.mig
-        and gpu.index != nvml.hung_gpu
-        and not any(rules_out(finding) for finding in about.get(gpu.subject, ()))
-        and fits(gpu, snapshot)
+        if not why_not(gpu, snapshot, about.get(gpu.subject, ())) and fits(gpu, snapshot)
     ]
     if not candidates:
         return None
@@ -43,13 +33,6 @@ def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> Fall
 
     best = min(candidates, key=order)
     return FallbackGpu(uuid=best.uuid, index=best.index, reason=_reason(best, about, candidates, snapshot))
-
-
-def rules_out(finding: Finding) -> bool:
-    """Return True if a GPU with this finding cannot serve alone. Lost links do not matter to a single GPU."""
-    return (finding.component not in LINK_COMPONENTS and finding.severity is Severity.CRITICAL) or (
-        finding.id in ("gpu.row_remap_pending", "gpu.unread", "gpu.prohibited")
-    )
 
 
 def available_gib(gpu: GpuReading, snapshot: Snapshot) -> float | None:

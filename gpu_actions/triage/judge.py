@@ -12,14 +12,12 @@ from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.check import CheckContext
-from gpu_actions.triage.fallback_gpu import LINK_COMPONENTS, choose_fallback_gpu
+from gpu_actions.triage.fallback_gpu import choose_fallback_gpu
+from gpu_actions.triage.gpu_health import LINK_CAUSES, LINK_COMPONENTS, gpu_health
 from gpu_actions.triage.registry import CHECKS, RULES
 from gpu_actions.triage.rule import CAUSES, rank_of_verdict
 
 _WORST_FIRST = (Severity.CRITICAL, Severity.UNKNOWN, Severity.WATCH, Severity.INFO, Severity.OK)
-
-LINK_CAUSES = ("nvlink_loss", "nvlink_partial", "nvlink_errors", "pcie_only", "fabric_manager_down")
-"""Causes that matter only to a tier of several GPUs."""
 
 PERMANENT = ("not_supported", "function_not_found", "no_permission")
 """NVML's reasons for a field that this host does not have, or that this user may not read."""
@@ -59,6 +57,7 @@ def judge(
         summary=summary_of_healthy(findings) if kind is VerdictKind.HEALTHY else main.summary + more,
         findings=tuple(findings),
         fallback_gpu=choose_fallback_gpu(snapshot, findings),
+        gpus=gpu_health(snapshot, findings),
         action="" if kind is VerdictKind.HEALTHY else main.action,
         causes=tuple(dict.fromkeys(RULES[finding.id].cause for finding in counting)),
         unread=tuple(dict.fromkeys(row.component for row in counting if row.severity is Severity.UNKNOWN)),

@@ -87,7 +87,7 @@ class Site:
         await self.through.complete("hello", max_tokens=2, timeout_s=10)
 
     async def down(self) -> None:
-        for tier in self.host.tiers.values():
+        for tier in self.host.every_tier:
             await tier.unit.stop(grace_s=0)
         if isinstance(self.host.router, ManagedRouter):
             await self.host.router.unit.stop(grace_s=0)
@@ -142,8 +142,13 @@ class Site:
         assert (state.active, state.frozen) == (True, False)
         assert (idle.active, idle.pids) == (False, ())
         assert idle.frozen == (other.name == "tp")
+        for rung in self.host.rungs.values():
+            server = await self.host.router.server(rung.config.server)
+            if rung is not tier:
+                left = (rung.key, server.weight, (await rung.unit.state()).pids, await rung.unit.scope())
+                assert left == (rung.key, 0, (), {})
         limited = self.host.router.limited()  # type: ignore[attr-defined]
-        assert limited == ({"fallback"} if name == "fallback" else set())
+        assert limited == ({tier.config.server} if name == "fallback" else set())
         if name == "tp":
             assert await self.host.fallback.unit.scope() == {}
         await self.through.complete("after", max_tokens=2, timeout_s=10)
@@ -189,8 +194,10 @@ class Site:
 
 def host_config(folder: Path, **changes: Any) -> HostConfig:
     """Return a host on free ports: tp with two ranks of the tiny engine, fallback with one. `tp=` and `fb=` are more flags;
+    `ladder=` has by name of a rung the settings that differ, `flags` among them;
     `fallback=`, `restore=` and `router=` overlay the policies, `ready_timeout_s=` is both engines'."""
-    tp_port, fallback_port, router_port = free_ports(3)
+    ladder: dict[str, dict[str, Any]] = changes.get("ladder", {})
+    tp_port, fallback_port, router_port, *rung_ports = free_ports(3 + len(ladder))
 
     def tier(name: str, port: int, ranks: int, flags: list[str]) -> dict[str, Any]:
         argv = [sys.executable, str(TINY), "--port", str(port), "--ranks", str(ranks), "--name", name]
@@ -220,16 +227,26 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
             **changes.get(f"{name}_tier", {}),
         }
 
+    def rung(name: str, port: int, *, flags: list[str] | None = None, **given: Any) -> dict[str, Any]:
+        made = tier(name, port, 1, flags or [])
+        return {**made, "name": name, **given, "engine": {**made["engine"], **given.get("engine", {})}}
+
     (folder / "kernel.log").touch()
     return HostConfig.model_validate(
         {
             "name": "test",
-            "gpus": None if changes.get("fallback_tier", {}).get("gpus") else 0,
+            "gpus": None
+            if any(one.get("gpus") for one in (changes.get("fallback_tier", {}), *ladder.values()))
+            else 0,
             "ras_address": None,
             "kernel_log": str(folder / "kernel.log"),
             "tiers": {
                 "tp": tier("tp", tp_port, 2, changes.get("tp", [])),
                 "fallback": tier("fallback", fallback_port, 1, changes.get("fb", [])),
+                "ladder": [
+                    rung(name, port, **given)
+                    for (name, given), port in zip(ladder.items(), rung_ports, strict=True)
+                ],
             },
             "router": {"url": f"http://127.0.0.1:{router_port}", **changes.get("router", {})},
             "fallback": {
@@ -249,7 +266,6 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
                 "load": {"duration_s": 2, "target_qps": 10},
                 **changes.get("restore", {}),
             },
-            "trace": {"in_plans": False, **changes.get("trace", {})},
         }
     )
 

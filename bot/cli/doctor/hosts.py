@@ -15,7 +15,7 @@ from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
 async def check_units(host: Host) -> list[SetupCheck]:
     """Check what starts and stops each tier."""
     checks = []
-    for name, tier in host.config.tiers.items():
+    for name, tier in host.config.every_tier.items():
         hazard = ENGINES[tier.engine.kind].group_stop_hazard
         checks += await tier.unit.setup_checks(f"{host.name}.{name}.unit", group_stop_hazard=hazard)
     return checks
@@ -23,7 +23,7 @@ async def check_units(host: Host) -> list[SetupCheck]:
 
 async def check_engines(host: Host) -> list[SetupCheck]:
     """Check that the engine of each tier answers, or is meant to be down."""
-    return [await _engine(f"{host.name}.{name}.engine", tier) for name, tier in host.tiers.items()]
+    return [await _engine(f"{host.name}.{tier.key}.engine", tier) for tier in host.every_tier]
 
 
 async def _engine(name: str, tier: Tier) -> SetupCheck:

@@ -23,8 +23,6 @@ QUIET_KINDS = frozenset(
 )
 """Entries that say nothing new beside the tables of runs and artifacts."""
 SERVES_TP = "tp_serving"
-DRILL = "drill"
-"""The cause of an incident that a drill plays."""
 SERVES_FALLBACK = "fallback_serving"
 
 
@@ -93,7 +91,6 @@ class IncidentFacts(Frozen):
 
     incident: IncidentRecord
     made_at: float
-    is_drill: bool = Field(default=False, description="played by a drill, on a tier of its own")
     severity: str = ""
     roles: dict[str, str] = Field(default_factory=dict, description="lead, scribe: who")
     summary: tuple[str, ...]
@@ -125,7 +122,6 @@ def facts_of(
     return IncidentFacts(
         incident=incident,
         made_at=now,
-        is_drill=incident.cause == DRILL,
         severity=_last(entries, "incident.severity", "severity"),
         roles={
             role: name for role in ("lead", "scribe") if (name := _last(entries, f"incident.{role}", "name"))
@@ -244,11 +240,6 @@ def _summary(
 ) -> Iterable[str]:
     """Yield the sentences of the summary: what was wrong, what was done, how it stands."""
     host = incident.host
-    if incident.cause == DRILL:
-        for run in runs:
-            yield f"The drill {run.id} {run.status.value}: {_sentence(run.outcome)}"
-        yield "No client was concerned: the drill ran on a tier of its own."
-        return
     bad = [one for one in diagnoses if one.verdict.verdict is VerdictKind.FALL_BACK]
     if bad:
         yield f"Triage found {bad[0].verdict.cause} on {host}: {bad[0].verdict.summary}."
@@ -262,6 +253,7 @@ def _summary(
         )
         why = f": {_sentence(run.outcome)}" if run.status is not RunStatus.SUCCEEDED else "."
         yield f"The {run.action} {run.id} {word}{took}{why}"
+        yield from _rungs(run)
     if impact.refused is not None:
         yield _clients_sentence(impact)
     if impact.degraded_s is not None:
@@ -275,6 +267,16 @@ def _summary(
         yield "The service still runs on its fallback."
     else:
         yield "After the last run nothing served: check the host."
+
+
+def _rungs(run: RunRecord) -> Iterable[str]:
+    """Yield which rung of the ladder a fallback serves from, and why rungs were passed over."""
+    scoped = [step for step in run.steps if step.data.get("rung")]
+    if scoped:
+        yield f"Its last attempt was rung {scoped[-1].data['rung']}."
+        yield from (
+            _sentence(f"{one[:1].upper()}{one[1:]}") for one in scoped[-1].data.get("passed_over", ())
+        )
 
 
 def _clients_sentence(impact: Impact) -> str:
@@ -318,7 +320,7 @@ def _follow_ups(
             if finding.severity in (Severity.WATCH, Severity.CRITICAL, Severity.UNKNOWN) and finding.action:
                 yield f"{finding.summary}: {finding.action}"
     bad = [one for one in diagnoses if one.verdict.verdict is VerdictKind.FALL_BACK]
-    if bad and incident.cause != DRILL:
+    if bad:
         yield f"Find the root cause of {bad[0].verdict.cause}: the evidence is in the artifacts below."
     if found:
         yield "Decide for each deviation whether the runbook or the practice must change."

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -126,4 +126,4 @@ class RoutedHost(Protocol):
     @property
     def router(self) -> RouterConfig: ...
     @property
-    def tiers(self) -> Mapping[Any, RoutedTier]: ...
+    def every_tier(self) -> Mapping[str, RoutedTier]: ...

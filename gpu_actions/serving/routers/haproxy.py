@@ -31,7 +31,7 @@ class HaproxyConfig(HaproxySettings):
         if self.managed:
             return ManagedRouter(host, self, state_dir=state_dir)
         return ExistingRouter(
-            self, servers=[tier.server for tier in host.tiers.values()], state_dir=state_dir
+            self, servers=[tier.server for tier in host.every_tier.values()], state_dir=state_dir
         )
 
     async def setup_checks(self, name: str) -> list[SetupCheck]:

@@ -166,7 +166,7 @@ def render_config(
                 if tier.engine.url.startswith("https:")
                 else "",
             }
-            for name, tier in host.tiers.items()
+            for name, tier in host.every_tier.items()
         ],
         "pools": [
             {"name": backend, "number": number, "limits": dict.fromkeys(limited, limit)}
@@ -182,7 +182,9 @@ def configuration_fingerprint(host: RoutedHost) -> str:
     """Return a short hash of all settings in the file, without the limits in force."""
     parts = {
         "router": host.router.model_dump(mode="json", exclude={"kind"}),
-        "tiers": {name: [tier.server, tier.weight, tier.engine.url] for name, tier in host.tiers.items()},
+        "tiers": {
+            name: [tier.server, tier.weight, tier.engine.url] for name, tier in host.every_tier.items()
+        },
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -191,7 +193,7 @@ def render_map(host: RoutedHost, limited: frozenset[str], in_force: BackPressure
     """Return the text of the back-pressure map: two keys per server, 0 if no limit is in force."""
     lines = [
         f"{key} {value}"
-        for tier in host.tiers.values()
+        for tier in host.every_tier.values()
         for key, value in map_entries(tier.server, in_force if tier.server in limited else None).items()
     ]
     return "\n".join(lines) + "\n"

@@ -66,6 +66,28 @@ def test_the_recorded_incident_in_figures(recorded: Store) -> None:
     assert len(found.artifacts) == 17
 
 
+def test_the_summary_names_the_rung_and_why_others_were_passed_over(recorded: Store) -> None:
+    found = facts(recorded)
+    runs = [
+        run.model_copy(
+            update={
+                "steps": tuple(
+                    step.model_copy(
+                        update={"data": {"rung": "tp2", "passed_over": ["rung tp4 is passed over: 2 GPUs"]}}
+                    )
+                    if step.step_id == "scope"
+                    else step
+                    for step in run.steps
+                )
+            }
+        )
+        for run in found.runs
+    ]
+    summary = facts_of(found.incident, runs, (), now=found.made_at).summary
+    assert "Its last attempt was rung tp2." in summary
+    assert "Rung tp4 is passed over: 2 GPUs." in summary
+
+
 def test_all_three_files_are_written_and_the_page_loads_nothing(recorded: Store, tmp_path: Path) -> None:
     store = ArtifactStore(toy_settings(tmp_path / "state"), recorded)
     paths = write_report(recorded, store, facts(recorded).incident.id, tmp_path / "out")
