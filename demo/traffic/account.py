@@ -54,7 +54,7 @@ class Answer:
     tokens: int = 0
     status: int | None = None
     served_by: str = ""
-    """The engine's `system_fingerprint`, where it sends one."""
+    """The engine's `system_fingerprint`, where it sends one, or its own name of the model, if that is not the one asked for."""
     retry_after_s: float | None = None
     refusals: int = 0
     ending: Ending | None = None

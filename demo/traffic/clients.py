@@ -137,7 +137,7 @@ class Clients:
             chunk = json.loads(data)
             if chunk.get("error"):
                 return Ending.ERROR_EVENT, data[:200].decode(errors="replace")
-            answer.served_by = chunk.get("system_fingerprint") or answer.served_by
+            answer.served_by = self._server(chunk) or answer.served_by
             for choice in chunk.get("choices") or ():
                 finish_reason = choice.get("finish_reason") or finish_reason
                 if choice.get("text"):
@@ -148,6 +148,11 @@ class Clients:
                 await asyncio.sleep(self._profile.slow_read_s)
         return Ending.ABORTED, "the stream ended without [DONE]"
 
+    def _server(self, document: dict[str, Any]) -> str:
+        """Return who answered: an engine that has several model names answers with its first one."""
+        model = document.get("model") or self._model
+        return str(document.get("system_fingerprint") or "") if model == self._model else str(model)
+
     def _read_whole(self, body: bytes, answer: Answer) -> tuple[Ending, str]:
         try:
             document = json.loads(body)
@@ -155,7 +160,7 @@ class Clients:
             finish_reason = document["choices"][0]["finish_reason"]
         except (ValueError, KeyError, IndexError, TypeError):
             return Ending.ERROR_EVENT, body[:200].decode(errors="replace")
-        answer.served_by = document.get("system_fingerprint") or ""
+        answer.served_by = self._server(document)
         if tokens <= 0 or finish_reason not in FINISH_REASONS:
             return Ending.ERROR_EVENT, f"finish reason {finish_reason}, {tokens} tokens"
         self.account.token(answer, tokens)

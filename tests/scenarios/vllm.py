@@ -21,10 +21,11 @@ def make_tiny_llama(program: str, folder: Path) -> None:
         raise RuntimeError(made.stderr[-2000:])
 
 
-def vllm_argv(model: Path, *, name: str, port: int, batch: int) -> tuple[str, ...]:
-    """The command that serves the tiny model on the CPU."""
+def vllm_argv(model: Path, *, name: str, port: int, batch: int, alias: str = "") -> tuple[str, ...]:
+    """The command that serves the tiny model on the CPU. Asked for it by its alias, it answers with its name."""
+    names = (name, alias) if alias else (name,)
     return (
-        VLLM, "serve", str(model), "--served-model-name", name, "--load-format", "dummy", "--host", "127.0.0.1",
+        VLLM, "serve", str(model), "--served-model-name", *names, "--load-format", "dummy", "--host", "127.0.0.1",
         "--port", str(port), "--max-num-seqs", str(batch), "--max-model-len", "1024", "--dtype", "bfloat16",
         "--enforce-eager",
     )  # fmt: skip
