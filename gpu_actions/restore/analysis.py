@@ -41,7 +41,11 @@ class Window(Frozen):
     percent: int
     seconds: float = Field(ge=0)
     requests: int = Field(ge=0, description="sessions that the router sent to the tier")
-    errors: int = Field(default=0, ge=0, description="5xx answers, broken streams and failed probes")
+    errors: int = Field(
+        default=0,
+        ge=0,
+        description="5xx answers, answers that broke off, error events, streams without an end, empty answers, failed probes",
+    )
     refused: int = Field(default=0, ge=0, description="4xx answers")
     control: Counts = Field(default=Counts(), description="4xx answers among the fallback's requests")
     slow_ttft: Counts | None = Field(default=None, description="first tokens later than the limit")
@@ -50,6 +54,9 @@ class Window(Frozen):
         default=(), description="with the fallback now and with tp before the incident, under live traffic"
     )
     probes: int = Field(default=0, ge=0, description="of the requests, those that the bot sent itself")
+    looked_into: int | None = Field(
+        default=None, description="answers whose content was read, if the router reads none: those of the probes"
+    )
     ttft_p99_ms: float | None = None
     ttft_samples: int = 0
     e2e_p99_ms: float | None = None
@@ -104,6 +111,8 @@ def judge_stage(window: Window, policy: RestorePolicy, *, min_requests: int | No
     doubts = [rate.reason for rate in rates if _is_suspicious(rate)]
     if window.requests < enough:
         doubts.append(f"{window.requests} requests are too few to judge, {enough} are needed")
+    if window.looked_into is not None and window.looked_into < enough:
+        doubts.append(f"the router looks into no answer, and {window.looked_into} probes are too few to judge")
     if window.missing:
         doubts.append(f"not measured: {', '.join(window.missing)}")
     if doubts:

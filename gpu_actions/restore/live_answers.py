@@ -3,7 +3,6 @@
 The record is read every few seconds, and only what is new in it.
 """
 
-import contextlib
 import time
 
 from gpu_actions.action import StepContext
@@ -45,6 +44,13 @@ class LiveAnswers:
         self.control: list[ServedAnswer] = []
         self.until_s: float | None = None
         self.compared: tuple[Compared, ...] = ()
+        self.faulty = self.judged = self.unjudged = 0
+        self.is_unknown = False
+
+    @property
+    def is_blind(self) -> bool:
+        """Return True if the router does not look into tp's answers: then only the bot's own probes do."""
+        return self.is_unknown or (self.unjudged > 0 and self.judged == 0)
 
     async def thresholds(self, context: StepContext, control_itl: Histogram | None) -> Thresholds:
         """Fix a stage's thresholds: from the fallback's latest answers, and from tp's last ones before this run.
@@ -57,7 +63,8 @@ class LiveAnswers:
         try:
             if note is None:
                 before, _ = await self._answers(began_s - BEFORE_SPAN_S, began_s)
-                note = thresholds_before(before[-ANSWERS_KEPT:]).model_dump()
+                whole = [one for one in before if not one.fault]
+                note = thresholds_before(whole[-ANSWERS_KEPT:]).model_dump()
                 run_notes.keep(context.workdir, BEFORE_NOTE, note)
             _, control = await self._answers(now_s - CONTROL_SPAN_S, now_s)
         except RouterError:
@@ -74,13 +81,20 @@ class LiveAnswers:
     ) -> tuple[Compared, ...]:
         """Return the comparisons of the stage that began at `since_s` (Unix seconds)."""
         begin_s, now_s = self.until_s or since_s, time.time()
-        if thresholds == Thresholds() or now_s - begin_s < COMPARE_EVERY_S:
+        if now_s - begin_s < COMPARE_EVERY_S:
             return self.compared
-        with contextlib.suppress(RequestsUnknown):
+        try:
             canary, control = await self._answers(begin_s, now_s - LINE_DELAY_S)
-            self.canary += canary
-            self.control += control
+        except RequestsUnknown:
+            self.is_unknown = True
+        else:
+            self.is_unknown = False
             self.until_s = now_s - LINE_DELAY_S
+            self.faulty += sum(bool(one.fault) for one in canary)
+            self.judged += sum(one.judged for one in canary)
+            self.unjudged += sum(not one.judged for one in canary)
+            self.canary += (one for one in canary if not one.fault)
+            self.control += (one for one in control if not one.fault)
         control_itl = None
         if thresholds.control_itl_s is not None:
             control_itl = histogram_between(control_itl_before, await self.control_itl())

@@ -161,8 +161,9 @@ async def _observe(context: StepContext, watcher: Watcher, policy: RestorePolicy
 async def _top_up(context: StepContext, watcher: Watcher, policy: RestorePolicy) -> None:
     """Send the bot's own requests to tp while the stage has too few, so that it is not judged on two requests.
 
-    They are spread over the observation period and limited to `max_probes_per_s`. Each prompt is new, so that a prefix cache
-    does not answer it.
+    Behind a router that looks into no answer they are all that finds an error event in an answer of status 200. They are
+    spread over the observation period and limited to `max_probes_per_s`. Each prompt is new, so that a prefix cache does not
+    answer it.
     """
     wanted = context.args.get("min_requests")
     wanted = policy.min_requests_per_stage if wanted is None else int(wanted)
@@ -180,9 +181,12 @@ async def _top_up(context: StepContext, watcher: Watcher, policy: RestorePolicy)
         watcher.probes += 1
 
     async with asyncio.TaskGroup() as group:
-        while watcher.requests < wanted:
+        while True:
+            if watcher.judged_requests >= wanted:
+                await asyncio.sleep(READ_EVERY_S)
+                continue
             left_s = max(1.0, hold_s - (time.monotonic() - started))
-            pace = min(policy.max_probes_per_s, (wanted - watcher.requests) / left_s)
+            pace = min(policy.max_probes_per_s, (wanted - watcher.judged_requests) / left_s)
             group.create_task(probe())
             await asyncio.sleep(1 / pace)
 

@@ -192,7 +192,7 @@ class Watcher:
             percent=self.percent,
             seconds=began.at.seconds_ago(),
             requests=self.requests,
-            errors=_delta(began.errors, _errors(server)) + self.failed_probes,
+            errors=_delta(began.errors, _errors(server)) + self.failed_probes + self.live.faulty,
             refused=_delta(began.refused, server.responses_4xx),
             control=Counts(
                 bad=_delta(began.fallback_refused, control.responses_4xx),
@@ -205,6 +205,7 @@ class Watcher:
             slow_e2e=slow_e2e,
             compared=compared,
             probes=self.probes,
+            looked_into=self.probes if self.live.is_blind else None,
             queue_peak=self.queue_peak,
             hung=await self._hangs(state),
             died=self._died(began, state),
@@ -212,6 +213,11 @@ class Watcher:
             application_xids=tuple(name_of(event) for event in fresh if event.is_application_fault),
             missing=tuple(missing),
         )
+
+    @property
+    def judged_requests(self) -> int:
+        """Return how many requests the stage is judged on. Behind a router that looks into no answer only the probes count."""
+        return self.probes if self.live.is_blind else self.requests
 
     async def _servers(self) -> tuple[ServerState, ServerState]:
         """Return the state of the tier's server and of its control's, from one reading of the router."""
@@ -243,7 +249,7 @@ def _delta(before: int, after: int) -> int:
 
 
 def _errors(server: ServerState) -> int:
-    """Return what a client would call an error: 5xx answers and streams that end without their end."""
+    """Return what the router counts of the errors of clients: 5xx answers and answers that break off."""
     return server.responses_5xx + server.streams_broken
 
 

@@ -232,14 +232,17 @@ KIB = 1024
 
 
 class ServedAnswer(NamedTuple):
-    """A client's request that a server answered in full, from a router's record. `first_byte_s` and `seconds` count from its
-    arrival at the server; `size` is the answer's bytes."""
+    """A client's request that a server answered with 200 to its end, from a router's record. `first_byte_s` and `seconds` count
+    from its arrival at the server; `size` is the answer's bytes. `fault` says why it is none for its client: an error event,
+    no end of the stream, no text. `judged`: the router looked for that."""
 
     server: str
     ended_s: float
     first_byte_s: float
     seconds: float
     size: int
+    fault: str = ""
+    judged: bool = False
 
     @property
     def pace_s(self) -> float:

@@ -75,7 +75,7 @@ async def _proof_by_clients(host: Host, tier: Tier, *, since_s: float) -> RouteP
         answers = await host.router.answers(since_s, time.time())
     except RouterError:
         return None
-    mine = [one for one in answers if one.server == tier.config.server]
+    mine = [one for one in answers if one.server == tier.config.server and not one.fault]
     if not mine:
         return None
     first = min(mine, key=lambda one: one.ended_s)

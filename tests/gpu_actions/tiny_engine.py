@@ -105,8 +105,11 @@ class Engine:
         if self.asleep:
             return web.json_response({"error": {"message": "asleep"}}, status=503)
         broken = self.options.error_file
-        if broken and Path(broken).exists():
+        how = Path(broken).read_text() if broken and Path(broken).exists() else None
+        if how == "":
             return web.json_response({"error": {"message": "internal"}}, status=500)
+        if how:
+            return await self.badly(request, how)
         began = time.monotonic()
         self.waiting += 1
         try:
@@ -164,6 +167,20 @@ class Engine:
         finally:
             self.running -= 1
             self.slots.release()
+
+    async def badly(self, request: web.Request, how: str) -> web.StreamResponse:
+        """Answer with status 200 and then wrongly: an `error` event, or a stream that is `unended` or `empty`."""
+        await self.token()
+        said = {"choices": [{"text": "" if how == "empty" else self.word(), "finish_reason": None}]}
+        broken = {"error": {"message": "internal"}} if how == "error" else {"choices": []}
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for data in (said | {"system_fingerprint": self.options.name}, broken):
+            await self._send(response, data)
+        if how != "unended":
+            await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
 
     async def read_prompt(self) -> None:
         """Read a long prompt for as many seconds as `--prefill-file` says: no token comes, and the KV cache fills."""

@@ -76,6 +76,10 @@ class HaproxySettings(RouterConfig):
     request_log_mib: int = Field(
         default=64, ge=1, le=4096, description="MiB of disk for the managed router's record of requests"
     )
+    check_answers: bool = Field(
+        default=True,
+        description="the managed router looks into answers with status 200 for error events, a missing end and no text",
+    )
 
     def concurrency(self, pressure: BackPressure) -> dict[str, int]:
         """Return the concurrent requests that back-pressure allows a server, by backend: short ones, long ones.
@@ -138,6 +142,7 @@ def render_config(
         "host": host.name,
         "socket": _socket_word(socket),
         "lua": [_word(path) for path in lua],
+        "check_answers": router.check_answers,
         "map": MAP_NAME,
         "hold_map": HOLD_NAME,
         "bufsize": max(DEFAULT_BUFFER_BYTES, judged + HEADER_ROOM_BYTES),

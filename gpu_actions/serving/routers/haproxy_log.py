@@ -20,7 +20,8 @@ LOG_NAME = "requests.log"
 
 LOG_FORMAT = (
     '{"end_ms":%[date(0,ms)],"status":%ST,"end":"%tsc","server":"%s","retries":"%rc","wait_ms":%Tw,'
-    '"first_byte_ms":%Tr,"data_ms":%Td,"total_ms":%Ta,"up":%U,"down":%B,"own":"%[var(txn.own)]"}'
+    '"first_byte_ms":%Tr,"data_ms":%Td,"total_ms":%Ta,"up":%U,"down":%B,"own":"%[var(txn.own)]",'
+    '"answer":"%[var(txn.answer)]"}'
 )
 
 OWN_AGENT = "gpu-oncall"
@@ -37,6 +38,8 @@ BLOCK_BYTES = 1 << 20
 NO_SERVER = "<NOSRV>"
 REFUSALS = (429, 503)
 ANSWERED = 200
+FAULTS = frozenset({"error", "aborted", "unended", "empty"})
+"""What `haproxy_answers.lua` finds wrong with an answer of status 200."""
 
 
 def read_back(path: Path, since_ms: float) -> Iterator[dict[str, Any] | None]:
@@ -131,7 +134,7 @@ def request_end(line: dict[str, Any]) -> RequestEnd:
     return RequestEnd(
         arrived_s=ended_s - max(0, line["total_ms"]) / 1000,
         ended_s=ended_s,
-        ending=_ending(line["status"], line["end"]),
+        ending=_ending(line["status"], line["end"], line.get("answer", "")),
         first_byte_s=ended_s - max(0, line["data_ms"]) / 1000 if began_answer else None,
         server="" if line["server"] == NO_SERVER else line["server"],
         resent=str(line["retries"]).startswith("+"),
@@ -141,8 +144,9 @@ def request_end(line: dict[str, Any]) -> RequestEnd:
 
 
 def served_answer(line: dict[str, Any]) -> ServedAnswer | None:
-    """Return a client's request that was answered with 200 in full, or None for any other line. Raises as `request_end`."""
+    """Return a client's request that was answered with 200 to its end, or None for any other line. Raises as `request_end`."""
     finished = line["status"] == ANSWERED and _ending(ANSWERED, line["end"]) is Ending.FINISHED
+    fault = line.get("answer", "")
     if not finished or line["own"] == "1" or line["first_byte_ms"] < 0 or line["server"] == NO_SERVER:
         return None
     return ServedAnswer(
@@ -151,10 +155,12 @@ def served_answer(line: dict[str, Any]) -> ServedAnswer | None:
         first_byte_s=line["first_byte_ms"] / 1000,
         seconds=(line["first_byte_ms"] + max(0, line["data_ms"])) / 1000,
         size=line["down"],
+        fault=fault if fault in FAULTS else "",
+        judged=fault not in ("", "-"),
     )
 
 
-def _ending(status: int, end: str) -> Ending:
+def _ending(status: int, end: str, answer: str = "") -> Ending:
     if end[0] in "Cc":
         return Ending.CLIENT_LEFT
     if status in REFUSALS:
@@ -163,4 +169,4 @@ def _ending(status: int, end: str) -> Ending:
         return Ending.FAILED
     if end[1] in "DL" and end[0] not in "-L":
         return Ending.ABORTED
-    return Ending.FINISHED
+    return Ending.FAILED if answer in FAULTS else Ending.FINISHED

@@ -77,6 +77,33 @@ async def test_errors_at_a_stage_move_the_traffic_back_at_once(site_with: MakeSi
     await site.check_serving("fallback")
 
 
+@pytest.mark.parametrize(
+    ("how", "check_answers"),
+    [
+        ("error", True),
+        pytest.param("unended", True, marks=pytest.mark.heavy),
+        pytest.param("empty", True, marks=pytest.mark.heavy),
+        pytest.param("error", False, marks=pytest.mark.heavy),
+    ],
+)
+async def test_answers_of_status_200_that_are_none_move_the_traffic_back(
+    site_with: MakeSite, how: str, check_answers: bool
+) -> None:
+    """Counters of the router and of the engine call these answers good. If the router looks into none, the probes do."""
+    restore = {"hold_s": 20, "max_probes_per_s": 0 if check_answers else 10, "min_requests_per_stage": 50}
+    site = await on_fallback(site_with, restore=restore, router={"check_answers": check_answers})
+    broken = At("shift-50", lambda: (site.folder / "error_tp").write_text(how), after_s=0.5)
+    async with site.real_traffic(Profile(requests_per_s=20, answer_tokens=(2, 6), hang_ups=0)) as account:
+        end = await site.run(await restore_plan(site), report=broken)
+    assert end.ended.failed_step == "shift-50", summary_of(end, "shift-50")
+    assert "requests failed" in summary_of(end, "shift-50")
+    assert data_of(end, "stepback")["state"] == "fallback_serving"
+    counted = data_of(end, "stepback")["clients"]["account"]
+    assert counted["failed"] == (len(account.lost) if check_answers else 0), (counted, account.describe())
+    assert account.lost
+    await site.check_serving("fallback")
+
+
 @pytest.mark.heavy
 async def test_slow_first_tokens_at_a_stage_move_the_traffic_back(site_with: MakeSite) -> None:
     site = await on_fallback(site_with, restore={"max_ttft_p99_ms": 200})

@@ -17,7 +17,8 @@ from tests.ports import free_port
 
 @dataclass
 class Backend:
-    """Counts its concurrent requests. A request takes `service_s`; `?chunks=N` streams N chunks."""
+    """Counts its concurrent requests. A request takes `service_s`; `?chunks=N` streams N chunks; `answer` is a content type
+    and the pieces to send instead."""
 
     name: str
     port: int
@@ -27,6 +28,7 @@ class Backend:
     served: int = 0
     broken: int = 0
     arrivals: list[float] = field(default_factory=list)
+    answer: tuple[str, tuple[bytes, ...]] | None = None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -36,6 +38,15 @@ class Backend:
         self.peak = max(self.peak, self.inflight)
         try:
             chunks = int(request.query.get("chunks", "0"))
+            if self.answer is not None:
+                content_type, pieces = self.answer
+                response = web.StreamResponse(headers={"Content-Type": content_type})
+                await response.prepare(request)
+                for piece in pieces:
+                    await response.write(piece)
+                    await asyncio.sleep(0.01)
+                await response.write_eof()
+                return response
             if not chunks:
                 await asyncio.sleep(self.service_s)
                 self.served += 1
