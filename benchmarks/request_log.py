@@ -1,13 +1,17 @@
-"""Measure what the router's record of requests costs a request: the same load on two routers, with and without the record.
+"""Measure what the router's record of requests costs a request, and what looking into answers costs a chunk of a stream.
 
-Both routers run at once and are loaded in turns, so the ratio does not depend on the machine's other work: time per request
-with the record divided by that without it, p50 and p99, and CPU time per request of router and writer.
+    python -m benchmarks.request_log [record|answers]
+
+The same load on two routers, with and without it. Both run at once and are loaded in turns, so the ratio does not depend on
+the machine's other work: time per request with it divided by that without it, p50 and p99, and CPU time of router and writer
+per request (for `answers`: per chunk).
 """
 
 import asyncio
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +30,14 @@ CLIENTS = 16
 REQUESTS = 150
 """Per client and round."""
 
+STREAMS, CHUNKS = 10, 100
+"""Streams per client and round, and the chunks of each, of the size of a token's event."""
+
+EVENT = (
+    b'data: {"id":"cmpl-0123456789abcdef","object":"text_completion","created":1764200000,"model":"m","choices":'
+    b'[{"index":0,"text":" token","logprobs":null,"finish_reason":null,"stop_reason":null}],"usage":null}\n\n'
+)
+
 
 class WithoutRecord(ManagedRouter):
     """The managed router with a configuration that writes no line."""
@@ -38,8 +50,17 @@ class WithoutRecord(ManagedRouter):
         file.write_text(text.replace("    log stdout", "    # log stdout"))
 
 
-async def answer(request: web.Request) -> web.Response:
-    return web.Response(text="ok")
+async def answer(request: web.Request) -> web.StreamResponse:
+    if not request.path.endswith("completions"):
+        return web.Response(text="ok")
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    for _ in range(CHUNKS):
+        await response.write(EVENT)
+        await asyncio.sleep(0.001)
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
 
 
 def cpu_s(pid: int) -> float:
@@ -48,13 +69,13 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
-async def load(url: str) -> list[float]:
+async def load(url: str, requests: int) -> list[float]:
     """Return how long each request of one round took."""
     taken: list[float] = []
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CLIENTS)) as session:
 
         async def client() -> None:
-            for _ in range(REQUESTS):
+            for _ in range(requests):
                 began = time.perf_counter()
                 async with session.get(url) as response:
                     await response.read()
@@ -64,7 +85,9 @@ async def load(url: str) -> list[float]:
     return taken
 
 
-async def main() -> None:
+async def main(what: str) -> None:
+    streams = what == "answers"
+    path, requests, unit = ("/v1/completions", STREAMS, CHUNKS) if streams else ("", REQUESTS, 1)
     port = free_port()
     app = web.Application()
     app.router.add_get("/{path:.*}", answer)
@@ -73,8 +96,9 @@ async def main() -> None:
     await web.TCPSite(runner, "127.0.0.1", port).start()
     with tempfile.TemporaryDirectory() as folder:
         routers: dict[str, ManagedRouter] = {}
-        for name, kind in (("without", WithoutRecord), ("with", ManagedRouter)):
-            config = host_config(port, port)
+        for name in ("without", "with"):
+            config = host_config(port, port, check_answers=streams and name == "with")
+            kind = WithoutRecord if not streams and name == "without" else ManagedRouter
             routers[name] = kind(config, config.router, state_dir=Path(folder) / name)
             await routers[name].ensure_running()
         taken: dict[str, list[float]] = {name: [] for name in routers}
@@ -85,7 +109,7 @@ async def main() -> None:
         before = {name: [cpu_s(pid) for pid in pids[name]] for name in routers}
         for number in range(ROUNDS):
             for name in sorted(routers, reverse=bool(number % 2)):
-                taken[name] += await load(routers[name].config.url)
+                taken[name] += await load(routers[name].config.url + path, requests)
         used = {
             name: [cpu_s(pid) - earlier for pid, earlier in zip(pids[name], before[name], strict=True)]
             for name in routers
@@ -102,8 +126,9 @@ async def main() -> None:
                 "requests": count,
                 "p50_ratio": round(p50["with"] / p50["without"], 3),
                 "p99_ratio": round(p99["with"] / p99["without"], 3),
-                "router_cpu_us_per_request": {n: round(1e6 * used[n][0] / count, 1) for n in used},
-                "writer_cpu_us_per_request": round(1e6 * used["with"][1] / count, 1),
+                "per": "chunk" if streams else "request",
+                "router_cpu_us": {n: round(1e6 * used[n][0] / count / unit, 1) for n in used},
+                "writer_cpu_us": round(1e6 * used["with"][1] / count / unit, 1),
                 "cpu_count": os.cpu_count(),
             },
             indent=1,
@@ -116,4 +141,4 @@ def _supervisor(router: ManagedRouter) -> int:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "record"))

@@ -55,7 +55,8 @@ class Window(Frozen):
     )
     probes: int = Field(default=0, ge=0, description="of the requests, those that the bot sent itself")
     looked_into: int | None = Field(
-        default=None, description="answers whose content was read, if the router reads none: those of the probes"
+        default=None,
+        description="answers whose content was read, if the router reads none: those of the probes",
     )
     ttft_p99_ms: float | None = None
     ttft_samples: int = 0
@@ -112,7 +113,9 @@ def judge_stage(window: Window, policy: RestorePolicy, *, min_requests: int | No
     if window.requests < enough:
         doubts.append(f"{window.requests} requests are too few to judge, {enough} are needed")
     if window.looked_into is not None and window.looked_into < enough:
-        doubts.append(f"the router looks into no answer, and {window.looked_into} probes are too few to judge")
+        doubts.append(
+            f"the router looks into no answer, and {window.looked_into} probes are too few to judge"
+        )
     if window.missing:
         doubts.append(f"not measured: {', '.join(window.missing)}")
     if doubts:

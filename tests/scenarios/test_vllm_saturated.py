@@ -86,10 +86,14 @@ async def test_a_restore_of_vllm_beside_its_saturated_fallback_loses_no_request(
     assert account.lost == [], lost_text(account)
     for answer in account.refused:
         assert answer.retry_after_s == PRESSURE["retry_after_s"], answer
-    reached = [int(step.outcome.step_id[6:]) for step in end.steps if step.outcome.step_id.startswith("shift-")]
+    reached = [
+        int(step.outcome.step_id[6:]) for step in end.steps if step.outcome.step_id.startswith("shift-")
+    ]
     assert reached, end.steps[-1].outcome.summary
     for percent in reached:
-        start, until = weights.span(weights_for(percent, tp_weight=100, fallback_weight=100, standby_weight=1))
+        start, until = weights.span(
+            weights_for(percent, tp_weight=100, fallback_weight=100, standby_weight=1)
+        )
         asked = account.sent_between(start + 0.2, until - 0.2)
         served = servers_of(asked)
         print(f"{percent} %: {dict(served)} of {len(asked)} in {until - start:.0f} s")
@@ -100,7 +104,9 @@ async def test_a_restore_of_vllm_beside_its_saturated_fallback_loses_no_request(
         assert f"of {FALLBACK}. All traffic is back on the fallback" in summary_of(end, end.ended.failed_step)
         assert data_of(end, "stepback")["state"] == "fallback_serving"
         await site.check_serving("fallback")
-        pytest.skip(f"the traffic was held, but tp was too slow here: {summary_of(end, end.ended.failed_step)}")
+        pytest.skip(
+            f"the traffic was held, but tp was too slow here: {summary_of(end, end.ended.failed_step)}"
+        )
     assert reached == list(STAGES)
     assert data_of(end, "finish")["state"] == "tp_serving"
     await site.check_serving("tp")

@@ -84,7 +84,11 @@ def window(**changes: Any) -> Window:
         ({"requests": 2, "errors": 1}, StageVerdict.INCONCLUSIVE, "too few"),
         ({"requests": 5, "errors": 5}, StageVerdict.FAILED, "5 of 5 requests failed (100.0 %)"),
         ({"requests": 0, "hung": True}, StageVerdict.FAILED, "token counter does not move"),
-        ({"looked_into": 19}, StageVerdict.INCONCLUSIVE, "the router looks into no answer, and 19 probes are too few"),
+        (
+            {"looked_into": 19},
+            StageVerdict.INCONCLUSIVE,
+            "the router looks into no answer, and 19 probes are too few",
+        ),
         ({"looked_into": 20}, StageVerdict.PASSED, ""),
     ],
 )

@@ -40,8 +40,8 @@ async def test_held_requests_go_to_the_tier_that_has_the_weight_when_they_are_re
 
 async def test_a_hold_that_nobody_ends_gives_the_requests_back_to_the_tier(make_router: MakeRouter) -> None:
     site, router = await make_router()
-    await router.hold(wait_s=1.5, limit=10)
     began = time.monotonic()
+    await router.hold(wait_s=1.5, limit=10)
     answers = await asyncio.gather(*(ask(site) for _ in range(5)))
     assert {answer[:2] for answer in answers} == {(200, "tp")}
     assert time.monotonic() - began >= 1.2
