@@ -44,7 +44,7 @@ mutation: setup  ## changes the judging modules; their tests must notice (docs/m
 	  var/mutmut/bin/pip install --quiet --disable-pip-version-check mutmut==$(MUTMUT) && \
 	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    > "$$(var/mutmut/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"; }
-	nice $(BIN)/python -m tests.mutation --mutmut $(CURDIR)/var/mutmut/bin/mutmut $(GROUPS)
+	nice $(BIN)/python -m tests.mutation --mutmut $(CURDIR)/var/mutmut/bin/mutmut $(if $(LIVING),--living) $(GROUPS)
 
 lint: $(STAMP)  ## ruff, check only, and the import contracts
 	$(BIN)/ruff check .

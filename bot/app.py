@@ -1,14 +1,13 @@
 """Builds the bot from its settings, in one place, and runs it until it is stopped.
 
-`serve` is `gpu-oncall up`, the bot and the worker of this host in one process, or `gpu-oncall bot`, without the worker;
-`serve_worker` is `gpu-oncall worker`. Nothing is created at import.
+`serve` is `gpu-oncall bot`; with the role `all` it is also the worker of this host (`gpu-oncall up --single`). Nothing is
+created at import.
 """
 
 import asyncio
 import contextlib
 import logging
-import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,31 +19,32 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.incidents.artifacts import ArtifactStore
 from bot.incidents.incidents import Incidents
-from bot.incidents.settings_record import record_settings
 from bot.runs.approvals import Approvals
 from bot.runs.process_lock import AlreadyRunning, ProcessLock
 from bot.runs.run_engine import ProcessRole
 from bot.runs.runs import Runs
 from bot.services import Services
-from bot.settings.logs import configure_logging
 from bot.settings.model import Settings
 from bot.slack.access import Access
-from bot.slack.connection import CannotStart, check_tokens, connected
+from bot.slack.connection import connected
 from bot.slack.identity import Identity
 from bot.slack.incident_rooms import IncidentRooms
 from bot.slack.live_messages import LiveMessages
 from bot.slack.reports import Reports
+from bot.slack.tokens import CannotStart, check_tokens
 from bot.store.retention import sweep_rows
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
 from bot.watch.alertmanager import Webhook
 from bot.watch.alerts import Alerts
+from bot.watch.drills import Drills
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors
 from bot.watch.scheduler import Schedule
 from bot.watch.standby_keeper import StandbyKeeper
 from bot.web.server import web_app
-from bot.web.service_notify import keep_alive
+from bot.web.service_notify import notify
+from bot.worker import CANNOT_START, prepare, storage, until
 from gpu_actions.action import ActionSpec
 from gpu_actions.registry import actions
 from handlers import register, stamp_arrival
@@ -53,6 +53,7 @@ log = structlog.get_logger()
 
 SWEEP_S = 6 * 3600.0
 ALERT_RETRY_S = 60.0
+FOLLOW_DRILLS_S = 5.0
 TASK_END_S = 2.0
 
 
@@ -71,65 +72,18 @@ class Bot:
     app: AsyncApp
 
 
-async def serve(settings: Settings, *, role: ProcessRole = "all") -> int:
+async def serve(
+    settings: Settings, *, role: ProcessRole = "bot", tell: Callable[[str], None] = notify
+) -> int:
     """Run the bot until SIGTERM or SIGINT. Return the exit code: 0, or 1 if it cannot start (the log says why)."""
-    stop = _prepare(settings)
+    stop = prepare(settings, process=role if role != "all" else "")
     try:
         async with running(settings, stop=stop, role=role):
-            await _until(stop)
+            await until(stop, tell)
     except (CannotStart, AlreadyRunning, DatabaseTooNew) as error:
         log.error(str(error))
-        return 1
+        return CANNOT_START
     return 0
-
-
-async def serve_worker(settings: Settings) -> int:
-    """Execute the runs of this host until SIGTERM or SIGINT, without Slack. Return 1 if another process does so."""
-    stop = _prepare(settings)
-    try:
-        store, artifacts = _storage(settings)
-    except DatabaseTooNew as error:
-        log.error(str(error))
-        return 1
-    runs = Runs(settings, store=store, artifacts=artifacts, actions=actions(), role="worker")
-    try:
-        await runs.engine.launch()
-        log.info("the worker is up", hosts=[host.name for host in settings.hosts])
-        await _until(stop)
-        log.info("the worker is stopping; its runs continue at the next start")
-    except AlreadyRunning as error:
-        log.error(str(error))
-        return 1
-    finally:
-        await runs.engine.close()
-        store.close()
-    return 0
-
-
-async def _until(stop: asyncio.Event) -> None:
-    """Wait for the end, and tell the service manager meanwhile that this process lives."""
-    alive = asyncio.create_task(keep_alive())
-    try:
-        await stop.wait()
-    finally:
-        alive.cancel()
-
-
-def _prepare(settings: Settings) -> asyncio.Event:
-    """Set up logging and signals. Return the event that SIGTERM and SIGINT set."""
-    configure_logging(settings)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-def _storage(settings: Settings) -> tuple[Store, ArtifactStore]:
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = Store(settings.own_database_url)
-    store.create()
-    record_settings(settings, store)
-    return store, ArtifactStore(settings, store)
 
 
 @contextlib.asynccontextmanager
@@ -155,7 +109,7 @@ def build(
     settings: Settings, *, role: ProcessRole = "all", specs: Mapping[str, ActionSpec] | None = None
 ) -> Bot:
     """Build all services and the Bolt app. Creates the state folder; starts nothing and sends nothing to Slack."""
-    store, artifacts = _storage(settings)
+    store, artifacts = storage(settings)
     token = settings.slack.bot_token.get_secret_value()
     # No retry handler: the SDK's own would send chat.postMessage again after a lost answer.
     client = AsyncWebClient(token=token, base_url=settings.slack.api_url, timeout=15, retry_handlers=[])
@@ -287,6 +241,16 @@ def _schedule(bot: Bot) -> Schedule:
     """Return the periodic work: monitors, delivery of undelivered alerts, and removal of old files and keys."""
     schedule = Schedule()
     schedule.every(ALERT_RETRY_S, "undelivered alerts", bot.alerts.retry)
+    drills = Drills(
+        client=bot.client,
+        runs=bot.runs,
+        incidents=bot.services.incidents,
+        reports=bot.services.reports,
+        settings=bot.settings,
+    )
+    schedule.every(FOLLOW_DRILLS_S, "drills", drills.follow)
+    if cron := bot.settings.drills.cron:
+        schedule.cron(cron, "drill", drills.start, clock_speed=bot.settings.drills.clock_speed)
     if bot.settings.monitors.enabled:
         bot.monitors.schedule(schedule, bot.settings.hosts)
         keeper = StandbyKeeper(

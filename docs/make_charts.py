@@ -1,6 +1,7 @@
 """Draws the charts of the documents from recorded figures: `python docs/make_charts.py`.
 
-`fallback-times.png` from the validation on 2 x H100, `load-generators.png` from the tables of docs/benchmarks/loadtest.md.
+`fallback-times.png` and `standby-starts.png` from validations on 2 x H100, `load-generators.png` from the tables of
+docs/benchmarks/loadtest.md.
 """
 
 import json
@@ -14,6 +15,7 @@ from matplotlib import pyplot
 
 DOCS = Path(__file__).parent
 RECORD = DOCS / "validation" / "2026-11-23-h100-x2" / "validation.json"
+STANDBY = DOCS / "validation" / "2026-11-27-h100-x2"
 COLOURS = {"done": "#009e73", "warning": "#e69f00"}
 
 
@@ -65,6 +67,32 @@ def load_generators() -> None:
     figure.savefig(DOCS / "images" / "load-generators.png")
 
 
+def standby_starts() -> None:
+    """Seconds to the first token and GPU memory held meanwhile, for each way to have a fallback ready."""
+    starts = json.loads((STANDBY / "standby.json").read_text())["standby"]["8 GiB"]
+    cycles = json.loads((STANDBY / "checkpoint.json").read_text())["checkpoint"]["one_process"]
+    asleep = starts["asleep"]
+    rows = {
+        "cold": ([run["first_token_s"] for run in starts["cold"]], 0.0),
+        "page-cached": ([run["first_token_s"] for run in starts["page_cached"]], 0.0),
+        "cuda-checkpoint": ([run["first_answer_s"] for run in cycles], cycles[0]["gpu_gib_kept"]),
+        "asleep": ([run["first_token_s"] for run in asleep], asleep[0]["gpu_gib_kept"]),
+        "resident": ([starts["resident"]["first_token_s"]], starts["resident"]["gpu_gib"]),
+    }
+    medians = [sorted(seconds)[len(seconds) // 2] for seconds, _ in rows.values()]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3), dpi=110, sharey=True)
+    left.barh(list(rows), medians, color="#0072b2")
+    left.set(xscale="log", xlim=(0.01, 30), title="first token after, s (logarithmic)")
+    right.barh(list(rows), [gib for _, gib in rows.values()], color="#e69f00")
+    right.set(xlim=(0, 12), title="GPU memory held meanwhile, GiB")
+    left.bar_label(left.containers[0], [f"{s:.2g}" for s in medians], padding=3, fontsize=8)
+    right.bar_label(right.containers[0], fmt="%.2g", padding=3, fontsize=8)
+    left.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(DOCS / "images" / "standby-starts.png")
+
+
 if __name__ == "__main__":
     fallback_times()
+    standby_starts()
     load_generators()

@@ -173,6 +173,8 @@ class ActionSpec:
     """Arguments of type bool that may be given as a bare word (`deep`)."""
     shell_verbs: tuple[str, ...] = ()
     """Words of `gpu-oncall NAME WORD` beside plan and start; each is a module of the action's folder with `main(argv)`."""
+    needs_calm: bool = False
+    """Refused while an incident of the host is open or another run loads or changes it, and stopped when one begins."""
     starts_by_name: bool = False
     """The bare command starts it (`/triage HOST`); the others need the word `start`."""
     diagnoses: bool = False

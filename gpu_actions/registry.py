@@ -20,6 +20,7 @@ ACTION_NAMES = (
     "loadtest",
     "trace",
     "forensics",
+    "drill",
 )
 
 

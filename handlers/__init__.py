@@ -20,14 +20,14 @@ from bot.settings.load import SettingsError
 from bot.settings.model import SlackSettings
 from bot.store.records import Person, UserError
 from gpu_actions.registry import actions
-from handlers import approvals, buttons, command, gpu, home, incident, loadtest, mentions, modals
+from handlers import approvals, buttons, command, drill, gpu, home, incident, loadtest, mentions, modals
 from handlers.arguments import did_you_mean
 from handlers.call import Call, Request, ephemeral_answer, guarded, renamed_answer, respond_answer
 from handlers.command import Command, action_command
 
 COMMANDS: Mapping[str, Command] = {
     **{spec.name: action_command(spec) for spec in actions().values()},
-    **{module.COMMAND.name: module.COMMAND for module in (loadtest, incident)},
+    **{module.COMMAND.name: module.COMMAND for module in (loadtest, drill, incident)},
 }
 """Every slash command by its name in the settings, in the order of help and manifest."""
 SLASH_COMMANDS: tuple[CommandText, ...] = (*COMMANDS.values(), gpu.UMBRELLA)

@@ -100,7 +100,7 @@ async def _start_of(unit: Unit, ready_s: float) -> dict[str, float]:
 
 async def _resident(unit: Unit, engine: Engine) -> dict[str, Any]:
     answer = await engine.complete("hello", max_tokens=2, timeout_s=20)
-    return {"first_token_s": round(answer.ttft_ms / 1000, 3), "gpu_gib": await _gpu_gib(unit)}
+    return {"first_token_s": round(answer.ttft_ms / 1000, 3), "gpu_gib": await gpu_gib()}
 
 
 async def _sleep_and_wake(unit: Unit, engine: Engine) -> dict[str, Any]:
@@ -109,7 +109,7 @@ async def _sleep_and_wake(unit: Unit, engine: Engine) -> dict[str, Any]:
     began = time.monotonic()
     await engine.sleep(timeout_s=120)
     slept = time.monotonic()
-    kept, host = await _gpu_gib(unit), round(resident_gib(state.pids), 2)
+    kept, host = await gpu_gib(), round(resident_gib(state.pids), 2)
     asked = time.monotonic()
     await engine.wake(timeout_s=60)
     woken = time.monotonic()
@@ -123,7 +123,7 @@ async def _sleep_and_wake(unit: Unit, engine: Engine) -> dict[str, Any]:
     }
 
 
-async def _gpu_gib(unit: Unit) -> float | None:
+async def gpu_gib() -> float | None:
     """Return the memory that is used on GPU 0: NVML does not list processes of another pid namespace."""
     await asyncio.sleep(0.5)
     gpus = (await read_gpus()).gpus

@@ -23,6 +23,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.gpu.checkpoint import checkpoint
 from benchmarks.gpu.conditions import conditions
 from benchmarks.gpu.flight import flight_recorder
 from benchmarks.gpu.golden import golden_prompts
@@ -317,6 +318,7 @@ SECTIONS: dict[str, tuple[Callable[[Validation], Awaitable[Record]], float]] = {
     "runbook": (runbook, 300),
     "standby": (standby, 300),
     "fall_back_to_standby": (fall_back_to_standby, 120),
+    "checkpoint": (checkpoint, 240),
 }
 
 

@@ -72,11 +72,21 @@ def _settings(config: Path | None) -> Any:
 
 
 @app.command()
-def up(config: ConfigOption = None) -> None:
-    """Run the bot and the worker of this host in one process."""
-    from bot.app import serve
+def up(
+    config: ConfigOption = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="bot and worker in one process, which ends and restarts as one")
+    ] = False,
+) -> None:
+    """Run the bot and the worker of this host: two processes under one supervisor, each restarted alone."""
+    settings = _settings(config)
+    if single:
+        from bot.app import serve
 
-    raise typer.Exit(asyncio.run(serve(_settings(config))))
+        raise typer.Exit(asyncio.run(serve(settings, role="all")))
+    from bot.supervisor import supervise
+
+    raise typer.Exit(supervise(settings))
 
 
 @app.command()
@@ -84,13 +94,13 @@ def bot(config: ConfigOption = None) -> None:
     """Run the bot alone: Slack, web and monitors. A worker on the same state folder executes the runs."""
     from bot.app import serve
 
-    raise typer.Exit(asyncio.run(serve(_settings(config), role="bot")))
+    raise typer.Exit(asyncio.run(serve(_settings(config))))
 
 
 @app.command()
 def worker(config: ConfigOption = None) -> None:
     """Run the worker alone: it executes the runs of this host and needs no Slack."""
-    from bot.app import serve_worker
+    from bot.worker import serve_worker
 
     raise typer.Exit(asyncio.run(serve_worker(_settings(config))))
 

@@ -149,8 +149,8 @@ class Reader:
     ) -> str:
         """Make a plan and post it in the incident channel for people to start. Nothing starts by itself.
 
-        `action` is one of fallback, restore, triage, loadtest, trace, forensics; `reason` is shown to the people; `options`
-        are the action's own, for example {"duration": "20"}.
+        `action` is one of fallback, restore, triage, loadtest, trace, forensics, drill; `reason` is shown to the people;
+        `options` are the action's own, for example {"duration": "20"}.
         """
         if not reason.strip():
             raise UserError("reason is empty: say in one sentence why people should start this")

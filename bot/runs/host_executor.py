@@ -213,7 +213,7 @@ def _unusable(problem: str) -> tuple[str, str]:
 def _ending(plan: Plan, ended: Ended, outcomes: list[Outcome], row: Any) -> tuple[str, str]:
     """Return one line that says how a run ended and what state it left, and the next action."""
     cleanup = {step.id for step in plan.compensation}
-    last = outcomes[-1] if outcomes else None
+    last = _last_word(plan, outcomes)
     left = last.summary if last is not None and last.step_id in cleanup else ""
     if ended.status == "succeeded":
         return (last.summary if last is not None else "There was nothing to do."), ""
@@ -223,3 +223,10 @@ def _ending(plan: Plan, ended: Ended, outcomes: list[Outcome], row: Any) -> tupl
         return f"Stopped{who}. {left or 'There was nothing to undo.'}", (last.next_action if last else "")
     failed = next(o for o in reversed(outcomes) if o.step_id == ended.failed_step)
     return f"{failed.summary} {left}".strip(), failed.next_action or (last.next_action if last else "")
+
+
+def _last_word(plan: Plan, outcomes: list[Outcome]) -> Outcome | None:
+    """Return the outcome that says how the run ended: the last one, but for optional readings after the work is done."""
+    optional = {step.id for step in plan.steps if step.on_failure == "continue" and not step.mutates}
+    said = [outcome for outcome in outcomes if outcome.step_id not in optional]
+    return said[-1] if said else outcomes[-1] if outcomes else None

@@ -1,39 +1,39 @@
 """Executes runs on DBOS: start-up, wake-ups, a watchdog for runs that DBOS alone cannot find, and an orderly end.
 
 `launch` takes the lock of the state folder and starts DBOS, which resumes interrupted runs; `close` leaves every run
-resumable. docs/runs.md has the states and the guarantees.
+resumable. docs/runs.md has the states and the guarantees. DBOS (20 MB) is imported only by the process that executes runs.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 import structlog
-from dbos import DBOS
 
 from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
 from bot.runs.approval_wait import ApprovalWait
-from bot.runs.dbos_config import close_dbos, open_dbos, quieten_recovery, sweep_workflows
 from bot.runs.host_executor import HostExecutor
 from bot.runs.plan_phase import PlanPhase
 from bot.runs.planning import Planner
 from bot.runs.process_lock import ProcessLock
-from bot.runs.stranded_runs import StrandedRun, find_stranded_runs, resume_runs
-from bot.runs.workflow import StartWorkflow, register_workflows
 from bot.settings.model import Settings
 from bot.store.records import RunStatus
 from bot.store.retention import sweep_run_folders
 from bot.store.run_changes import RunChanges, poll_changes
 from bot.store.store import Store
 
+if TYPE_CHECKING:
+    from bot.runs.stranded_runs import StrandedRun
+    from bot.runs.workflow import StartWorkflow
+
 log = structlog.get_logger()
 
 ProcessRole = Literal["all", "worker", "bot"]
-"""`all` accepts requests and executes runs (`gpu-oncall up`), `bot` only accepts requests, `worker` only executes runs."""
+"""`all` accepts requests and executes runs (`up --single`), `bot` only accepts requests, `worker` only executes runs."""
 
 WATCH_PERIOD_S = 60.0
 RECOVERY_S = 15.0
@@ -75,6 +75,11 @@ class RunEngine:
             await self._poll_other_process()
             self.accepts_requests = True
             return
+        from dbos import DBOS
+
+        from bot.runs.dbos_config import open_dbos
+        from bot.runs.workflow import register_workflows
+
         self._lock.take()
         try:
             await asyncio.to_thread(self._store.create)
@@ -108,6 +113,8 @@ class RunEngine:
         self._approval_wait.close()
         await self._executor.close()
         if launched:
+            from bot.runs.dbos_config import close_dbos
+
             await close_dbos()
         for stream in tuple(self._streams):
             stream.close()
@@ -155,12 +162,16 @@ class RunEngine:
         if row.stop_requested is not None:
             self._executor.interrupt(run_id)
         if row.status == RunStatus.PLANNING and self._start is not None and run_id not in self._resumed:
+            from bot.runs.stranded_runs import find_stranded_runs, resume_runs
+
             self._resumed.add(run_id)
             await resume_runs(await find_stranded_runs([row]), store=self._store, start=self._start)
 
     # -- the watchdog --------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        from bot.runs.dbos_config import quieten_recovery
+
         await asyncio.sleep(RECOVERY_S)
         quieten_recovery()
         swept_at = time.monotonic() - SWEEP_PERIOD_S
@@ -176,20 +187,26 @@ class RunEngine:
 
     async def sweep(self) -> None:
         """Remove what ended runs leave on this host: the engine's rows of them, and their folders."""
+        from bot.runs.dbos_config import sweep_workflows
+
         retention = self._settings.retention
         await sweep_workflows(older_than_s=retention.engine_days * 86_400)
         folders = [self._settings.host_dir(host.name) / "runs" for host in self._settings.hosts]
         older_than_s = self._settings.artifacts.retention_days * 86_400
         await asyncio.to_thread(sweep_run_folders, self._store, folders, older_than_s=older_than_s)
 
-    async def stranded(self, *, min_age_s: float = MIN_AGE_S) -> Sequence[StrandedRun]:
+    async def stranded(self, *, min_age_s: float = MIN_AGE_S) -> "Sequence[StrandedRun]":
         """Return the active runs that no workflow will continue."""
+        from bot.runs.stranded_runs import find_stranded_runs
+
         rows = await asyncio.to_thread(self._store.active)
         oldest = self._store.clock() - min_age_s
         return await find_stranded_runs([row for row in rows if row.created_at <= oldest])
 
     async def repair(self, *, min_age_s: float = MIN_AGE_S) -> None:
         """Start a workflow for each stranded run; it continues from the run's rows."""
+        from bot.runs.stranded_runs import resume_runs
+
         found = await self.stranded(min_age_s=min_age_s)
         if self._start is not None:
             await resume_runs(found, store=self._store, start=self._start)

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
+from bot.incidents.incidents import Incidents
 from bot.runs.approvals import replace_plan
 from bot.runs.planning import VERDICT_MAX_AGE_S, Planner, typed_options
 from bot.runs.run_engine import ProcessRole, RunEngine
@@ -19,6 +21,8 @@ from gpu_actions.plan import Plan
 
 NOT_STARTED = (RunStatus.PLANNING, RunStatus.WAITING, RunStatus.QUEUED)
 ID_ATTEMPTS = 50
+WORKER_WAIT_S = 10.0
+"""A worker that was killed is back within a few seconds."""
 
 
 class Started(Frozen):
@@ -81,9 +85,11 @@ class Runs:
         spec = self._planner.action(action)
         name = self.hosts.name(host)
         typed_options(spec, options)
+        if spec.needs_calm and (why := await asyncio.to_thread(self.unrest, name)):
+            raise UserError(f"{spec.label} was not started: {why}.")
         if not self.engine.accepts_requests:
             raise UserError("I am just starting or ending: nothing was started. Try again in a few seconds.")
-        if not await asyncio.to_thread(self.engine.has_worker):
+        if not await self._worker_comes():
             raise UserError(
                 "The worker of this host is not running, so nothing was started: start `gpu-oncall worker`, then ask again. "
                 f"From a shell on the host: gpu-oncall {spec.name} --local."
@@ -112,6 +118,25 @@ class Runs:
                 await self.engine.start(run.id)
             return Started(run=run, duplicate=duplicate)
         raise UserError("No free run id was found; the database is very full. Nothing was started.")
+
+    async def _worker_comes(self) -> bool:
+        """Return True once a worker executes the runs of this host; one that restarts has WORKER_WAIT_S."""
+        deadline = time.monotonic() + WORKER_WAIT_S
+        while not await asyncio.to_thread(self.engine.has_worker):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.2)
+        return True
+
+    def unrest(self, host: str, *, but: str = "") -> str:
+        """Return why a host is not calm: an open incident, or a run other than `but` that changes or loads it. Else ''."""
+        if (incident := Incidents(self._store).active(host)) is not None:
+            return f"{incident.id} is open on {host}"
+        for run in self._store.list(host=host, active_only=True):
+            spec = self._planner.action(run.action)
+            if run.id != but and (spec.changes_host or spec.disturbs_service):
+                return f"{run.action} {run.id} is {run.status.value} on {host}"
+        return ""
 
     def _busy(self, run_id: str, action: str, host: str) -> str:
         other = self._store.get(run_id)

@@ -11,8 +11,8 @@ from bot.settings.model import Settings
 from gpu_actions.system.redact import redact, redact_data
 
 
-def configure_logging(settings: Settings) -> None:
-    """Write structured logs to stderr, and warnings of the libraries."""
+def configure_logging(settings: Settings, *, process: str = "") -> None:
+    """Write structured logs to stderr, and warnings of the libraries. Each line names `process` if it is given."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     renderer = (
         structlog.processors.JSONRenderer()
@@ -21,6 +21,7 @@ def configure_logging(settings: Settings) -> None:
     )
     structlog.configure(
         processors=[
+            *([lambda _logger, _method, event: {**event, "process": process}] if process else []),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from bot.settings.cron import cron_trigger
 from gpu_actions.config.host import HostConfig
 from gpu_actions.config.policies import LoadTestSettings
 from gpu_actions.config.thresholds import TriageThresholds
@@ -216,6 +217,25 @@ class MonitorSettings(Frozen):
         return value
 
 
+class DrillSettings(Frozen):
+    """Drills by schedule. When a drill may run and how long it may take: `hosts.drill`."""
+
+    cron: str = Field(
+        default="", description="five fields in UTC, such as `0 10 * * 2`; empty: only `/drill start`"
+    )
+    host: str = Field(default="", description="empty: the default host")
+    clock_speed: float = Field(
+        default=1, ge=1, description="how much faster the cron's clock runs; for demonstrations and tests"
+    )
+
+    @field_validator("cron")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if value:
+            cron_trigger(value)
+        return value
+
+
 class McpSettings(Frozen):
     """`gpu-oncall mcp --http`: the address and the token of the Model Context Protocol server."""
 
@@ -252,6 +272,7 @@ class Settings(BaseSettings):
     web: WebSettings = WebSettings()
     mcp: McpSettings = McpSettings()
     monitors: MonitorSettings = MonitorSettings()
+    drills: DrillSettings = DrillSettings()
     triage: TriageThresholds = TriageThresholds()
     loadtest: LoadTestSettings = Field(
         default=LoadTestSettings(), description="profiles and caps of load tests, for all hosts"
@@ -271,6 +292,8 @@ class Settings(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two hosts are named {name!r}")
+        if self.drills.host and self.drills.host not in names:
+            raise ValueError(f"drills.host: {self.drills.host!r} is not a host; known: {', '.join(names)}")
         return self
 
     @model_validator(mode="after")

@@ -38,10 +38,6 @@ LINGER_S = 5.0
 FIRST_S = 5.0
 
 
-class CannotStart(Exception):
-    """The bot cannot start. The message says why and what to do."""
-
-
 class Connection:
     """Keeps one live socket. `give_up` is called, at most once, when the process should end."""
 
@@ -207,7 +203,7 @@ class Connection:
 async def connected(
     app: AsyncApp, settings: Settings, identity: Identity, *, give_up: Callable[[], None]
 ) -> AsyncIterator[Connection]:
-    """Receive events from Slack during the block. Raise CannotStart if a token is not set; an absent Slack is waited for."""
+    """Receive events from Slack during the block. An absent Slack is waited for."""
     slack = settings.slack
     connection = Connection(app, settings, identity, give_up=give_up)
     async with contextlib.AsyncExitStack() as stack:
@@ -235,14 +231,3 @@ async def connected(
             for task in tasks:
                 if not task.cancelled() and (failure := task.exception()) is not None:
                     log.error("the connection to Slack failed", error=redacted_head(repr(failure), 300))
-
-
-def check_tokens(settings: Settings) -> None:
-    """Raise CannotStart if a token that the settings need is not set."""
-    slack = settings.slack
-    if not slack.bot_token.get_secret_value():
-        raise CannotStart("slack.bot_token is not set: set GPU_ONCALL_SLACK__BOT_TOKEN (xoxb-...)")
-    if slack.mode == "socket" and not slack.app_token.get_secret_value():
-        raise CannotStart(
-            "slack.app_token is not set: Socket Mode needs GPU_ONCALL_SLACK__APP_TOKEN (xapp-...)"
-        )

@@ -7,20 +7,48 @@ fails is logged, counted and run again at its next time.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from bot.settings.cron import cron_trigger
 
 log = structlog.get_logger()
 
 MISFIRE_GRACE_S = 30
 JITTER_SHARE = 0.1
 FIRST_AFTER_S = 1.0
+
+
+class FastCron(BaseTrigger):  # type: ignore[misc]
+    """A cron whose clock runs `speed` times as fast, from the moment it is made."""
+
+    def __init__(self, cron: CronTrigger, speed: float) -> None:
+        self._cron, self._speed, self._began = cron, speed, datetime.now(UTC)
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
+        fast = self._began + (now - self._began) * self._speed
+        # Times have whole microseconds: without one more, a time rounded down would fire a second time.
+        following = self._cron.get_next_fire_time(None, fast + timedelta(microseconds=self._speed))
+        return None if following is None else self._began + (following - self._began) / self._speed
+
+
+def next_times(expression: str, now: datetime, count: int) -> list[datetime]:
+    """Return the next times of a cron expression in UTC."""
+    found: list[datetime] = []
+    trigger = cron_trigger(expression)
+    while len(found) < count and (following := trigger.get_next_fire_time(None, now)) is not None:
+        found.append(following)
+        now = following + timedelta(seconds=1)
+    return found
 
 
 class Schedule(Collector):
@@ -47,6 +75,28 @@ class Schedule(Collector):
         if seconds <= 0:
             return
 
+        self._scheduler.add_job(
+            self._guarded(name, work),
+            IntervalTrigger(seconds=seconds, jitter=seconds * JITTER_SHARE, timezone=UTC),
+            id=name,
+            name=name,
+            next_run_time=datetime.now(UTC) + timedelta(seconds=first_after_s),
+        )
+
+    def cron(
+        self, expression: str, name: str, work: Callable[[], Awaitable[object]], *, clock_speed: float = 1
+    ) -> None:
+        """Run `work` at the times of a cron expression in UTC, on a clock that runs `clock_speed` times as fast."""
+        trigger = cron_trigger(expression)
+        if clock_speed != 1:
+            trigger = FastCron(trigger, clock_speed)
+        self._scheduler.add_job(self._guarded(name, work), trigger, id=name, name=name)
+
+    def _guarded(
+        self, name: str, work: Callable[[], Awaitable[object]]
+    ) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Return the job of some work: its failure is logged and counted."""
+
         async def job() -> None:
             try:
                 await work()
@@ -59,13 +109,7 @@ class Schedule(Collector):
             else:
                 self.last_end_s[name] = time.time()
 
-        self._scheduler.add_job(
-            job,
-            IntervalTrigger(seconds=seconds, jitter=seconds * JITTER_SHARE, timezone=UTC),
-            id=name,
-            name=name,
-            next_run_time=datetime.now(UTC) + timedelta(seconds=first_after_s),
-        )
+        return job
 
     @property
     def names(self) -> tuple[str, ...]:

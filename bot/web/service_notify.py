@@ -6,6 +6,7 @@ The sign of life comes from the event loop, so a loop that hangs is ended and re
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 
 MICROSECONDS = 1e6
 
@@ -16,6 +17,7 @@ def notify(state: str) -> None:
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sending:
+        sending.setblocking(False)  # a service manager that does not read must not stop us
         try:
             sending.connect("\0" + address[1:] if address.startswith("@") else address)
             sending.sendall(state.encode())
@@ -23,10 +25,15 @@ def notify(state: str) -> None:
             return  # we are then restarted, which is what the watchdog is for
 
 
-async def keep_alive() -> None:
-    """Tell the service manager that we are up, then that we live, twice in each `WatchdogSec`, until cancelled."""
-    notify("READY=1")
-    period_s = int(os.environ.get("WATCHDOG_USEC", "0")) / MICROSECONDS / 2
+def keep_alive_period_s() -> float:
+    """Return how often to report: twice in each `WatchdogSec`; 0 if nobody asked for it."""
+    return int(os.environ.get("WATCHDOG_USEC", "0")) / MICROSECONDS / 2
+
+
+async def keep_alive(tell: Callable[[str], None] = notify) -> None:
+    """Tell the service manager, or another supervisor, that we are up and then that we live, until cancelled."""
+    tell("READY=1")
+    period_s = keep_alive_period_s()
     while period_s > 0:
         await asyncio.sleep(period_s)
-        notify("WATCHDOG=1")
+        tell("WATCHDOG=1")

@@ -126,6 +126,10 @@ port = {web}
 [monitors]
 enabled = {monitors}
 
+[drills]
+cron = "{drill_cron}"
+clock_speed = {drill_speed:g}
+
 [[hosts]]
 name = "demo"
 description = "two ranks of the reference engine on this machine's CPU"
@@ -164,6 +168,10 @@ drain_timeout_s = 20
 min_free_disk_gib = 0.2
 validate_load = {{ duration_s = {validate_s}, target_qps = 3 }}
 
+[hosts.drill]
+max_load_per_core = 1000
+min_free_memory_gib = 0.5
+
 [hosts.restore]
 hold_s = {hold_s}
 min_requests_per_stage = 2
@@ -181,6 +189,8 @@ class Pace(Frozen):
     step_ms: float = Field(
         default=100, description="added to each step of both engines, so that answers take seconds"
     )
+    drill_cron: str = Field(default="", description="drills by schedule; empty: none")
+    drill_speed: float = Field(default=1, description="how much faster the clock of the schedule runs")
     traffic: Profile = Field(
         default=Profile(requests_per_s=4, answer_tokens=(40, 100)),
         description="40 to 60 answers of 5 to 15 s at once; the fallback can take a third of them",

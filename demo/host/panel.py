@@ -8,9 +8,9 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from demo.host.breaker import FAULTS, Breaker
 from demo.host.layout import read_layout
 from demo.host.traffic import Traffic
+from gpu_actions.drill.faults import FAULTS, Breaker
 
 
 def panel_app(breaker: Breaker, traffic: Traffic) -> web.Application:

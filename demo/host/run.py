@@ -24,7 +24,6 @@ from bot.settings.model import Settings
 from bot.slack.manifest import manifest
 from bot.store.store import Store
 from demo.host import leftovers
-from demo.host.breaker import Breaker
 from demo.host.children import Children
 from demo.host.layout import (
     QUICK,
@@ -40,6 +39,7 @@ from demo.host.panel import panel_app
 from demo.host.serving import ServingHost
 from demo.host.traffic import Traffic
 from demo.workspace.client import WorkspaceClient, WorkspaceError
+from gpu_actions.drill.faults import Breaker
 from gpu_actions.serving.interfaces import EngineError, RouterError, UnitError
 from gpu_actions.system.files import write_atomically
 from handlers import SLASH_COMMANDS

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from gpu_actions.config.policies import (
+    DrillPolicy,
     FallbackPolicy,
     LoadPolicy,
     LoadTestSettings,
@@ -111,6 +112,7 @@ class HostConfig(Frozen):
         description="of this host; what it leaves out comes from the section loadtest",
     )
     trace: TracePolicy = TracePolicy()
+    drill: DrillPolicy = DrillPolicy()
 
     @property
     def every_tier(self) -> dict[str, TierConfig]:

@@ -246,12 +246,31 @@ class RestorePolicy(Frozen):
         return value
 
 
+class DrillPolicy(Frozen):
+    """When a drill may run on this host, and how long its phases may take. A slower one is an alert."""
+
+    max_detect_s: float = Field(default=60, gt=0, description="from the fault to the verdict")
+    max_fallback_s: float = Field(default=120, gt=0, description="from the plan to a validated fallback")
+    max_restore_s: float = Field(default=180, gt=0, description="from the plan to the end of the restore")
+    max_slower_percent: float = Field(
+        default=50, gt=0, description="above the median of the last five drills of the same fault"
+    )
+    max_load_per_core: float = Field(
+        default=0.8, gt=0, description="CPU load average per core above which a drill is refused"
+    )
+    min_free_memory_gib: float = Field(default=2, ge=0, description="a drill uses about 1 GiB")
+
+
 class TracePolicy(Frozen):
     """Limits of a trace of the live engine."""
 
     folder: Path | None = Field(
         default=None,
         description="the only folder that trace files are taken from; None = as the engine's process was started",
+    )
+    in_plans: bool = Field(
+        default=True,
+        description="also trace in a fallback and a restore, after their load test; a host without a profiler says so",
     )
     duration_s: float = Field(default=3, gt=0, le=60)
     max_iterations: int = Field(default=200, ge=1, le=10_000)

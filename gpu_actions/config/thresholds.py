@@ -84,6 +84,12 @@ class TriageThresholds(Frozen):
         gt=0,
         description="CRC flit errors per second on a link above which it is bad (DCGM: 100)",
     )
+    nvlink_effective_ber: float = Field(
+        default=1e-12,
+        gt=0,
+        lt=1,
+        description="bit error rate of an NVLink 5 after correction, above which it is expected to fail",
+    )
     pcie_replay_per_min: float = Field(
         default=31, gt=0, description="PCIe replays per minute above which a Gen5 x16 slot is suspicious"
     )

@@ -32,6 +32,7 @@ from gpu_actions.serving.condition import Condition
 from gpu_actions.tier import drain, launch, scope, stop, traffic, warm
 from gpu_actions.tier.condition import KnownHang
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems, unit_problems
+from gpu_actions.trace.in_plan import trace_steps
 
 STEP_MODULES = (drain, hold, launch, scope, settle, stop, traffic, validate, warm)
 """Importing them registers their step functions."""
@@ -230,11 +231,15 @@ def lay_out(host: Host, facts: Facts, choice: Choice, arguments: FallbackArgumen
         Order.OVERLAPPED: f"tp is {facts.tp.condition.value}: {start} at once, tp stays for the evidence until tokens flow",
         Order.IN_PLACE: "stop tp first, because the fallback needs its GPU memory",
     }[order]
+    traced = () if arguments.skip_validation else trace_steps(host, host.fallback)
     return Plan(
         action="fallback",
         host=host.name,
         title=f"Fall back to {_where(host, first)} ({order.value}): {how}",
-        steps=tuple(steps[i].model_copy(update={"group": GROUP}) if i in GROUPED else steps[i] for i in ids),
+        steps=(
+            *(steps[i].model_copy(update={"group": GROUP}) if i in GROUPED else steps[i] for i in ids),
+            *traced,
+        ),
         alternatives={
             GROUP: tuple(
                 {

@@ -9,7 +9,7 @@ from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest
 from gpu_actions.config.host import HostConfig
 from gpu_actions.host import Host
 from gpu_actions.models import Frozen
-from gpu_actions.plan import Plan
+from gpu_actions.plan import Plan, Step
 from gpu_actions.restore import check, finish, golden, loadcheck, shift, stepback
 from gpu_actions.restore.loadcheck import likely_baseline, restore_load
 from gpu_actions.restore.plan_steps import (
@@ -23,6 +23,7 @@ from gpu_actions.restore.plan_steps import (
 )
 from gpu_actions.tier import drain, launch, stop, warm
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
+from gpu_actions.trace.in_plan import trace_steps
 
 STEP_MODULES = (check, drain, finish, golden, launch, loadcheck, shift, stepback, stop, warm)
 """Importing them registers their step functions."""
@@ -123,15 +124,26 @@ async def plan_restore(request: PlanRequest) -> Plan:
         action="restore",
         host=host.name,
         title=f"Bring the full tier back ({way.value}): {how}; {arithmetic}",
-        steps=tuple(
-            steps[step_id]
-            for step_id in order_of(way, policy.stages_percent, ending_of(host.fallback.config, way))
+        steps=_with_trace(
+            host,
+            way,
+            tuple(
+                steps[step_id]
+                for step_id in order_of(way, policy.stages_percent, ending_of(host.fallback.config, way))
+            ),
         ),
         compensation=(stepback_step(host, last_stage=last_stage),),
         losses=losses_of(way, host),
         warnings=tuple(warnings),
         options=arguments.model_dump(mode="json", exclude_defaults=True),
     )
+
+
+def _with_trace(host: Host, way: Way, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Add the trace after the proof under load; its files are taken at the end, when the traffic has long moved."""
+    traced = trace_steps(host, host.tp, before_traffic=way is Way.BESIDE)
+    proved = next(number for number, step in enumerate(steps, 1) if step.id == "compare")
+    return (*steps[:proved], *traced[:1], *steps[proved:], *traced[1:])
 
 
 SPEC = ActionSpec(

@@ -108,7 +108,7 @@ async def plan_trace(request: PlanRequest) -> Plan:
     )
 
 
-async def _load(tier: Tier, until: float) -> int:
+async def load(tier: Tier, until: float) -> int:
     """Keep a few streams busy until the deadline. Return how many requests finished."""
     finished = 0
 
@@ -140,25 +140,23 @@ async def profile(context: StepContext) -> StepResult:
         raise StepFailed(
             f"the profiler did not start: {error}", next_action="start the engine with its profiler"
         ) from error
-    busy = (
-        _load(tier, time.monotonic() + duration_s) if context.args["load"] else asyncio.sleep(duration_s, 0)
-    )
-    load = asyncio.create_task(busy)
+    busy = load(tier, time.monotonic() + duration_s) if context.args["load"] else asyncio.sleep(duration_s, 0)
+    loading = asyncio.create_task(busy)
     files: tuple[Path, ...] = ()
     try:
         for second in range(int(duration_s)):
             context.report(f"tracing, {second} of {duration_s:g} s", second / duration_s)
-            await asyncio.wait([load], timeout=1)
-        finished = await load
+            await asyncio.wait([loading], timeout=1)
+        finished = await loading
     finally:
-        load.cancel()
+        loading.cancel()
         try:
             files = await asyncio.shield(tier.engine.stop_profile())
         except EngineError as error:
             raise StepFailed(
                 f"the profiler did not stop: {error}", next_action="it may still be on: see the engine's log"
             ) from error
-    artifacts, refused = await asyncio.to_thread(_take, context, tier, files, started)
+    artifacts, refused = await asyncio.to_thread(take, context, tier, files, started)
     if not artifacts:
         raise StepFailed(
             f"no trace was taken: {'; '.join(refused) or 'the engine wrote none'}",
@@ -173,7 +171,7 @@ async def profile(context: StepContext) -> StepResult:
     )
 
 
-def _take(
+def take(
     context: StepContext, tier: Tier, files: Sequence[Path], started: float
 ) -> tuple[tuple[Artifact, ...], list[str]]:
     """Copy the engine's fresh traces into the run's folder. Return them and why the others were refused.
@@ -223,9 +221,15 @@ def _changes(host: Host, against: str, summary: TraceSummary) -> tuple[str, ...]
 async def tabulate(context: StepContext) -> StepResult:
     """Parse the traces in a child and show the table. Effect: writes trace_summary.json. Verified by its content."""
     files = [str(path) for path in context.outputs["profile"]["files"]]
+    against = str(context.args.get("against", ""))
+    return await table_of(context, files, top=int(context.args["top"]), against=against)
+
+
+async def table_of(context: StepContext, files: Sequence[str], *, top: int, against: str = "") -> StepResult:
+    """Tabulate trace files in a child, with a picture. Raises StepFailed if they cannot be read."""
     picture = context.workdir / "trace_summary.png"
     picture.unlink(missing_ok=True)
-    options = ["--top", str(context.args["top"]), "--picture", str(picture)]
+    options = ["--top", str(top), "--picture", str(picture)]
     result = await run_process(
         [sys.executable, "-m", "gpu_actions.trace", *options, *files], timeout_s=ANALYSIS_TIMEOUT_S
     )
@@ -244,14 +248,14 @@ async def tabulate(context: StepContext) -> StepResult:
         context.workdir / SUMMARY_NAME,
         redacted_json(summary.model_dump_json()),
     )
-    changes = _changes(context.host, str(context.args.get("against", "")), summary)
+    changes = _changes(context.host, against, summary)
     artifacts = [artifact_of(path, source="python -m gpu_actions.trace")]
     if picture.is_file():
         drawn = artifact_of(picture, source="python -m gpu_actions.trace", title="trace", inline=True)
         artifacts.insert(0, drawn)
-    top = summary.ranks[0].top[0]
+    first = summary.ranks[0].top[0]
     return StepResult(
-        summary=f"top: {top.name} {top.share_percent:.0f} % of {summary.ranks[0].span_ms:.0f} ms"
+        summary=f"top: {first.name} {first.share_percent:.0f} % of {summary.ranks[0].span_ms:.0f} ms"
         + (f"; skipped: {'; '.join(summary.skipped)}" if summary.skipped else ""),
         data={
             "thread_text": table(summary, changes=changes),

@@ -202,12 +202,17 @@ async def desk(
 
 @contextlib.asynccontextmanager
 async def sitting_down(
-    folder: Path, workspace: Workspace, *, scripts: Mapping[str, str] | None = None, **changes: object
+    folder: Path,
+    workspace: Workspace,
+    *,
+    scripts: Mapping[str, str] | None = None,
+    specs: Mapping[str, ActionSpec] | None = None,
+    **changes: object,
 ) -> AsyncIterator[Desk]:
     """Run a bot in an existing workspace, on the state folder `folder`."""
     settings = desk_settings(folder, workspace, **changes)  # type: ignore[arg-type]
     async with (
-        running(settings, specs=toy_product(scripts)) as bot,
+        running(settings, specs=specs or toy_product(scripts)) as bot,
         WorkspaceClient(workspace.url) as people,
     ):
         yield Desk(bot, workspace, people, folder)

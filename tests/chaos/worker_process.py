@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import bot.runs.dbos_config
-from bot.app import serve_worker
 from bot.store.step_rows import StepRows
+from bot.worker import serve_worker
 from tests.chaos.real_host import settings_of
 
 INSIDE_AFTER_S = 0.08

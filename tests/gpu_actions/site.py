@@ -266,6 +266,7 @@ def host_config(folder: Path, **changes: Any) -> HostConfig:
                 "load": {"duration_s": 2, "target_qps": 10},
                 **changes.get("restore", {}),
             },
+            "trace": {"in_plans": False, **changes.get("trace", {})},
         }
     )
 

@@ -13,6 +13,7 @@ from gpu_actions.serving.condition import Condition
 from gpu_actions.standby.action import SPEC as STANDBY
 from gpu_actions.standby.action import needs_care
 from gpu_actions.tier.preflight import gather_facts
+from gpu_actions.tier.sleep import keeps_too_much
 from gpu_actions.tier.standby import is_asleep
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import Site, data_of, statuses, summary_of
@@ -171,3 +172,21 @@ async def test_a_resident_standby_takes_the_traffic_without_a_start(site_with: M
     assert end.ended.status == "succeeded", [step.outcome.summary for step in end.steps]
     assert "the fallback is resident" in summary_of(end, "finish")
     assert (await site.host.fallback.unit.state()).main_pid == before
+
+
+@pytest.mark.parametrize(
+    ("before_gib", "after_gib", "too_much"),
+    [
+        (9.9, 1.19, False),
+        (9.9, 5.5, True),
+        (60.0, 29.0, False),
+        (60.0, 31.0, True),
+        (0.8, 0.7, False),  # a toy model: the CUDA context is all it had
+        (None, 1.0, False),
+        (9.9, None, False),
+    ],
+)
+def test_a_sleeping_engine_may_keep_its_cuda_context(
+    before_gib: float | None, after_gib: float | None, too_much: bool
+) -> None:
+    assert keeps_too_much(before_gib, after_gib) is too_much

@@ -5,9 +5,12 @@ while it drains, that SIGTERM with a shutdown time-out lets a stream finish, and
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -28,6 +31,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 READY_TIMEOUT_S = 400
+RECORDED = Path(__file__).parents[1] / "data" / "engines"
 DRAIN_S = 60
 
 
@@ -68,6 +72,45 @@ async def test_every_figure_of_the_table_is_on_vllms_page(tier: tuple[Unit, Engi
     assert (before.generation_tokens, before.requests_finished) != (None, None)
     assert (after.generation_tokens or 0) - (before.generation_tokens or 0) == 12
     assert (after.requests_finished or 0) - (before.requests_finished or 0) == 1
+
+
+async def test_what_it_answers_is_recorded_for_the_tests_that_run_without_it(
+    tier: tuple[Unit, Engine],
+) -> None:
+    """Write its pages, idle and under a stream, and its process titles to tests/data/engines."""
+    unit, engine = tier
+    main = (await unit.state()).main_pid
+    assert main is not None
+    async with aiohttp.ClientSession(engine.url) as session:
+
+        async def page(path: str) -> tuple[int, str]:
+            async with session.get(path) as response:
+                return response.status, await response.text()
+
+        _, idle = await page("/metrics")
+        stream = asyncio.create_task(engine.complete("x", max_tokens=400, timeout_s=120))
+        while not (await engine.metrics()).running:
+            await asyncio.sleep(0.02)
+        _, busy = await page("/metrics")
+        await stream
+        version = json.loads((await page("/version"))[1])["version"]
+        pages = {path: await page(path) for path in ("/health", "/version", "/server_info")}
+    titles = [
+        Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        for pid in (main, *(child.pid for child in psutil.Process(main).children(recursive=True)))
+    ]
+    shown = [title for title in titles if title.startswith("VLLM::")]
+    assert shown, titles
+    RECORDED.mkdir(exist_ok=True)
+    record = {
+        "engine": "vllm",
+        "version": version,
+        "origin": "recorded by make test-vllm, on the CPU",
+        "titles": shown,
+        "pages": pages,
+        "metrics": {"idle": idle.splitlines(), "busy": busy.splitlines()},
+    }
+    (RECORDED / f"vllm-{version}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 async def test_a_running_request_is_seen_and_the_batch_limit_holds(tier: tuple[Unit, Engine]) -> None:

@@ -25,7 +25,9 @@ def deviations(
 ) -> tuple[Deviation, ...]:
     """Return the deviations of an incident's runs, oldest first. `diagnoses` has `(when, verdict)` of its triages."""
     return tuple(
-        one for run in runs for one in (*_of_run(run), *_of_steps(run), *_of_order(run, runs, diagnoses))
+        one
+        for run in runs
+        for one in (*_of_run(run), *_of_steps(run), *_of_drill(run), *_of_order(run, runs, diagnoses))
     )
 
 
@@ -82,6 +84,22 @@ def _of_steps(run: RunRecord) -> Iterable[Deviation]:
         if usual and took is not None and took > max(SLOW_FACTOR * usual, usual + SLOW_MIN_S):
             text = f"{step.title}: took {took:.0f} s, expected {usual:.0f} s"
             yield Deviation(run_id=run.id, step_id=step.step_id, kind="slow", text=text)
+
+
+def _of_drill(run: RunRecord) -> Iterable[Deviation]:
+    """Yield the deviations among the steps that a drill played, and what was slower than it may be."""
+    for step in run.steps:
+        for slow in step.data.get("slow", ()):
+            yield Deviation(run_id=run.id, step_id=step.step_id, kind="slow", text=str(slow))
+        for one in step.data.get("drilled", {}).get("steps", ()):
+            what = f"{one['action']}: {one['title']}"
+            usual, took = one.get("expected_s"), one["seconds"]
+            if one["status"] in ("failed", "warning"):
+                text = f"{what}: {one['summary']}"
+                yield Deviation(run_id=run.id, step_id=one["step_id"], kind=one["status"], text=text)
+            elif usual and took > max(SLOW_FACTOR * usual, usual + SLOW_MIN_S):
+                text = f"{what}: took {took:.0f} s, expected {usual:.0f} s"
+                yield Deviation(run_id=run.id, step_id=one["step_id"], kind="slow", text=text)
 
 
 def _of_order(

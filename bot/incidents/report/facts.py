@@ -23,6 +23,8 @@ QUIET_KINDS = frozenset(
 )
 """Entries that say nothing new beside the tables of runs and artifacts."""
 SERVES_TP = "tp_serving"
+DRILL = "drill"
+"""The cause of an incident that a drill plays."""
 SERVES_FALLBACK = "fallback_serving"
 
 
@@ -91,6 +93,7 @@ class IncidentFacts(Frozen):
 
     incident: IncidentRecord
     made_at: float
+    is_drill: bool = Field(default=False, description="played by a drill, on a tier of its own")
     severity: str = ""
     roles: dict[str, str] = Field(default_factory=dict, description="lead, scribe: who")
     summary: tuple[str, ...]
@@ -122,6 +125,7 @@ def facts_of(
     return IncidentFacts(
         incident=incident,
         made_at=now,
+        is_drill=incident.cause == DRILL,
         severity=_last(entries, "incident.severity", "severity"),
         roles={
             role: name for role in ("lead", "scribe") if (name := _last(entries, f"incident.{role}", "name"))
@@ -240,6 +244,11 @@ def _summary(
 ) -> Iterable[str]:
     """Yield the sentences of the summary: what was wrong, what was done, how it stands."""
     host = incident.host
+    if incident.cause == DRILL:
+        for run in runs:
+            yield f"The drill {run.id} {run.status.value}: {_sentence(run.outcome)}"
+        yield "No client was concerned: the drill ran on a tier of its own."
+        return
     bad = [one for one in diagnoses if one.verdict.verdict is VerdictKind.FALL_BACK]
     if bad:
         yield f"Triage found {bad[0].verdict.cause} on {host}: {bad[0].verdict.summary}."
@@ -320,7 +329,7 @@ def _follow_ups(
             if finding.severity in (Severity.WATCH, Severity.CRITICAL, Severity.UNKNOWN) and finding.action:
                 yield f"{finding.summary}: {finding.action}"
     bad = [one for one in diagnoses if one.verdict.verdict is VerdictKind.FALL_BACK]
-    if bad:
+    if bad and incident.cause != DRILL:
         yield f"Find the root cause of {bad[0].verdict.cause}: the evidence is in the artifacts below."
     if found:
         yield "Decide for each deviation whether the runbook or the practice must change."

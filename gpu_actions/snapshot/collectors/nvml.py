@@ -45,9 +45,15 @@ class LinkReading(Frozen):
     first: dict[str, int] = Field(
         default_factory=dict,
         description="at the start of the window: replay, recovery, crc of NVLink 4; receive_errors, integrity_errors, "
-        "recovered, recovery_failed, effective_errors, symbol_errors of NVLink 5",
+        "recovered, recovery_failed, effective_errors, symbol_errors of NVLink 5; and its effective_ber, encoded",
     )
     last: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def effective_ber(self) -> float | None:
+        """The bit error rate that is left after correction: NVML's bits 8 to 11 times 10 to the minus bits 0 to 7."""
+        encoded = self.last.get("effective_ber", self.first.get("effective_ber"))
+        return None if encoded is None else (encoded >> 8 & 0xF) * 10.0 ** -(encoded & 0xFF)
 
     def delta(self, counter: str) -> int | None:
         """Return the growth of a counter within the window: 0 if it was reset, None if it was not read."""

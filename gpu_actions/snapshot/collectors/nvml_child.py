@@ -320,7 +320,9 @@ def is_steady(found: dict[str, Any]) -> bool:
         return True
     sample, links = found["first"], found["links"]
     counts = [sample.get("pcie_replays"), sample.get("ecc_corrected")]
-    counts += [count for link in links for count in link.get("first", {}).values()]
+    counts += [
+        count for link in links for name, count in link.get("first", {}).items() if not name.endswith("_ber")
+    ]
     used = (sample.get("utilisation_percent") or 0) > 0
     return not used and not any(counts) and not (sample.get("event_reasons") or 0) & LASTING_REASONS
 

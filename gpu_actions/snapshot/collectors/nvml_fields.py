@@ -23,8 +23,9 @@ LINK5_FIELDS = {
     "recovery_failed": pynvml.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS,
     "effective_errors": pynvml.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_ERRORS,
     "symbol_errors": pynvml.NVML_FI_DEV_NVLINK_COUNT_SYMBOL_ERRORS,
+    "effective_ber": pynvml.NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER,
 }
-"""Per-link error fields of NVLink 5 (Blackwell); older links do not have them."""
+"""Per-link error fields of NVLink 5 (Blackwell); older links do not have them. The bit error rate is no counter."""
 LINK_COUNTERS = {"replay": 0, "recovery": 1, "crc": 2}
 """Counter numbers of the older call, for drivers without those fields."""
 

@@ -4,7 +4,7 @@ The second source is one of: the kernel's process states, NCCL RAS over two poll
 alone, because a healthy worker is often inside a collective, and the counts of an idle one do not move.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gpu_actions.models import Finding, VerdictKind
@@ -12,7 +12,7 @@ from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.collectors.ras import NO_ERROR, RasCommunicator, RasReading
 from gpu_actions.snapshot.progress import READS
 from gpu_actions.triage.check import Check, CheckContext, count
-from gpu_actions.triage.culprit import candidates_of, culprits_of, elsewhere_of
+from gpu_actions.triage.culprit import Culprit, candidates_of, culprits_of, elsewhere_of
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 TWO_SOURCES = "a flat token counter under running requests AND a second source"
@@ -115,7 +115,7 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
             summary = f"{culprits[0].text}, the others wait for it: {summary}"
         elif named is None and (candidates := candidates_of(snapshot)):
             summary += f" (the culprit is among ranks {', '.join(map(str, candidates))})"
-        todo = " ".join(culprit.todo for culprit in culprits[:3] if culprit.todo)
+        todo = _todo(culprits, snapshot.ranks)
         finding = RULES.finding(
             "collective.hang" if snapshot.expected.ranks != 1 else "collective.process_stuck",
             f"{summary}: {what}",
@@ -154,6 +154,15 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
             f"{snapshot.ras.address}: {snapshot.ras.polls[-1].outcome}",
             polls=[poll.outcome for poll in snapshot.ras.polls],
         )
+
+
+def _todo(culprits: Sequence[Culprit], ranks: RanksReading | None) -> str:
+    """Return what to do about the culprits; if there is none, about stopped processes without a rank (an API server)."""
+    advice = [culprit.todo for culprit in culprits[:3] if culprit.todo]
+    if not culprits and ranks is not None:
+        stopped = [row for row in ranks.processes if row.state_last == "T" and is_frozen(row)]
+        advice = [f"kill -CONT {row.pid} lets it go on." for row in stopped[:3]]
+    return " ".join(dict.fromkeys(advice))
 
 
 def _processes_read(context: CheckContext) -> bool:
@@ -221,7 +230,7 @@ def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
     if expected is not None and numbers:
         missing = sorted(set(range(expected)) - numbers)
     elif expected is not None and len(alive) < expected and ended:
-        missing = list(range(len(alive), expected))
+        gone = ended  # their numbers are not known
     names = [_name(process) for process in gone] or [f"rank {number}" for number in missing]
     if names:
         zombies = [process.pid for process in ranks.processes if process.state_last == "Z"]
@@ -285,10 +294,11 @@ def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:
                 break
         for communicator in polls[-1].communicators:
             if communicator.missing or communicator.missing_count:
-                rank = communicator.missing[0].rank if communicator.missing else "?"
+                named = communicator.missing[:1]
+                lost = f"rank {named[0].rank}" if named else count(communicator.missing_count, "rank")
                 yield Suspicion(
                     "ras_missing",
-                    f"NCCL RAS gets no answer from rank {rank}",
+                    f"NCCL RAS gets no answer from {lost}",
                     {"missing": [row.model_dump() for row in communicator.missing[:MAX_LISTED]]},
                 )
                 break
@@ -337,9 +347,10 @@ def _inside_collective(context: CheckContext) -> Iterator[Suspicion]:
     taken = [stack for stack in stacks.stacks if stack.outcome == "ok"]
     inside = [stack for stack in taken if stack.collective is not None]
     if taken and len(inside) == len(taken) and len(inside) >= min(2, context.snapshot.expected.ranks or 2):
+        names = sorted({str(stack.collective) for stack in inside})
         yield Suspicion(
             "stacks",
-            f"all {count(len(inside), 'rank')} are in {inside[0].collective}",
+            f"all {count(len(inside), 'rank')} are in {' or '.join(names)}",
             {
                 "stacks": [
                     {**stack.model_dump(include={"pid", "rank", "collective"}), "top": list(stack.frames[:6])}

@@ -42,6 +42,11 @@ RULES = Rules(
         cause="nvlink_errors", threshold="nvlink_crc_per_s",
     ),
     rule(
+        "nvlink.ber", WATCH, "a link's bit error rate after correction is high: errors are likely to follow",
+        "Plan a reset of this GPU, then have the link's connector checked.", source="NVML field 220, NVLink 5",
+        cause="nvlink_errors", threshold="nvlink_effective_ber",
+    ),
+    rule(
         "nvlink.slow", WATCH, "an active link runs below the speed of its GPU model",
         "Reset the GPU at the next quiet time.", source="NVML field 90: 26562 MB/s on H100, 53125 on NVLink 5",
         cause="nvlink_errors",
@@ -104,6 +109,7 @@ def check_nvlink(context: CheckContext) -> Iterator[Finding]:
             )
         )
     findings += _errors(context, nvml)
+    findings += _bit_errors(context, nvml)
     findings += _speed(nvml)
     yield from findings
     if missing and not findings:
@@ -200,6 +206,17 @@ def _growth(context: CheckContext, link: LinkReading, window_s: float) -> dict[s
         if grown / max(window_s, 0.001) > limits.nvlink_crc_per_s:
             found[name] = grown
     return {"link": link.index, **found} if found else {}
+
+
+def _bit_errors(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
+    """Find links that will fail: their bit error rate runs since the link came up, and grows before errors are counted."""
+    for gpu in nvml.whole_gpus:
+        rates = {link.index: link.effective_ber or 0.0 for link in gpu.links}
+        bad = {index: rate for index, rate in rates.items() if rate > context.thresholds.nvlink_effective_ber}
+        if bad:
+            worst = max(bad, key=lambda index: bad[index])
+            text = f"{count(len(bad), 'link')}, the worst is {worst} with {bad[worst]:.0e} after correction"
+            yield RULES.on_gpu(gpu, "nvlink.ber", f"high bit error rate on {text}", rates=bad)
 
 
 def _speed(nvml: NvmlReading) -> Iterator[Finding]:

@@ -30,3 +30,12 @@ def test_a_systemd_that_does_not_listen_is_no_failure(
     notify("READY=1")
     monkeypatch.delenv("NOTIFY_SOCKET")
     notify("READY=1")
+
+
+def test_a_systemd_that_does_not_read_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        for _ in range(1000):  # more than the queue of a datagram socket holds
+            notify("WATCHDOG=1")
+        assert systemd.recv(100) == b"WATCHDOG=1"

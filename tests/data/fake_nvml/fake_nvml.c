@@ -403,6 +403,7 @@ ret_t nvmlDeviceGetFieldValues(void *gpu, int count, struct field *fields)
     static const struct { unsigned id; const char *name; } nvlink5[] = {
         {208, "receive_errors"}, {211, "integrity_errors"}, {213, "recovered"}, {214, "recovery_failed"},
         {219, "effective_errors"}, {221, "symbol_errors"},
+        {220, "effective_ber"},
     };
     ENTER(gpu);
     int by_field = of_gpu(gpu, "link_fields", 1);

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,10 +29,13 @@ def reference(*flags: str) -> dict[str, Any]:
 
 
 @pytest.mark.heavy
-async def test_a_frozen_rank_of_the_reference_engine_falls_back_and_comes_back(site_with: MakeSite) -> None:
+async def test_a_frozen_rank_of_the_reference_engine_falls_back_and_comes_back(
+    site_with: MakeSite, tmp_path: Path
+) -> None:
     site = await site_with(
-        tp_engine=reference("--tensor-parallel-size", "2"),
-        fallback_engine=reference("--max-num-seqs", "16"),
+        tp_engine=reference("--tensor-parallel-size", "2", "--profiler-dir", str(tmp_path / "tp_traces")),
+        trace={"in_plans": True, "duration_s": 1, "max_trace_mib": 16},
+        fallback_engine=reference("--max-num-seqs", "16", "--profiler-dir", str(tmp_path / "traces")),
         fallback={"capture_budget_s": 10},
         restore={"hold_s": 2, "keep_fallback_warm_s": 0},
     )
@@ -55,6 +59,7 @@ async def test_a_frozen_rank_of_the_reference_engine_falls_back_and_comes_back(s
     for step in end.steps:
         print(step.outcome.step_id, f"{step.seconds:.2f} s", step.outcome.summary[:160])
     assert "passed" in summary_of(end, "validate")
+    assert data_of(end, "trace-files")["summary"]["ranks"], summary_of(end, "trace-files")
     await site.check_serving("fallback")
 
     async with site.traffic(clients=3) as seen:

@@ -15,9 +15,13 @@ from gpu_actions.loadtest.outcomes import Outcome
 from gpu_actions.loadtest.records import LogHistogram, Records
 from gpu_actions.loadtest.session import own_rows
 from gpu_actions.loadtest.statistics import (
+    MAX_SAMPLES,
     describe,
+    describe_histogram,
     order_interval,
+    percentile_rank,
     reach_confidence_percent,
+    thin_out,
     unbounded_text,
     wilson_interval,
 )
@@ -62,9 +66,97 @@ def test_intervals_of_small_samples_keep_their_coverage_because_an_end_out_of_re
     assert (above & below).mean() >= 0.935
 
 
+@pytest.mark.parametrize(
+    ("n", "share", "expected"),
+    [
+        (0, 0.5, (None, None)),
+        (1, 0.5, (None, None)),
+        (5, 0.5, (None, None)),
+        (6, 0.5, (1, 6)),  # Conover, table A3: 6 samples bound the median by their ends
+        (10, 0.5, (2, 9)),
+        (60, 0.99, (58, None)),
+        (368, 0.99, (360, 368)),
+        (2000, 0.5, (956, 1045)),
+        (2001, 0.5, (956, 1046)),
+        (2001, 0.9995, (1998, None)),
+        (2001, 0.9971, (1990, 2001)),
+        (2001, 0.9972, (1990, None)),
+        (2002, 0.0011, (None, 7)),
+        (2002, 0.0029, (1, 12)),
+    ],
+)
+def test_the_ranks_that_enclose_a_quantile(
+    n: int, share: float, expected: tuple[int | None, int | None]
+) -> None:
+    assert order_interval(n, share) == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "rank"), [(1, 0.01, 1), (10, 0.9, 9), (10, 0.91, 10), (100, 0.99, 99), (3, 0.001, 1)]
+)
+def test_the_nearest_rank_of_a_share(n: int, share: float, rank: int) -> None:
+    assert percentile_rank(n, share) == rank
+
+
+def test_a_distribution_states_its_ends_its_mean_and_how_far_they_reach() -> None:
+    found = describe([5, 3, 1, 2, 4, 6], [9.0, 7.0])
+    assert (found.count, found.censored, found.mean_ms, found.max_ms) == (8, 2, 3.5, 9.0)
+    assert found.p50.model_dump() == {
+        "value_ms": 4.0,
+        "low_ms": 1.0,
+        "high_ms": None,  # the upper end is a request that had not ended
+        "confidence_percent": 100 * (1 - 0.5**8),
+        "at_least": False,
+    }
+    assert (found.p90.value_ms, found.p90.at_least, found.p90.low_ms) == (9.0, True, 5.0)
+    closed = describe([float(value) for value in range(1, 11)])
+    assert (closed.p50.low_ms, closed.p50.high_ms, closed.max_ms, closed.mean_ms) == (2.0, 9.0, 10.0, 5.5)
+
+
+def test_a_request_that_runs_on_counts_at_least_as_much_as_the_slowest_that_ended() -> None:
+    found = describe([1.0, 80.0], [30.0])
+    assert (found.max_ms, found.p99.value_ms, found.p99.at_least) == (80.0, 80.0, True)
+    never = describe([], [30.0, 20.0])
+    assert (never.count, never.censored, never.mean_ms, never.max_ms) == (2, 2, None, 30.0)
+    assert (never.p50.value_ms, never.p50.at_least) == (20.0, True)
+
+
+def test_whole_numbers_and_text_of_numbers_are_read_as_milliseconds() -> None:
+    assert describe(numpy.array(["10", "9"])).max_ms == 10.0
+    assert describe([1.0], numpy.array(["10", "9"])).max_ms == 10.0
+    assert thin_out(["10", "9.00049"]) == (10.0, 9.0)
+
+
+def test_a_histogram_is_described_in_milliseconds() -> None:
+    histogram = LogHistogram()
+    assert describe_histogram(histogram).mean_ms is None
+    histogram.extend([0.1] * 6 + [0.4] * 4)
+    found = describe_histogram(histogram)
+    assert (found.count, found.censored) == (10, 0)
+    assert found.mean_ms == pytest.approx(220)
+    assert found.p50.value_ms == pytest.approx(100, rel=0.005)
+    assert (found.p90.value_ms, found.max_ms) == (
+        pytest.approx(400, rel=0.005),
+        pytest.approx(400, rel=0.005),
+    )
+    assert (found.p50.at_least, found.p50.low_ms) == (False, pytest.approx(100, rel=0.005))
+    assert found.p50.high_ms == pytest.approx(400, rel=0.005)
+
+
+def test_a_long_sample_is_thinned_out_evenly_and_keeps_its_ends() -> None:
+    assert thin_out([1.00049, 2.0, 3.0006]) == (1.0, 2.0, 3.001)
+    whole = [float(value) for value in range(MAX_SAMPLES)]
+    assert thin_out(whole) == tuple(whole)
+    thin = thin_out([float(value) for value in range(10 * MAX_SAMPLES)])
+    assert (len(thin), thin[0], thin[1], thin[-1]) == (MAX_SAMPLES, 0.0, 10.0, 10.0 * MAX_SAMPLES - 1)
+
+
 def test_percentiles_that_so_few_requests_cannot_bound_are_named_with_the_number_that_can() -> None:
     assert unbounded_text(describe(range(60))) == (
         "p95 and p99 cannot be bounded from above by 60 requests: p99 needs 368"
+    )
+    assert unbounded_text(describe(range(1))) == (
+        "p50 and p90 and p95 and p99 cannot be bounded from above by 1 request: p99 needs 368"
     )
     assert unbounded_text(describe(range(71))).startswith("p95 and p99 cannot")
     assert unbounded_text(describe(range(72))).startswith("p99 cannot")
@@ -133,6 +225,18 @@ def test_wilson_interval_matches_its_published_example() -> None:
     # Newcombe 1998, table I: 81 of 263
     low, high = wilson_interval(81, 263)
     assert (low, high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(0, 0, 0.0, 1.0), (0, 1, 0.0, 0.7935), (1, 1, 0.2065, 1.0), (0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0)],
+)  # fmt: skip
+def test_the_ends_of_a_wilson_interval_stay_within_0_and_1(
+    successes: int, n: int, low: float, high: float
+) -> None:
+    found = wilson_interval(successes, n)
+    assert found == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert found[0] >= 0 and found[1] <= 1
 
 
 def test_a_counter_is_summed_over_its_labels() -> None:

@@ -79,6 +79,12 @@ CASES = {
     "Blackwell errors since boot that do not grow": Case(
         (*BLACKWELL, "gpu.*.link.*.recovered=2", "gpu.*.link.*.effective_errors=9"), "healthy", "none", 0
     ),
+    "Blackwell links without bit errors": Case(
+        (*BLACKWELL, "gpu.*.link.*.effective_ber=4094"), "healthy", "none", 0  # 15e-254: none was seen
+    ),
+    "a Blackwell link with a high bit error rate": Case(
+        (*BLACKWELL, "gpu.0.link.9.effective_ber=0x30B"), "watch", "nvlink_errors", 1  # 3e-11
+    ),
     "a Blackwell link that is down": Case(
         (*BLACKWELL, "gpu.0.link.7.active=0"), "fall_back", "nvlink_partial", 1
     ),

@@ -13,10 +13,11 @@ from tests.gpu_actions.triage import (
     cases_gpus,
     cases_kernel_log,
     cases_links,
+    cases_ranks,
     cases_serving,
 )
 
-PARTS = (cases_serving, cases_crashes, cases_gpus, cases_links, cases_kernel_log, cases_deep)
+PARTS = (cases_serving, cases_ranks, cases_crashes, cases_gpus, cases_links, cases_kernel_log, cases_deep)
 CASES: dict[str, tuple[Any, ...]] = {name: case for part in PARTS for name, case in part.CASES.items()}
 assert len(CASES) == sum(len(part.CASES) for part in PARTS), "two cases have one name"
 

@@ -25,6 +25,10 @@ def grown(counter: str, before: int, after: int, *, number: int = 7) -> NvmlRead
     return links({number: {"first": errors, "last": make.ERRORS | {counter: after}}})
 
 
+def bit_errors(before: int, after: int) -> dict[str, Any]:
+    return {"first": {"effective_ber": before}, "last": {"effective_ber": after}}
+
+
 def of_model(name: str, **changes: Any) -> NvmlReading:
     """Return eight GPUs of another model."""
     base = make.nvml()
@@ -212,6 +216,14 @@ CASES: dict[str, tuple[Any, ...]] = {
         lambda: make.healthy(nvml=grown("crc", 21, 322).model_copy(update={"window_s": None})),
         "watch",
         "nvlink_errors",
+    ),
+    "two links whose bit error rate grew": (
+        lambda: make.healthy(nvml=links({3: bit_errors(0x40D, 0x20B), 5: {"first": {"effective_ber": 0x70B}}})),
+        "watch",
+        "nvlink_errors",
+    ),
+    "a link at the limit of its bit error rate": (
+        lambda: make.healthy(nvml=links({3: {"last": {"effective_ber": 0x10C}}})), "healthy", "none"
     ),
     "a link at 94 % of its speed": (
         lambda: make.healthy(nvml=links({3: {"speed_mbps": 24968}, 4: {"speed_mbps": 20000}})),

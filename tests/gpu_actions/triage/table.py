@@ -2,7 +2,7 @@
 judged case, word for word: `python -m tests.gpu_actions.triage.table`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpu_actions.models import Verdict
@@ -61,12 +61,13 @@ def says_of(name: str, verdict: Verdict, usual: Verdict) -> str:
     return "\n".join(lines)
 
 
-def says() -> list[str]:
-    """Return what triage says of each judged case, the healthy host first and in full."""
+def says() -> Iterator[str]:
+    """Yield what triage says of each judged case, the healthy host first and in full."""
     usual = judge_case("a host that serves")
     nothing = usual.model_copy(update={"findings": ()})
-    texts = [says_of("a healthy host, with the findings that all others share", usual, nothing)]
-    return texts + [says_of(name, judge_case(name), usual) for name in CASES]
+    yield says_of("a healthy host, with the findings that all others share", usual, nothing)
+    for name in CASES:
+        yield says_of(name, judge_case(name), usual)
 
 
 if __name__ == "__main__":

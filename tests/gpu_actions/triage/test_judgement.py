@@ -33,11 +33,12 @@ def test_a_host_in_this_state_gets_this_verdict_and_cause(name: str) -> None:
 def test_triage_says_of_each_host_word_for_word_what_was_agreed() -> None:
     """Every text and figure is read at 3 a.m.; a change shows in the difference of the file."""
     agreed = SAYS.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
-    for said, before in zip(says(), agreed, strict=False):
-        assert said == before, (
+    said = says()
+    for before in agreed:
+        assert next(said, "") == before, (
             f"if it is meant: python -m tests.gpu_actions.triage.table, and read {SAYS.name}"
         )
-    assert len(says()) == len(agreed), "run make docs"
+    assert next(said, "") == "", "run make docs"
 
 
 def test_a_snapshot_is_judged_the_same_after_a_round_trip_through_json() -> None:
