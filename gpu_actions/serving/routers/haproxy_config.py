@@ -16,7 +16,13 @@ from pydantic import Field, model_validator
 
 from gpu_actions.serving.interfaces import SERVER_HEADER, RouterError
 from gpu_actions.serving.routers.base import BackPressure, RoutedHost, RouterConfig
-from gpu_actions.serving.routers.haproxy_log import LOG_FORMAT, MARK_PATH, MARK_STATUS, OWN_AGENT
+from gpu_actions.serving.routers.haproxy_log import (
+    CLIENT_LEFT_STATUS,
+    LOG_FORMAT,
+    MARK_PATH,
+    MARK_STATUS,
+    OWN_AGENT,
+)
 from gpu_actions.system.urls import port_of
 
 CONFIG_NAME = "haproxy.cfg"
@@ -158,6 +164,7 @@ def render_config(
         "log_format": LOG_FORMAT,
         "mark_path": MARK_PATH,
         "mark_status": MARK_STATUS,
+        "client_left_status": CLIENT_LEFT_STATUS,
         "own_agent": OWN_AGENT,
         "server_header": SERVER_HEADER,
         "backend": router.backend,

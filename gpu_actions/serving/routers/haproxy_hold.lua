@@ -1,6 +1,7 @@
 -- Hold new requests for a while: until the hold ends, is given back, or a request has waited long enough.
 -- The map hold.map has `until_ms` (Unix time; 0: no hold), `limit` (requests that may wait) and `wait_ms` (for one of them).
--- The transaction variable `hold` is `full` or `timeout` for a request that must be refused.
+-- The transaction variable `hold` is `full` or `timeout` for a request that must be refused, and stays `waiting` for one whose client left:
+-- HAProxy then ends this action and goes on with the rules.
 
 local POLL_MS = 40
 -- A request that has not asked for this long has gone: its client left.
@@ -13,6 +14,11 @@ local numbers = 0
 local function now_ms()
   local now = core.now()
   return now.sec * 1000 + math.floor(now.usec / 1000)
+end
+
+-- The time of day. HAProxy's own time, above, stands still while the process waits for a processor: on a busy machine it is late.
+local function clock_ms(txn)
+  return tonumber(txn.f:date(0, "ms"))
 end
 
 local function setting(name)
@@ -29,16 +35,20 @@ end
 
 core.register_action("hold", { "http-req" }, function(txn)
   local began = now_ms()
-  if began >= setting("until_ms") then return end
+  if clock_ms(txn) >= setting("until_ms") then return end
   if waiting() >= setting("limit") then
     txn:set_var("txn.hold", "full")
     return
   end
+  txn:set_var("txn.hold", "waiting")
   numbers = numbers + 1
   local number = numbers
   while true do
     local now = now_ms()
-    if now >= setting("until_ms") then break end
+    if clock_ms(txn) >= setting("until_ms") then
+      txn:set_var("txn.hold", "released")
+      break
+    end
     if now - began >= setting("wait_ms") then
       txn:set_var("txn.hold", "timeout")
       break

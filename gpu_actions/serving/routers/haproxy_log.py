@@ -36,6 +36,8 @@ END, STARTED, ADOPTED, LOST = "end_ms", "started_ms", "adopted_ms", "lost_lines"
 
 BLOCK_BYTES = 1 << 20
 NO_SERVER = "<NOSRV>"
+CLIENT_LEFT_STATUS = 499
+"""Of a request whose client left while it was held; nobody receives it. The number is nginx's."""
 REFUSALS = (429, 503)
 ANSWERED = 200
 FAULTS = frozenset({"error", "aborted", "unended", "empty"})
@@ -161,7 +163,7 @@ def served_answer(line: dict[str, Any]) -> ServedAnswer | None:
 
 
 def _ending(status: int, end: str, answer: str = "") -> Ending:
-    if end[0] in "Cc":
+    if end[0] in "Cc" or status == CLIENT_LEFT_STATUS:
         return Ending.CLIENT_LEFT
     if status in REFUSALS:
         return Ending.REFUSED

@@ -78,6 +78,7 @@ async def test_a_request_does_not_wait_longer_than_its_limit_although_the_hold_i
 
 async def test_a_client_that_leaves_while_it_is_held_frees_its_place(make_router: MakeRouter) -> None:
     site, router = await make_router()
+    began = time.time()
     await router.hold(wait_s=60, limit=2)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         for _ in range(2):
@@ -86,7 +87,8 @@ async def test_a_client_that_leaves_while_it_is_held_frees_its_place(make_router
                     pass
         await holding(router, 0)
     await router.release()
-    assert site.tp.served == 0
+    assert not site.tp.arrivals, "nobody waits for its answer any more"
+    assert (await router.requests(began, time.time())).client_left == 2
 
 
 async def test_a_router_that_restarts_holds_for_as_long_and_no_longer(make_router: MakeRouter) -> None:
