@@ -6,6 +6,7 @@ WORKERS ?= 3
 # Needs exactly the torch version of constraints.txt; upgrade both together.
 VLLM ?= 0.32.0
 MUTMUT ?= 3.8.1
+MOTO ?= 5.2.5
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-heavy test-vllm mutation lint format typecheck bench docs clean
@@ -18,8 +19,13 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "gpu-oncall needs Python 3.11 or newer; $(PYTHON) is older. Set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,postgres,mcp]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,postgres,mcp,buckets]'
 	@touch $@
+
+# An S3 server for the tests. In its own environment: its SDK pins older versions of what we use.
+var/moto/bin/moto_server:
+	$(PYTHON) -m venv var/moto
+	var/moto/bin/pip install --quiet --disable-pip-version-check "moto[server]==$(MOTO)"
 
 setup: $(STAMP)  ## make .venv, and install HAProxy if it is missing
 	@deploy/packages.sh haproxy
@@ -27,7 +33,7 @@ setup: $(STAMP)  ## make .venv, and install HAProxy if it is missing
 demo: setup  ## workspace + demonstration host + bot, on this machine; Ctrl-C stops it, the next start continues
 	@$(BIN)/gpu-oncall demo
 
-test: setup lint typecheck  ## lint, types and all tests except those marked heavy
+test: setup lint typecheck var/moto/bin/moto_server  ## lint, types and all tests except those marked heavy
 	@deploy/packages.sh chromium gcc postgresql
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 12
 

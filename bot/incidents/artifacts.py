@@ -5,10 +5,13 @@ folder (mode 0600), unless the settings provide one.
 """
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import hmac
 import re
 import secrets
+import shutil
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -17,6 +20,7 @@ import sqlalchemy as sa
 import structlog
 
 from bot.incidents.artifact_backends import backend_for
+from bot.incidents.artifact_outbox import Outbox
 from bot.settings.model import Settings
 from bot.store.records import ArtifactRecord, IncidentStatus, RunRecord, UserError
 from bot.store.row_to_record import artifact_record
@@ -31,6 +35,9 @@ SECRET_FILE = "link-secret"  # noqa: S105  (the name of the file, not the secret
 SIGNATURE_CHARACTERS = 32
 BLOCK_BYTES = 1024 * 1024
 ROWS_AT_ONCE = 500
+REFUSED_KEPT_S = 7 * 86_400.0
+SPARE_BYTES = 64 * 2**20
+"""A full disk is left this much when what it refused is stored at last."""
 _SAFE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}$")
 
 
@@ -48,7 +55,13 @@ class ArtifactStore:
         self._max_total_bytes = settings.artifacts.max_total_gib * 2**30
         self._link_s = settings.web.link_days * 86_400
         self._public_url = settings.public_url
-        self._backend = backend_for(settings.artifacts.url or str(settings.state_dir / "artifacts"))
+        url = settings.artifacts.url or str(settings.state_dir / "artifacts")
+        self._backend = backend_for(url, endpoint=settings.artifacts.endpoint)
+        self.outbox = (
+            Outbox(settings.state_dir / "outbox", self._backend) if self._backend.is_remote else None
+        )
+        self._inbox = self.outbox.folder if self.outbox is not None else self._backend
+        self._given_up: set[int] = set()
         configured = settings.web.link_secret.get_secret_value().encode()
         self._secret = configured or _stored_secret(settings.state_dir / SECRET_FILE)
 
@@ -106,14 +119,18 @@ class ArtifactStore:
                 f"`gpu-oncall links {run_id}` on the bot's host prints new links."
             )
         try:
-            return artifact_record(row), self._backend.open(path, "rb")
+            return artifact_record(row), self._open(path)
         except FileNotFoundError:
-            raise UserError("This file is missing from the artifact store.") from None
+            raise UserError(
+                "This file is missing from the artifact store, or its host has not uploaded it yet."
+            ) from None
+        except OSError as error:
+            raise UserError(f"The artifact store does not answer: {error}. Try again in a minute.") from error
 
     def read(self, record: ArtifactRecord) -> bytes:
         """Return the content of a stored file, or nothing if it is gone."""
         try:
-            with self._backend.open(_path(record.run_id, record.step_id, record.artifact.name), "rb") as file:
+            with self._open(_path(record.run_id, record.step_id, record.artifact.name)) as file:
                 return file.read()
         except (OSError, ArtifactRefused):
             return b""
@@ -133,7 +150,15 @@ class ArtifactStore:
             if row.stored_at >= now - self._retention_s and excess <= 0:
                 continue
             if row.url:
-                self._backend.remove(_path(row.run_id, row.step_id, row.name))
+                path = _path(row.run_id, row.step_id, row.name)
+                try:
+                    self._inbox.remove(path)
+                    self._backend.remove(path)
+                except OSError as error:
+                    log.warning(
+                        "an old artifact could not be removed; tried again later", path=path, error=str(error)
+                    )
+                    continue
                 excess -= _size(row)
             removed.append(row.id)
         with self._store.database.write() as connection:
@@ -141,6 +166,74 @@ class ArtifactStore:
                 these = artifacts.c.id.in_(removed[first : first + ROWS_AT_ONCE])
                 connection.execute(artifacts.update().where(these).values(swept_at=now))
         return len(removed)
+
+    def deliver(self) -> int:
+        """Upload what waits, and store what could not be stored before. Return how many files arrived.
+
+        A file that does not arrive stays on this machine and is tried again; the run's timeline says so once, and says when
+        it has arrived.
+        """
+        arrived = self._store_refused()
+        for path, problem, is_news in self.outbox.upload() if self.outbox is not None else ():
+            run_id, step_id, name = path.split("/", 2)
+            if problem and is_news:
+                text = f"{name} is not in the artifact store yet: {problem}; kept on this machine and tried again"
+                self._note(run_id, "artifact.waiting", text, step=step_id, name=name)
+            elif not problem:
+                arrived += 1
+                if is_news:
+                    self._note(
+                        run_id,
+                        "artifact.uploaded",
+                        f"{name} is in the artifact store now",
+                        step=step_id,
+                        name=name,
+                    )
+        return arrived
+
+    def _store_refused(self) -> int:
+        """Store the files that were refused, such as those of a full disk, if they are still as their step described them."""
+        since = self._store.clock() - REFUSED_KEPT_S
+        query = artifacts.select().where(
+            artifacts.c.url == "", artifacts.c.swept_at.is_(None), artifacts.c.stored_at > since
+        )
+        with self._store.database.read() as connection:
+            rows = connection.execute(query).all()
+        stored = 0
+        for record in map(artifact_record, rows):
+            path = record.artifact.path
+            if (
+                record.id in self._given_up
+                or record.artifact.size_bytes > self._max_bytes
+                or not path.is_file()
+            ):
+                continue
+            if shutil.disk_usage(path.parent).free < record.artifact.size_bytes + SPARE_BYTES:
+                continue
+            try:
+                self._copy(record.run_id, record.step_id, record.artifact)
+            except ArtifactRefused:
+                self._given_up.add(record.id)  # it has changed since
+                continue
+            except OSError:
+                continue
+            url = self.link(record.run_id, record.step_id, record.artifact.name)
+            self._record(record.run_id, record.step_id, record.artifact, url, "")
+            stored += 1
+        return stored
+
+    def _note(self, run_id: str, kind: str, text: str, **data: str) -> None:
+        with self._store.change(run_id) as change:
+            change.record(kind, text, data=data)
+
+    def _open(self, path: str) -> IO[bytes]:
+        """Open a stored file, from this machine if it waits there for its upload."""
+        try:
+            return self._inbox.open(path, "rb")
+        except FileNotFoundError:
+            if self._inbox is self._backend:
+                raise
+            return self._backend.open(path, "rb")
 
     def _copy(self, run_id: str, step_id: str, artifact: Artifact) -> None:
         path = _path(run_id, step_id, artifact.name)
@@ -151,18 +244,28 @@ class ArtifactStore:
             )
         digest = hashlib.sha256()
         size = 0
-        with artifact.path.open("rb") as source, self._backend.open(f"{path}.part", "wb") as target:
-            while block := source.read(BLOCK_BYTES):
-                digest.update(block)
-                size += len(block)
-                target.write(block)
+        try:
+            with artifact.path.open("rb") as source, self._inbox.open(f"{path}.part", "wb") as target:
+                while block := source.read(BLOCK_BYTES):
+                    digest.update(block)
+                    size += len(block)
+                    target.write(block)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._inbox.remove(f"{path}.part")
+            if error.errno == errno.ENOSPC:
+                raise ArtifactRefused(
+                    f"{artifact.name} is not stored, because the disk is full; it stays at {artifact.path} and is stored "
+                    "once there is space: free some"
+                ) from error
+            raise
         if digest.hexdigest() != artifact.sha256 or size != artifact.size_bytes:
-            self._backend.remove(f"{path}.part")
+            self._inbox.remove(f"{path}.part")
             raise ArtifactRefused(
                 f"{artifact.name} is not the file that the step described: its sha256 is {digest.hexdigest()[:12]} "
                 f"instead of {artifact.sha256[:12]}, so it has changed since"
             )
-        self._backend.rename(f"{path}.part", path)
+        self._inbox.rename(f"{path}.part", path)
 
     def _record(
         self, run_id: str, step_id: str, artifact: Artifact, url: str, problem: str

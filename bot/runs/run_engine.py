@@ -38,6 +38,7 @@ ProcessRole = Literal["all", "worker", "bot"]
 WATCH_PERIOD_S = 60.0
 RECOVERY_S = 15.0
 SWEEP_PERIOD_S = 3600.0
+DELIVER_PERIOD_S = 15.0
 MIN_AGE_S = 10.0
 """A younger run may be between its row and its workflow. At launch nothing else can be starting it, so its age is ignored."""
 
@@ -60,6 +61,7 @@ class RunEngine:
         self._store = store
         self._plan_phase = PlanPhase(store, planner)
         self._approval_wait = ApprovalWait(store, planner)
+        self._artifacts = artifacts
         self._executor = HostExecutor(store, artifacts=artifacts, hosts=hosts)
         self._lock = ProcessLock(settings.state_dir)
         self._start: StartWorkflow | None = None
@@ -92,6 +94,7 @@ class RunEngine:
             DBOS.launch()  # in the thread of this loop, so that DBOS runs every workflow on it
             await self.repair(min_age_s=0)
             self._tasks.append(asyncio.create_task(self._watch()))
+            self._tasks.append(asyncio.create_task(self._deliver()))
             self.accepts_requests = True
         except BaseException:
             await self.close()
@@ -184,6 +187,15 @@ class RunEngine:
                     await self.sweep()
             except Exception:
                 log.exception("the watchdog over stranded runs failed; it will try again")
+
+    async def _deliver(self) -> None:
+        """Bring the files of this host to the artifact store, beside the runs."""
+        while True:
+            await asyncio.sleep(DELIVER_PERIOD_S)
+            try:
+                await asyncio.to_thread(self._artifacts.deliver)
+            except Exception:
+                log.exception("delivering artifacts failed; it will be tried again")
 
     async def sweep(self) -> None:
         """Remove what ended runs leave on this host: the engine's rows of them, and their folders."""

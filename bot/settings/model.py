@@ -118,6 +118,9 @@ class ArtifactSettings(Frozen):
     """Where the files of runs are kept. `url` is a folder or a URL; docs/runs.md lists the kinds."""
 
     url: str = Field(default="", description="empty: the folder `artifacts` in the state folder")
+    endpoint: str = Field(
+        default="", description="of an S3 server other than Amazon's, such as `http://minio:9000`"
+    )
     retention_days: float = Field(default=30, gt=0)
     max_total_gib: float = Field(
         default=50,

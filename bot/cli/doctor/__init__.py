@@ -17,7 +17,7 @@ from bot.cli.doctor.hosts import (
     check_units,
 )
 from bot.cli.doctor.links import check_links
-from bot.cli.doctor.machine import check_nvml, check_py_spy, check_state_dir
+from bot.cli.doctor.machine import check_artifacts, check_nvml, check_py_spy, check_state_dir
 from bot.cli.doctor.roles import check_roles
 from bot.cli.doctor.slack import check_slack
 from bot.hosts import Hosts
@@ -29,6 +29,7 @@ from gpu_actions.serving.setup_checks import SetupCheck
 CHECKS: tuple[Callable[[Settings], Awaitable[list[SetupCheck]]], ...] = (
     check_slack,
     check_state_dir,
+    check_artifacts,
     check_roles,
     check_links,
     check_py_spy,

@@ -1,16 +1,21 @@
 """This machine: the state folder, its disk, and the tools that read evidence."""
 
+import asyncio
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from bot.incidents.artifact_backends import backend_for
+from bot.incidents.artifact_outbox import Outbox
 from bot.settings.model import Settings
 from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
 from gpu_actions.system.processes import run_process
 
 GIB = 1024**3
 NVML_TIMEOUT_S = 20
+PROBE = "doctor/check/probe"
+PROBE_CONTENT = b"gpu-oncall doctor\n"
 COUNT_GPUS = "import pynvml; pynvml.nvmlInit(); print(pynvml.nvmlDeviceGetCount())"
 
 
@@ -31,6 +36,31 @@ async def check_state_dir(settings: Settings) -> list[SetupCheck]:
         fix = "free some space: evidence and artifacts are written there"
         return [writable, failed("disk", f"{free_gib:.1f} GiB free, {needed_gib:g} GiB needed", fix)]
     return [writable, ok("disk", f"{free_gib:.1f} GiB free at {folder}")]
+
+
+async def check_artifacts(settings: Settings) -> list[SetupCheck]:
+    """Check that a remote artifact store keeps a small file and returns it, and whether files wait for their upload."""
+    url = settings.artifacts.url
+    if not url or not (backend := backend_for(url, endpoint=settings.artifacts.endpoint)).is_remote:
+        return []
+
+    def keep_and_return() -> bool:
+        with backend.open(PROBE, "wb") as file:
+            file.write(PROBE_CONTENT)
+        with backend.open(PROBE, "rb") as file:
+            same = file.read() == PROBE_CONTENT
+        backend.remove(PROBE)
+        return same
+
+    waiting = len(Outbox(settings.state_dir / "outbox", backend).waiting())
+    kept = f"; {waiting} file(s) wait on this machine" if waiting else ""
+    fix = "check artifacts.url, artifacts.endpoint, and the keys in the bot's environment; nothing is lost meanwhile"
+    try:
+        if await asyncio.to_thread(keep_and_return):
+            return [ok("artifacts.url", f"{url} keeps a file and returns it{kept}")]
+        return [failed("artifacts.url", f"{url} returns something else than it was given{kept}", fix)]
+    except OSError as error:
+        return [failed("artifacts.url", f"{url} does not keep files: {str(error)[:200]}{kept}", fix)]
 
 
 async def check_py_spy(settings: Settings) -> list[SetupCheck]:

@@ -3,11 +3,12 @@
 from bot.incidents.artifact_backends.base import ArtifactBackend
 from bot.incidents.artifact_backends.folder import FolderBackend
 from bot.incidents.artifact_backends.fsspec_url import FsspecBackend
+from bot.incidents.artifact_backends.object_store import ObjectStoreBackend
 
-BACKENDS: tuple[type[ArtifactBackend], ...] = (FolderBackend, FsspecBackend)
+BACKENDS: tuple[type[ArtifactBackend], ...] = (FolderBackend, ObjectStoreBackend, FsspecBackend)
 """The first one that accepts the URL of the settings is used."""
 
 
-def backend_for(url: str) -> ArtifactBackend:
+def backend_for(url: str, *, endpoint: str = "") -> ArtifactBackend:
     """Return the backend for a folder or a URL such as `s3://bucket/prefix`. Opens no connection."""
-    return next(kind(url) for kind in BACKENDS if kind.accepts(url))
+    return next(kind(url, endpoint=endpoint) for kind in BACKENDS if kind.accepts(url))

@@ -1,7 +1,7 @@
 """The interface of artifact backends."""
 
 from abc import ABC, abstractmethod
-from typing import IO, Literal
+from typing import IO, ClassVar, Literal
 
 
 class ArtifactBackend(ABC):
@@ -14,8 +14,11 @@ class ArtifactBackend(ABC):
         backend.rename("fb-7k2m/capture/log.txt.part", "fb-7k2m/capture/log.txt")
     """
 
+    is_remote: ClassVar[bool] = False
+    """True if files are first kept on this machine and uploaded in the background."""
+
     @abstractmethod
-    def __init__(self, url: str) -> None: ...
+    def __init__(self, url: str, *, endpoint: str = "") -> None: ...
 
     @staticmethod
     @abstractmethod

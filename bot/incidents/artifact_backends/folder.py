@@ -7,12 +7,19 @@ from bot.incidents.artifact_backends.base import ArtifactBackend
 
 
 class FolderBackend(ArtifactBackend):
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, endpoint: str = "") -> None:
         self._root = Path(url.removeprefix("file://"))
 
     @staticmethod
     def accepts(url: str) -> bool:
         return "://" not in url or url.startswith("file://")
+
+    def names(self) -> list[str]:
+        """Return the paths of all complete files, oldest first."""
+        files = [file for file in self._root.rglob("*") if file.is_file() and not file.name.endswith(".part")]
+        return [
+            str(file.relative_to(self._root)) for file in sorted(files, key=lambda file: file.stat().st_mtime)
+        ]
 
     def open(self, path: str, mode: Literal["rb", "wb"]) -> IO[bytes]:
         file = self._root / path
