@@ -182,6 +182,20 @@ def golden_record(
     )
 
 
+@app.command()
+def runbook(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="the file; else `runbook` of the settings, else the terminal"),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Render the team's runbook from the plans as they are, with what was last run and drilled, and proposals."""
+    from bot.cli.runbook import write_runbook
+
+    raise typer.Exit(write_runbook(_settings(config), output))
+
+
 @incident_app.command("report")
 def incident_report(
     incident_id: Annotated[

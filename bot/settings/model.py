@@ -263,6 +263,10 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         default=Path("/var/lib/gpu-oncall"), description="database, locks, units, run folders"
     )
+    runbook: Path | None = Field(
+        default=None,
+        description="the team's runbook, which `gpu-oncall runbook` writes and `doctor` compares",
+    )
     database_url: str = Field(
         default="", description="empty: SQLite in the state folder; or postgresql://..."
     )

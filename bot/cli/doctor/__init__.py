@@ -19,6 +19,7 @@ from bot.cli.doctor.hosts import (
 from bot.cli.doctor.links import check_links
 from bot.cli.doctor.machine import check_artifacts, check_nvml, check_py_spy, check_state_dir
 from bot.cli.doctor.roles import check_roles
+from bot.cli.doctor.runbook import check_runbook
 from bot.cli.doctor.slack import check_slack
 from bot.hosts import Hosts
 from bot.settings.model import Settings
@@ -32,6 +33,7 @@ CHECKS: tuple[Callable[[Settings], Awaitable[list[SetupCheck]]], ...] = (
     check_artifacts,
     check_roles,
     check_links,
+    check_runbook,
     check_py_spy,
     check_nvml,
 )
