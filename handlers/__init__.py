@@ -8,6 +8,7 @@ Every listener acknowledges before it looks anything up.
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from slack_bolt.async_app import AsyncAck, AsyncApp, AsyncBoltContext, AsyncRespond
@@ -20,7 +21,19 @@ from bot.settings.load import SettingsError
 from bot.settings.model import SlackSettings
 from bot.store.records import Person, UserError
 from gpu_actions.registry import actions
-from handlers import approvals, buttons, command, drill, gpu, home, incident, loadtest, mentions, modals
+from handlers import (
+    approvals,
+    buttons,
+    command,
+    drill,
+    gpu,
+    home,
+    incident,
+    loadtest,
+    mentions,
+    modals,
+    reactions,
+)
 from handlers.arguments import did_you_mean
 from handlers.call import Call, Request, ephemeral_answer, guarded, renamed_answer, respond_answer
 from handlers.command import Command, action_command
@@ -91,6 +104,7 @@ def register(app: AsyncApp, services: Services) -> None:
     app.action(re.compile(r".*"))(listener(_button, _unknown_button))
     app.event("app_mention")(listener(_mention, mention))
     app.event("app_home_opened")(listener(_home_tab, home_opened))
+    app.event("reaction_added")(listener(partial(_reaction, services), reactions.record))
     app.event({"type": "message", "subtype": None})(listener(_direct_message, mention))
     app.event("message")(_ignore)
 
@@ -196,6 +210,22 @@ def _mention(body: Body) -> Request | None:
 def _direct_message(body: Body) -> Request | None:
     """Read a message to the bot alone as a mention; every other message of a channel is not for the bot."""
     return _mention(body) if body["event"].get("channel_type") == "im" else None
+
+
+def _reaction(services: Services, body: Body) -> Request | None:
+    """Read the reaction that records a message; every other reaction is not for the bot."""
+    event = body["event"]
+    item, wanted = event.get("item") or {}, services.settings.slack.record_reaction
+    if not wanted or event.get("reaction") != wanted or item.get("type") != "message":
+        return None
+    return Request(
+        person=Person(id=str(event["user"])),
+        channel=str(item["channel"]),
+        key=f"event:{body.get('event_id') or event.get('event_ts')}",
+        what=f"your reaction :{wanted}:",
+        text=str(item["ts"]),
+        sent_at=float(event["event_ts"]),
+    )
 
 
 def _home_tab(body: Body) -> Request | None:

@@ -44,6 +44,20 @@ def press(
     )
 
 
+@app.command("react")
+def react(
+    name: Annotated[str, typer.Argument(help="the reaction, such as memo")],
+    ts: Annotated[str, typer.Option(help="ts of the message")],
+    user: UserOption = "oncall",
+    channel: ChannelOption = "incidents",
+    url: UrlOption = DEFAULT_WORKSPACE,
+) -> None:
+    """Put a reaction on a message."""
+    from demo.workspace import terminal
+
+    raise typer.Exit(asyncio.run(terminal.react(url, user=user, channel=channel, ts=ts, name=name)))
+
+
 @app.command("faults")
 def faults(
     switches: Annotated[

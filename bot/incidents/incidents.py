@@ -10,6 +10,8 @@ from bot.store.records import IncidentRecord, IncidentStatus, Person, Place, Tim
 from bot.store.schema import incidents
 from bot.store.store import Store, new_id
 
+QUOTE = "message"
+"""A person's message that was taken into the record."""
 ROOM = "incident.room"
 """The kind of the timeline entries about an incident's own channel."""
 
@@ -98,6 +100,16 @@ class Incidents:
         if not text.strip():
             raise UserError("There is nothing to note: say what happened.")
         self._store.audit.record(self._entry(incident_id, incident.host, by, "note", text.strip()))
+
+    def quote(self, incident_id: str, *, by: Person, text: str, ts: str, chosen_by: str) -> bool:
+        """Record a person's message that others chose. Return False if it is in the record already."""
+        incident = self._existing(incident_id)
+        if any(one.kind == QUOTE and one.data.get("ts") == ts for one in self.timeline(incident_id)):
+            return False
+        self._store.audit.record(
+            self._entry(incident_id, incident.host, by, QUOTE, text, ts=ts, chosen_by=chosen_by)
+        )
+        return True
 
     def decide(self, incident_id: str, *, by: Person, what: str, text: str, **data: str) -> None:
         """Record something about the incident itself: `severity`, `lead`, `scribe`, `report`. The last one counts."""

@@ -21,6 +21,7 @@ _MARK = re.compile(r"<!-- plan: (\S+ \S+) -->")
 _TOKEN = re.compile(r"(?<![\w:/.-])(?:/(?:[\w.+@-]+/)*[\w.+@-]+|--[a-z][a-z0-9-]+)")
 _OF_A_RUN = re.compile(r"\b[a-z]{2}-[a-z0-9]{4,}\b|/tmp/|\d{4,}")
 TODO = {
+    "slower": "find out why it is slower than last time",
     "slow": "find out what slows it, or state the longer time here",
     "failed": "mend what it failed on, or say here what to do then",
     "warning": "mend what it warned of, or say here that it is expected",

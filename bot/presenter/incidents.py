@@ -101,6 +101,10 @@ def noted(incident: IncidentRecord, text: str) -> Message:
     return plain(f":white_check_mark: Noted in {code(incident.id)}: {one_line(text, 300)}")
 
 
+def quoted(incident: IncidentRecord, text: str) -> Message:
+    return plain(f":memo: Recorded in {code(incident.id)}: {one_line(text, 300)}")
+
+
 def status(
     incident: IncidentRecord | None, host: str, runs: Sequence[RunRecord], context: RenderContext
 ) -> Message:

@@ -39,6 +39,11 @@ class SlackSettings(Frozen):
         default=("responder", "approver"),
         description="roles whose people are invited to the channel of an incident",
     )
+    record_reaction: str = Field(
+        default="memo",
+        pattern=r"^[a-z0-9_+'-]*$",
+        description="this reaction takes a person's message into the incident's record; empty: none does",
+    )
     commands: dict[str, str] = Field(
         default_factory=dict, description="new names for commands that clash: {triage = 'gpu-triage'}"
     )

@@ -46,6 +46,7 @@ EVENT_SCOPES = {
     "app_home_opened": (),
     "app_mention": ("app_mentions:read",),
     "message.im": ("im:history",),
+    "reaction_added": ("reactions:read",),
 }
 
 

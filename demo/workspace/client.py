@@ -78,6 +78,10 @@ class WorkspaceClient:
         body = {"user": user, "channel": channel, "text": text, "thread_ts": thread}
         return await self._act("/client/say", body)
 
+    async def react(self, user: str, channel: str, ts: str, name: str) -> ActResult:
+        """Put the reaction `name` on a message as `user`. Raises WorkspaceError."""
+        return await self._act("/client/react", {"user": user, "channel": channel, "ts": ts, "name": name})
+
     async def press(
         self,
         user: str,

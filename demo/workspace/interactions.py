@@ -99,6 +99,28 @@ class Interactions:
                     self._socket_mode.deliver_event(event)
         return ActResult(ok=True, kind="message", ts=message.ts)
 
+    async def react(self, *, user: str, channel: str, ts: str, name: str) -> ActResult:
+        """Put a reaction on a message as `user`. Raises ActError for an unknown message, or one that has it already."""
+        person, place = self._who_and_where(user, channel)
+        message = self._state.public_message(place.id, ts)
+        if message is None:
+            raise ActError(f"there is no message {ts} in {place.name or 'this conversation'}", 404)
+        entry = next((found for found in message.reactions if found["name"] == name), None)
+        if entry is None:
+            entry = {"name": name, "users": [], "count": 0}
+            message.reactions.append(entry)
+        if person.id in entry["users"]:
+            raise ActError(f"{person.name} has put :{name}: there already")
+        entry["users"].append(person.id)
+        entry["count"] += 1
+        self._state.save_message(message)
+        app = self._state.team.app
+        wanted = (app.events is None or "reaction_added" in app.events) and "reactions:read" in app.scopes
+        if wanted and self._state.bot_user in place.members:
+            event = payloads.reaction(self._state, person.id, place, message, name)
+            self._socket_mode.deliver_event(event)
+        return ActResult(ok=True, kind="reaction", ts=ts)
+
     def _subscribes(self, kind: str, place: Channel) -> bool:
         """Return True if the app asked for this event and has its scope."""
         app = self._state.team.app

@@ -52,6 +52,7 @@ class PageRoutes:
             web.get("/client/messages", self._messages),
             web.post("/client/say", _act(self._say)),
             web.post("/client/press", _act(self._press)),
+            web.post("/client/react", _act(self._react)),
             web.post("/client/view", _act(self._submit_view)),
             web.post("/client/view/close", _act(self._close_view)),
             web.post("/client/home", _act(self._open_home)),
@@ -197,6 +198,9 @@ class PageRoutes:
             return asdict(await self._interactions.press_view(**texts, block_id=block_id, selected=selected))
         texts = _texts(body, "user", "channel", "ts", "action_id")
         return asdict(await self._interactions.press(**texts, block_id=block_id, selected=selected))
+
+    async def _react(self, request: web.Request, body: JsonObject) -> JsonObject:
+        return asdict(await self._interactions.react(**_texts(body, "user", "channel", "ts", "name")))
 
     async def _submit_view(self, request: web.Request, body: JsonObject) -> JsonObject:
         values = body["values"] if isinstance(body.get("values"), dict) else {}

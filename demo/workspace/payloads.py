@@ -116,6 +116,19 @@ def message_event(state: State, kind: str, channel: Channel, message: Message) -
     return _event(state, event, is_shared=channel.is_shared)
 
 
+def reaction(state: State, user_id: str, channel: Channel, message: Message, name: str) -> JsonObject:
+    """Build the `reaction_added` event."""
+    event: JsonObject = {
+        "type": "reaction_added",
+        "user": user_id,
+        "reaction": name,
+        "item_user": message.user,
+        "item": {"type": "message", "channel": channel.id, "ts": message.ts},
+        "event_ts": f"{time.time():.6f}",
+    }
+    return _event(state, event)
+
+
 def _event(state: State, event: JsonObject, *, is_shared: bool = False) -> JsonObject:
     enterprise = {"enterprise_id": None, "is_enterprise_install": False}
     bot = {"team_id": state.team.id, "user_id": state.bot_user, "is_bot": True}

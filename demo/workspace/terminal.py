@@ -33,6 +33,11 @@ async def say(url: str, *, user: str, channel: str, text: str, thread: str | Non
     return await _run(url, lambda client: client.say(user, channel, text, thread))
 
 
+async def react(url: str, *, user: str, channel: str, ts: str, name: str) -> int:
+    """Put a reaction on a message. Return the exit code."""
+    return await _run(url, lambda client: client.react(user, channel, ts, name))
+
+
 async def press(
     url: str, *, user: str, button: str, run: str | None, ts: str | None, channel: str | None
 ) -> int:

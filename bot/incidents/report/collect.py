@@ -12,6 +12,7 @@ from bot.store.store import Store
 from gpu_actions.system.files import write_atomically
 
 PICTURE = "image/png"
+EARLIER_RUNS = 50
 
 
 def read_facts(store: Store, incident_id: str) -> IncidentFacts:
@@ -20,8 +21,17 @@ def read_facts(store: Store, incident_id: str) -> IncidentFacts:
     incident = incidents.get(incident_id)
     if incident is None:
         raise UserError(f"I know no incident {incident_id!r}.")
+    earlier = [
+        run
+        for run in store.list(host=incident.host, limit=EARLIER_RUNS)
+        if run.incident_id != incident_id and run.created_at < incident.opened_at
+    ]
     return facts_of(
-        incident, store.of_incident(incident_id), incidents.timeline(incident_id), now=store.clock()
+        incident,
+        store.of_incident(incident_id),
+        incidents.timeline(incident_id),
+        now=store.clock(),
+        earlier=earlier,
     )
 
 

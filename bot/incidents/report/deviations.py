@@ -8,6 +8,8 @@ from gpu_actions.models import Frozen, Verdict, VerdictKind
 SLOW_FACTOR = 2.0
 SLOW_MIN_S = 10.0
 """A step is called slow if it took twice its expected time, and at least this much longer."""
+SLOWER_FACTOR = 1.5
+"""Against the last run of the same action on this host."""
 FRESH_TRIAGE_S = 3600.0
 
 
@@ -21,13 +23,26 @@ class Deviation(Frozen):
 
 
 def deviations(
-    runs: Sequence[RunRecord], *, diagnoses: Sequence[tuple[float, Verdict]]
+    runs: Sequence[RunRecord],
+    *,
+    diagnoses: Sequence[tuple[float, Verdict]],
+    earlier: Sequence[RunRecord] = (),
 ) -> tuple[Deviation, ...]:
-    """Return the deviations of an incident's runs, oldest first. `diagnoses` has `(when, verdict)` of its triages."""
+    """Return the deviations of an incident's runs, oldest first. `diagnoses` has `(when, verdict)` of its triages.
+
+    `earlier` are runs of the same host before the incident, newest first: what "last time" means.
+    """
     return tuple(
         one
         for run in runs
-        for one in (*_of_run(run), *_of_steps(run), *_of_drill(run), *_of_order(run, runs, diagnoses))
+        for one in (
+            *_of_run(run),
+            *_of_steps(run),
+            *_not_run(run),
+            *_than_last_time(run, earlier),
+            *_of_drill(run),
+            *_of_order(run, runs, diagnoses),
+        )
     )
 
 
@@ -84,6 +99,36 @@ def _of_steps(run: RunRecord) -> Iterable[Deviation]:
         if usual and took is not None and took > max(SLOW_FACTOR * usual, usual + SLOW_MIN_S):
             text = f"{step.title}: took {took:.0f} s, expected {usual:.0f} s"
             yield Deviation(run_id=run.id, step_id=step.step_id, kind="slow", text=text)
+
+
+def _not_run(run: RunRecord) -> Iterable[Deviation]:
+    """Yield the planned steps that a run which ended early never came to."""
+    if run.plan is None or run.status not in (RunStatus.FAILED, RunStatus.CANCELLED):
+        return
+    began = {step.step_id for step in run.steps}
+    left = [step.title for step in run.plan.steps if step.id not in began]
+    if began and left:
+        text = (
+            f"{len(left)} of {len(run.plan.steps)} steps of the {run.action} did not run: {', '.join(left)}"
+        )
+        yield Deviation(run_id=run.id, kind="skipped", text=text)
+
+
+def _than_last_time(run: RunRecord, earlier: Sequence[RunRecord]) -> Iterable[Deviation]:
+    """Yield the steps that took clearly longer than in the last run of the same action."""
+    last = next(
+        (one for one in earlier if one.action == run.action and one.status is RunStatus.SUCCEEDED), None
+    )
+    if last is None:
+        return
+    before = {step.step_id: _took_s(step.started_at, step.ended_at) for step in last.steps}
+    for step in run.steps:
+        usual, took = before.get(step.step_id), _took_s(step.started_at, step.ended_at)
+        if usual is None or took is None or step.status not in (StepStatus.DONE, StepStatus.WARNING):
+            continue
+        if took > max(SLOWER_FACTOR * usual, usual + SLOW_MIN_S):
+            text = f"{step.title}: took {took:.0f} s, {usual:.0f} s last time ({last.id})"
+            yield Deviation(run_id=run.id, step_id=step.step_id, kind="slower", text=text)
 
 
 def _of_drill(run: RunRecord) -> Iterable[Deviation]:

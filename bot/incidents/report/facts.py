@@ -110,9 +110,14 @@ class IncidentFacts(Frozen):
 
 
 def facts_of(
-    incident: IncidentRecord, runs: Sequence[RunRecord], entries: Sequence[TimelineEntry], *, now: float
+    incident: IncidentRecord,
+    runs: Sequence[RunRecord],
+    entries: Sequence[TimelineEntry],
+    *,
+    now: float,
+    earlier: Sequence[RunRecord] = (),
 ) -> IncidentFacts:
-    """Return the report's facts. `runs` and `entries` are those of the incident, in any order."""
+    """Return the report's facts. `runs` and `entries` are those of the incident, in any order; `earlier` runs newest first."""
     ordered = tuple(sorted(runs, key=lambda run: run.created_at))
     clients = tuple(_clients(ordered))
     diagnoses = tuple(
@@ -120,7 +125,7 @@ def facts_of(
         for run, step in _steps(ordered)
         if step.verdict is not None
     )
-    found = deviations(ordered, diagnoses=[(one.at, one.verdict) for one in diagnoses])
+    found = deviations(ordered, diagnoses=[(one.at, one.verdict) for one in diagnoses], earlier=earlier)
     impact = _impact(incident, ordered, clients, now)
     return IncidentFacts(
         incident=incident,

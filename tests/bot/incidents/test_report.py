@@ -88,6 +88,30 @@ def test_the_summary_names_the_rung_and_why_others_were_passed_over(recorded: St
     assert "Rung tp4 is passed over: 2 GPUs." in summary
 
 
+QUESTIONS = {
+    "What was wrong?": ("Summary", "nccl_hang on demo: rank 1 (pid 20037) is stopped"),
+    "Since when, and until when, was the service degraded?": (
+        "Impact", "2026-11-26 11:09:14 UTC to 2026-11-26 11:10:14 UTC",
+    ),
+    "What did clients see?": ("Impact", "requests refused with Retry-After | 5 |"),
+    "How much could the fallback carry?": ("Impact", "served by the fallback | 3.11 requests/s"),
+    "Who opened the incident, and when?": ("Timeline", "| oncall |  | opened the incident"),
+    "What was done, in which order, and with what result?": ("Commands and their outcomes", "| fb-qf5c | fallback | oncall |"),
+    "Who approved the restore, and which plan?": ("Approvals", "lead approved at 11-26 11:09:50 UTC, plan 9d11dcba6924"),
+    "Was the restored tier proved under load?": ("Load tests", "PASSED: restore validation, 12 of 12"),
+    "Where was the runbook not followed?": ("Deviations from the runbook", "ran again after the bot was interrupted"),
+    "What is left to do, and where is the evidence?": ("Follow-ups", "root cause of nccl_hang: the evidence is in"),
+}  # fmt: skip
+"""What a reader who was not there asks the day after, and where in the report the answer stands."""
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_report_alone_answers_what_a_fresh_reader_asks(question: str) -> None:
+    section, answer = QUESTIONS[question]
+    report = (RECORDED / "report.md").read_text()
+    assert answer in report.split(f"\n## {section}\n")[1].split("\n## ")[0]
+
+
 def test_all_three_files_are_written_and_the_page_loads_nothing(recorded: Store, tmp_path: Path) -> None:
     store = ArtifactStore(toy_settings(tmp_path / "state"), recorded)
     paths = write_report(recorded, store, facts(recorded).incident.id, tmp_path / "out")
@@ -172,6 +196,37 @@ def test_a_slow_step_and_a_fallback_without_triage_are_deviations(recorded: Stor
     assert {one.kind for one in report.deviations} >= {"slow", "order"}
     assert "The service still runs on its fallback." in report.summary
     assert any(line.startswith("Bring the full tier back") for line in report.follow_ups)
+
+
+def test_a_step_slower_than_last_time_is_a_deviation_that_names_the_last_run(recorded: Store) -> None:
+    found = facts(recorded)
+    fallback = next(run for run in found.runs if run.action == "fallback")
+
+    def taking(factor: float, run_id: str) -> RunRecord:
+        steps = tuple(
+            step.model_copy(update={"ended_at": (step.started_at or 0) + 20 * factor})
+            if step.step_id == "launch"
+            else step
+            for step in fallback.steps
+        )
+        return fallback.model_copy(update={"id": run_id, "steps": steps})
+
+    for factor, told in ((1.4, False), (2.0, True)):
+        report = facts_of(
+            found.incident, [taking(factor, "fb-now")], [], now=found.made_at, earlier=[taking(1, "fb-last")]
+        )
+        slower = [one.text for one in report.deviations if one.kind == "slower"]
+        assert bool(slower) == told and all("20 s last time (fb-last)" in text for text in slower)
+
+
+def test_the_steps_that_a_stopped_run_never_came_to_are_named(recorded: Store) -> None:
+    found = facts(recorded)
+    fallback = next(run for run in found.runs if run.action == "fallback")
+    assert fallback.plan is not None
+    values = {"status": RunStatus.CANCELLED, "steps": fallback.steps[:2]}
+    report = facts_of(found.incident, changed(found, **values), [], now=found.made_at)
+    (left,) = [one.text for one in report.deviations if one.kind == "skipped"]
+    assert fallback.plan.steps[-1].title in left and "did not run" in left
 
 
 async def test_the_report_is_posted_in_the_thread_and_pinned_also_when_the_incident_is_closed(
