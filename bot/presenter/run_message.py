@@ -6,6 +6,7 @@ with a verdict becomes the verdict card.
 
 from collections.abc import Iterator
 
+from bot.incidents.outage import card_lines
 from bot.presenter.approval_request import decision_lines
 from bot.presenter.message import (
     Block,
@@ -34,6 +35,7 @@ MAX_PROBLEMS = 2
 MAX_FILES = 2
 OUTCOME_WORDS = 20
 CLIENT_WORDS = 20
+FIGURE_WORDS = 60
 STEERED = frozenset({"restore.shift", "restore.compare"})
 """The steps that listen to `hold`, `next` and `abort`."""
 
@@ -70,6 +72,10 @@ def run_message(run: RunRecord, context: RenderContext) -> Message:
         *([buttons] if (buttons := _buttons(run)) else []),
         live_plan(run) if is_working else folded_lines(run),
         Lines(tuple(_what_clients_saw(run, now)), noun="lines on clients"),
+        Lines(
+            tuple(f"*{label}:* {gist(text, FIGURE_WORDS)}" for label, text in card_lines(run).items()),
+            noun="figures",
+        ),
         Lines(tuple(decision_lines(run)), noun="decisions", small=True),
         _footer(run, context),
     ]

@@ -78,6 +78,7 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
         problems.append(
             f"the fallback tier already serves (weight {server.weight}) and tp is stopped, so there is nothing to do; "
             f"to return to tp: /restore plan {config.name}"
+            + ("; a rung is not started beside another one that serves" if config.ladder else "")
         )
     return problems
 

@@ -138,7 +138,7 @@ def with_rungs(
     """Put the rungs that can be carried before the attempts of the last rung, and say why each other one is passed over.
 
     `wanted` begins with this rung, and is refused if it cannot be carried. `blocked` says by rung why it cannot start now.
-    A standby that is ready comes first, because it serves within seconds; a higher rung can take over from it afterwards.
+    A standby that is ready comes first, because it serves within seconds; a rung by name leaves it out.
     """
     why = {pick.rung: (blocked or {}).get(pick.rung, "") or pick.passed_over for pick in picks}
     last_problem = (blocked or {}).get(LAST_RUNG, "") or "; ".join(last.problems)
@@ -153,7 +153,8 @@ def with_rungs(
     passed = [f"rung {pick.rung} is passed over: {why[pick.rung]}" for pick in above if why[pick.rung]]
     if ready and carried:
         passed.append(
-            f"the standby is ready and serves first; to move up then: /fallback start rung={carried[0].rung}"
+            f"the standby is ready and serves first, instead of rung {carried[0].rung}; "
+            f"to begin with that one: rung={carried[0].rung}"
         )
     if last_problem and wanted != LAST_RUNG:
         passed.append(f"rung {LAST_RUNG} is passed over: {last_problem}")

@@ -72,6 +72,8 @@ folder), so a bot that is killed goes on with it, and `/restore` restores from i
 `/fallback start rung=NAME` begins with that rung, and is refused with the reason if it cannot be carried. `gpu=` chooses a
 GPU of the last rung. If a standby is ready it serves first, because that takes a second.
 
+A rung is not started beside another one that serves, bigger or smaller: while a rung serves, a plan is refused.
+
 ## Which rung is taken
 
 A host with 8 GPUs of 80 GiB and the ladder {ladder}, with 60 GiB on each GPU. A cell is the rung and its GPUs.

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from gpu_actions.models import Frozen
 from gpu_actions.serving.request_account import RequestAccount
+from gpu_actions.serving.startup_phases import StartupPhase
 
 
 class UnitState(Frozen):
@@ -160,6 +161,9 @@ class Engine(Protocol):
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def startup_phases(self) -> tuple[StartupPhase, ...]: ...
 
     async def metrics(self, *, timeout_s: float = 2.0) -> EngineMetrics: ...
 

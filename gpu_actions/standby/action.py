@@ -97,7 +97,15 @@ def lay_out(host: Host, facts: Facts, choice: Choice) -> Plan:
         launch_step(host, facts, choice),
         warm_step(host, host.fallback, woken=first.wakes),
     ]
-    end = [sleep_step(host.fallback, or_stop=False)] if sleeps else []
+    measure = Step(
+        id="cost",
+        verb="standby.cost",
+        title="measure what it costs",
+        timeout_s=60,
+        expected_s=0.3,
+        mutates=False,
+    )
+    end = [sleep_step(host.fallback, or_stop=False)] if sleeps else [measure]
     how = "wake it, ask it for a token, put it to sleep again" if first.wakes else "start it, prove it"
     return Plan(
         action="standby",
@@ -115,7 +123,8 @@ def lay_out(host: Host, facts: Facts, choice: Choice) -> Plan:
                 timeout_s=120,
             ),
         ),
-        losses="nothing: tp keeps its traffic; the GPU's bandwidth is shared while the weights move",
+        losses="nothing: tp keeps its traffic; the GPU's bandwidth is shared while the weights move"
+        + (f"; it costs {facts.fallback.asleep_note}" if facts.fallback.asleep_note else ""),
         warnings=choice.warnings,
     )
 

@@ -157,6 +157,12 @@ def namespace_pid(pid: int) -> int | None:
     return None
 
 
+def disk_read_gib(pids: Iterable[int]) -> float | None:
+    """Return what processes have read from disk, in GiB: what the page cache had is not counted. None if that is hidden."""
+    found = re.findall(rb"^read_bytes: (\d+)", b"".join(read_file(pid, "io") for pid in pids), re.MULTILINE)
+    return sum(map(int, found)) / 1024**3 if found else None
+
+
 def resident_gib(pids: Iterable[int]) -> float:
     """Return the resident memory of processes in GiB. Memory that they share counts once for each."""
     pages = (read_file(pid, "statm").split() for pid in pids)

@@ -6,6 +6,7 @@ It does not wait for tokens. The warm step does, so that evidence can be saved w
 import asyncio
 import re
 import time
+from contextlib import suppress
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
@@ -25,6 +26,7 @@ ALIVE_FOR_S = 0.3
 
 KEEP_PROBE_S = 5.0
 LOG_BYTES = 16_384
+MARK_BYTES = 1024
 OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 AN_ERROR = re.compile(r"\b\w*(Error|Exception)\b|\berror:|\bfatal\b|No such file|Permission denied")
 """What a line says that explains an end. Several lines may match; see `explaining_line`."""
@@ -61,6 +63,17 @@ def woken_note(tier: Tier) -> str:
     return f"woken_{tier.name}"
 
 
+def log_note(tier: Tier) -> str:
+    """Return the name of the run's note of how a tier's log ended before its start."""
+    return f"log_before_{tier.name}"
+
+
+async def _end_of_log(tier: Tier) -> str:
+    with suppress(UnitError, OSError):
+        return (await tier.unit.log_tail(MARK_BYTES))[-MARK_BYTES // 2 :]
+    return ""
+
+
 @step("tier.start")
 async def launch(context: StepContext) -> StepResult:
     """Effect: the tier's process runs. Verified: it is alive, with this run's scope. A process that this run started already,
@@ -86,6 +99,7 @@ async def launch(context: StepContext) -> StepResult:
         )
     # Written before the start: a run that is interrupted right after it must recognize the process as its own.
     run_notes.keep(context.workdir, note, Moment.now().model_dump())
+    run_notes.keep(context.workdir, log_note(tier), {"end": await _end_of_log(tier)})
     try:
         await tier.unit.start()
     except UnitError as error:

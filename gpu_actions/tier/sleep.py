@@ -6,6 +6,8 @@ A sleep is proved by the engine's own word where it gives one, and by the GPU me
 import time
 from collections.abc import Collection
 
+import psutil
+
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Tier
 from gpu_actions.serving.interfaces import EngineError, UnitState
@@ -13,7 +15,15 @@ from gpu_actions.system.clock import Moment
 from gpu_actions.system.proc import resident_gib
 from gpu_actions.tier.gpu_memory import read_gpus
 from gpu_actions.tier.plan_steps import SLEEP_TIMEOUT_S
-from gpu_actions.tier.standby import SleepNote, asleep_for, forget_note, is_asleep, keep_note, read_note
+from gpu_actions.tier.standby import (
+    SleepNote,
+    StandbyCost,
+    asleep_for,
+    forget_note,
+    is_asleep,
+    keep_note,
+    read_note,
+)
 
 CONTEXT_GIB = 1.5
 """What a sleeping engine may keep in any case: its CUDA context and the handles of its libraries, 0.7 to 1.2 GiB on an H100."""
@@ -51,7 +61,11 @@ async def sleep(context: StepContext) -> StepResult:
         )
     return StepResult(
         summary=f"{tier.name}: asleep after {note.sleep_s:.1f} s; {asleep_for(note).partition(', ')[2] or 'cost not known'}",
-        data={"asleep": True, **note.model_dump(mode="json", exclude={"slept"})},
+        data={
+            "asleep": True,
+            **note.model_dump(mode="json", exclude={"slept"}),
+            "card": {"Standby": f"asleep, {note.text or 'its cost is not known'}"},
+        },
     )
 
 
@@ -73,8 +87,7 @@ async def _fall_asleep(tier: Tier, state: UnitState) -> SleepNote:
         pid=state.main_pid or 0,
         slept=Moment.now(),
         sleep_s=round(seconds, 3),
-        host_gib=round(resident_gib(state.pids), 2),
-        gpu_gib=None if after_gib is None else round(after_gib, 2),
+        **(await cost_of(tier, state)).model_dump(),
     )
     keep_note(tier, note)
     return note
@@ -85,6 +98,37 @@ def keeps_too_much(before_gib: float | None, after_gib: float | None) -> bool:
     if before_gib is None or after_gib is None:
         return False
     return after_gib > max(CONTEXT_GIB, MOST_KEPT_SHARE * before_gib)
+
+
+async def cost_of(tier: Tier, state: UnitState) -> StandbyCost:
+    """Measure what a standby costs now."""
+    host = {
+        "host_gib": round(resident_gib(state.pids), 2),
+        "host_free_gib": round(psutil.virtual_memory().available / 1024**3, 1),
+    }
+    if tier.config.gpus == 0:
+        return StandbyCost(**host)
+    gpus = [gpu for gpu in (await read_gpus()).gpus if set(gpu.held_mib) & set(state.pids)]
+    if not gpus:
+        return StandbyCost(**host)
+    first = gpus[0]
+    kept_mib = sum(mib for gpu in gpus for pid, mib in gpu.held_mib.items() if pid in state.pids)
+    return StandbyCost(
+        **host,
+        gpu_gib=round(kept_mib / 1024, 2),
+        gpu_index=first.index,
+        gpu_free_gib=round(first.free_mib / 1024, 1),
+    )
+
+
+@step("standby.cost")
+async def cost(context: StepContext) -> StepResult:
+    """Measure what a resident standby costs. Effect: none."""
+    tier = context.host.fallback
+    found = await cost_of(tier, await tier.unit.state())
+    return StepResult(
+        summary=f"it costs {found.text}", data={**found.model_dump(), "card": {"Standby": found.text}}
+    )
 
 
 async def held_gib(tier: Tier, pids: Collection[int]) -> float | None:

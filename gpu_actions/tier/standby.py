@@ -21,14 +21,38 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 ASK_TIMEOUT_S = 1.0
 
 
-class SleepNote(Frozen):
+class StandbyCost(Frozen):
+    """What a standby costs: host memory, GPU memory, and so the headroom of whatever else runs on its GPU."""
+
+    host_gib: float | None = Field(default=None, description="host memory of its processes")
+    host_free_gib: float | None = Field(default=None, description="host memory that is still available")
+    gpu_gib: float | None = Field(default=None, description="GPU memory that it keeps")
+    gpu_index: int | None = None
+    gpu_free_gib: float | None = Field(default=None, description="free on its GPU beside tp")
+
+    @property
+    def text(self) -> str:
+        """Return the cost in one line; empty if nothing is known."""
+        parts = []
+        if self.host_gib is not None:
+            free = "" if self.host_free_gib is None else f" ({self.host_free_gib:.0f} GiB still available)"
+            parts.append(f"{self.host_gib:.1f} GiB of host memory{free}")
+        if self.gpu_gib is not None:
+            parts.append(f"{self.gpu_gib:.1f} GiB of GPU memory kept")
+        if self.gpu_gib is not None and self.gpu_free_gib is not None:
+            without = self.gpu_free_gib + self.gpu_gib
+            parts.append(
+                f"headroom on GPU {self.gpu_index} {self.gpu_free_gib:.1f} GiB instead of {without:.1f}"
+            )
+        return ", ".join(parts)
+
+
+class SleepNote(StandbyCost):
     """What the standby costs, as measured when it was put to sleep."""
 
     pid: int
     slept: Moment
     sleep_s: float = Field(description="seconds from the request to sleep until the engine answered")
-    host_gib: float | None = Field(default=None, description="host memory of its processes")
-    gpu_gib: float | None = Field(default=None, description="GPU memory that it keeps")
 
 
 def keep_note(tier: Tier, note: SleepNote) -> None:
@@ -78,9 +102,6 @@ def asleep_for(note: SleepNote | None) -> str:
     """Describe since when a standby sleeps and what it costs."""
     if note is None:
         return "asleep"
-    parts = [f"asleep for {(time.time() - note.slept.wall_s) / 60:.0f} min"]
-    if note.host_gib is not None:
-        parts.append(f"{note.host_gib:.1f} GiB of host memory")
-    if note.gpu_gib is not None:
-        parts.append(f"{note.gpu_gib:.1f} GiB of GPU memory kept")
-    return ", ".join(parts)
+    return ", ".join(
+        filter(None, (f"asleep for {(time.time() - note.slept.wall_s) / 60:.0f} min", note.text))
+    )

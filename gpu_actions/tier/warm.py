@@ -20,20 +20,23 @@ from pydantic import Field
 from gpu_actions.action import StepContext, StepFailed, StepResult, step, step_function
 from gpu_actions.config.host import TierName
 from gpu_actions.host import Host, Tier
-from gpu_actions.models import Artifact, Frozen
+from gpu_actions.models import Artifact, Frozen, JsonObject
 from gpu_actions.plan import Step
-from gpu_actions.serving.interfaces import Completion, EngineError
+from gpu_actions.serving.interfaces import Completion, EngineError, UnitError
+from gpu_actions.serving.startup_phases import describe_start, log_since, phases_of
 from gpu_actions.system.clock import Moment, process_age_s
 from gpu_actions.system.files import artifact_of, write_atomically
+from gpu_actions.system.proc import disk_read_gib
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.gpu_memory import read_gpus
-from gpu_actions.tier.launch import explain_end, woken_note
+from gpu_actions.tier.launch import explain_end, log_note, woken_note
 
 WARM_PROMPT = "The on-call engineer looked at the graph and said that the service would be back in "
 WARM_TOKENS = 8
 AT_ONCE = 16
 """Concurrent completions: the fallback's batch limit."""
 CORES_TO_SPARE = 8
+STARTUP_LOG_BYTES = 262_144
 SMALL_HOST_DELAY_S = 10.0
 """On a host with fewer cores a capture slows the engine's start, so it begins only if the engine takes longer than this."""
 
@@ -62,6 +65,13 @@ class Benchmark(Frozen):
         ge=0, description="from the process's start, or the wake-up, to the first generated token"
     )
     woken: bool = Field(default=False, description="a standby was woken; no process was started")
+    startup_phases: dict[str, float] = Field(
+        default_factory=dict,
+        description="seconds by phase, from the engine's own log; empty if it names none",
+    )
+    disk_read_gib: float | None = Field(
+        default=None, description="read from disk by its processes; the page cache's part is not counted"
+    )
     first_ttft_ms: float = Field(gt=0)
     ttft_ms_p50: float = Field(gt=0)
     ttft_ms_max: float = Field(gt=0)
@@ -108,8 +118,8 @@ async def warm(context: StepContext) -> StepResult:
     startup_s = await _startup_s(context, tier)
     iterations = int(context.args["iterations"])
     context.report(f"warming with {iterations} completions", None)
-    (completions, seconds), (memory, missing) = await asyncio.gather(
-        _prime(tier, iterations), _memory(context, tier)
+    (completions, seconds), (memory, missing), (phases, disk_gib) = await asyncio.gather(
+        _prime(tier, iterations), _memory(context, tier), _phases(context, tier)
     )
     benchmark = Benchmark(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,6 +131,8 @@ async def warm(context: StepContext) -> StepResult:
         warmup=1,
         iterations=iterations,
         startup_s=round(startup_s, 3),
+        startup_phases=phases,
+        disk_read_gib=disk_gib,
         woken=context.args.get("wake") is True,
         first_ttft_ms=first.ttft_ms,
         **summarise(completions, seconds=seconds),
@@ -137,10 +149,28 @@ async def warm(context: StepContext) -> StepResult:
         f"{'wake-up' if benchmark.woken else 'start'}, TTFT "
         f"{benchmark.ttft_ms_p50:.0f} ms, {benchmark.tokens_per_s:.0f} tokens/s with "
         f"{min(iterations, AT_ONCE)} at once{space}{not_written}",
-        data=benchmark.model_dump(mode="json"),
+        data={**benchmark.model_dump(mode="json"), **_card(benchmark)},
         artifacts=artifacts,
         warning=over or bool(not_written),
     )
+
+
+def _card(benchmark: Benchmark) -> JsonObject:
+    """Return the line for the run's card that says what the start spent; nothing for a standby or without phases."""
+    spent = describe_start(benchmark.startup_s, benchmark.startup_phases, benchmark.disk_read_gib)
+    return {"card": {"Start-up": spent}} if spent else {}
+
+
+async def _phases(context: StepContext, tier: Tier) -> tuple[dict[str, float], float | None]:
+    """Return what the start spent by phase, from the engine's log, and how much was read from disk. A standby has none."""
+    if context.args.get("wake") is True or not tier.engine.startup_phases:
+        return {}, None
+    before = (run_notes.recall(context.workdir, log_note(tier)) or {"end": ""})["end"]
+    try:
+        log, state = await asyncio.gather(tier.unit.log_tail(STARTUP_LOG_BYTES), tier.unit.state())
+    except (UnitError, OSError):
+        return {}, None
+    return phases_of(log_since(log, before), tier.engine.startup_phases), disk_read_gib(state.pids)
 
 
 def _write(context: StepContext, tier: Tier, benchmark: Benchmark) -> tuple[tuple[Artifact, ...], str]:

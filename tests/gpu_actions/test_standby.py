@@ -14,7 +14,7 @@ from gpu_actions.standby.action import SPEC as STANDBY
 from gpu_actions.standby.action import needs_care
 from gpu_actions.tier.preflight import gather_facts
 from gpu_actions.tier.sleep import keeps_too_much
-from gpu_actions.tier.standby import is_asleep
+from gpu_actions.tier.standby import StandbyCost, is_asleep
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import Site, data_of, statuses, summary_of
 
@@ -34,6 +34,7 @@ async def with_standby(site_with: MakeSite, **changes: object) -> Site:
     end = await site.run(await site.plan(STANDBY))
     assert statuses(end) == [(step, "done") for step in ("scope", "launch", "warm", "sleep")]
     assert data_of(end, "sleep")["host_gib"] > 0
+    assert "GiB of host memory" in data_of(end, "sleep")["card"]["Standby"]
     return site
 
 
@@ -88,6 +89,14 @@ async def test_a_standby_that_died_between_plan_and_wake_is_replaced_by_a_cold_s
     launches = [step.outcome.summary for step in end.steps if step.outcome.step_id == "launch"]
     assert "the standby of fallback is gone" in launches[0]
     await site.check_serving("fallback")
+
+
+def test_the_cost_of_a_standby_names_the_headroom_that_it_takes_from_tp() -> None:
+    cost = StandbyCost(host_gib=14.9, host_free_gib=210, gpu_gib=0.75, gpu_index=3, gpu_free_gib=5.1)
+    assert cost.text == (
+        "14.9 GiB of host memory (210 GiB still available), 0.8 GiB of GPU memory kept, "
+        "headroom on GPU 3 5.1 GiB instead of 5.8"
+    )
 
 
 async def test_a_restore_puts_the_fallback_to_sleep_again(site_with: MakeSite) -> None:
@@ -162,7 +171,9 @@ async def test_what_a_standby_needs_is_seen(site_with: MakeSite) -> None:
 
 async def test_a_resident_standby_takes_the_traffic_without_a_start(site_with: MakeSite) -> None:
     site = await site_with(fallback_tier={"standby": "resident"}, restore=QUICK)
-    assert (await site.run(await site.plan(STANDBY))).ended.status == "succeeded"
+    end = await site.run(await site.plan(STANDBY))
+    assert statuses(end)[-1] == ("cost", "done")
+    assert "still available" in data_of(end, "cost")["card"]["Standby"]
     before = (await site.host.fallback.unit.state()).main_pid
     await site.freeze_rank()
     end = await site.run(await site.plan(FALLBACK, skip_validation=True))

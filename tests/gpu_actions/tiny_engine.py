@@ -287,6 +287,7 @@ async def main() -> None:
     parser.add_argument("--error-file", default="")
     parser.add_argument("--mute-file", default="")
     parser.add_argument("--no-sleep", action="store_true")
+    parser.add_argument("--say", default="", help="a file whose content it logs at its start")
     parser.add_argument("--wake-file", default="")
     parser.add_argument("--wrong-file", default="")
     parser.add_argument("--prefill-file", default="")
@@ -294,6 +295,8 @@ async def main() -> None:
     if options.fail_starts and (left := int(Path(options.fail_starts).read_text())):
         Path(options.fail_starts).write_text(str(left - 1))
         sys.exit("CUDA error: device is sick, says the tiny engine")
+    if options.say and Path(options.say).exists():
+        sys.stderr.write(Path(options.say).read_text())
     engine = Engine(options)
     await engine.start_ranks()
     await asyncio.sleep(options.startup_s)

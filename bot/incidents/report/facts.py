@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from bot.incidents.outage import Outage, card_lines, outage_of
 from bot.incidents.report.deviations import Deviation, deviations
 from bot.store.records import (
     ArtifactRecord,
@@ -64,6 +65,7 @@ class Impact(Frozen):
     resent: int | None = None
     finished: int | None = None
     without_answer_s: float | None = None
+    outages: dict[str, Outage] = Field(default_factory=dict, description="of each fallback, by run")
     usual_per_s: float | None = None
     served_per_s: float | None = None
     degraded_from: float | None = Field(
@@ -236,6 +238,7 @@ def _impact(
         resent=sum(account.resent for account in accounts),
         finished=sum(account.finished for account in accounts),
         without_answer_s=max(gaps, default=0.0),
+        outages={run.id: outage for run in runs if (outage := outage_of(run)) is not None},
         usual_per_s=before[0] if before else None,
         served_per_s=served[0] if served else None,
         degraded_from=degraded_from,
@@ -268,6 +271,9 @@ def _summary(
         why = f": {_sentence(run.outcome)}" if run.status is not RunStatus.SUCCEEDED else "."
         yield f"The {run.action} {run.id} {word}{took}{why}"
         yield from _rungs(run)
+        yield from (
+            f"{label}: {_sentence(text)}" for label, text in card_lines(run).items() if label != "Outage"
+        )
     if impact.refused is not None:
         yield _clients_sentence(impact)
     if impact.degraded_s is not None:

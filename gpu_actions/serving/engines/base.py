@@ -34,6 +34,7 @@ from gpu_actions.serving.interfaces import (
     ScoredTokens,
     StillStarting,
 )
+from gpu_actions.serving.startup_phases import StartupPhase
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.system.listening import until_listening
 from gpu_actions.system.redact import redacted_head
@@ -150,6 +151,9 @@ class HttpEngine:
 
     sleep_hint: ClassVar[str] = "this kind of engine has no sleep mode"
     """How to enable it."""
+
+    startup_phases: ClassVar[tuple[StartupPhase, ...]] = ()
+    """The lines of its log that say how long a phase of its start took."""
 
     version_paths: ClassVar[tuple[str, ...]] = ("/version",)
     """The pages that may report its version, as `version` of a JSON object; the first one that does counts."""

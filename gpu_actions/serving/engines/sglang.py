@@ -6,6 +6,7 @@ from typing import Any
 from gpu_actions.serving.engines.base import HttpEngine, RefusedError
 from gpu_actions.serving.engines.metrics import Names
 from gpu_actions.serving.interfaces import EngineError, EngineMetrics
+from gpu_actions.serving.startup_phases import StartupPhase
 
 METRIC_NAMES = {
     "running": Names(("sglang:num_running_reqs",)),
@@ -46,6 +47,15 @@ class SglangEngine(HttpEngine):
     lengths_flag = "--collect-tokens-histogram"
     profiler_hint = "this SGLang has no /start_profile: is the URL the engine's own and not a gateway's?"
     profiler_variable = "SGLANG_TORCH_PROFILER_DIR"
+    startup_phases = (  # sglang/srt/model_executor/model_runner.py; before 0.5 the line of the weights has no time
+        StartupPhase("weights", re.compile(r"Load weight end\. elapsed=([\d.]+) s")),
+        StartupPhase(
+            "CUDA graphs",
+            re.compile(
+                r"Capture (?:\w+ )*cuda graph end\. (?:Time elapsed: |elapsed=)([\d.]+) s", re.IGNORECASE
+            ),
+        ),
+    )
     sleep_path = "/release_memory_occupation"
     wake_path = "/resume_memory_occupation"
     sleep_hint = "start SGLang with --enable-memory-saver --enable-weights-cpu-backup (without the backup the weights are lost)"

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from gpu_actions.serving.engines.base import HttpEngine
 from gpu_actions.serving.engines.metrics import Names
+from gpu_actions.serving.startup_phases import StartupPhase
 
 METRIC_NAMES = {
     "running": Names(("vllm:num_requests_running",)),
@@ -53,6 +54,19 @@ class VllmEngine(HttpEngine):
     )
     profiler_variable: ClassVar[str] = "VLLM_TORCH_PROFILER_DIR"
 
+    startup_phases = (  # vllm/v1 of 0.8 to 0.32: default_loader, gpu_model_runner, compilation/monitor, engine/core
+        StartupPhase("weights", re.compile(r"Loading weights took ([\d.]+) seconds")),
+        StartupPhase(
+            "weights", re.compile(r"Model loading took [\d.]+ GiB(?: memory)? and ([\d.]+) seconds")
+        ),
+        StartupPhase("compile", re.compile(r"torch\.compile t(?:akes|ook) ([\d.]+) s\b")),
+        StartupPhase("CUDA graphs", re.compile(r"Graph capturing finished in ([\d.]+) secs")),
+        StartupPhase(
+            "warm-up",
+            re.compile(r"init engine \(profile, create kv cache, warmup(?: model)?\) took ([\d.]+) s"),
+            includes=("compile", "CUDA graphs"),
+        ),
+    )
     sleep_path = "/sleep?level=1"  # level 2 would discard the weights
     wake_path = "/wake_up"
     asleep_path = "/is_sleeping"

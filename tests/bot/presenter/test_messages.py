@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bot.incidents.outage import outage_of
 from bot.presenter.details import details_view, plan_view
 from bot.presenter.incidents import timeline
 from bot.presenter.message import Message
@@ -494,6 +495,33 @@ def test_a_request_carries_its_buttons_and_keeps_one_line_once_it_is_decided() -
     assert decided.if_posted
     assert "Approved by <@U0LEAD>" in decided.message.text
     assert not any(block["type"] == "actions" for block in decided.message.blocks)
+
+
+def test_the_card_says_what_a_start_spent_and_what_the_time_without_a_token_went_to() -> None:
+    def step(step_id: str, begins_s: float, ends_s: float, **data: object) -> dict[str, object]:
+        times = {"started_at": NOW + begins_s, "ended_at": NOW + ends_s}
+        return {"step_id": step_id, "title": step_id, "status": "done", "data": data, **times}
+
+    gap = {"from_s": NOW - 4, "to_s": NOW + 6}
+    account = {"since_s": NOW, "until_s": NOW + 9, "without_answer": gap}
+    run = a_run(
+        action="fallback",
+        steps=(
+            step("hold", 1, 1.5),
+            step("launch", 1.5, 2.5),
+            step("warm", 2.5, 5, card={"Start-up": "3.5 s: weights 2.0 s, the rest 1.5 s"}),
+            step("route", 5, 6.5),
+            step("capture", 7, 8),
+            step("drain", 8, 9, clients={"text": "3 answers broke off", "account": account}),
+        ),
+    )
+    text = json.dumps(run_message(run, CONTEXT).blocks)
+    assert "*Start-up:* 3.5 s: weights 2.0 s, the rest 1.5 s" in text
+    assert (
+        "*Outage:* 10.0 s without a token, of which detection 4.0 s (40 %), decision 1.0 s (10 %), drain 0.5 s (5 %), "
+        "start 3.5 s (35 %), first token 1.0 s (10 %)"
+    ) in text
+    assert outage_of(a_run(action="restore", steps=run.steps)) is None
 
 
 def test_the_latest_count_of_what_clients_saw_is_on_the_card_once() -> None:

@@ -193,7 +193,7 @@ def test_each_attempt_is_the_next_rung_below_and_a_rung_by_hand_begins_there() -
     ready = with_rungs(LAST, picks, standby_is_ready=True)
     assert order(ready) == ["fallback", "tp4", "tp2"]
     assert ready.passed_over == (
-        "the standby is ready and serves first; to move up then: /fallback start rung=tp4",
+        "the standby is ready and serves first, instead of rung tp4; to begin with that one: rung=tp4",
     )
 
 
@@ -242,8 +242,12 @@ async def test_a_rung_that_does_not_generate_is_stepped_down_from_and_a_restore_
 ) -> None:
     failing = tmp_path / "fails"
     failing.write_text("9")
+    (tmp_path / "log").write_text("INFO Loading weights took 0.25 seconds\n")
     site = await site_with(
-        ladder={"big": {"flags": ["--fail-starts", str(failing)]}, "small": {"max_concurrent": 64}},
+        ladder={
+            "big": {"flags": ["--fail-starts", str(failing)]},
+            "small": {"max_concurrent": 64, "flags": ["--say", str(tmp_path / "log")]},
+        },
         restore={
             "stages_percent": [100],
             "hold_s": 0.3,
@@ -263,6 +267,8 @@ async def test_a_rung_that_does_not_generate_is_stepped_down_from_and_a_restore_
     assert "fallback (rung big)" in summary_of_failed(end)
     assert "device is sick" in summary_of_failed(end)
     assert host.rung == "small"
+    assert data_of(end, "warm")["startup_phases"] == {"weights": 0.25}
+    assert "weights 0.2 s, the rest" in data_of(end, "warm")["card"]["Start-up"]
     assert "the CPU as rung small" in summary_of(end, "scope")
     assert "all requests go to fallback (rung small)" in summary_of(end, "route")
     assert data_of(end, "backpressure")["in_force"]["max_concurrent"] == 64
@@ -270,7 +276,7 @@ async def test_a_rung_that_does_not_generate_is_stepped_down_from_and_a_restore_
     await site.check_serving("fallback")
     # Another process that reads the same folder knows the rung too.
     assert site.host.on_rung("").rung == "small"
-    with pytest.raises(PlanRefused, match=r"already serves .* there is nothing to do"):
+    with pytest.raises(PlanRefused, match="a rung is not started beside another one that serves"):
         await site.plan()
     async with site.traffic() as seen:
         end = await site.run(await site.plan(RESTORE, accept_no_baseline=True))
