@@ -117,7 +117,7 @@ def build(
         token=token, api_url=settings.slack.api_url, rooms=settings.slack.incident_place == "channel"
     )
     specs = actions() if specs is None else specs
-    runs = Runs(settings, store=store, artifacts=artifacts, actions=specs, role=role)
+    runs = _runs(settings, store, artifacts, specs, role)
     incidents, access = Incidents(store), Access(settings.access, client, home_team=lambda: identity.team_id)
     memory = MonitorMemory(store, settings.monitors)
     alerts = Alerts(
@@ -131,10 +131,11 @@ def build(
         acknowledged=memory.acknowledged,
     )
     monitors = Monitors(settings.monitors, store=store, hosts=runs.hosts.get, alerts=alerts, memory=memory)
+    runs.on_alert = alerts.report
     services = Services(
         settings=settings,
         runs=runs,
-        approvals=Approvals(store),
+        approvals=Approvals(store, settled=runs.decided),
         incidents=incidents,
         store=store,
         access=access,
@@ -176,6 +177,20 @@ def build(
     )
 
 
+def _runs(
+    settings: Settings,
+    store: Store,
+    artifacts: ArtifactStore,
+    specs: Mapping[str, ActionSpec],
+    role: ProcessRole,
+) -> Runs:
+    if not settings.fleet.is_bot:
+        return Runs(settings, store=store, artifacts=artifacts, actions=specs, role=role)
+    from bot.fleet.face import FleetRuns
+
+    return FleetRuns(settings, store=store, artifacts=artifacts, actions=specs)
+
+
 @contextlib.asynccontextmanager
 async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> AsyncIterator[Bot]:
     """Start the parts of a built bot in order, and end them in reverse order."""
@@ -183,8 +198,8 @@ async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> A
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(bot.store.close)
         # The host's work first: no half-done run waits for Slack.
-        await bot.runs.engine.launch()
-        stack.push_async_callback(bot.runs.engine.close)
+        await bot.runs.launch()
+        stack.push_async_callback(bot.runs.close)
         live = LiveMessages(
             bot.client,
             runs=bot.runs,
@@ -212,7 +227,7 @@ async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> A
         stack.push_async_callback(bot.alerts.close)
         stack.push_async_callback(_end_task, asyncio.create_task(_warm(bot)))
         schedule = _schedule(bot)
-        webhook = Webhook(settings.web, hosts=services.hosts, alerts=bot.alerts, store=bot.store)
+        webhook = Webhook(settings.web, hosts=lambda: services.hosts, alerts=bot.alerts, store=bot.store)
         application = web_app(
             store=bot.store,
             artifacts=bot.artifacts,
@@ -232,7 +247,7 @@ async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> A
             ) from None
         schedule.start()
         stack.callback(schedule.close)
-        log.info("the bot is up", hosts=[host.name for host in settings.hosts], web=settings.public_url)
+        log.info("the bot is up", hosts=services.hosts, web=settings.public_url)
         yield bot
         log.info("the bot is stopping; its runs continue at the next start")
 

@@ -41,7 +41,11 @@ class Services:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        return tuple(host.name for host in self.settings.hosts)
+        return self.runs.hosts.names()
+
+    def default_host(self) -> str:
+        """Return the host that is meant where none is named. Raise UserError if there are several to choose from."""
+        return self.runs.hosts.default()
 
     def render_context(self) -> RenderContext:
         """Return what messages need besides the records: the time, command names, and mentions of the roles."""

@@ -7,21 +7,36 @@ import asyncio
 import ctypes
 import signal
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
 
+from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
 from bot.incidents.settings_record import record_settings
 from bot.runs.process_lock import AlreadyRunning
+from bot.runs.run_engine import ProcessRole
 from bot.runs.runs import Runs
 from bot.settings.logs import configure_logging
 from bot.settings.model import Settings
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
 from bot.web.service_notify import keep_alive, notify
+from gpu_actions.models import JsonObject
 from gpu_actions.registry import actions
+from gpu_actions.serving.interfaces import RouterError
+
+if TYPE_CHECKING:
+    from bot.fleet.worker_link import WorkerLink
 
 log = structlog.get_logger()
+
+STATE_S = 3.0
+
+
+class CannotLink(Exception):
+    """The worker cannot join its fleet. The message says what to do."""
+
 
 CANNOT_START = 1
 """Exit code of a process that cannot start; the log says why."""
@@ -39,19 +54,53 @@ async def serve_worker(settings: Settings, *, tell: Callable[[str], None] = noti
     except DatabaseTooNew as error:
         log.error(str(error))
         return CANNOT_START
-    runs = Runs(settings, store=store, artifacts=artifacts, actions=actions(), role="worker")
+    is_of_fleet = bool(settings.fleet.url)
+    role: ProcessRole = (
+        "all" if is_of_fleet else "worker"
+    )  # of a fleet: its requests come as the bot's signed orders
+    runs = Runs(settings, store=store, artifacts=artifacts, actions=actions(), role=role)
+    link: WorkerLink | None = None
     try:
         await runs.engine.launch()
+        if is_of_fleet:
+            link = await _linked(settings, runs, store)
         log.info("the worker is up", hosts=[host.name for host in settings.hosts])
         await until(stop, tell)
         log.info("the worker is stopping; its runs continue at the next start")
-    except AlreadyRunning as error:
+    except (AlreadyRunning, CannotLink) as error:
         log.error(str(error))
         return CANNOT_START
     finally:
+        if link is not None:
+            await link.close()
         await runs.engine.close()
         store.close()
     return 0
+
+
+async def _linked(settings: Settings, runs: Runs, store: Store) -> "WorkerLink":
+    """Connect the runs of this host to its fleet. Raise CannotLink."""
+    from bot.fleet.worker_link import NotEnrolled, WorkerLink
+
+    try:
+        link = WorkerLink(settings, runs=runs, store=store, state=lambda: host_state(runs.hosts, store))
+        await link.start()
+    except (NotEnrolled, ValueError) as error:
+        raise CannotLink(str(error)) from None
+    return link
+
+
+async def host_state(hosts: Hosts, store: Store) -> JsonObject:
+    """Return what a host says of itself: the tier that serves, and what runs."""
+    from gpu_actions.loadtest.recent import tier_in_service
+
+    try:
+        async with asyncio.timeout(STATE_S):
+            tier = await tier_in_service(hosts.get(hosts.default()))
+    except (OSError, TimeoutError, RouterError):
+        tier = None
+    active = await asyncio.to_thread(store.active)
+    return {"tier": tier, "active_runs": [row.id for row in active][:20]}
 
 
 def prepare(settings: Settings, *, process: str = "") -> asyncio.Event:

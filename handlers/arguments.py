@@ -61,7 +61,11 @@ def parse(text: str, grammar: Grammar, hosts: Sequence[str]) -> Words:
     for word in rest:
         lowered = word.lower()
         key, sign, value = word.partition("=")
-        if sign:
+        if sign and key.lower().lstrip("-") == "host":
+            if value.lower() not in hosts:
+                raise UserError(f"I know no host {value!r};{_hosts_are(value, hosts)}")
+            host = _one_host(host, value.lower())
+        elif sign:
             name = _option_name(key, grammar, subcommand)
             if name in options:
                 raise UserError(f"{name} is given twice; give it once.")
@@ -71,14 +75,22 @@ def parse(text: str, grammar: Grammar, hosts: Sequence[str]) -> Words:
         elif (flag := lowered.lstrip("-").replace("-", "_")) in grammar.flags:
             options[flag] = "true"
         elif lowered in hosts:
-            if host is not None and host != lowered:
-                raise UserError(f"I take one host at a time; you named {host} and {lowered}.")
-            host = lowered
+            host = _one_host(host, lowered)
         elif RUN_ID.match(run_id_of(word)) and subcommand != "start" and run_id is None:
             run_id = run_id_of(word)
         else:
             raise UserError(_not_understood(word, grammar, hosts))
     return Words(subcommand=subcommand, host=host, run_id=run_id, options=options)
+
+
+def _one_host(known: str | None, named: str) -> str:
+    if known is not None and known != named:
+        raise UserError(f"I take one host at a time; you named {known} and {named}.")
+    return named
+
+
+def _hosts_are(word: str, hosts: Sequence[str]) -> str:
+    return f"{did_you_mean(word, hosts)} Hosts: {', '.join(hosts) or 'none'}."
 
 
 def run_id_of(word: str) -> str:

@@ -104,7 +104,7 @@ def _task(spec: ActionSpec) -> str:
 
 def host_of(call: Call, words: Words) -> str:
     """Return the host that was named, or the default host of the settings."""
-    return words.host or call.services.settings.default_host.name
+    return words.host or call.services.default_host()
 
 
 async def require_role(call: Call, action: str, doing: str) -> None:
@@ -310,7 +310,7 @@ def _wrong_option(call: Call, about: modals.View, values: modals.Values) -> Mapp
 
 
 async def _start_filled(call: Call, about: modals.View, values: modals.Values) -> None:
-    host = values.get(forms.HOST) or call.services.settings.default_host.name
+    host = values.get(forms.HOST) or call.services.default_host()
     await start_run(call, str(about["action"]), host, _options_of(values))
 
 

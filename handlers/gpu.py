@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from bot.presenter import private_answers
 from bot.presenter.help import CommandText, overview
 from bot.store.records import UserError
-from handlers import whoami
+from handlers import hosts, whoami
 from handlers.arguments import HELP_WORDS, did_you_mean
 from handlers.call import Call
 from handlers.command import Command
@@ -13,7 +13,7 @@ from handlers.command import Command
 UMBRELLA = CommandText(
     name="gpu",
     summary="Reach every command of gpu-oncall, and list what is running.",
-    hint="help | status | whoami | triage | fallback start | ...",
+    hint="help | hosts | status | whoami | triage | fallback start | ...",
 )
 
 
@@ -29,12 +29,15 @@ async def run(call: Call, text: str, commands: Mapping[str, Command]) -> None:
             private_answers.runs_message(call.services.runs.list(active_only=True), call.context)
         )
         return
+    if name == "hosts":
+        await hosts.answer(call)
+        return
     if name in ("whoami", "who"):
         await whoami.answer(call)
         return
     by_name = {call.slash(command.name)[1:]: command for command in commands.values()} | dict(commands)
     if name not in by_name:
-        known = (*(call.slash(command)[1:] for command in commands), "status", "whoami", "help")
+        known = (*(call.slash(command)[1:] for command in commands), "hosts", "status", "whoami", "help")
         hint = did_you_mean(name, (*by_name, *known), f" I know: {', '.join(known)}.")
         raise UserError(f"I do not know {name[:60]!r}.{hint}")
     await by_name[name].run(call, rest)

@@ -98,7 +98,7 @@ async def _close(call: Call, words: Words) -> None:
 
 
 async def _closed(call: Call, about: modals.View, values: modals.Values) -> None:
-    host = str(about.get("host") or call.services.settings.default_host.name)
+    host = str(about.get("host") or call.services.default_host())
     await close(call, host, cause=values.get(forms.CAUSE, ""), repair=values.get(forms.REPAIR, ""))
 
 
@@ -136,9 +136,10 @@ def _active(call: Call, host: str) -> IncidentRecord:
 def _host_and_text(call: Call, text: str) -> tuple[str, str]:
     """Split off a leading host name. Return `(host, rest)`, with the default host if none is named."""
     first, _, rest = text.partition(" ")
-    if first.lower() in call.services.hosts:
-        return first.lower(), " ".join(split(rest))
-    return call.services.settings.default_host.name, " ".join(split(text))
+    name = first.lower().removeprefix("host=")
+    if name in call.services.hosts:
+        return name, " ".join(split(rest))
+    return call.services.default_host(), " ".join(split(text))
 
 
 COMMAND = Command(

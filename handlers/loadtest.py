@@ -14,9 +14,8 @@ BASELINE_VERBS = ("list", "show", "set", "record")
 async def compare(call: Call, text: str) -> None:
     """Compare `[host] [RUN [BASELINE or RUN]]`; by default the newest run with the baseline in force."""
     names = [word.lower() for word in split(text)]
-    host = call.services.settings.default_host.name
-    if names and names[0] in call.services.hosts:
-        host = names.pop(0)
+    is_named = bool(names) and names[0] in call.services.hosts
+    host = names.pop(0) if is_named else call.services.default_host()
     if len(names) > 2:
         raise UserError(
             f"compare takes a run and what to compare it with; you named {len(names)}: {', '.join(names)}."

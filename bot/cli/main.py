@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bot.cli import workspace
+from bot.cli import fleet, workspace
 from gpu_actions.registry import ACTION_NAMES, command_line, shell_verb
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ app.add_typer(incident_app, name="incident")
 app.add_typer(audit_app, name="audit")
 app.add_typer(demo_app, name="demo")
 app.add_typer(workspace.app, name="workspace")
+app.add_typer(fleet.app, name="fleet")
 
 USAGE_ERROR = 2
 PASS_THROUGH: dict[str, Any] = {
@@ -91,7 +92,7 @@ def up(
 
 @app.command()
 def bot(config: ConfigOption = None) -> None:
-    """Run the bot alone: Slack, web and monitors. A worker on the same state folder executes the runs."""
+    """Run the bot alone. A worker on the same state folder, or the workers of a fleet (fleet.url), execute the runs."""
     from bot.app import serve
 
     raise typer.Exit(asyncio.run(serve(_settings(config))))
@@ -99,7 +100,7 @@ def bot(config: ConfigOption = None) -> None:
 
 @app.command()
 def worker(config: ConfigOption = None) -> None:
-    """Run the worker alone: it executes the runs of this host and needs no Slack."""
+    """Run the worker of this host. It needs no Slack and opens no port; of a fleet (fleet.url), it dials PostgreSQL."""
     from bot.worker import serve_worker
 
     raise typer.Exit(asyncio.run(serve_worker(_settings(config))))

@@ -5,6 +5,7 @@ the bot was down counts. The caller checks that the person has the role (`bot.sl
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,10 +29,13 @@ class DecisionAnswer(Frozen):
 
 
 class Approvals:
-    """Takes decisions on waiting runs."""
+    """Takes decisions on waiting runs. `settled` is called with a run that no longer waits for one."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, *, settled: Callable[[RunRecord], Awaitable[None]] | None = None
+    ) -> None:
         self._store = store
+        self._settled = settled
 
     async def decide(
         self, *, run_id: str, user: Person, decision: str, plan_hash: str, reason: str = ""
@@ -44,6 +48,8 @@ class Approvals:
             self._decide, run_id, user, decision, plan_hash, reason.strip()
         )
         run = await asyncio.to_thread(self._store.get, run_id)
+        if self._settled is not None and accepted and run is not None and run.status is not RunStatus.WAITING:
+            await self._settled(run)
         return DecisionAnswer(accepted=accepted, message=message, run=run)
 
     def _decide(

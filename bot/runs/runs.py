@@ -12,7 +12,7 @@ from bot.runs.approvals import replace_plan
 from bot.runs.planning import VERDICT_MAX_AGE_S, Planner, typed_options
 from bot.runs.run_engine import ProcessRole, RunEngine
 from bot.settings.model import Settings
-from bot.store.records import Person, Place, RunRecord, RunStatus, UserError
+from bot.store.records import Alert, Person, Place, RunRecord, RunStatus, UserError
 from bot.store.run_changes import RunChanges
 from bot.store.store import HostBusy, Store, new_id
 from gpu_actions.action import ActionSpec, PlanRefused, Signal
@@ -46,6 +46,8 @@ class Runs:
         role: ProcessRole = "all",
     ) -> None:
         self._store = store
+        self.on_alert: Callable[[Alert], None] = lambda alert: None
+        """Called with the alert of a host that monitors itself (a fleet)."""
         self.hosts = hosts or Hosts(settings)
         self._planner = Planner(
             settings,
@@ -57,6 +59,20 @@ class Runs:
         self.engine = RunEngine(
             settings, store=store, artifacts=artifacts, planner=self._planner, hosts=self.hosts, role=role
         )
+
+    async def launch(self) -> None:
+        """Start. Interrupted runs continue by themselves. Raise AlreadyRunning if another process has the state folder."""
+        await self.engine.launch()
+
+    async def close(self) -> None:
+        """End, and leave every run resumable."""
+        await self.engine.close()
+
+    async def refresh_hosts(self) -> None:
+        """Read anew what is known of the hosts' workers. Here nothing is kept."""
+
+    async def decided(self, run: RunRecord) -> None:
+        """Act on a settled decision. Here the waiting run sees it by itself."""
 
     async def plan(
         self, *, action: str, host: str | None, options: Mapping[str, str], requester: Person
@@ -77,8 +93,11 @@ class Runs:
         place: Place,
         dedupe_key: str,
         incident_id: str | None = None,
+        run_id: str | None = None,
     ) -> Started:
         """Start a run and return at once. The same `dedupe_key` returns the run that it has already started.
+
+        `run_id` is given where the bot of a fleet has named the run already.
 
         Raise UserError for a wrong request, and while another run that changes the host is active.
         """
@@ -89,14 +108,14 @@ class Runs:
             raise UserError(f"{spec.label} was not started: {why}.")
         if not self.engine.accepts_requests:
             raise UserError("I am just starting or ending: nothing was started. Try again in a few seconds.")
-        if not await self._worker_comes():
+        if not await self._worker_comes(name):
             raise UserError(
                 "The worker of this host is not running, so nothing was started: start `gpu-oncall worker`, then ask again. "
                 f"From a shell on the host: gpu-oncall {spec.name} --local."
             )
         for _ in range(ID_ATTEMPTS):
             record = RunRecord(
-                id=new_id(spec.prefix),
+                id=run_id or new_id(spec.prefix),
                 action=action,
                 host=name,
                 status=RunStatus.PLANNING,
@@ -113,13 +132,19 @@ class Runs:
             except HostBusy as busy:
                 raise UserError(self._busy(busy.run_id, action, name)) from None
             except ValueError:
+                if run_id is not None:
+                    raise UserError(f"This host has another run {run_id} already: ask again.") from None
                 continue  # the id is taken
             if not duplicate:
-                await self.engine.start(run.id)
+                await self._begin(run)
             return Started(run=run, duplicate=duplicate)
         raise UserError("No free run id was found; the database is very full. Nothing was started.")
 
-    async def _worker_comes(self) -> bool:
+    async def _begin(self, run: RunRecord) -> None:
+        """Begin a run whose row has just been written."""
+        await self.engine.start(run.id)
+
+    async def _worker_comes(self, host: str) -> bool:
         """Return True once a worker executes the runs of this host; one that restarts has WORKER_WAIT_S."""
         deadline = time.monotonic() + WORKER_WAIT_S
         while not await asyncio.to_thread(self.engine.has_worker):

@@ -254,6 +254,50 @@ class McpSettings(Frozen):
     )
 
 
+class FleetSettings(Frozen):
+    """Many hosts and one bot over PostgreSQL (docs/fleet.md). `gpu-oncall fleet init|add` print what belongs here."""
+
+    url: str = Field(
+        default="",
+        description="post box of the fleet, postgresql://...; empty: bot and worker share this host",
+    )
+    signing_key: Path | None = Field(
+        default=None, description="of the bot: the file of the key that signs its orders"
+    )
+    bot_keys: tuple[str, ...] = Field(
+        default=(), description="of a worker: public keys of the bot; two while a key is being replaced"
+    )
+    actions: tuple[str, ...] | None = Field(
+        default=None, description="of a worker: actions that the bot may ask for here; left out: all"
+    )
+    max_file_mib: int = Field(
+        default=16,
+        ge=0,
+        le=32,
+        description="of a worker: larger files stay on the host, unless artifacts.url is shared",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_postgresql(cls, value: str) -> str:
+        if value and not value.startswith(("postgresql://", "postgresql+psycopg://")):
+            raise ValueError("must start with postgresql://, or be empty")
+        return value
+
+    @field_validator("actions")
+    @classmethod
+    def _actions_exist(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for action in value or ():
+            if action not in ACTION_NAMES:
+                raise ValueError(f"{action!r} is not an action; known: {', '.join(ACTION_NAMES)}")
+        return value
+
+    @property
+    def is_bot(self) -> bool:
+        """Return True if this process is the bot of a fleet, which serves no model itself."""
+        return bool(self.url) and self.signing_key is not None
+
+
 class Settings(BaseSettings):
     """All settings. Build it with `load_settings`, which explains what is wrong."""
 
@@ -289,7 +333,10 @@ class Settings(BaseSettings):
     loadtest: LoadTestSettings = Field(
         default=LoadTestSettings(), description="profiles and caps of load tests, for all hosts"
     )
-    hosts: tuple[HostConfig, ...] = Field(min_length=1)
+    fleet: FleetSettings = FleetSettings()
+    hosts: tuple[HostConfig, ...] = Field(
+        default=(), validate_default=False, description="at least one, but for the bot of a fleet"
+    )
 
     @field_validator("database_url")
     @classmethod
@@ -297,6 +344,19 @@ class Settings(BaseSettings):
         if value and not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
             raise ValueError("must start with sqlite:/// or postgresql://, or be empty")
         return value
+
+    @model_validator(mode="after")
+    def _hosts_fit_the_role(self) -> Self:
+        if self.fleet.is_bot:
+            if self.hosts:
+                raise ValueError(
+                    "the bot of a fleet has no [[hosts]] of its own: each is in its worker's settings"
+                )
+        elif not self.hosts:
+            raise ValueError("hosts: is missing; a host needs a [[hosts]] section (see docs/settings.md)")
+        elif self.fleet.url and (len(self.hosts) > 1 or not self.fleet.bot_keys):
+            raise ValueError("the worker of a fleet needs fleet.bot_keys and exactly one [[hosts]] section")
+        return self
 
     @model_validator(mode="after")
     def _host_names_are_unique(self) -> Self:

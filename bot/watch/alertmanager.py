@@ -7,7 +7,7 @@ It stores the alerts, answers, and works afterwards. Alertmanager repeats a noti
 import hashlib
 import hmac
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Literal
 
@@ -55,11 +55,11 @@ class Payload(_Payload):
 
 @dataclass(eq=False)
 class Webhook:
-    """Handles the route. `hosts` are the host names of the settings."""
+    """Handles the route. `hosts` returns the names of the known hosts."""
 
     settings: WebSettings
     _: KW_ONLY
-    hosts: Sequence[str]
+    hosts: Callable[[], Sequence[str]]
     alerts: Alerts
     store: Store
 
@@ -106,7 +106,7 @@ class Webhook:
             names = ", ".join(sorted({alert.labels.get("alertname", "?") for alert in unknown})[:5])
             log.warning("an alert names no known host", alerts=names, labels=labels)
             if not accepted:
-                known = ", ".join(self.hosts)
+                known = ", ".join(self.hosts())
                 return _refused(422, f"{names}: none of the labels {labels} names a host; hosts: {known}")
         return web.json_response({"accepted": accepted, "without_host": len(unknown)}, status=202)
 
@@ -115,7 +115,7 @@ class Webhook:
         for label in self.settings.alert_host_labels:
             value = alert.labels.get(label, "").lower()
             for name in (value, value.partition(":")[0], value.partition(":")[0].partition(".")[0]):
-                if name in self.hosts:
+                if name in self.hosts():
                     return name
         return None
 

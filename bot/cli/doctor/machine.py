@@ -31,7 +31,7 @@ async def check_state_dir(settings: Settings) -> list[SetupCheck]:
         return [failed("state_dir", f"{folder} cannot be written: {error.strerror}", fix)]
     writable = ok("state_dir", f"{folder} can be written")
     free_gib = shutil.disk_usage(folder).free / GIB
-    needed_gib = max(host.fallback.min_free_disk_gib for host in settings.hosts)
+    needed_gib = max((host.fallback.min_free_disk_gib for host in settings.hosts), default=0)
     if free_gib < needed_gib:
         fix = "free some space: evidence and artifacts are written there"
         return [writable, failed("disk", f"{free_gib:.1f} GiB free, {needed_gib:g} GiB needed", fix)]

@@ -265,7 +265,7 @@ async def test_the_answer_does_not_wait_for_the_work(at_desk: Desk) -> None:
     ],
 )
 def test_labels_name_a_host_in_the_forms_that_exporters_use(labels: dict[str, str], host: str | None) -> None:
-    webhook = Webhook(WebSettings(), hosts=("serve1", "serve2"), alerts=None, store=None)  # type: ignore[arg-type]
+    webhook = Webhook(WebSettings(), hosts=lambda: ("serve1", "serve2"), alerts=None, store=None)  # type: ignore[arg-type]
     alert = PayloadAlert.model_validate(
         {"status": "firing", "labels": labels, "startsAt": "2026-11-23T03:00:00Z"}
     )
