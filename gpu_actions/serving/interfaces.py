@@ -27,6 +27,17 @@ class UnitState(Frozen):
         default=(), description="Unix times of the latest automatic restarts, if its driver knows them"
     )
     frozen_reason: str = ""
+    paused: bool = Field(
+        default=False,
+        description="its processes are stopped as a group, by a container engine's pause or a freezer",
+    )
+    resume: str = Field(
+        default="", description="the command that lets a paused one go on, if its driver knows it"
+    )
+    exit_code: int | None = Field(
+        default=None, description="of its main process, if it ended and the driver knows"
+    )
+    oom_killed: bool = Field(default=False, description="the kernel's OOM killer ended it")
 
 
 class StopReport(Frozen):

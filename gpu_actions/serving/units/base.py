@@ -12,7 +12,7 @@ from pydantic import Field
 from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import Unit, UnitState
 from gpu_actions.serving.setup_checks import SetupCheck
-from gpu_actions.system.listening import listener_of
+from gpu_actions.system.listening import listener_of, listens
 from gpu_actions.system.urls import port_of
 
 
@@ -43,7 +43,8 @@ class UnitConfig(Frozen):
 async def runs_although_frozen(state: UnitState, url: str) -> str:
     """Return what runs a tier whose unit is frozen: its process, or the listener on the engine's port.
 
-    A cron job, another service manager or a colleague may have started it. Empty if nothing runs or it is not frozen.
+    A cron job, another service manager or a colleague may have started it. A port that a container publishes may have no
+    listener on this machine: then it counts if a connection is accepted. Empty if nothing runs or it is not frozen.
     """
     if not state.frozen:
         return ""
@@ -51,7 +52,9 @@ async def runs_although_frozen(state: UnitState, url: str) -> str:
         return f"process {state.main_pid}" if state.main_pid else "its unit is active"
     port = port_of(url)
     owner = await asyncio.to_thread(listener_of, port)
-    return "" if owner is None else f"{owner} listens on its port {port}"
+    if owner is not None:
+        return f"{owner} listens on its port {port}"
+    return f"something accepts connections at {url}" if await listens(url) else ""
 
 
 def check_reason(reason: str) -> str:

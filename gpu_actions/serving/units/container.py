@@ -2,13 +2,15 @@
 
 A container's environment is fixed when it is created. With `create` in the settings the driver may therefore remove its own
 container and create it again with the fallback's variables; without it, it only starts and stops the container that is there.
-A freeze also takes the container's restart policy away: otherwise its engine, not this program, would start it again.
+A freeze also takes the container's restart policy away: otherwise its engine, not this program, would start it again. It cannot
+keep somebody else's `docker start` from working: neither program has a lock for that. Such a start is seen by `state`.
 """
 
 import asyncio
 import hashlib
 import json
 import logging
+import math
 import shlex
 import shutil
 import signal
@@ -93,7 +95,7 @@ class ContainerFacts(Frozen):
     oom_killed: bool
     started_at_s: float | None
     restarts: int
-    restart_policy: str
+    restart_policy: str = Field(description="as --restart takes it: `always`, `on-failure:5`")
     shm_bytes: int | None
     ipc: str
     labels: dict[str, str]
@@ -148,7 +150,11 @@ class Container(FolderUnit):
             if facts.paused:  # a paused process cannot act on SIGTERM
                 await self._expect("unpause", self.config.container)
             await self._expect(
-                "stop", "--time", str(int(grace)), self.config.container, timeout_s=grace + QUICK_TIMEOUT_S
+                "stop",
+                "--time",
+                str(math.ceil(grace)),
+                self.config.container,
+                timeout_s=grace + QUICK_TIMEOUT_S,
             )
             deadline = time.monotonic() + GONE_TIMEOUT_S
             for row in self._left(before):
@@ -177,9 +183,14 @@ class Container(FolderUnit):
         facts = await self.inspect()
         reason = self._frozen_reason()
         if facts is None or not facts.running:
-            restarts = 0 if facts is None else facts.restarts
+            ended = facts is not None and facts.started_at_s is not None and facts.status != "restarting"
             return UnitState(
-                active=False, frozen=reason is not None, frozen_reason=reason or "", restarts=restarts
+                active=False,
+                frozen=reason is not None,
+                frozen_reason=reason or "",
+                restarts=0 if facts is None else facts.restarts,
+                exit_code=facts.exit_code if facts is not None and ended else None,
+                oom_killed=facts is not None and facts.oom_killed,
             )
         return UnitState(
             active=True,
@@ -189,6 +200,8 @@ class Container(FolderUnit):
             started_at_s=facts.started_at_s,
             restarts=facts.restarts,
             frozen_reason=reason or "",
+            paused=facts.paused,
+            resume=self._words("unpause") if facts.paused else "",
         )
 
     async def freeze(self, reason: str) -> None:
@@ -197,22 +210,35 @@ class Container(FolderUnit):
         facts = await self.inspect()
         if facts is None or facts.restart_policy in NEVER:
             return
-        write_json(self.folder / "restart-policy.json", {"policy": facts.restart_policy})
+        note = self.folder / "restart-policy.json"
+        write_json(note, {"policy": facts.restart_policy})
         try:
             await self._expect("update", "--restart=no", self.config.container)
         except UnitError as error:
+            note.unlink(missing_ok=True)
             raise UnitError(
                 f"container {self.config.container} keeps its restart policy {facts.restart_policy!r}, so it may come back "
                 f"by itself: create it with --restart=no ({error})"
             ) from None
 
     async def unfreeze(self) -> None:
-        """Give the restart policy back and allow starts again."""
-        policy = str(self._read_json("restart-policy.json").get("policy", ""))
-        if policy:
-            await self._expect("update", f"--restart={policy}", self.config.container)
-            (self.folder / "restart-policy.json").unlink(missing_ok=True)
+        """Allow starts again, then give the restart policy back, if the container is still there.
+
+        Raises UnitError once if the policy is refused. Starts are allowed even then, and a repeated call does not try again.
+        """
         await super().unfreeze()
+        note = self.folder / "restart-policy.json"
+        policy = str(self._read_json(note.name).get("policy", ""))
+        if policy and await self.inspect() is not None:
+            try:
+                await self._expect("update", f"--restart={policy}", self.config.container)
+            except UnitError as error:
+                note.unlink(missing_ok=True)
+                raise UnitError(
+                    f"starts are allowed again, but container {self.config.container} has no restart policy now ({error}): run "
+                    f"`{self._words('update', f'--restart={policy}')}`"
+                ) from None
+        note.unlink(missing_ok=True)
 
     async def set_scope(self, variables: Mapping[str, str], *, unset: Sequence[str] = ()) -> None:
         """Keep variables for the next start. Raises UnitError without `create`: an existing container keeps its own."""
@@ -224,19 +250,26 @@ class Container(FolderUnit):
         write_json(self.folder / "scope.json", {"variables": dict(variables), "unset": list(unset)})
 
     async def log_tail(self, max_bytes: int = 65536) -> str:
-        """Return the end of its log. After an end by the kernel's OOM killer, the last line says so."""
-        result = await self._run("logs", "--tail", str(LOG_LINES), self.config.container)
-        text = result.stdout + result.stderr
+        """Return the end of its log, both streams in their order. After an end by the OOM killer, the last line says so.
+
+        Raises UnitError if it cannot be read. A container that does not exist has no log.
+        """
         facts = await self.inspect()
-        if facts is not None and facts.oom_killed:
+        if facts is None:
+            return ""
+        result = await self._run("logs", "--tail", str(LOG_LINES), self.config.container, one_stream=True)
+        text = result.stdout
+        if result.exit_code != 0 or result.timed_out:
+            raise UnitError(f"the log of container {self.config.container} cannot be read: {text[-300:]}")
+        if facts.oom_killed:
             text += f"\ncontainer {self.config.container} was killed by the OOM killer\n"
         return text.encode()[-max_bytes:].decode(errors="replace")
 
     def describe_start(self) -> str:
-        program = shlex.join((self.config.program, *self.config.options))
-        start = f"{program} start {self.config.container}"
+        start = self._words("start")
         if not self.config.create:
             return start
+        program = shlex.join((self.config.program, *self.config.options))
         return f"{program} create --name {self.config.container} {shlex.join(self.config.create)}; {start}"
 
     # -- details -------------------------------------------------------------------------------------------------
@@ -302,8 +335,16 @@ class Container(FolderUnit):
         table = process_table()
         return [row for pid, row in before.items() if is_same(row, table.get(pid)) and not table[pid].zombie]
 
-    async def _run(self, *words: str, timeout_s: float = QUICK_TIMEOUT_S) -> ProcessResult:
+    def _words(self, *verb: str) -> str:
+        """Return a command about the container, for people."""
+        return shlex.join((self.config.program, *self.config.options, *verb, self.config.container))
+
+    async def _run(
+        self, *words: str, timeout_s: float = QUICK_TIMEOUT_S, one_stream: bool = False
+    ) -> ProcessResult:
         argv = (self.config.program, *self.config.options, *words)
+        if one_stream:  # two pipes lose the order of what was written to them
+            argv = ("sh", "-c", 'exec "$0" "$@" 2>&1', *argv)
         try:
             return await run_process(argv, timeout_s=timeout_s, env=child_environment())
         except (FileNotFoundError, PermissionError) as error:
@@ -333,13 +374,19 @@ def facts_of(shown: Mapping[str, Any]) -> ContainerFacts:
         oom_killed=bool(state.get("OOMKilled")),
         started_at_s=_unix_time(str(state.get("StartedAt", ""))),
         restarts=int(shown.get("RestartCount") or 0),
-        restart_policy=str((host.get("RestartPolicy") or {}).get("Name") or ""),
+        restart_policy=_policy_text(host.get("RestartPolicy") or {}),
         shm_bytes=host.get("ShmSize"),
         ipc=str(host.get("IpcMode") or ""),
         labels={
             str(name): str(value) for name, value in ((shown.get("Config") or {}).get("Labels") or {}).items()
         },
     )
+
+
+def _policy_text(policy: Mapping[str, Any]) -> str:
+    """Return a restart policy as `--restart` takes it; only on-failure has a limit, and 0 means none."""
+    name, retries = str(policy.get("Name") or ""), int(policy.get("MaximumRetryCount") or 0)
+    return f"{name}:{retries}" if name == "on-failure" and retries else name
 
 
 def _unix_time(text: str) -> float | None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from gpu_actions.serving.interfaces import UnitError
+from gpu_actions.serving.units.base import runs_although_frozen
 from gpu_actions.serving.units.container import (
     SCOPE_LABEL,
     Container,
@@ -23,8 +24,10 @@ from gpu_actions.serving.units.container import (
     facts_of,
     judge_container,
 )
-from gpu_actions.system.cgroups import cgroup_of, cgroup_pids
+from gpu_actions.system.cgroups import cgroup_of, cgroup_pids, is_frozen_by_cgroup
+from gpu_actions.system.files import write_json
 from gpu_actions.system.proc import namespace_pid
+from tests.ports import free_port
 
 BUSYBOX = shutil.which("busybox")
 needs_podman = pytest.mark.skipif(
@@ -115,9 +118,11 @@ async def test_a_paused_container_is_stopped_and_started_again(make_container: M
     unit = make_container()
     await unit.start()
     await unit._expect("pause", "gpo-test")
-    facts = await unit.inspect()
-    assert facts is not None and facts.paused and (await unit.state()).active
+    state = await unit.state()
+    assert state.active and state.paused and state.resume.endswith("unpause gpo-test")
+    assert state.main_pid is not None and is_frozen_by_cgroup(state.main_pid)
     await unit.start()
+    assert not (await unit.state()).paused
     facts = await unit.inspect()
     assert facts is not None and not facts.paused
     await unit._expect("pause", "gpo-test")
@@ -148,7 +153,8 @@ async def test_a_restart_policy_that_cannot_be_taken_away_is_said_by_freeze_and_
     assert facts is not None and facts.restart_policy == "always"
     (_, warned, *_) = judge_container("h.tp", unit.config, facts)
     assert warned.status == "warning" and "restart policy" in warned.detail
-    if (await unit._run("--version")).stdout.split()[-1] < "5.1":  # later versions can change it
+    version = (await unit._run("--version")).stdout.split()[-1]
+    if tuple(int(part) for part in version.split(".")[:2]) < (5, 1):  # later versions can change it
         with pytest.raises(UnitError, match="keeps its restart policy 'always'"):
             await unit.freeze("a reason")
     with pytest.raises(UnitError, match="frozen"):
@@ -156,6 +162,104 @@ async def test_a_restart_policy_that_cannot_be_taken_away_is_said_by_freeze_and_
         await unit.start()
 
 
+@needs_podman
+async def test_a_start_by_somebody_else_is_not_prevented_by_a_freeze_but_seen(
+    make_container: MakeContainer,
+) -> None:
+    unit = make_container()
+    await unit.start()
+    await unit.freeze("fb-7k2m falls back")
+    await unit.stop()
+    url = f"http://127.0.0.1:{free_port()}"
+    assert await runs_although_frozen(await unit.state(), url) == ""
+    await unit._expect("start", "gpo-test")
+    assert (await runs_although_frozen(await unit.state(), url)).startswith("process ")
+
+
+@needs_podman
+async def test_the_lines_of_both_streams_stay_in_order_and_the_end_is_kept(
+    make_container: MakeContainer,
+) -> None:
+    unit = make_container("for i in 1 2 3 4; do echo out $i; echo err $i >&2; sleep 0.05; done; sleep 600")
+    await unit.start()
+    lines = [f"{stream} {number}" for number in range(1, 5) for stream in ("out", "err")]
+    async with asyncio.timeout(20):
+        while (await unit.log_tail()).split("\n")[:-1] != lines:
+            await asyncio.sleep(0.05)
+    assert await unit.log_tail(12) == "out 4\nerr 4\n"
+
+
+@pytest.mark.heavy
+@needs_podman
+async def test_an_unfreeze_after_the_container_was_removed_lifts_the_freeze(
+    make_container: MakeContainer,
+) -> None:
+    unit = make_container()
+    await unit.freeze("fb-7k2m falls back")
+    write_json(unit.folder / "restart-policy.json", {"policy": "always"})  # it was there when it was frozen
+    await unit.unfreeze()
+    assert not (await unit.state()).frozen
+    assert await unit.log_tail() == "", "a container that does not exist has no log"
+    await unit.start()
+    assert (await unit.state()).active
+
+
+@pytest.mark.heavy
+@needs_podman
+async def test_a_policy_that_cannot_be_given_back_is_said_once_and_does_not_hold_up_a_restore(
+    make_container: MakeContainer,
+) -> None:
+    unit = make_container()
+    await unit.start()
+    await unit.freeze("fb-7k2m falls back")
+    write_json(unit.folder / "restart-policy.json", {"policy": "no-such-policy"})
+    with pytest.raises(
+        UnitError, match=r"starts are allowed again, but .* update --restart=no-such-policy gpo-test"
+    ):
+        await unit.unfreeze()
+    assert not (await unit.state()).frozen
+    await unit.unfreeze()
+
+
+@needs_podman
+async def test_the_exit_code_of_a_container_that_ended_is_kept(make_container: MakeContainer) -> None:
+    unit = make_container("sleep 0.3; exit 3")
+    assert (await unit.state()).exit_code is None
+    await unit.start()
+    async with asyncio.timeout(20):
+        while (state := await unit.state()).active:
+            assert state.exit_code is None
+            await asyncio.sleep(0.05)
+    assert (state.exit_code, state.oom_killed) == (3, False)
+
+
+FAKE = """#!/bin/sh
+echo "$@" >> {folder}/calls
+[ "$1" = inspect ] && cat {folder}/inspect.json
+exit 0
+"""
+
+
+async def test_docker_is_told_the_whole_restart_policy_and_a_grace_that_is_not_cut_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker's daemon does not run here, so a program in its place keeps what it is asked."""
+    program = tmp_path / "docker"
+    program.write_text(FAKE.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    answer = shown(host={"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 5}}, state={"Pid": 0})
+    (tmp_path / "inspect.json").write_text(json.dumps([answer]))
+    unit = Container("tp", ContainerUnit(container="vllm"), state_dir=tmp_path / "units")
+    await unit.freeze("a reason")
+    await unit.unfreeze()
+    with pytest.raises(UnitError, match="runs again after its stop"):  # this one never changes its answer
+        await unit.stop(grace_s=0.5)
+    calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "inspect" not in line]
+    assert calls == ["update --restart=no vllm", "update --restart=on-failure:5 vllm", "stop --time 1 vllm"]
+
+
+@pytest.mark.heavy
 @needs_podman
 async def test_a_scope_creates_the_container_anew_with_the_variables_and_back(
     make_container: MakeContainer,
