@@ -37,13 +37,17 @@ FORWARDERS = frozenset({"docker-proxy", "rootlessport", "slirp4netns", "pasta", 
 
 
 class UnitFacts(Frozen):
-    """What the driver of the tier's unit knows of its restarts."""
+    """What the driver of the tier's unit knows of its restarts, its end and its pause."""
 
     restarts: int = 0
     restarted_at_s: tuple[float, ...] = Field(
         default=(), description="Unix times of the latest, if they are known"
     )
     started_at_s: float | None = None
+    paused: bool = False
+    resume: str = Field(default="", description="the command that lets a paused unit go on")
+    exit_code: int | None = Field(default=None, description="of its main process, if it ended")
+    oom_killed: bool = False
     log_errors: tuple[str, ...] = Field(default=(), description="the part of a line that matches `LOG_ERROR`")
 
 
@@ -190,8 +194,8 @@ def _listener(url: str | None) -> int | None:
 
 
 async def _unit_facts(unit: Unit, state: UnitState | None) -> UnitFacts | None:
-    """Return the facts about a unit's restarts, with the errors at the end of its log; None for one that never restarted."""
-    if state is None or (state.active and not state.restarts):
+    """Return the facts about a unit, with the errors at the end of its log; None for one that runs and never restarted."""
+    if state is None or (state.active and not state.restarts and not state.paused):
         return None
     try:
         log = await unit.log_tail()
@@ -202,6 +206,10 @@ async def _unit_facts(unit: Unit, state: UnitState | None) -> UnitFacts | None:
         restarts=state.restarts,
         restarted_at_s=state.restarted_at_s,
         started_at_s=state.started_at_s,
+        paused=state.paused,
+        resume=state.resume,
+        exit_code=state.exit_code,
+        oom_killed=state.oom_killed,
         log_errors=tuple(errors[-LOG_ERRORS_KEPT:]),
     )
 

@@ -97,6 +97,9 @@ def _by_state(processes: Sequence[RankProcess]) -> Iterator[Culprit]:
                 f"pid {process.pid}",
                 "Restart the tier: a rank does not come back alone.",
             )
+        elif process.paused:
+            todo = f"Resume {process.container or 'its control group'} (docker unpause, podman unpause)."
+            yield Culprit(process.rank, Kind.STOPPED, f"paused, pid {process.pid}", todo)
         elif state in ("T", "t") and process.state_first in ("T", "t"):
             todo = f"kill -CONT {process.pid} lets it go on."
             if state == "t":

@@ -25,6 +25,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         "driver_hang",
     ),
     "serving": (
+        "engine_paused",
         "nccl_hang",
         "crash_loop",
         "engine_crashed",

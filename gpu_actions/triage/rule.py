@@ -23,6 +23,7 @@ CAUSES: tuple[str, ...] = (
     "nvlink_partial",
     "driver_hang",
     "fabric_manager_down",
+    "engine_paused",
     "nccl_hang",
     "crash_loop",
     "engine_down",

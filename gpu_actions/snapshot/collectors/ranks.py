@@ -15,6 +15,7 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.registry import coordinates_in_title, rank_in_title
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.system.cgroups import is_frozen_by_cgroup, read_membership
 from gpu_actions.system.proc import (
     TICKS_PER_S,
     ProcessRow,
@@ -49,6 +50,12 @@ class RankProcess(Frozen):
     )
     container_pid: int | None = Field(
         default=None, description="its pid in its own pid namespace, if it has one"
+    )
+    container: str = Field(
+        default="", description="the container it runs in, with its runtime and pod, if any"
+    )
+    paused: bool = Field(
+        default=False, description="a freezer holds its control group (docker pause, podman pause)"
     )
     state_first: str | None = None
     state_last: str | None = None
@@ -197,6 +204,8 @@ async def collect_ranks(source: Source) -> RanksReading:
                 root=row.pid in roots,
                 found_by="title" if row.pid in by_title else found_by,
                 container_pid=inner if (inner := namespace_pid(row.pid)) != row.pid else None,
+                container=member.text if (member := read_membership(row.pid)).container else "",
+                paused=is_frozen_by_cgroup(row.pid),
                 state_first=row.state,
                 state_last=again.state if again is not None and same else "gone",
                 wchan=wchan,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.collectors.ras import NO_ERROR, RasCommunicator, RasReading
+from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.progress import READS
 from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.culprit import Culprit, candidates_of, culprits_of, elsewhere_of
@@ -76,6 +77,7 @@ RULES = Rules(
 )  # fmt: skip
 
 STATE_WORDS = {"T": "is stopped", "t": "is stopped by a debugger", "D": "is blocked in the kernel"}
+PAUSED = "is paused by its control group's freezer"
 MAX_LISTED = 16
 
 WITHOUT_A_STALL = {
@@ -99,7 +101,7 @@ class Suspicion(NamedTuple):
 def check_collective(context: CheckContext) -> Iterator[Finding]:
     """Judge the tier's ranks and their collectives."""
     snapshot, progress = context.snapshot, context.progress
-    if progress.state == "not_expected":
+    if progress.state == "not_expected" or is_paused(snapshot):
         return
     suspicions = list(suspicions_of(context))
     if progress.stuck and suspicions:
@@ -172,6 +174,14 @@ def _processes_read(context: CheckContext) -> bool:
     )
 
 
+def is_paused(snapshot: Snapshot) -> bool:
+    """Return True if the whole tier is paused: nothing is wrong inside it, and nothing in it goes on."""
+    if snapshot.expected.unit is not None and snapshot.expected.unit.paused:
+        return True
+    alive = [process for process in (snapshot.ranks.processes if snapshot.ranks else ()) if process.is_alive]
+    return bool(alive) and all(process.paused for process in alive)
+
+
 def suspicions_of(context: CheckContext) -> Iterator[Suspicion]:
     """Yield every source but the token counter that says that a collective is stuck, the most telling first."""
     snapshot = context.snapshot
@@ -196,15 +206,20 @@ def _frozen(ranks: RanksReading) -> Iterator[Suspicion]:
         worst = frozen[0]
         more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
         state = worst.state_last or ""
+        words = (
+            f"{PAUSED} ({worst.container or state})" if worst.paused else f"{STATE_WORDS[state]} ({state})"
+        )
         yield Suspicion(
             "process_states",
-            f"{_name(worst)} {STATE_WORDS[state]} ({state}){more}",
+            f"{_name(worst)} {words}{more}",
             {"processes": [_row(process) for process in frozen[:MAX_LISTED]]},
         )
 
 
 def is_frozen(process: RankProcess) -> bool:
-    """Return True if it was stopped at both readings, or blocked in the kernel at both without using CPU in between."""
+    """Return True if it is paused, was stopped at both readings, or blocked in the kernel at both without using CPU."""
+    if process.paused and process.is_alive:
+        return True
     if process.state_first not in STATE_WORDS or process.state_last not in STATE_WORDS:
         return False
     if process.state_first == process.state_last == "D":
@@ -375,6 +390,8 @@ def _row(process: RankProcess) -> dict[str, Any]:
         "state_before": process.state_first,
         "wchan": process.wchan,
         "cpu_s": process.cpu_s,
+        **({"container": process.container} if process.container else {}),
+        **({"paused": True} if process.paused else {}),
     }
 
 

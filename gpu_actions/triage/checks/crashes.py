@@ -1,11 +1,13 @@
 """Does the tier's process keep ending, and why? Its unit's restarts over time, the unit's log and the kernel's OOM killer."""
 
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gpu_actions.models import Finding
 from gpu_actions.snapshot.progress import READS
+from gpu_actions.snapshot.target import UnitFacts
 from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.rule import CRITICAL, WATCH, Rules, rule
 
@@ -44,6 +46,10 @@ OOM_KILLER = CrashCause(
     "kernel_oom",
     "the kernel's OOM killer ended it: the host is out of memory",
     "a restart fails until host memory is free",
+)
+OOM_KILLED = OOM_KILLER._replace(
+    text="the kernel's OOM killer ended it: it reached its container's memory limit, or the host is out of memory",
+    advice="a restart fails until its limit is raised (--memory) or host memory is free",
 )
 CAUSES_IN_LOG: tuple[tuple[re.Pattern[str], CrashCause], ...] = (
     (re.compile(r"oom.kill", re.IGNORECASE), OOM_KILLER),
@@ -86,7 +92,9 @@ def check_crashes(context: CheckContext) -> Iterator[Finding]:
         "crash_cause": "unknown" if cause is None else cause.name,
         "log": list(unit.log_errors),
     }
+    ended = exit_text(unit)
     why = "its log names no cause" if cause is None else f"{cause.text}; {cause.advice}"
+    why += f" ({ended})" if ended else ""
     if restarts >= limits.crash_loop_restarts:
         is_steady = age_s is not None and age_s >= STEADY_S and not context.progress.broken
         span_s = now_s - min(recent) if recent else limits.crash_loop_s
@@ -117,8 +125,21 @@ def crash_cause(context: CheckContext) -> CrashCause | None:
         is_recent = kill.at is None or kill.at.timestamp() >= oldest_s
         if is_recent and (not names or kill.name in names):
             return OOM_KILLER
+    if unit.oom_killed:
+        return OOM_KILLED
     latest = unit.log_errors[-1] if unit.log_errors else ""
     return next((cause for pattern, cause in CAUSES_IN_LOG if pattern.search(latest)), None)
+
+
+def exit_text(unit: UnitFacts | None) -> str:
+    """Return how the main process of a unit ended, for people: `exit code 137, SIGKILL`. Empty if that is not known."""
+    if unit is None or unit.exit_code is None:
+        return ""
+    try:
+        name = f", {signal.Signals(unit.exit_code - 128).name}"
+    except ValueError:
+        name = ""
+    return f"exit code {unit.exit_code}{name}"
 
 
 CRASHES = Check(

@@ -8,8 +8,8 @@ from gpu_actions.serving.condition import Condition
 from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.progress import READS, TierProgress
 from gpu_actions.triage.check import Check, CheckContext
-from gpu_actions.triage.checks.collective import suspicions_of
-from gpu_actions.triage.checks.crashes import crash_cause
+from gpu_actions.triage.checks.collective import is_paused, suspicions_of
+from gpu_actions.triage.checks.crashes import crash_cause, exit_text
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 COMPLETION = "synthetic completion"
@@ -32,6 +32,13 @@ RULES = Rules(
         "serving.prefill", INFO,
         "no token was generated because a long prompt is read: the KV cache fills, or the tier's processors work",
         source=f"{TWICE}, NVML (utilisation and power, by process), /proc",
+    ),
+    rule(
+        "serving.paused", CRITICAL,
+        "the tier is paused as a whole (docker pause, podman pause, a freezer): it answers nothing until it is resumed",
+        "Resume it: its requests go on. If it must stay paused, start the fallback.",
+        source="the unit's driver; the freezer of its control group", cause="engine_paused", verdict=VerdictKind.WATCH,
+        when_broken=VerdictKind.FALL_BACK,
     ),
     rule(
         "serving.wedged", CRITICAL,
@@ -158,7 +165,10 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
         yield RULES.finding(
             "serving.prefill", f"no token for {progress.flat_s:.1f} s: {progress.why}", **progress.evidence()
         )
-    yield from _stall(context, progress)
+    if is_paused(snapshot):
+        yield _paused(context)
+    else:
+        yield from _stall(context, progress)
     yield from _replicas(context, progress)
     yield from _counters(context, progress)
     yield from _completion(context, progress)
@@ -197,7 +207,25 @@ def _down(context: CheckContext) -> Finding:
     if (cause := crash_cause(context)) is not None:
         what += f" ({cause.text})"
         evidence["crash_cause"] = cause.name
+    elif ended := exit_text(context.snapshot.expected.unit):
+        what += f" ({ended})"
     return RULES.finding("serving.down", f"the engine is down: {what}", **evidence)
+
+
+def _paused(context: CheckContext) -> Finding:
+    unit, ranks = context.snapshot.expected.unit, context.snapshot.ranks
+    resume = unit.resume if unit is not None else ""
+    where = sorted({row.container for row in (ranks.processes if ranks else ()) if row.container})
+    finding = RULES.finding(
+        "serving.paused",
+        f"the tier is paused{f' ({where[0]})' if where else ''}: its processes are there and do not run",
+        progress=context.progress.evidence(),
+        containers=where,
+        resume=resume,
+    )
+    return finding.model_copy(
+        update={"action": f"Run `{resume}`: {finding.action}" if resume else finding.action}
+    )
 
 
 def _starting(context: CheckContext) -> Finding:

@@ -35,6 +35,16 @@ def crashes(
     return make.healthy(**{**changes, "expected": {**changes.get("expected", {}), "unit": facts}})
 
 
+def ended(**facts: Any) -> Snapshot:
+    """Return a host whose tier's container ended and was not restarted."""
+    return make.healthy(
+        engine=make.engine(outcome="refused"),
+        completion=None,
+        ranks=None,
+        expected={"unit": UnitFacts(**facts)},
+    )
+
+
 Make = Callable[[], Snapshot]
 CASES: dict[str, tuple[Make, str, str]] = {
     "a crash loop": (lambda: crashes(minutes=(1, 4, 7, 10)), "fall_back", "crash_loop"),
@@ -72,4 +82,10 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "healthy",
         "none",
     ),
+    "a container that reached its memory limit and is down": (
+        lambda: ended(exit_code=137, oom_killed=True),
+        "fall_back",
+        "engine_down",
+    ),
+    "a container that ended with an exit code": (lambda: ended(exit_code=3), "fall_back", "engine_down"),
 }

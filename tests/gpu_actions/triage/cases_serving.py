@@ -9,6 +9,7 @@ from gpu_actions.snapshot.collectors.ras import RasMissingRank, RasPoll, RasRead
 from gpu_actions.snapshot.collectors.router import RouterReading
 from gpu_actions.snapshot.collectors.stacks import StackReading, StacksReading
 from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.target import UnitFacts
 from tests.gpu_actions.triage import builders as make
 
 FLAT = make.engine(tokens=(1000, 1000))
@@ -47,6 +48,26 @@ def dead_rank() -> RanksReading:
 def root(state: str, age_s: float = 9000) -> RanksReading:
     row = make.process(100, None, state, root=True, age_s=age_s)
     return RanksReading(roots=(100,), processes=(row,))
+
+
+def paused(*numbers: int) -> RanksReading:
+    """Return a tier whose ranks with these numbers a freezer of cgroup v1 holds: the kernel shows them as blocked (D)."""
+    rows = make.ranks(8)
+    held = tuple(
+        row.model_copy(
+            update={
+                "paused": True,
+                "state_first": "D",
+                "state_last": "D",
+                "cpu_s": 0,
+                "container": "container 0123",
+            }
+        )
+        if row.rank in numbers or len(numbers) == 8
+        else row
+        for row in rows.processes
+    )
+    return rows.model_copy(update={"processes": held})
 
 
 def router(**changes: object) -> RouterReading:
@@ -344,5 +365,26 @@ CASES: dict[str, tuple[Make, str, str]] = {
         lambda: make.healthy(ranks=None, expected={"unit_error": "Connection timed out"}),
         "unknown",
         "unknown",
+    ),
+    # paused from outside
+    "a tier in a paused container": (
+        lambda: make.healthy(engine=SILENT, completion=HUNG, ranks=paused(*range(8)), ras=ras_all("silent")),
+        "fall_back",
+        "engine_paused",
+    ),
+    "a paused container, told by the unit's driver only": (
+        lambda: make.healthy(
+            engine=SILENT,
+            completion=HUNG,
+            ranks=None,
+            expected={"unit": UnitFacts(paused=True, resume="docker unpause vllm")},
+        ),
+        "fall_back",
+        "engine_paused",
+    ),
+    "one rank in a paused container of its own": (
+        lambda: make.healthy(engine=FLAT, completion=HUNG, ranks=paused(3)),
+        "fall_back",
+        "nccl_hang",
     ),
 }

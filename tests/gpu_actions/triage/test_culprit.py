@@ -26,6 +26,7 @@ from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.culprit import Kind, culprits_of
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
+from tests.gpu_actions.triage.cases import CASES as HOSTS
 
 FLAT = make.engine(tokens=(1000, 1000))
 HUNG = make.completion("timeout", tokens=0)
@@ -282,3 +283,14 @@ async def test_a_broken_dump_is_named(
     else:
         assert (await collect_flight_recorder(source_of(tier))).dumps[0].problem
     await asyncio.sleep(0)
+
+
+def test_a_paused_container_is_told_with_the_command_that_resumes_it_and_an_end_with_its_reason() -> None:
+    cases = {name: make_snapshot() for name, (make_snapshot, *_) in HOSTS.items()}
+    told = judge(cases["a paused container, told by the unit's driver only"])
+    assert told.action.startswith("Run `docker unpause vllm`") and "is paused" in told.summary
+    assert "collective.hang" not in {finding.id for finding in told.findings}
+    rank = judge(cases["one rank in a paused container of its own"])
+    assert "rank 3" in rank.summary and "paused" in rank.summary and "Resume container 0123" in rank.action
+    assert "memory limit" in judge(cases["a container that reached its memory limit and is down"]).summary
+    assert "exit code 3" in judge(cases["a container that ended with an exit code"]).summary
