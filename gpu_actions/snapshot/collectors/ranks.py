@@ -4,6 +4,7 @@ Read from /proc (proc(5)): a stopped or dead rank is visible there within millis
 fires (300-600 s).
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Mapping
@@ -12,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.registry import coordinates_in_title, rank_in_title
+from gpu_actions.serving.registry import PROCESS_WORDS, coordinates_in_title, rank_in_title
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.cgroups import is_frozen_by_cgroup, read_membership
@@ -31,6 +32,11 @@ from gpu_actions.system.proc import (
 MAX_PROCESSES = 256
 SUSPECT_STATES = "TtDZX"
 """States that mean something only if they last."""
+NVML_WAIT_S = 1.5
+"""How long the list of NVML's processes is waited for after the window. A driver that hangs must not hide the states."""
+GPU_PAUSE_S = 0.2
+"""Between the two readings of a rank that was found by its GPU after the window."""
+RANK_WORDS = ("python", "pt_main", *PROCESS_WORDS)
 
 
 class RankProcess(Frozen):
@@ -44,9 +50,10 @@ class RankProcess(Frozen):
         default_factory=dict, description="DP, PP, TP, EP, as its process title names them"
     )
     root: bool = False
-    found_by: Literal["unit", "listener", "title"] = Field(
+    gpu: int | None = Field(default=None, description="the GPU whose memory it holds, as NVML lists it")
+    found_by: Literal["unit", "listener", "title", "gpu"] = Field(
         default="unit",
-        description="how it was found: by its unit, as the listener on the engine's port, or by its title",
+        description="how it was found: by its unit, as the listener on the engine's port, by its title, or by its GPU",
     )
     container_pid: int | None = Field(
         default=None, description="its pid in its own pid namespace, if it has one"
@@ -76,6 +83,10 @@ class RanksReading(Frozen):
     missing_roots: tuple[int, ...] = Field(default=(), description="main processes that do not exist")
     processes: tuple[RankProcess, ...] = ()
     more_processes: int = 0
+    unclaimed: int = Field(
+        default=0,
+        description="processes that may be ranks that were not found: workers by title, or on a GPU without a known rank",
+    )
     unit_active: bool | None = None
 
 
@@ -149,22 +160,67 @@ def roots_of(target: TriageTarget) -> tuple[int, ...]:
 
 
 def elsewhere(
-    table: Mapping[int, ProcessRow], *, known: Collection[int], expected: int | None
-) -> list[ProcessRow]:
-    """Return the tier's workers outside its unit (another container, a scheduler such as Ray), by their titles.
+    table: Mapping[int, ProcessRow],
+    *,
+    known: Collection[int],
+    inside: Mapping[int, dict[str, int]],
+    expected: int | None,
+) -> tuple[list[ProcessRow], int]:
+    """Return the tier's workers outside its unit (another container, a scheduler such as Ray) by their titles, and how many
+    others may be some.
 
-    They count only if there are exactly as many as the tier has ranks: two tiers of one engine cannot be told apart by title.
+    They count only if they and those `inside` are exactly the tier's ranks: two tiers of one engine have the same titles.
     """
     if expected is None or expected < 2:
-        return []
+        return [], 0
     titles = {
         pid: (read_command(pid) or [row.name])[0]
         for pid, row in table.items()
         if pid not in known and not row.zombie
     }
     found = titles_of(titles)
-    distinct = {tuple(sorted(where.items())) for where in found.values()}
-    return [table[pid] for pid in sorted(found)] if len(found) == len(distinct) == expected else []
+    together = [tuple(sorted(where.items())) for where in (*inside.values(), *found.values())]
+    axes = {tuple(axis for axis, _ in where) for where in together}
+    if len(together) == len(set(together)) == expected and len(axes) == 1:
+        return [table[pid] for pid in sorted(found)], 0
+    missing = [pid for pid, where in found.items() if where not in inside.values()]
+    return [], len(missing)
+
+
+async def gpus_by_pid(source: Source) -> dict[int, int]:
+    """Return the GPU of each process that NVML lists; empty if NVML is not read, or has not answered."""
+    if not source.reads_nvml or "nvml" not in source.finished:
+        return {}
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(NVML_WAIT_S):
+            await source.finished["nvml"].wait()
+    reading = source.readings.get("nvml")
+    return {
+        row.pid: gpu.index for gpu in (reading.gpus if reading is not None else ()) for row in gpu.processes
+    }
+
+
+def by_gpu(
+    gpus: Mapping[int, int], *, own: Collection[int], others: Collection[int], missing: int
+) -> tuple[list[ProcessRow], int]:
+    """Return the tier's ranks by the GPUs whose memory they hold, and how many processes may be some.
+
+    These are processes of an engine or of Python, on GPUs of which no process of this or another tier holds memory. They count
+    only if there are exactly as many as ranks are missing, each on a GPU of its own: a stranger must not be taken for a rank.
+    """
+    taken = {gpus[pid] for pid in (*own, *others) if pid in gpus}
+    free = [pid for pid, gpu in gpus.items() if gpu not in taken and pid not in others]
+    rows = [
+        row for pid in free if (row := read_process(pid)) is not None and not row.zombie and _may_be_rank(row)
+    ]
+    if missing and len(rows) == missing == len({gpus[row.pid] for row in rows}):
+        return rows, 0
+    return [], len(rows) if missing else 0
+
+
+def _may_be_rank(row: ProcessRow) -> bool:
+    words = f"{row.name} {' '.join(read_command(row.pid)[:2])}".lower()
+    return any(word in words for word in RANK_WORDS)
 
 
 async def collect_ranks(source: Source) -> RanksReading:
@@ -176,19 +232,34 @@ async def collect_ranks(source: Source) -> RanksReading:
     target = source.target
     rows = tree_of([*roots, *target.members], table)
     details = {row.pid: _identify(row) for row in rows[:MAX_PROCESSES]}
-    by_title: set[int] = set()
-    if not any(rank is not None for rank, _, _ in details.values()):
-        known = {row.pid for row in [*rows, *tree_of(target.other_pids, table)]}
-        others = elsewhere(table, known=known, expected=target.ranks)
-        by_title = {row.pid for row in others}
+    found_by: dict[int, Literal["title", "gpu"]] = {}
+    inside = titles_of({pid: title for pid, (_, _, title) in details.items()})
+    numbers = {rank for rank, _, _ in details.values() if rank is not None}
+    other_tiers = {row.pid for row in tree_of(target.other_pids, table)}
+    unclaimed = 0
+    if len(inside) < (target.ranks or 0) and (inside or not numbers):
+        known = {*details, *(row.pid for row in rows), *other_tiers}
+        others, unclaimed = elsewhere(table, known=known, inside=inside, expected=target.ranks)
+        found_by |= {row.pid: "title" for row in others}
         rows += others
         details |= {row.pid: _identify(row) for row in others}
-    found_by = "unit" if target.pids or target.members or target.pid_file else "listener"
-    coordinates = titles_of({pid: title for pid, (_, _, title) in details.items()})
-    ranks = numbered(coordinates)
+    default = "unit" if target.pids or target.members or target.pid_file else "listener"
     if not any(row.state in SUSPECT_STATES for row in rows):
         source.window.needs_no_more("ranks")
     await source.window_end()
+    gpus = await gpus_by_pid(source)
+    known = {row.pid for row in rows}
+    ranked = {pid for pid in known if pid in gpus or details.get(pid, (None,))[0] is not None}
+    late, unclaimed_by_gpu = by_gpu(
+        gpus, own=known, others=other_tiers, missing=max(0, (target.ranks or 1) - len(ranked))
+    )
+    if late:
+        found_by |= {row.pid: "gpu" for row in late}
+        rows += late
+        details |= {row.pid: _identify(row) for row in late}
+        await asyncio.sleep(GPU_PAUSE_S)
+    coordinates = titles_of({pid: title for pid, (_, _, title) in details.items()})
+    ranks = numbered(coordinates)
     processes = []
     for row in rows[:MAX_PROCESSES]:
         again = read_process(row.pid)
@@ -202,7 +273,8 @@ async def collect_ranks(source: Source) -> RanksReading:
                 rank=ranks.get(row.pid, rank),
                 coordinates=coordinates.get(row.pid, {}),
                 root=row.pid in roots,
-                found_by="title" if row.pid in by_title else found_by,
+                gpu=gpus.get(row.pid),
+                found_by=found_by.get(row.pid, default),
                 container_pid=inner if (inner := namespace_pid(row.pid)) != row.pid else None,
                 container=member.text if (member := read_membership(row.pid)).container else "",
                 paused=is_frozen_by_cgroup(row.pid),
@@ -218,6 +290,7 @@ async def collect_ranks(source: Source) -> RanksReading:
         missing_roots=tuple(pid for pid in roots if pid not in table),
         processes=tuple(processes),
         more_processes=max(0, len(rows) - MAX_PROCESSES),
+        unclaimed=0 if late else max(unclaimed, unclaimed_by_gpu),
         unit_active=source.target.unit_active,
     )
 

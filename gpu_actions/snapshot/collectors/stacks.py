@@ -108,9 +108,9 @@ def _frame_text(frame: dict[str, Any]) -> str:
 
 
 def processes_to_dump(ranks: RanksReading) -> list[RankProcess]:
-    """Return the ranks; if no process has a known rank, every process that may be Python."""
+    """Return the ranks, by number or by the GPU they hold; if there are none, every process that may be Python."""
     alive = [process for process in ranks.processes if process.is_alive]
-    known = [process for process in alive if process.rank is not None]
+    known = [process for process in alive if process.rank is not None or process.gpu is not None]
     if known:
         roots = [process for process in alive if process.root and process.rank is None]
         lowest = min(process.rank or 0 for process in known)

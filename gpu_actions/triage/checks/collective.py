@@ -242,7 +242,7 @@ def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
         numbers.add(0)
     missing: list[int] = []
     ended = [process for process in ranks.processes if process not in alive]
-    if expected is not None and numbers:
+    if expected is not None and numbers and not _some_elsewhere(ranks):
         missing = sorted(set(range(expected)) - numbers)
     elif expected is not None and len(alive) < expected and ended:
         gone = ended  # their numbers are not known
@@ -262,12 +262,22 @@ def _dead(ranks: RanksReading, *, expected: int | None) -> Iterator[Suspicion]:
         )
 
 
+def _some_elsewhere(ranks: RanksReading) -> bool:
+    """Return True if there are processes that may be the ranks whose numbers are missing: those ranks are not called dead."""
+    unnumbered = any(row.found_by == "gpu" and row.rank is None and row.is_alive for row in ranks.processes)
+    return ranks.unclaimed > 0 or unnumbered
+
+
 def _unseen(ranks: RanksReading, *, expected: int | None) -> str:
-    """Return a sentence if none of the tier's ranks was found: they run elsewhere, so nothing is known of them."""
+    """Return a sentence if ranks of the tier were not found, but may run elsewhere, so nothing is known of them."""
     alive = [process for process in ranks.processes if process.is_alive]
+    numbers = {process.rank for process in alive if process.rank is not None}
+    if numbers and expected is not None and ranks.unclaimed and (missing := expected - len(numbers)) > 0:
+        others = count(ranks.unclaimed, "process", "processes")
+        return f"{missing} of the {expected} ranks were not found; {others} elsewhere may be some of them"
     if expected is None or expected < 2 or len(alive) >= expected or len(alive) < len(ranks.processes):
         return ""
-    if not alive or any(process.rank is not None for process in alive):
+    if not alive or numbers:
         return ""
     return (
         f"none of the {expected} ranks is among the {count(len(alive), 'process', 'processes')} of the unit"
@@ -390,6 +400,7 @@ def _row(process: RankProcess) -> dict[str, Any]:
         "state_before": process.state_first,
         "wchan": process.wchan,
         "cpu_s": process.cpu_s,
+        **({"gpu": process.gpu} if process.gpu is not None else {}),
         **({"container": process.container} if process.container else {}),
         **({"paused": True} if process.paused else {}),
     }

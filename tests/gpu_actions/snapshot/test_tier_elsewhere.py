@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from gpu_actions.serving.interfaces import UnitState
 from gpu_actions.serving.routers.haproxy import HaproxyConfig
 from gpu_actions.serving.units.commands import CommandsUnit
 from gpu_actions.snapshot.collector import CollectorSkipped, Source
-from gpu_actions.snapshot.collectors.ranks import collect_ranks
+from gpu_actions.snapshot.collectors.nvml import GpuProcess
+from gpu_actions.snapshot.collectors.ranks import RanksReading, collect_ranks
+from gpu_actions.snapshot.collectors.stacks import processes_to_dump
 from gpu_actions.snapshot.target import TriageTarget, target_of_host
 from gpu_actions.system.proc import process_table, read_command
 from gpu_actions.triage.checks.collective import is_frozen
@@ -33,6 +36,12 @@ def source_of(target: TriageTarget, *, window_s: float) -> Source:
     return Source(
         target=target, limits=TriageThresholds(), window_s=window_s, readings={}, is_stuck=lambda: False
     )
+
+
+def judged(reading: RanksReading, *, ranks: int) -> dict[str, str]:
+    """Return the findings, id and summary, of a tier that is stuck and has these processes."""
+    snapshot = make.healthy(engine=FLAT, completion=HUNG, ranks=reading, ras=None, expected={"ranks": ranks})
+    return {finding.id: finding.summary for finding in judge(snapshot).findings}
 
 
 @contextlib.contextmanager
@@ -115,13 +124,63 @@ async def test_workers_of_which_not_all_are_there_are_not_taken_for_the_tier_and
         with titled("VLLM::Worker_TP0"):
             reading = await collect_ranks(source_of(TriageTarget(pids=(front.pid,), ranks=2), window_s=0.05))
             assert [process.rank for process in reading.processes] == [None]
-        snapshot = make.healthy(engine=FLAT, completion=HUNG, ranks=reading, ras=None)
-        expected = snapshot.expected.model_copy(update={"ranks": 2})
-        findings = {
-            finding.id for finding in judge(snapshot.model_copy(update={"expected": expected})).findings
-        }
+        findings = judged(reading, ranks=2)
         assert "collective.ranks_unseen" in findings
-        assert not findings & {"collective.hang", "collective.rank_dead"}
+        assert not findings.keys() & {"collective.hang", "collective.rank_dead"}
+    finally:
+        front.kill()
+        front.wait()
+
+
+async def test_a_tier_split_over_two_trees_has_all_its_ranks_and_a_rank_elsewhere_is_not_called_dead() -> (
+    None
+):
+    with titled("VLLM::Worker_TP0", "VLLM::Worker_TP1") as (first, second):
+        target = TriageTarget(pids=(first,), ranks=2)
+        whole = await collect_ranks(source_of(target, window_s=0.05))
+        assert [(row.rank, row.pid, row.found_by) for row in whole.processes] == [
+            (0, first, "unit"),
+            (1, second, "title"),
+        ]
+        partly = await collect_ranks(source_of(target.model_copy(update={"ranks": 3}), window_s=0.05))
+        assert [row.pid for row in partly.processes] == [first], "it may be another tier's"
+        assert partly.unclaimed == 1
+    findings = judged(partly, ranks=3)
+    assert "2 of the 3 ranks were not found; 1 process elsewhere" in findings["collective.ranks_unseen"]
+    assert not findings.keys() & {"collective.hang", "collective.rank_dead"}
+    alone = partly.model_copy(update={"unclaimed": 0})
+    assert "rank 1" in judged(alone, ranks=3)["collective.hang"], "without another process they are gone"
+
+
+async def test_ranks_that_only_their_gpus_tell_are_found_with_their_gpu_and_strangers_are_not_taken() -> None:
+    front = launcher()
+    try:
+        with titled("python3 worker a", "python3 worker b", "bash stranger") as (one, two, stranger):
+            target = TriageTarget(pids=(front.pid,), ranks=2)
+
+            async def read(**pids: int) -> RanksReading:
+                gpus = tuple(
+                    make.gpu(int(name[1:]), processes=(GpuProcess(pid=pid),)) for name, pid in pids.items()
+                )
+                over = asyncio.Event()
+                over.set()
+                source = source_of(target, window_s=0.05)
+                readings = {"nvml": make.nvml(gpus=gpus)}
+                return await collect_ranks(replace(source, finished={"nvml": over}, readings=readings))
+
+            found = await read(g4=one, g5=two, g6=stranger)
+            assert [(row.pid, row.gpu, row.found_by) for row in found.processes] == [
+                (front.pid, None, "unit"),
+                (one, 4, "gpu"),
+                (two, 5, "gpu"),
+            ]
+            assert not judged(found, ranks=2).keys() & {"collective.rank_dead", "collective.ranks_unseen"}
+            assert [row.pid for row in processes_to_dump(found)] == [one, two], "their stacks are taken"
+            os.kill(two, signal.SIGSTOP)
+            assert [row.pid for row in (await read(g4=one, g5=two)).processes if is_frozen(row)] == [two]
+            target = target.model_copy(update={"other_pids": (two,)})
+            other = await read(g4=one, g5=two)
+            assert ([row.pid for row in other.processes], other.unclaimed) == ([front.pid], 1)
     finally:
         front.kill()
         front.wait()
