@@ -320,6 +320,9 @@ def demo(
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="shorter load tests and traffic stages")] = False,
     monitors: Annotated[bool, typer.Option(help="let the monitors alert within seconds of a fault")] = True,
+    drills: Annotated[
+        bool, typer.Option("--drills", help="drill by schedule, on a clock whose week is six minutes long")
+    ] = False,
 ) -> None:
     """Start the demonstration, or continue it where it ended. Ctrl-C stops it and leaves no process behind."""
     if context.invoked_subcommand is None:
@@ -327,7 +330,9 @@ def demo(
 
         raise typer.Exit(
             asyncio.run(
-                demonstrate(state, fresh=fresh, free_ports=free_ports, quick=quick, monitors=monitors)
+                demonstrate(
+                    state, fresh=fresh, free_ports=free_ports, quick=quick, monitors=monitors, drills=drills
+                )
             )
         )
 

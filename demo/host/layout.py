@@ -205,6 +205,10 @@ QUICK = Pace(
 )
 
 
+DRILLS = {"drill_cron": "0 10 * * 2", "drill_speed": 1680}
+"""Every Tuesday at ten, on a clock whose week is six minutes long: two fault kinds take four on two busy cores."""
+
+
 def write_config(layout: Layout, *, pace: Pace = Pace(), monitors: bool = True) -> Path:  # noqa: B008  (frozen)
     """Write the settings file of the demonstration (mode 0600: it holds the workspace's tokens)."""
     text = CONFIG.format(

@@ -26,6 +26,7 @@ from bot.store.store import Store
 from demo.host import leftovers
 from demo.host.children import Children
 from demo.host.layout import (
+    DRILLS,
     QUICK,
     Layout,
     Pace,
@@ -64,6 +65,7 @@ async def demonstrate(
     free_ports: bool = False,
     quick: bool = False,
     monitors: bool = True,
+    drills: bool = False,
 ) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP. Return 0, or 1 when it cannot start; the reason is then on stderr."""
     state_dir = state_dir.absolute()
@@ -74,6 +76,8 @@ async def demonstrate(
             if fresh:
                 await asyncio.to_thread(_remove_state, state_dir)
             pace = QUICK if quick else Pace()
+            if drills:
+                pace = pace.model_copy(update=DRILLS)
             async with demonstration(
                 state_dir, free_ports=free_ports, pace=pace, monitors=monitors
             ) as layout:

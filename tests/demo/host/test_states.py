@@ -325,3 +325,27 @@ async def test_fresh_after_an_incident_starts_anew(demo: Demonstration) -> None:
         assert incident.store.list(action="fallback", limit=1) == []
         assert not any("fallback" in message.text.lower() for message in await incident.messages())
     await demo.interrupt()
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1500)
+async def test_two_drills_by_schedule_leave_their_incidents_and_a_chart(tmp_path: Path) -> None:
+    """The schedule's clock runs fast: every Tuesday at ten is every six minutes."""
+    demo = Demonstration(tmp_path)
+    try:
+        await demo.start("--free-ports", "--drills")
+        async with demo.incident() as incident, asyncio.timeout(1300):
+            while True:
+                runs = [run for run in incident.store.list(action="drill", limit=5) if run.status.final]
+                if len(runs) == 2:
+                    break
+                await asyncio.sleep(2)
+            assert [run.requester.id for run in runs] == ["schedule", "schedule"], runs
+            assert {run.status.value for run in runs} == {"succeeded"}, runs
+            assert all(
+                any(one.artifact.title == "times of the drills" for one in run.artifacts) for run in runs
+            )
+            assert all(run.incident_id for run in runs)
+        await demo.serves()  # the production tier was not touched
+    finally:
+        demo.close()
