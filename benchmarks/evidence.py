@@ -3,7 +3,7 @@
 `python -m benchmarks.evidence` starts the reference engine on two ranks behind HAProxy under 60 streams, freezes a rank, and
 falls back: the capture must end within 10 s, before the hung tier is drained or stopped. Clients do not wait for it: a hung
 tier stays for the evidence until the fallback generates. Then it traces a healthy engine under 16 streams again and again, and
-compares its tokens per second with the seconds before and after each trace: a ratio, whatever else the machine does.
+compares its tokens per second of its own CPU time with those before and after each trace, so that other load does not count.
 """
 
 import asyncio
@@ -16,16 +16,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
+
 from gpu_actions.host import Tier
 from gpu_actions.models import Verdict, VerdictKind
-from gpu_actions.serving.interfaces import EngineError
 from tests.gpu_actions.site import Site, data_of, make_site, summary_of
 
 GOAL_S = 10.0
 STREAMS_AT_THE_HANG = 60
 STREAMS = 16
 TOKENS = 32
-WINDOW_S = 4.0
+ANSWERS = 3
 TRACES = 5
 MAX_ITERATIONS = 200
 
@@ -67,35 +68,32 @@ async def capture(folder: Path) -> bool:
     return good
 
 
-async def tokens_per_s(tier: Tier, seconds: float) -> float:
-    """Return the tokens per second of a constant number of streams over a window."""
-    made, began, going = 0, time.monotonic(), True
+async def cpu_s(tier: Tier) -> float:
+    """Return the CPU seconds that the tier's processes have used."""
+    used = [psutil.Process(pid).cpu_times() for pid in (await tier.unit.state()).pids]
+    return sum(times.user + times.system for times in used)
+
+
+async def cost_s(tier: Tier) -> float:
+    """Return the CPU seconds of the engine for the same work: so many streams with so many answers each."""
+    began = await cpu_s(tier)
 
     async def stream(number: int) -> None:
-        nonlocal made
-        while going:
-            try:
-                answer = await tier.engine.complete(f"bench {number}", max_tokens=TOKENS, timeout_s=60)
-            except EngineError:
-                await asyncio.sleep(0.1)
-                continue
-            made += answer.completion_tokens if going else 0
+        for _ in range(ANSWERS):
+            await tier.engine.complete(f"bench {number}", max_tokens=TOKENS, timeout_s=300)
 
-    streams = [asyncio.create_task(stream(number)) for number in range(STREAMS)]
-    await asyncio.sleep(seconds)
-    rate, going = made / (time.monotonic() - began), False
-    await asyncio.gather(*streams)
-    return rate
+    await asyncio.gather(*(stream(number) for number in range(STREAMS)))
+    return await cpu_s(tier) - began
 
 
 async def overhead(folder: Path) -> None:
     async with site(folder, tp_engine=engine(folder / "traces", "--tensor-parallel-size", "2")) as here:
-        tier, ratios, stops, stalls = here.host.tp, [], [], []
-        await tokens_per_s(tier, WINDOW_S)
-        before = await tokens_per_s(tier, WINDOW_S)
+        tier, cost, stops, stalls = here.host.tp, [], [], []
+        await cost_s(tier)
+        before = await cost_s(tier)
         for _ in range(TRACES):
             await tier.engine.start_profile(max_iterations=MAX_ITERATIONS)
-            traced = await tokens_per_s(tier, WINDOW_S)
+            traced = await cost_s(tier)
             began = time.monotonic()
             stopping = asyncio.create_task(tier.engine.stop_profile())
             await asyncio.sleep(0.01)
@@ -103,15 +101,18 @@ async def overhead(folder: Path) -> None:
             stalls.append(time.monotonic() - began)
             files = await stopping
             stops.append(time.monotonic() - began)
-            after = await tokens_per_s(tier, WINDOW_S)
-            ratios.append(traced / ((before + after) / 2))
+            after = await cost_s(tier)
+            cost.append(100 * (1 - (before + after) / 2 / traced))
             size_mb = sum(file.stat().st_size for file in files) / 1e6
-            print(f"{before:.0f} tokens/s, traced {traced:.0f}, after {after:.0f}; {size_mb:.1f} MB")
+            print(
+                f"{before:.1f} s of CPU, traced {traced:.1f} s, after {after:.1f} s; {size_mb:.1f} MB",
+                flush=True,
+            )
             before = after
     print(
-        f"trace overhead, median of {TRACES}: {100 * (1 - statistics.median(ratios)):.0f} % fewer tokens/s while tracing "
-        f"({100 * (1 - max(ratios)):.0f} to {100 * (1 - min(ratios)):.0f} %), none after it; the stop took "
-        f"{statistics.median(stops):.1f} s, a request beside it waited {statistics.median(stalls):.1f} s"
+        f"trace overhead, median of {TRACES}: {statistics.median(cost):.0f} % fewer tokens per CPU second while tracing "
+        f"({min(cost):.0f} to {max(cost):.0f} %); the stop took {statistics.median(stops):.1f} s, "
+        f"a request beside it waited {statistics.median(stalls):.1f} s"
     )
 
 
