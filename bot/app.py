@@ -40,6 +40,7 @@ from bot.watch.alerts import Alerts
 from bot.watch.drills import Drills
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors
+from bot.watch.page_cache_keeper import PageCacheKeeper
 from bot.watch.scheduler import Schedule
 from bot.watch.standby_keeper import StandbyKeeper
 from bot.web.server import web_app
@@ -277,6 +278,7 @@ def _schedule(bot: Bot) -> Schedule:
             bot.runs.hosts.get,
         )
         keeper.schedule(schedule, bot.settings.hosts)
+        PageCacheKeeper(bot.settings.monitors, keeper.is_quiet).schedule(schedule, bot.settings.hosts)
     for name, sweep, first_after_s in (
         ("artifacts", bot.artifacts.sweep, 60.0),
         ("deliveries", bot.store.deliveries.sweep, 90.0),

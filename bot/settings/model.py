@@ -186,6 +186,9 @@ class MonitorSettings(Frozen):
     standby_period_s: float = Field(
         default=60, ge=0, description="the standby of the fallback, where tiers.fallback.standby is set"
     )
+    page_cache_period_s: float = Field(
+        default=300, ge=0, description="weights in the page cache, where page_cache of a tier is set"
+    )
     standby_test_hour: int | None = Field(
         default=4,
         ge=0,

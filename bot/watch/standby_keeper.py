@@ -63,7 +63,7 @@ class StandbyKeeper:
         host = self.hosts(host_name)
         now_s = self.store.clock()
         last = await asyncio.to_thread(self.runs.latest, action=SPEC.name, host=host_name)
-        if not await asyncio.to_thread(self._is_quiet, host_name) or _failed_lately(last, now_s):
+        if not await asyncio.to_thread(self.is_quiet, host_name) or _failed_lately(last, now_s):
             return
         facts = await gather_facts(host)
         why = needs_care(host, facts, ruled_out=await asyncio.to_thread(self._ruled_out, host_name))
@@ -86,7 +86,7 @@ class StandbyKeeper:
         else:
             log.info("standby", host=host_name, why=why, run=started.run.id)
 
-    def _is_quiet(self, host: str) -> bool:
+    def is_quiet(self, host: str) -> bool:
         """Return True if no incident is open on a host and no run is at work there."""
         if self.incidents.active(host) is not None:
             return False

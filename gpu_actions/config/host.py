@@ -36,6 +36,13 @@ class EngineConfig(EngineSettings):
     kind: EngineKind = Field(default=DEFAULT_ENGINE, description=f"one of: {', '.join(ENGINES)}")
 
 
+class PageCacheSettings(Frozen):
+    """Weights that are kept in the page cache, so that a cold start does not read them from disk."""
+
+    paths: tuple[Path, ...] = Field(min_length=1, description="files, and folders with all that is in them")
+    max_gib: float = Field(gt=0, description="files beyond this are left out, the later ones first")
+
+
 class TierConfig(Frozen):
     """A serving pool of the host. `gpus` is the number of its GPUs (0: it runs on the CPU)."""
 
@@ -54,6 +61,9 @@ class TierConfig(Frozen):
         description="of the fallback tier: keep an engine ready, `sleep` in host memory, `resident` on its GPU",
     )
     memory_gib_per_gpu: float | None = Field(default=None, gt=0, description="what it needs on each GPU")
+    page_cache: PageCacheSettings | None = Field(
+        default=None, description="weights to keep in the page cache while all is well (docs/standby.md)"
+    )
 
 
 class Rung(TierConfig):

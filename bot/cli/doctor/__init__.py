@@ -12,6 +12,7 @@ from bot.cli.doctor.hosts import (
     check_engines,
     check_golden,
     check_knee,
+    check_page_cache,
     check_plans,
     check_router,
     check_units,
@@ -45,6 +46,7 @@ HOST_CHECKS: tuple[Callable[[Host], Awaitable[list[SetupCheck]]], ...] = (
     check_router,
     check_golden,
     check_knee,
+    check_page_cache,
     check_plans,
 )
 """Run for each host of the settings."""

@@ -10,6 +10,7 @@ from gpu_actions.serving.golden.record import GoldenUnreadable, load_golden
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.registry import ENGINES
 from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
+from gpu_actions.tier.page_cache_state import page_cache_of
 
 
 async def check_units(host: Host) -> list[SetupCheck]:
@@ -35,6 +36,28 @@ async def _engine(name: str, tier: Tier) -> SetupCheck:
     if tier.name == "fallback":
         return warning(name, problem, "fine while it is meant to be down")
     return (warning if state.frozen else failed)(name, problem, "see /triage")
+
+
+async def check_page_cache(host: Host) -> list[SetupCheck]:
+    """Check what is in the page cache of the weights that should be kept there. Nothing is read into it."""
+    checks = []
+    for tier in host.every_tier:
+        if tier.config.page_cache is None:
+            continue
+        name = f"{host.name}.{tier.key}.page_cache"
+        try:
+            state = await page_cache_of(tier.config.page_cache, look=True)
+        except OSError as error:
+            checks.append(failed(name, str(error), "see docs/standby.md"))
+            continue
+        cold = state.resident_bytes is not None and state.resident_bytes < state.bytes
+        said = "; ".join((state.text, *state.problems))
+        if state.problems or cold:
+            fix = "correct page_cache of the tier, or wait: the bot reads them while all is well"
+            checks.append(warning(name, said, fix))
+        else:
+            checks.append(ok(name, said))
+    return checks
 
 
 async def check_router(host: Host) -> list[SetupCheck]:
