@@ -91,7 +91,7 @@ async def launch(context: StepContext) -> StepResult:
             return _result(context, tier, state, kept)
         context.report("ending an earlier process of this tier", None)
     # Also when it is not active: a supervisor that waits to restart a dead process would count this start as a restart.
-    await tier.unit.stop()
+    _, log_end = await asyncio.gather(tier.unit.stop(), _end_of_log(tier))
     if (owner := listener_of(port_of(tier.engine.url))) is not None:
         raise StepFailed(
             f"port {port_of(tier.engine.url)} of the {tier.name} tier is taken by {owner}",
@@ -99,7 +99,7 @@ async def launch(context: StepContext) -> StepResult:
         )
     # Written before the start: a run that is interrupted right after it must recognize the process as its own.
     run_notes.keep(context.workdir, note, Moment.now().model_dump())
-    run_notes.keep(context.workdir, log_note(tier), {"end": await _end_of_log(tier)})
+    run_notes.keep(context.workdir, log_note(tier), {"end": log_end})
     try:
         await tier.unit.start()
     except UnitError as error:
