@@ -41,8 +41,8 @@ class _Order(Frozen):
 
     host: str = Field(max_length=63)
     nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
-    issued_at: float
-    expires_at: float
+    issued_at: float = Field(allow_inf_nan=False)
+    expires_at: float = Field(allow_inf_nan=False)
 
 
 class StartRun(_Order):
@@ -235,6 +235,6 @@ def _parse(envelope: str) -> Order:
 def _verb(envelope: str) -> str:
     try:
         found = json.loads(envelope)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "?"
     return str(found.get("verb", "?"))[:32] if isinstance(found, dict) else "?"
