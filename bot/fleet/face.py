@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import structlog
 
+from bot.fleet.brake import SICK_WITHIN_S, HostNow, refusal
 from bot.fleet.mirror import apply_report
 from bot.fleet.orders import (
     LIFE_S,
@@ -30,13 +31,13 @@ from bot.fleet.received_files import receive_file
 from bot.hosts import AWAY_AFTER_S, Hosts, WorkerSign
 from bot.incidents.artifacts import ArtifactStore
 from bot.runs.planning import typed_options
-from bot.runs.runs import Runs
+from bot.runs.runs import Runs, Started
 from bot.settings.model import Settings
 from bot.store.records import Alert, Person, RunRecord, RunStatus, UserError
 from bot.store.store import Store
 from gpu_actions.action import ActionSpec, Signal
 from gpu_actions.host import Host
-from gpu_actions.models import JsonObject
+from gpu_actions.models import JsonObject, VerdictKind
 from gpu_actions.plan import Plan
 from gpu_actions.system.redact import redacted_head
 
@@ -47,6 +48,8 @@ RETRY_S = 2.0
 PLAN_S = 60.0
 UNTAKEN_S = LIFE_S + 10.0
 RESEND_S = 15.0
+AUTOMATIC = "monitor"
+"""The id of the monitors as a requester (`bot.watch.alerts`)."""
 
 NO_DATABASE = (
     "The fleet's database does not answer, so {what}. On the host itself: gpu-oncall {command} --local."
@@ -113,6 +116,8 @@ class FleetRuns(Runs):
         self._files = settings.state_dir / "hosts"
         self._answers: dict[int, asyncio.Future[JsonObject]] = {}
         self._decided_at: dict[str, float] = {}
+        self._pools = settings.fleet.pools
+        self._starting = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def launch(self) -> None:
@@ -157,6 +162,40 @@ class FleetRuns(Runs):
         order = self._order(MakePlan, name, action=spec.name, arguments=dict(options), requester=requester)
         answer = await self._ask(order, what="there is no plan", command=f"{spec.name} plan")
         return Plan.model_validate(answer.get("plan"))
+
+    async def start(self, *, action: str, host: str | None, requester: Person, **request: Any) -> Started:
+        """Start a run on its host, unless the brake forbids it: see `bot.fleet.brake`."""
+        async with self._starting:  # two starts must not each count the other as not there
+            name = self.hosts.name(host)
+            if self._planner.action(action).changes_host:
+                is_automatic = requester.id == AUTOMATIC
+                if why := await asyncio.to_thread(self._brake, name, is_automatic=is_automatic):
+                    raise UserError(f"{action} was not started on {name}: {why}.")
+            return await super().start(action=action, host=name, requester=requester, **request)
+
+    def _brake(self, name: str, *, is_automatic: bool) -> str:
+        changing = {row.host: row.id for row in self._store.active() if row.changes_host}
+        changing.pop(name, None)  # its own run is refused with better words
+        return refusal(
+            name,
+            [self._now(one, changing.get(one, "")) for one in self.hosts.names()],
+            self._pools,
+            is_automatic=is_automatic,
+        )
+
+    def _now(self, name: str, changed_by: str) -> HostNow:
+        sign = self.hosts.sign(name)
+        is_alive = sign.age_s is not None and sign.age_s <= AWAY_AFTER_S
+        verdict, age_s = self._store.last_verdict(name, max_age_s=SICK_WITHIN_S) or (None, 0.0)
+        is_sick = verdict is not None and verdict.verdict is VerdictKind.FALL_BACK
+        return HostNow(
+            name=name,
+            labels=sign.labels,
+            is_serving=is_alive and bool(sign.body.get("tier")),
+            changed_by=changed_by,
+            sick_s=age_s if is_sick else None,
+            cause=verdict.cause if verdict is not None and is_sick else "",
+        )
 
     async def stop(self, run_id: str, *, by: Person) -> RunRecord:
         """Ask the host to stop a run. What it had touched, the host says at the end."""

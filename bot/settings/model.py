@@ -257,6 +257,15 @@ class McpSettings(Frozen):
     )
 
 
+class PoolRule(Frozen):
+    """How a pool of a fleet may change; a host's pool is its label `pool` (`fleet add HOST --label pool=NAME`)."""
+
+    max_changing: int = Field(default=1, ge=1, le=1000, description="hosts that may change at once")
+    least_serving: int = Field(
+        default=0, ge=0, le=1000, description="hosts that must serve while another one changes"
+    )
+
+
 class FleetSettings(Frozen):
     """Many hosts and one bot over PostgreSQL (docs/fleet.md). `gpu-oncall fleet init|add` print what belongs here."""
 
@@ -272,6 +281,9 @@ class FleetSettings(Frozen):
     )
     actions: tuple[str, ...] | None = Field(
         default=None, description="of a worker: actions that the bot may ask for here; left out: all"
+    )
+    pools: dict[str, PoolRule] = Field(
+        default_factory=dict, description="of the bot: rules by pool; the empty name: hosts without a pool"
     )
     max_file_mib: int = Field(
         default=16,
