@@ -8,6 +8,7 @@ one line in `CHECKS` or `HOST_CHECKS`; the checks of a kind of unit or router ar
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from bot.cli.doctor.fleet import check_fleet
 from bot.cli.doctor.hosts import (
     check_engines,
     check_golden,
@@ -37,8 +38,14 @@ CHECKS: tuple[Callable[[Settings], Awaitable[list[SetupCheck]]], ...] = (
     check_runbook,
     check_py_spy,
     check_nvml,
+    check_fleet,
 )
 """Run once."""
+
+NOT_ON_A_WORKER = (check_slack, check_roles, check_links)
+"""What only the bot of a fleet needs."""
+NOT_ON_THE_BOT = (check_runbook, check_py_spy, check_nvml)
+"""What only a serving host of a fleet needs."""
 
 HOST_CHECKS: tuple[Callable[[Host], Awaitable[list[SetupCheck]]], ...] = (
     check_units,
@@ -62,6 +69,12 @@ class Report(Frozen):
         return all(check.status != "failed" for check in self.checks)
 
 
+def _elsewhere(settings: Settings) -> tuple[object, ...]:
+    if not settings.fleet.url:
+        return ()
+    return NOT_ON_THE_BOT if settings.fleet.is_bot else NOT_ON_A_WORKER
+
+
 async def examine(settings: Settings) -> Report:
     """Run every check, those of different hosts in parallel. Never raises for what a check finds."""
     hosts = Hosts(settings)
@@ -70,7 +83,8 @@ async def examine(settings: Settings) -> Report:
         return [found for check in HOST_CHECKS for found in await check(hosts.get(name))]
 
     groups = await asyncio.gather(
-        *(check(settings) for check in CHECKS), *(of_host(host.name) for host in settings.hosts)
+        *(check(settings) for check in CHECKS if check not in _elsewhere(settings)),
+        *(of_host(host.name) for host in settings.hosts),
     )
     return Report(checks=tuple(check for group in groups for check in group))
 
