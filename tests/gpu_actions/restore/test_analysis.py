@@ -1,7 +1,7 @@
-"""The judgement of a stage and what follows from it, as tables and properties, and the checks before it."""
+"""The judgement of a stage and what follows from it, as tables and properties."""
 
-import itertools
-from datetime import UTC, datetime
+import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actions.config.host import TierConfig
 from gpu_actions.config.policies import RestorePolicy
-from gpu_actions.fallback.cleanup import Found, ServingState
-from gpu_actions.models import Verdict, VerdictKind
 from gpu_actions.restore.analysis import (
+    PRESS,
     Judged,
     Orders,
     StageVerdict,
@@ -26,17 +24,9 @@ from gpu_actions.restore.analysis import (
     take_orders,
     weights_for,
 )
-from gpu_actions.restore.check import blocks, deep_unread, leftovers_of, too_few_devices, without_deep
-from gpu_actions.restore.plan_steps import Way, fits_beside, order_of
-from gpu_actions.restore.sequential import Counts
+from gpu_actions.restore.compared import Compared
+from gpu_actions.restore.sequential import Counts, upper_bound
 from gpu_actions.restore.shift import read_orders
-from gpu_actions.restore.stepback import decide_back
-from gpu_actions.restore.watch import _new, name_of
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
-from gpu_actions.snapshot.model import CollectorOutcome, Snapshot
-from gpu_actions.snapshot.target import Expectation
-from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory
-from gpu_actions.triage.judge import judge
 
 POLICY = RestorePolicy(
     max_error_percent=1, max_ttft_p99_ms=500, max_e2e_p99_ms=2000, max_queue=8, min_requests_per_stage=20
@@ -73,7 +63,9 @@ def window(**changes: Any) -> Window:
         ({"refused": 60, "control": slow(0)}, StageVerdict.FAILED, "60 of 100 requests got 4xx (60.0 %)"),
         ({"refused": 30, "control": slow(25)}, StageVerdict.PASSED, ""),
         ({"refused": 30, "control": Counts()}, StageVerdict.PASSED, ""),
-        ({"queue_peak": 9}, StageVerdict.FAILED, "its queue reached 9"),
+        ({"queue_peak": 8}, StageVerdict.PASSED, ""),
+        ({"queue_peak": 9}, StageVerdict.FAILED, "its queue reached 9, the limit is 8"),
+        ({"requests": 20}, StageVerdict.PASSED, ""),
         ({"hung": True}, StageVerdict.FAILED, "token counter does not move"),
         ({"died": "is gone"}, StageVerdict.FAILED, "its process is gone"),
         ({"xids": ("xid 79",)}, StageVerdict.FAILED, "new in the kernel log: xid 79"),
@@ -96,6 +88,110 @@ def test_a_stage_is_judged_by_its_window(changes: dict[str, Any], verdict: Stage
     judged = judge_stage(window(**changes), POLICY)
     assert judged.verdict is verdict
     assert reason in "; ".join(judged.reasons)
+
+
+FAULTS = {"died": "is gone", "hung": True, "xids": ("xid 79", "xid 48", "xid 95", "xid 13")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        (
+            FAULTS,
+            (
+                "its process is gone",
+                "it holds requests and its token counter does not move",
+                "new in the kernel log: xid 79, xid 48, xid 95",
+            ),
+        ),
+        (
+            {"refused": 60, "control": slow(0)},
+            ("60 of 100 requests got 4xx (60.0 %), on the fallback 0 of 100 requests (0.0 %)",),
+        ),
+        (
+            {"ttft_p99_ms": None, "slow_ttft": slow(15)},
+            ("15 of 100 requests were over 500 ms (15.0 %), the limit is 1 %",),
+        ),
+        (
+            {"slow_e2e": slow(15)},
+            ("E2E p99 is 900 ms, 15 of 100 requests were over 2000 ms (15.0 %), the limit is 1 %",),
+        ),
+        ({"missing": ("ttft", "e2e")}, ("not measured: ttft, e2e",)),
+    ],
+)
+def test_a_stage_names_its_reasons(changes: dict[str, Any], reasons: tuple[str, ...]) -> None:
+    assert judge_stage(window(**changes), POLICY).reasons == reasons
+
+
+@pytest.mark.parametrize(
+    ("requests", "errors", "enough", "verdict", "reasons"),
+    [
+        (0, 0, 0, StageVerdict.PASSED, ("no request came, no fault was seen",)),
+        (1, 0, 0, StageVerdict.PASSED, ()),
+        (0, 0, 1, StageVerdict.INCONCLUSIVE, ("0 requests are too few to judge, 1 are needed",)),
+        (1, 0, 1, StageVerdict.PASSED, ()),
+        (1, 1, 1, StageVerdict.INCONCLUSIVE, ("1 of 1 requests failed (100.0 %), the limit is 1 %",)),
+    ],
+)
+def test_a_stage_with_hardly_any_traffic(
+    requests: int, errors: int, enough: int, verdict: StageVerdict, reasons: tuple[str, ...]
+) -> None:
+    seen = window(requests=requests, errors=errors)
+    assert judge_stage(seen, POLICY, min_requests=enough) == Judged(verdict=verdict, reasons=reasons)
+
+
+def of_200(bad: int) -> Counts:
+    return Counts(bad=bad, total=200)
+
+
+def slower(bad: int, before: int = 0) -> Compared:
+    """Return a comparison in which this many of 200 answers are late, and of 200 of the fallback."""
+    return Compared(
+        measure="TTFT", against="the fallback", threshold_s=0.5, canary=of_200(bad), reference=of_200(before)
+    )
+
+
+HALF = RestorePolicy(max_error_percent=50, stages_percent=(5, 25, 50, 100))
+BUDGET = {"errors": 0.006, "slow_ttft": 0.00028, "slow_e2e": 0.00028, "refused": 0.00028, "compared": 0.00028}
+RATES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "errors": lambda bad: {"errors": bad},
+    "slow_ttft": lambda bad: {"slow_ttft": of_200(bad)},
+    "slow_e2e": lambda bad: {"slow_e2e": of_200(bad)},
+    "refused": lambda bad: {"refused": bad, "control": of_200(80)},
+    "compared": lambda bad: {"compared": (slower(bad, 80),)},
+}
+
+
+@pytest.mark.parametrize(("percent", "share"), [(5, 0.75), (25, 0.25 / 4), (100, 0.25 / 4)])
+@pytest.mark.parametrize("rate", RATES)
+def test_each_test_of_a_stage_convicts_by_its_200th_request_within_its_share_of_the_error(
+    rate: str, percent: int, share: float
+) -> None:
+    """The docstring of `analysis` promises the budget, that of `sequential` that 0.8 of it is spent at the 200th request."""
+    alpha = BUDGET[rate] * share
+    of_the_reference = upper_bound(of_200(80), alpha)
+    assert binomial_tail(200, 1 - of_the_reference, 120) <= 0.8 * alpha  # it may have that share
+    assert binomial_tail(200, 1 - of_the_reference + 1 / 4096, 120) > 0.8 * alpha
+    limit = {
+        "errors": 0.5,
+        "refused": max(0.5, 1.5 * of_the_reference),
+        "compared": 1.25 * of_the_reference,
+    }.get(rate, 0.01)
+    fewest = next(bad for bad in range(201) if binomial_tail(200, limit, bad) <= 0.8 * alpha)
+    for bad, failed in ((fewest - 1, False), (fewest, True)):
+        judged = judge_stage(window(percent=percent, requests=200, **RATES[rate](bad)), HALF)
+        assert (judged.verdict is StageVerdict.FAILED) is failed, judged
+
+
+def binomial_tail(requests: int, rate: float, count: int) -> float:
+    """Return the probability of at least so many."""
+    terms = range(count, requests + 1)
+    return math.fsum(math.comb(requests, k) * rate**k * (1 - rate) ** (requests - k) for k in terms)
+
+
+def test_a_comparison_that_convicts_is_named() -> None:
+    judged = judge_stage(window(requests=200, compared=(slower(2), slower(190))), POLICY)
+    assert judged.reasons == ("TTFT over 0.5 s in 190 of 200 answers, in 0 of 200 of the fallback",)
 
 
 def test_no_traffic_passes_where_only_faults_matter() -> None:
@@ -124,30 +220,68 @@ def test_the_description_names_what_could_not_be_measured() -> None:
     assert "TTFT" not in line
 
 
-PASSED, FAILED = Judged(verdict=StageVerdict.PASSED), Judged(verdict=StageVerdict.FAILED, reasons=("bad",))
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"errors": 2, "queue_peak": 3},
+            "100 requests, 2 errors, TTFT p99 100 ms, E2E p99 900 ms, queue at most 3",
+        ),
+        (
+            {"probes": 7, "ttft_p99_ms": None, "e2e_p99_ms": None},
+            "100 requests (7 of them probes), 0 errors, queue at most 0",
+        ),
+        (
+            {
+                "compared": (
+                    slower(0).model_copy(update={"against": "tp before the incident"}),
+                    slower(0),
+                    slower(1),
+                ),
+                "application_xids": ("xid 31", "xid 13", "xid 43", "xid 45"),
+                "missing": ("ttft", "kernel log"),
+            },
+            "100 requests, 0 errors, TTFT p99 100 ms, E2E p99 900 ms, queue at most 0, "
+            "compared with the fallback and tp before the incident, "
+            "application faults in the kernel log: xid 31, xid 13, xid 43, not measured: ttft, kernel log",
+        ),
+    ],
+)
+def test_the_description_is_one_line(changes: dict[str, Any], line: str) -> None:
+    assert describe(window(**changes)) == line
+
+
+PASSED, FAILED = (
+    Judged(verdict=StageVerdict.PASSED),
+    Judged(verdict=StageVerdict.FAILED, reasons=("bad", "worse")),
+)
 FEW = Judged(verdict=StageVerdict.INCONCLUSIVE, reasons=("few",))
 
 
 @pytest.mark.parametrize(
-    ("judged", "orders", "elapsed_s", "then"),
+    ("judged", "orders", "elapsed_s", "then", "why"),
     [
-        (PASSED, Orders(), 10, Then.WAIT),
-        (PASSED, Orders(), 60, Then.PASS),
-        (PASSED, Orders(go_on=True), 10, Then.PASS),
-        (PASSED, Orders(holding=True), 600, Then.WAIT),
-        (PASSED, Orders(abort=True), 600, Then.STEP_BACK),
-        (FAILED, Orders(), 1, Then.STEP_BACK),
-        (FAILED, Orders(go_on=True), 1, Then.STEP_BACK),
-        (FAILED, Orders(holding=True), 1, Then.STEP_BACK),
-        (FEW, Orders(), 10, Then.WAIT),
-        (FEW, Orders(), 61, Then.WAIT),
-        (FEW, Orders(), 161, Then.STEP_BACK),
-        (FEW, Orders(go_on=True), 61, Then.PASS),
-        (FEW, Orders(holding=True), 161, Then.WAIT),
+        (PASSED, Orders(), 10, Then.WAIT, "observing, 10 of 60 s"),
+        (PASSED, Orders(), 60, Then.PASS, ""),
+        (PASSED, Orders(go_on=True), 10, Then.PASS, "a person pressed next"),
+        (PASSED, Orders(holding=True), 600, Then.WAIT, f"paused by a person: {PRESS}"),
+        (PASSED, Orders(abort=True), 600, Then.STEP_BACK, "a person pressed abort"),
+        (FAILED, Orders(), 1, Then.STEP_BACK, "bad; worse"),
+        (FAILED, Orders(go_on=True), 1, Then.STEP_BACK, "bad; worse"),
+        (FAILED, Orders(holding=True), 1, Then.STEP_BACK, "bad; worse"),
+        (FEW, Orders(), 10, Then.WAIT, "observing, 10 of 60 s"),
+        (FEW, Orders(), 61, Then.WAIT, f"few: {PRESS}"),
+        (FEW, Orders(), 159, Then.WAIT, f"few: {PRESS}"),
+        (FEW, Orders(), 160, Then.STEP_BACK, "few, and nobody decided within 100 s"),
+        (FEW, Orders(go_on=True), 61, Then.PASS, "a person pressed next"),
+        (FEW, Orders(holding=True), 161, Then.WAIT, f"paused by a person: {PRESS}"),
     ],
 )
-def test_the_next_move_of_a_stage(judged: Judged, orders: Orders, elapsed_s: float, then: Then) -> None:
-    assert decide_stage(judged, orders, elapsed_s=elapsed_s, hold_s=60, inconclusive_wait_s=100)[0] is then
+def test_the_next_move_of_a_stage_and_why(
+    judged: Judged, orders: Orders, elapsed_s: float, then: Then, why: str
+) -> None:
+    found = decide_stage(judged, orders, elapsed_s=elapsed_s, hold_s=60, inconclusive_wait_s=100)
+    assert found == (then, why)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +294,8 @@ def test_the_next_move_of_a_stage(judged: Judged, orders: Orders, elapsed_s: flo
         (("next", "hold"), Orders(seen=2, holding=True)),
         (("hold", "abort"), Orders(seen=2, holding=True, abort=True)),
         (("stop",), Orders(seen=1, abort=True)),
+        (("abort", "hold"), Orders(seen=2, holding=True, abort=True)),
+        (("abort", "next"), Orders(seen=2, go_on=True, abort=True)),
     ],
 )
 def test_the_latest_signal_counts(signals: tuple[str, ...], orders: Orders) -> None:
@@ -199,144 +335,26 @@ def test_the_weights_of_a_stage_match_its_share_and_are_never_all_zero(percent: 
     assert max(tp, fallback) <= 256
 
 
+@pytest.mark.parametrize(
+    ("percent", "standby", "weights"),
+    [(25, 0, (25, 75)), (1, 1, (2, 198)), (99, 1, (198, 2)), (2, 1, (2, 98))],
+)
+def test_weights_are_doubled_only_beside_a_stand_by(
+    percent: int, standby: int, weights: tuple[int, int]
+) -> None:
+    found = weights_for(percent, tp_weight=200, fallback_weight=90, standby_weight=standby)
+    assert found == weights
+
+
+@pytest.mark.parametrize("percent", [-1, 101])
+def test_a_share_beyond_all_requests_is_refused(percent: int) -> None:
+    with pytest.raises(ValueError, match=f"{percent} is not a percentage"):
+        weights_for(percent, tp_weight=200, fallback_weight=90)
+
+
 @pytest.mark.parametrize("percent", [1, 5, 25, 50, 99])
 def test_no_stage_but_the_last_one_makes_a_tier_a_stand_by(percent: int) -> None:
     tp, fallback = weights_for(percent, tp_weight=200, fallback_weight=90, standby_weight=1)
     assert min(tp, fallback) > 1
     assert 100 * tp / (tp + fallback) == percent
     assert weights_for(100, tp_weight=200, fallback_weight=90, standby_weight=1) == (200, 1)
-
-
-@pytest.mark.parametrize("stages", [(5, 25, 50, 100), (100,), (10, 100)])
-def test_traffic_moves_after_the_proofs_and_the_fallback_stops_last(stages: tuple[int, ...]) -> None:
-    ids = order_of(Way.BESIDE, stages)
-    first = ids.index(f"shift-{stages[0]}")
-    assert all(ids.index(step) < first for step in ("check", "warm", "loadtest", "compare"))
-    assert ids.index("keep-warm") < ids.index("drain") < ids.index("stop") < ids.index("finish")
-    cut_over = order_of(Way.CUT_OVER, stages)
-    assert (
-        cut_over.index("check") < cut_over.index("drain") < cut_over.index("stop") < cut_over.index("start")
-    )
-    assert cut_over.index("warm") < cut_over.index("shift-100")
-
-
-@pytest.mark.parametrize("row", list(itertools.product((False, True), repeat=5)))
-def test_a_failed_restore_leaves_one_state_that_the_probes_support(row: tuple[bool, ...]) -> None:
-    found = Found(**dict(zip(Found.model_fields, row, strict=True)))
-    tp = found.tp_active and found.tp_generates
-    fallback = found.fallback_active and found.fallback_generates
-    for passed in (False, True):
-        back = decide_back(found, stages_passed=passed)
-        assert back.start_fallback == (not tp and not fallback)
-        if back.state is ServingState.TP:
-            assert tp
-            assert passed or not fallback
-        else:
-            assert fallback or back.start_fallback
-
-
-@pytest.mark.parametrize(
-    ("value", "gpus", "few"),
-    [
-        (None, 8, False),
-        ("0", 8, True),
-        ("0", 0, False),
-        ("0,1", 2, False),
-        ("", 2, True),
-        ("GPU-a,GPU-b", 3, True),
-    ],
-)
-def test_a_device_list_is_a_leftover_if_it_is_too_short(value: str | None, gpus: int, few: bool) -> None:
-    assert too_few_devices(value, gpus) is few
-
-
-def tier(gpus: int, need_gib: float | None) -> TierConfig:
-    return TierConfig.model_validate(
-        {
-            "engine": {"url": "http://127.0.0.1:1", "model": "m"},
-            "unit": {"driver": "process", "argv": ["true"]},
-            "server": "tp",
-            "gpus": gpus,
-            "memory_gib_per_gpu": need_gib,
-        }
-    )
-
-
-def test_leftovers_are_named_and_variables_that_may_be_intended_stay() -> None:
-    environment = {
-        "NCCL_P2P_DISABLE": "1",
-        "CUDA_VISIBLE_DEVICES": "0",
-        "NCCL_SOCKET_IFNAME": "eth0",
-        "PATH": "/bin",
-    }
-    assert leftovers_of(environment, tier(8, 40)) == ("NCCL_P2P_DISABLE", "CUDA_VISIBLE_DEVICES")
-
-
-@pytest.mark.parametrize(
-    ("gpus", "need_gib", "free_gib", "fits"),
-    [
-        (0, None, [], True),
-        (2, 30, [40, 35], True),
-        (2, 36, [40, 35], False),
-        (2, None, [80, 80], False),
-        (2, 30, [40], False),
-        (2, 30, [], False),
-        (1, 30, [35, 1], True),
-    ],
-)
-def test_whether_both_tiers_fit_is_computed_and_never_assumed(
-    gpus: int, need_gib: float | None, free_gib: list[float], fits: bool
-) -> None:
-    memories = GpuMemories(
-        gpus=tuple(
-            GpuMemory(index=i, uuid=f"GPU-{i}", total_mib=80 * 1024, free_mib=g * 1024)
-            for i, g in enumerate(free_gib)
-        )
-    )
-    verdict, words = fits_beside(tier(gpus, need_gib), memories)
-    assert verdict is fits
-    assert words
-
-
-@pytest.mark.parametrize(
-    ("kind", "override", "blocked"),
-    [
-        (VerdictKind.HEALTHY, "", False),
-        (VerdictKind.WATCH, "", False),
-        (VerdictKind.UNKNOWN, "", True),
-        (VerdictKind.FALL_BACK, "", True),
-        (VerdictKind.FALL_BACK, "the GPU was swapped", False),
-        (VerdictKind.UNKNOWN, "no rights here", False),
-    ],
-)
-def test_a_restore_begins_only_on_a_healthy_host_or_with_a_reason(
-    kind: VerdictKind, override: str, blocked: bool
-) -> None:
-    verdict = Verdict(verdict=kind, cause="none", summary="s")
-    assert (blocks(verdict, override_reason=override) is not None) is blocked
-
-
-def test_the_passive_evidence_decides_if_the_deep_probe_has_no_memory() -> None:
-    snapshot = Snapshot(
-        host="h",
-        taken_at=datetime.now(UTC),
-        window_s=3,
-        expected=Expectation(gpus=0, tier_expected=False),
-        collectors={
-            "deep": CollectorOutcome(status="failed", reason="1 GiB free on GPU 0, 4 needed"),
-            "kernel_log": CollectorOutcome(status="ok"),
-        },
-        kernel_log=KernelLogReading(source="a file"),
-    )
-    verdict = judge(snapshot)
-    assert verdict.verdict is VerdictKind.UNKNOWN
-    assert "1 GiB free" in deep_unread(verdict)
-    passive = without_deep(snapshot)
-    assert passive.verdict is VerdictKind.HEALTHY
-    assert deep_unread(passive) == ""
-
-
-def test_a_known_kernel_log_line_that_appears_again_is_new_once() -> None:
-    event = XidEvent(kind="xid", code=79, pci="0000:3b:00", text="fell off the bus")
-    assert _new((event,), (name_of(event),)) == []
-    assert _new((event, event), (name_of(event),)) == [event]

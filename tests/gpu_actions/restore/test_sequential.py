@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from gpu_actions.config.policies import RestorePolicy
 from gpu_actions.restore.analysis import ERROR_ALPHA, FIRST_STAGE_SHARE, StageVerdict, Window, judge_stage
-from gpu_actions.restore.sequential import Counts, boundary, checkpoints, exceeds, upper_bound
+from gpu_actions.restore.sequential import (
+    Counts,
+    boundary,
+    checkpoints,
+    exceeds,
+    last_checkpoint,
+    upper_bound,
+)
 
 POLICY = RestorePolicy()
 RESTORES = 4000
@@ -55,6 +62,25 @@ def test_more_bad_ones_never_acquit(total: int, bad: int, more: int, limit: floa
 )
 def test_an_upper_bound_is_above_the_observed_rate(bad: int, total: int, low: float, high: float) -> None:
     assert low <= upper_bound(Counts(bad=bad, total=total), 0.001) <= high
+
+
+@pytest.mark.parametrize(
+    ("requests", "checkpoint"), [(0, 0), (24, 0), (25, 25), (49, 25), (199, 100), (200, 200), (401, 400)]
+)
+def test_a_checkpoint_counts_once_it_is_reached(requests: int, checkpoint: int) -> None:
+    assert last_checkpoint(requests) == checkpoint
+
+
+@pytest.mark.parametrize("bad", [1, 7, 20, 40, 77, 130])
+def test_an_upper_bound_is_as_close_as_its_bisection_promises(bad: int) -> None:
+    high = upper_bound(Counts(bad=bad, total=200), 0.001)
+    assert tail(200, 1 - high, 200 - bad) <= 0.8 * 0.001
+    assert tail(200, 1 - high + 1 / 4096, 200 - bad) > 0.8 * 0.001
+
+
+def test_where_nothing_may_fail_the_first_failure_convicts() -> None:
+    assert exceeds(Counts(bad=1, total=1), 0, 0.001)
+    assert not exceeds(Counts(bad=0, total=1), 0, 0.001)
 
 
 def convicted(bad: np.ndarray, limit: float, alpha: float) -> np.ndarray:
