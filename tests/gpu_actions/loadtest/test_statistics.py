@@ -16,6 +16,7 @@ from gpu_actions.loadtest.records import LogHistogram, Records
 from gpu_actions.loadtest.session import own_rows
 from gpu_actions.loadtest.statistics import (
     MAX_SAMPLES,
+    SHARES,
     describe,
     describe_histogram,
     order_interval,
@@ -158,10 +159,21 @@ def test_percentiles_that_so_few_requests_cannot_bound_are_named_with_the_number
     assert unbounded_text(describe(range(1))) == (
         "p50 and p90 and p95 and p99 cannot be bounded from above by 1 request: p99 needs 368"
     )
+    assert "by 2 requests: " in unbounded_text(describe(range(2)))
     assert unbounded_text(describe(range(71))).startswith("p95 and p99 cannot")
     assert unbounded_text(describe(range(72))).startswith("p99 cannot")
     assert unbounded_text(describe(range(367))).startswith("p99 cannot")
     assert unbounded_text(describe(range(368))) == unbounded_text(describe([])) == ""
+
+
+def test_a_single_sample_bounds_only_the_99th_percentile_and_only_from_below() -> None:
+    assert [order_interval(1, share) for _, share in SHARES] == [
+        (None, None),
+        (None, None),
+        (None, None),
+        (1, None),
+    ]
+    assert reach_confidence_percent(0, 0.99) is None
 
 
 def test_without_samples_every_figure_is_null_and_never_zero() -> None:

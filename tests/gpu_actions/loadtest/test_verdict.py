@@ -159,6 +159,12 @@ TABLE: dict[str, tuple[dict[str, Any], str, tuple[str, ...], tuple[str, ...]]] =
         ("too much",),
         (),
     ),
+    "nothing was sent where no error is allowed": (
+        {"requests": requests(sent=0, ok=0), "limits": {"max_error_percent": 0}},
+        "void",
+        ("nothing was sent in the measured part",),
+        (),
+    ),
     "nothing was sent": (
         {"requests": requests(sent=0, ok=0), "partial_reason": STOPPED},
         "void",
