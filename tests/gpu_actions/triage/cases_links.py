@@ -1,11 +1,10 @@
-"""Hosts whose links, slots or fabric are odd or fail, and the verdict and cause that must follow."""
+"""Hosts whose NVLinks are odd or fail, and the verdict and cause that must follow."""
 
 from collections.abc import Callable
 from typing import Any
 
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.snapshot.collectors.fabric_manager import FabricManagerReading
-from gpu_actions.snapshot.collectors.nvml import FabricReading, GpuSample, LinkReading, NvmlReading
+from gpu_actions.snapshot.collectors.nvml import LinkReading, NvmlReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from tests.gpu_actions.triage import builders as make
@@ -37,34 +36,36 @@ def of_model(name: str, **changes: Any) -> NvmlReading:
     )
 
 
-def sampled(*, first: dict[str, Any], last: dict[str, Any], **changes: Any) -> NvmlReading:
-    """Return the healthy GPUs, with other readings of GPU 1 at the ends of the window."""
-    one = make.gpu(1)
-    return make.with_gpu(
-        1,
-        first=one.first.model_copy(update=first),
-        last=GpuSample.model_validate(one.latest.model_dump() | last),
-        **changes,
-    )
+def mixed(name: str, **first: Any) -> NvmlReading:
+    """Return the healthy GPUs, the first of which is of another model."""
+    return make.with_gpu(0, name=name, **first)
 
 
-def fabric(**changes: Any) -> NvmlReading:
-    return make.with_gpu(4, fabric=FabricReading(**{"state": 3, **changes}))
-
-
-def manager(**changes: str) -> FabricManagerReading:
-    return FabricManagerReading(**{"unit": "fm", "load_state": "loaded", "active_state": "active", **changes})
-
-
-def pairs(status: int | None, *, first: int = 0, second: int = 1, ancestor: int | None = 40) -> NvmlReading:
-    """Return the healthy GPUs, one pair of which has another P2P status."""
-    base = make.nvml()
-    changed = {"nvlink_p2p": status, "common_ancestor": ancestor}
-    rows = tuple(
-        row.model_copy(update=changed) if (row.first, row.second) == (first, second) else row
-        for row in base.pairs
-    )
-    return base.model_copy(update={"pairs": rows, "pairs_unread": None if status is not None else "unknown"})
+def lost(ends: dict[int, dict[int, tuple[str | None, str | None]]], *, count: int = 8) -> NvmlReading:
+    """Return GPUs with lost links: GPU -> link -> kind and address of the remote end."""
+    base = make.nvml(count)
+    changed = []
+    for one in base.gpus:
+        gone = ends.get(one.index, {})
+        changed.append(
+            one.model_copy(
+                update={
+                    "links": tuple(
+                        link.model_copy(
+                            update={
+                                "active": False,
+                                "remote_kind": gone[link.index][0],
+                                "remote_pci": gone[link.index][1],
+                            }
+                        )
+                        if link.index in gone
+                        else link
+                        for link in one.links
+                    )
+                }
+            )
+        )
+    return base.model_copy(update={"gpus": tuple(changed)})
 
 
 UNWIRED = tuple(
@@ -72,6 +73,8 @@ UNWIRED = tuple(
     for number in range(18)
 )
 Make = Callable[[], Snapshot]
+A, B = "00000000:AA:00.0", "00000000:BB:00.0"
+ON_A, ON_B = ("switch", A), ("switch", B)
 CASES: dict[str, tuple[Any, ...]] = {
     # links
     "two lost links of one GPU and one of another": (
@@ -83,6 +86,51 @@ CASES: dict[str, tuple[Any, ...]] = {
         lambda: make.healthy(nvml=make.links_down({1: tuple(range(10))})),
         "fall_back",
         "nvlink_partial",
+    ),
+    "eight lost links of one GPU": (
+        lambda: make.healthy(nvml=make.links_down({3: tuple(range(8))})), "fall_back", "nvlink_partial"
+    ),
+    "nine lost links of one GPU": (
+        lambda: make.healthy(nvml=make.links_down({3: tuple(range(9))})), "fall_back", "nvlink_partial"
+    ),
+    "two lost ends, the one with more links told first": (
+        lambda: make.healthy(
+            nvml=lost({0: {1: ON_A, 2: ON_B}, 1: {3: ON_A, 4: ON_B, 5: ON_B}})
+        ),
+        "fall_back",
+        "nvlink_partial",
+    ),
+    "an end that only one GPU lost, beside one that two lost": (
+        lambda: make.healthy(nvml=lost({0: dict.fromkeys((1, 2, 3), ON_A) | {4: ON_B}, 6: {9: ON_B}})),
+        "fall_back",
+        "nvlink_partial",
+    ),
+    "a lost end of which no GPU tells the kind": (
+        lambda: make.healthy(nvml=lost({0: {4: (None, B)}, 6: {9: (None, B)}})), "fall_back", "nvlink_partial"
+    ),
+    "a lost end of which one GPU tells the kind": (
+        lambda: make.healthy(nvml=lost({0: {4: ("switch", B)}, 6: {9: (None, B)}})), "fall_back", "nvlink_partial"
+    ),
+    "a lost link of two GPUs": (
+        lambda: make.healthy(nvml=lost({1: {4: ("gpu", None)}}, count=2), expected={"gpus": 2, "ranks": None}),
+        "fall_back",
+        "nvlink_partial",
+    ),
+    "a lost link behind a GPU that needs none": (
+        lambda: make.healthy(
+            nvml=make.links_down({5: (2,)}).model_copy(
+                update={"gpus": (mixed("NVIDIA H100 PCIe").gpus[0], *make.links_down({5: (2,)}).gpus[1:])}
+            )
+        ),
+        "fall_back",
+        "nvlink_partial",
+    ),
+    "GPUs of two models, with all the links of each": (
+        lambda: make.healthy(nvml=mixed("NVIDIA A100-SXM4-80GB", links=H100_LINKS[:12])), "healthy",
+        "none"
+    ),
+    "a board with one unwired link": (
+        lambda: make.healthy(nvml=links({3: {"active": False}}), expected={"links": 17}), "healthy", "none"
     ),
     "a lost link on a host that tolerates one": (
         lambda: make.healthy(nvml=make.links_down({1: (3,)})),
@@ -170,7 +218,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         "nvlink_partial",
     ),
     "a GPU model without links": (
-        lambda: make.healthy(nvml=of_model("NVIDIA L40S", links=(), fabric=None), fabric_manager=manager()),
+        lambda: make.healthy(nvml=of_model("NVIDIA L40S", links=(), fabric=None)),
         "healthy",
         "none",
     ),
@@ -196,6 +244,15 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "one CRC error more than are allowed": (
         lambda: make.healthy(nvml=grown("crc", 21, 322)), "watch", "nvlink_errors"
+    ),
+    "a link that failed to recover": (
+        lambda: make.healthy(nvml=grown("recovery_failed", 0, 2)), "watch", "nvlink_errors"
+    ),
+    "CRC errors at a high rate in a short window": (
+        lambda: make.healthy(nvml=grown("crc", 0, 60).model_copy(update={"window_s": 0.5})), "watch", "nvlink_errors"
+    ),
+    "no error on a host that tolerates hardly any": (
+        lambda: make.healthy(), "healthy", "none", {"thresholds": TriageThresholds(nvlink_crc_per_s=0.1)}
     ),
     "counters of links that were reset within the window": (
         lambda: make.healthy(nvml=grown("crc", 90000, 0)), "healthy", "none"
@@ -237,105 +294,5 @@ CASES: dict[str, tuple[Any, ...]] = {
         lambda: make.healthy(nvml=links({3: {"speed_mbps": 20000, "active": False}})),
         "fall_back",
         "nvlink_partial",
-    ),
-    # PCIe and P2P
-    "one pair without P2P over NVLink": (lambda: make.healthy(nvml=pairs(5)), "fall_back", "pcie_only"),
-    "one pair without P2P, on an unknown route": (
-        lambda: make.healthy(nvml=pairs(3, first=2, second=7, ancestor=None)), "fall_back", "pcie_only"
-    ),
-    "one pair whose P2P status cannot be read": (
-        lambda: make.healthy(nvml=pairs(None)), "unknown", "unknown"
-    ),
-    "no pair was read": (lambda: make.healthy(nvml=make.nvml(pairs=())), "unknown", "unknown"),
-    "P2P level 0": (
-        lambda: make.healthy(environment=make.environment(NCCL_P2P_LEVEL="0")), "fall_back", "pcie_only"
-    ),
-    "P2P level loc, in small letters": (
-        lambda: make.healthy(environment=make.environment(NCCL_P2P_LEVEL=" loc ")), "fall_back", "pcie_only"
-    ),
-    "P2P disabled with an empty value": (
-        lambda: make.healthy(environment=make.environment(NCCL_P2P_DISABLE=" ")), "healthy", "none"
-    ),
-    "CUDA_VISIBLE_DEVICES with all GPUs": (
-        lambda: make.healthy(environment=make.environment(CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")),
-        "healthy",
-        "none",
-    ),
-    "CUDA_VISIBLE_DEVICES with one GPU too few": (
-        lambda: make.healthy(environment=make.environment(CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,")),
-        "watch",
-        "environment",
-    ),
-    "CUDA_VISIBLE_DEVICES of a fallback tier": (
-        lambda: make.healthy(
-            environment=make.environment(CUDA_VISIBLE_DEVICES="3"),
-            expected={"tier": "fallback", "router_server": "fb"},
-        ),
-        "healthy",
-        "none",
-    ),
-    "a slot at a lower generation that is idle at one end": (
-        lambda: make.healthy(
-            nvml=sampled(
-                first={"pcie_generation": 1, "utilisation_percent": 10}, last={"pcie_generation": 1}
-            )
-        ),
-        "healthy",
-        "none",
-    ),
-    "a slot that reaches its generation at one end": (
-        lambda: make.healthy(nvml=sampled(first={"pcie_generation": 1}, last={})), "healthy", "none"
-    ),
-    "a slot at a lower generation and half its lanes under load": (
-        lambda: make.healthy(
-            nvml=sampled(first={"pcie_generation": 3}, last={"pcie_generation": 4}, pcie_width=8)
-        ),
-        "watch",
-        "pcie_degraded",
-    ),
-    "one replay of PCIe within the window": (
-        lambda: make.healthy(nvml=sampled(first={"pcie_replays": 2}, last={"pcie_replays": 3})),
-        "healthy",
-        "none",
-    ),
-    "two replays of PCIe within the window": (
-        lambda: make.healthy(nvml=sampled(first={"pcie_replays": 2}, last={"pcie_replays": 4})),
-        "watch",
-        "pcie_degraded",
-    ),
-    # the fabric
-    "a fabric that registers": (
-        lambda: make.healthy(nvml=fabric(state=2)), "watch", "fabric_manager_down"
-    ),
-    "a fabric that registers under a stall": (
-        lambda: make.healthy(
-            nvml=fabric(state=2),
-            engine=make.engine(tokens=(1000, 1000)),
-            completion=make.completion("timeout", tokens=0),
-        ),
-        "fall_back",
-        "fabric_manager_down",
-    ),
-    "a registration that ended with an error": (
-        lambda: make.healthy(nvml=fabric(status=15)), "fall_back", "nvlink_loss"
-    ),
-    **{
-        f"a fabric with {name.replace('_', ' ')}": (
-            lambda name=name: make.healthy(nvml=fabric(**{name: True})), "watch", "nvlink_errors"
-        )
-        for name in ("degraded_bandwidth", "route_recovery", "access_timeout", "incorrect_configuration")
-    },
-    "a fabric manager that reloads": (
-        lambda: make.healthy(fabric_manager=manager(active_state="reloading")), "healthy", "none"
-    ),
-    "a fabric manager that failed by its core": (
-        lambda: make.healthy(fabric_manager=manager(active_state="failed", result="core-dump")),
-        "watch",
-        "fabric_manager_down",
-    ),
-    "a fabric manager that is not installed": (
-        lambda: make.healthy(fabric_manager=manager(load_state="not-found", active_state="inactive")),
-        "healthy",
-        "none",
     ),
 }  # fmt: skip

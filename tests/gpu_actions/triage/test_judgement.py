@@ -12,7 +12,7 @@ from gpu_actions.triage.baselines import TriageBaseline, baseline_from
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage import cases_crashes, cases_deep, cases_gpus
-from tests.gpu_actions.triage.cases import CASES, judge_case
+from tests.gpu_actions.triage.cases import CASES, judge_case, snapshot_of
 from tests.gpu_actions.triage.table import SAYS, says
 
 FLAT = make.engine(tokens=(1000, 1000))
@@ -42,8 +42,8 @@ def test_triage_says_of_each_host_word_for_word_what_was_agreed() -> None:
 
 
 def test_a_snapshot_is_judged_the_same_after_a_round_trip_through_json() -> None:
-    for build, *_ in CASES.values():
-        snapshot = build()
+    for name in CASES:
+        snapshot = snapshot_of(name)
         again = Snapshot.model_validate_json(snapshot.model_dump_json())
         assert judge(again) == judge(snapshot)
 
