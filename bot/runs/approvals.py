@@ -155,7 +155,7 @@ def replace_plan(store: Store, run: RunRecord, plan: Plan, by: Person) -> bool:
         count = sa.select(sa.func.count()).select_from(decisions).where(old)
         voided = change.connection.execute(count).scalar_one()
         text = (
-            f"plan {run.plan_hash} was replaced by {plan.hash}; {voided} decisions on the old plan are void"
+            f"plan {run.plan_hash} was replaced by {plan.hash}; decisions on the old plan, now void: {voided}"
         )
         change.record("run.replanned", text, actor=by.id)
     return True
