@@ -1,12 +1,14 @@
 """Roles, user groups and refusals, against a workspace that sometimes does not answer."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from slack_sdk.web.async_client import AsyncWebClient
+from structlog.testing import capture_logs
 
 from bot.settings.model import AccessSettings
 from bot.slack.access import Access
@@ -16,6 +18,9 @@ from demo.workspace.webapi import ApiCall, ApiError, Handler
 from gpu_actions.models import JsonObject
 
 ONCALL, LEAD, VIEWER = Person(id="U0ONCALL"), Person(id="U0LEAD"), Person(id="U0VIEWER")
+GUEST, PARTNER, FORMER = Person(id="U0GUEST"), Person(id="U0PARTNER"), Person(id="U0FORMER")
+OUTSIDERS = (GUEST, PARTNER, FORMER, Person(id="U0GPUONCALL"))
+SHELL = Person(id="shell")
 
 
 class Groups:
@@ -85,6 +90,33 @@ async def test_a_group_that_cannot_be_read_lets_nobody_in_and_the_refusal_says_s
     assert "U0LEAD" in refusal
 
 
+async def test_a_refusal_says_why_and_whom_to_ask(client: AsyncWebClient, groups: Groups) -> None:
+    two = access(client, "@incident-leads", "C0INCIDENTS", "W0CHIEF")
+    assert await two.refusal(GUEST, "responder", "start load") == (
+        "You may not start load: you are a guest here. To allow it, add U0GUEST to access.guests."
+    )
+    assert await access(client, "@incident-leads", "W0CHIEF").refusal(ONCALL, "responder", "start load") == (
+        "You may not start load: that needs the role 'responder', held by @incident-leads, W0CHIEF. "
+        "Ask one of them, or have your user id U0ONCALL added to access.roles.responder."
+    )
+    with pytest.raises(UserError, match=r"^You may not start load: that needs the role 'responder'"):
+        await access(client, "W0CHIEF").require(ONCALL, "responder", "start load")
+    await access(client, "U0ONCALL").require(ONCALL, "responder", "start load")
+    groups.error = ApiError("service_unavailable", status=503)
+    assert await access(client, "@incident-leads", "S0X").refusal(ONCALL, "responder", "start load") == (
+        "I cannot tell whether you may start load: I could not read the members of "
+        "@incident-leads (service_unavailable), S0X (service_unavailable) from Slack. "
+        "Try again, or have your user id U0ONCALL added to access.roles.responder."
+    )
+    groups.error = None
+    nobody = await access(client, "@gone", "#gone").refusal(SHELL, "responder", "start load")
+    assert nobody == (
+        "I cannot tell whether you may start load: I could not read the members of "
+        "@gone (no user group has this handle), #gone (I see no such channel) from Slack. "
+        "Try again, or have your user id shell added to access.roles.responder."
+    )
+
+
 async def test_members_are_cached_for_their_time_and_then_read_again(
     client: AsyncWebClient, groups: Groups
 ) -> None:
@@ -95,7 +127,7 @@ async def test_members_are_cached_for_their_time_and_then_read_again(
     clock[0] = 299
     groups.error = ApiError("service_unavailable", status=503)
     assert await who.refusal(LEAD, "responder", "x") is None
-    clock[0] = 301
+    clock[0] = 300
     assert await who.refusal(LEAD, "responder", "x") is not None
 
 
@@ -106,8 +138,110 @@ async def test_a_mention_of_a_role_notifies_its_group(client: AsyncWebClient, tm
     assert who.mention("responder").startswith("<!subteam^S")
 
 
-GUEST, PARTNER, FORMER = Person(id="U0GUEST"), Person(id="U0PARTNER"), Person(id="U0FORMER")
-OUTSIDERS = (GUEST, PARTNER, FORMER, Person(id="U0GPUONCALL"))
+@pytest.mark.parametrize(
+    ("member", "mention"),
+    [
+        ("S0LEADS", "<!subteam^S0LEADS>"),
+        ("C0INCIDENTS", "<#C0INCIDENTS>"),
+        ("G0PRIVATE", "<#G0PRIVATE>"),
+        ("U0LEAD", "<@U0LEAD>"),
+        ("W0LEAD", "<@W0LEAD>"),
+        ("#incidents", "#incidents"),
+        ("@incident-leads", "@incident-leads"),
+    ],
+)
+async def test_each_kind_of_member_has_its_mention(member: str, mention: str) -> None:
+    who = access(AsyncWebClient(), member)
+    assert who.mention("responder") == mention
+    assert who.mention("approver") == ""
+
+
+async def test_a_handle_is_mentioned_with_its_group_once_it_is_known(client: AsyncWebClient) -> None:
+    who = access(client, "@Incident-Leads", "@gone")
+    await who.warm()
+    assert who.mention("responder") == "<!subteam^S0INCIDENTLEADS|@Incident-Leads> @gone"
+
+
+async def test_a_group_that_cannot_be_read_is_logged_and_the_others_are_read(client: AsyncWebClient) -> None:
+    who = access(client, "@gone", "@incident-leads")
+    with capture_logs() as logs:
+        await who.warm()
+    assert logs == [
+        {
+            "event": "user group cannot be read",
+            "log_level": "warning",
+            "group": "@gone",
+            "reason": "no user group has this handle",
+        }
+    ]
+    assert await who.members_of("responder") == ["U0LEAD"]
+
+
+async def test_a_channel_of_many_pages_is_read_to_its_end(
+    client: AsyncWebClient, groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = await access(client, "C0INCIDENTS").members_of("responder")
+    monkeypatch.setattr("bot.slack.access.PAGE", 2)
+    assert len(at_once) > 4
+    groups.calls.clear()
+    assert await access(client, "C0INCIDENTS").members_of("responder") == at_once
+    assert groups.calls["conversations.members"] == math.ceil(len(at_once) / 2)
+
+
+PEOPLE: dict[str, tuple[Person, str, str, str]] = {
+    # who, what they are here, how they hold the role, and whether they may start what only reads
+    "a member of a group": (LEAD, "a full member", "as a member of @incident-leads", ""),
+    "a member of a channel": (VIEWER, "a full member", "as a member of C0INCIDENTS", ""),
+    "a person named": (ONCALL, "a full member", "named in the settings", ""),
+    "a guest": (GUEST, "a guest", "as a member of C0INCIDENTS", ""),
+    "a person of another organisation": (
+        PARTNER, "a member of another organisation (T0PARTNER)", "as a member of C0INCIDENTS",
+        "You may not read: you belong to another organisation (T0PARTNER). "
+        "To allow it, add T0PARTNER to access.partner_teams.",
+    ),
+    "a deactivated account": (
+        FORMER, "deactivated", "as a member of C0INCIDENTS", "The account U0FORMER is deactivated, so it may not read."
+    ),
+    "an app": (OUTSIDERS[3], "bot", "as a member of C0INCIDENTS", "U0GPUONCALL is an app, and apps may not read."),
+    "a shell": (SHELL, "unknown to me (user_not_found)", "", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+async def test_what_a_person_is_and_through_what_they_hold_a_role(client: AsyncWebClient, name: str) -> None:
+    person, kind, through, refusal = PEOPLE[name]
+    who = access(client, "U0ONCALL", "@gone", "@incident-leads", "C0INCIDENTS")
+    assert await who.kind(person) == kind
+    assert await who.through(person, "responder") == through
+    assert await who.through(person, "approver") == ""
+    assert await who.reader_refusal(person, "read") == refusal
+
+
+async def test_a_persons_standing_lists_every_role_of_the_settings(client: AsyncWebClient) -> None:
+    settings = AccessSettings(roles={"responder": ("U0ONCALL",), "approver": ("U0LEAD",)})
+    assert await Access(settings, client).standing(ONCALL) == {
+        "responder": "",
+        "approver": "You may not act as approver: that needs the role 'approver', held by U0LEAD. "
+        "Ask one of them, or have your user id U0ONCALL added to access.roles.approver.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("person", "allowed"),
+    [
+        (Person(id="U0-LEAD"), True),  # no id of Slack: a monitor or a shell of that name
+        (Person(id="shell"), True),
+        (Person(id="W0NOBODY"), False),
+        (Person(id="U0NOBODY"), False),
+    ],
+)
+async def test_a_name_of_no_slack_user_is_not_asked_of_slack(
+    client: AsyncWebClient, groups: Groups, person: Person, allowed: bool
+) -> None:
+    named = access(client, person.id, "@incident-leads")
+    assert await named.refusal(person, "responder", "x") is None
+    assert (groups.calls["users.info"] == 0) is allowed
+    assert await named.reader_refusal(person, "x") == ""
 
 
 async def test_a_channel_holds_a_role_for_its_full_members_only(client: AsyncWebClient) -> None:
