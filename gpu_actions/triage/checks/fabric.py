@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.nvml import FabricReading, GpuReading
-from gpu_actions.triage.check import Check, CheckContext
+from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.rule import CRITICAL, OK, UNKNOWN, WATCH, Rules, rule
 
 MASK = "NVML fabric health mask (1 = true)"
@@ -57,7 +57,7 @@ def check_fabric(context: CheckContext) -> Iterator[Finding]:
     findings += _manager(context)
     yield from findings
     if not findings:
-        yield RULES.finding("fabric.ok", f"{len(registered)} GPUs are registered with the fabric")
+        yield RULES.finding("fabric.ok", f"registered with the fabric: {count(len(registered), 'GPU')}")
 
 
 def _registration(gpu: GpuReading, fabric: FabricReading) -> Iterator[Finding]:

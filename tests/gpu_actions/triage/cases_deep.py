@@ -9,9 +9,9 @@ from gpu_actions.triage.baselines import TriageBaseline
 from tests.gpu_actions.triage import builders as make
 
 
-def one_gpu(**figures: float) -> Snapshot:
+def one_gpu(slot: dict[str, Any] | None = None, **figures: float) -> Snapshot:
     """Return a host with one H100 whose links are off, and its deep probe."""
-    alone = make.nvml(1, gpus=(make.gpu(0, links=(), fabric=None),))
+    alone = make.nvml(1, gpus=(make.gpu(0, links=(), fabric=None, **(slot or {})),))
     deep = DeepReading(backend="nccl", outcome="ok", world_size=1, gpus=(DeepGpu(index=0, **figures),))
     return make.healthy(
         nvml=alone, deep=deep, expected={"gpus": 1, "ranks": None, "links": 0}, ranks=make.ranks(1)
@@ -106,6 +106,16 @@ CASES: dict[str, tuple[Any, ...]] = {
         "healthy",
         "none",
         {"baseline": TriageBaseline(host_link_gbps=12.7)},
+    ),
+    "slow copies in a slot whose generation is not known": (
+        lambda: one_gpu({"pcie_generation_max": None}, to_gpu_gbps=1.0, from_gpu_gbps=1.0),
+        "healthy",
+        "none",
+    ),
+    "slow copies in a slot whose width is not known": (
+        lambda: one_gpu({"pcie_width_max": None}, to_gpu_gbps=1.0, from_gpu_gbps=1.0),
+        "healthy",
+        "none",
     ),
     "a slow model beside a fast one, each at its own speed": (
         lambda: make.healthy(

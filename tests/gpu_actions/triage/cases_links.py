@@ -116,10 +116,15 @@ CASES: dict[str, tuple[Any, ...]] = {
         "fall_back",
         "nvlink_partial",
     ),
+    "a lost link of the only GPU that answers": (
+        lambda: make.healthy(nvml=make.links_down({0: (4,)}).model_copy(update={"gpus": make.links_down({0: (4,)}).gpus[:1]})),
+        "fall_back",
+        "nvlink_partial",
+    ),
     "a lost link behind a GPU that needs none": (
         lambda: make.healthy(
             nvml=make.links_down({5: (2,)}).model_copy(
-                update={"gpus": (mixed("NVIDIA H100 PCIe").gpus[0], *make.links_down({5: (2,)}).gpus[1:])}
+                update={"gpus": (mixed("NVIDIA L40S", links=()).gpus[0], *make.links_down({5: (2,)}).gpus[1:])}
             )
         ),
         "fall_back",
@@ -275,7 +280,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         "nvlink_errors",
     ),
     "two links whose bit error rate grew": (
-        lambda: make.healthy(nvml=links({3: bit_errors(0x40D, 0x20B), 5: {"first": {"effective_ber": 0x70B}}})),
+        lambda: make.healthy(nvml=links({3: bit_errors(0x40D, 0x70B), 5: {"first": {"effective_ber": 0x20B}}})),
         "watch",
         "nvlink_errors",
     ),
