@@ -79,7 +79,7 @@ GROUPS = {
         ("gpu_actions/triage/judge.py", "gpu_actions/triage/rule.py", "gpu_actions/triage/fallback_gpu.py"),
         JUDGED,
     ),
-    "approvals": Group(("bot/runs/approvals.py",), ("tests/bot/runs/test_approvals.py",)),
+    "approvals": Group(("bot/runs/approvals.py",), ("tests/bot/runs/test_decisions.py",)),
     "access": Group(("bot/slack/access.py",), ("tests/bot/slack/test_access.py",)),
 }
 
