@@ -89,6 +89,9 @@ WITHOUT_A_STALL = {
 }
 """The rule of a suspicion while the tier is not stuck."""
 
+OF_ALL_RANKS = ("ras_mismatch", "ras_silent", "stacks")
+"""Suspicions that say that the ranks wait; the others name a process."""
+
 
 class Suspicion(NamedTuple):
     """A second source that says that a collective is stuck: its name, a summary, its figures."""
@@ -115,7 +118,9 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
         summary = suspicions[0].summary
         if culprits and f"rank {culprits[0].rank} " not in summary:
             summary = f"{culprits[0].text}, the others wait for it: {summary}"
-        elif named is None and (candidates := candidates_of(snapshot)):
+        elif (
+            named is None and suspicions[0].source in OF_ALL_RANKS and (candidates := candidates_of(snapshot))
+        ):
             summary += f" (the culprit is among ranks {', '.join(map(str, candidates))})"
         todo = _todo(culprits, snapshot.ranks)
         finding = RULES.finding(

@@ -148,7 +148,33 @@ CASES: dict[str, tuple[Any, ...]] = {
     "one process less than ranks, after one ended": (
         serving(ranks=workers(3, ended=(0,)), expected={"ranks": 4}), *WATCH
     ),
+    "rank 0 is missing among schedulers under a stall": (
+        stuck(ranks=tier(*(make.process(200 + n, n, name="sgl_Scheduler") for n in (1, 2))), expected={"ranks": 3}), *HANG
+    ),
+    "rank 0 is missing beside a helper": (
+        serving(
+            ranks=RanksReading(processes=(make.process(200, None), make.process(201, 1), make.process(202, 2))),
+            expected={"ranks": 3},
+        ),
+        *WATCH,
+    ),
     # states
+    "stopped ranks of a tier that is not to serve": (
+        serving(ranks=make.ranks(8, r1="T"), expected={"tier_expected": False}), *HEALTHY
+    ),
+    "two stopped ranks": (stuck(ranks=make.ranks(8, r1="T", r2="T")), *HANG),
+    "a main process blocked in the kernel": (
+        stuck(
+            ranks=RanksReading(
+                roots=(100,),
+                processes=(make.process(100, None, "D", root=True, cpu_s=0.0), *make.ranks(8).processes[1:]),
+            )
+        ),
+        *HANG,
+    ),
+    "four stopped workers without a rank": (
+        stuck(ranks=tier(*(make.process(201 + n, None, "T") for n in range(4))), expected={"ranks": 4}), *HANG
+    ),
     "three stopped ranks of an idle tier": (
         serving(ranks=make.ranks(8, r1="T", r2="T", r5="t")), *WATCH
     ),
@@ -198,6 +224,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     "one stack of eight ranks, in a collective": (stuck(stacks=stacks("barrier")), "unknown", "engine_stalled"),
     "one stack where nobody says how many ranks there are": (
         stuck(stacks=stacks("barrier"), expected={"ranks": None}), "unknown", "engine_stalled"
+    ),
+    "two stacks where nobody says how many ranks there are": (
+        stuck(stacks=stacks("barrier", "barrier"), expected={"ranks": None}), *HANG
     ),
     "no stack could be taken": (
         stuck(stacks=stacks("barrier", None, outcome="failed")), "unknown", "engine_stalled"
@@ -267,6 +296,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "an NCCL error of one rank while the tier serves": (serving(ras=polls(failing(0, 7, 3, 6))), *WATCH),
     "an NCCL error of a stuck tier": (stuck(ras=polls(failing(0, 3))), *HANG),
+    "an NCCL error of a tier whose counts differ": (
+        stuck(ras=polls(reduced(9, 8, name="0x1234567890abcdef1234", has_error=True))), *HANG
+    ),
     "an NCCL error of which RAS does not say where": (serving(ras=polls(failing(0, 7))), *WATCH),
     "an NCCL error and a rank that RAS misses": (
         stuck(ras=polls(EQUAL, failing(3, missing=LOST))), *HANG
@@ -289,6 +321,12 @@ CASES: dict[str, tuple[Any, ...]] = {
     # flight recorder
     "a rank in another collective, by the second group of the recorder": (
         stuck(flight_recorder=dumps({0: (5, *SUM)}, {0: (9, *SUM), 1: (9, *CAST), 2: (9, *SUM)})), *HANG
+    ),
+    "one of two ranks behind by the recorder": (
+        stuck(flight_recorder=dumps({0: (9, *SUM), 1: (8, *SUM)})), *HANG
+    ),
+    "groups of the recorder that count apart": (
+        stuck(flight_recorder=dumps({0: (5, *SUM), 1: (5, *SUM)}, {2: (9, *SUM), 3: (9, *SUM)})), "unknown", "engine_stalled"
     ),
     "two ranks behind by the recorder": (
         stuck(flight_recorder=dumps({0: (9, *SUM), 1: (8, *CAST), 2: (7, *SUM)})), *HANG

@@ -134,6 +134,12 @@ NOBODY: dict[str, Snapshot] = {
             )
         )
     ),
+    "a rank that was just stopped": stuck(
+        ranks=RanksReading(processes=(RankProcess(pid=200, rank=0, state_first="S", state_last="T"),))
+    ),
+    "a rank that just goes on": stuck(
+        ranks=RanksReading(processes=(RankProcess(pid=200, rank=0, state_first="T", state_last="S"),))
+    ),
     "a rank that blocks for an instant": stuck(
         ranks=RanksReading(processes=(RankProcess(pid=200, rank=0, state_first="S", state_last="D"),))
     ),

@@ -186,6 +186,12 @@ def test_the_baseline_knows_which_gpus_reach_each_other() -> None:
     assert judge(alone, baseline=pairs).cause == "pcie_only"
 
 
+def test_living_ranks_are_told_to_be_well_although_nccl_ras_is_not_asked() -> None:
+    verdict = judge(make.skipping(make.healthy(), "ras"))
+    found = [finding.summary for finding in verdict.findings if finding.id == "collective.ok"]
+    assert found == ["9 processes of the tier, none stuck"]
+
+
 @pytest.mark.parametrize(
     ("counts", "rank", "words"),
     [
