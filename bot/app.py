@@ -208,6 +208,7 @@ async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> A
             incidents=services.incidents,
             settings=settings.slack,
             render_context=services.render_context,
+            place_of=bot.alerts.place_of,
         )
         stack.push_async_callback(_end_task, asyncio.create_task(_show_live(live, stop)))
         if settings.slack.incident_place == "channel":

@@ -1,27 +1,32 @@
 """Break-glass: plan and run an action on this host from a shell, when Slack or the database is away.
 
-The plan and the steps are the same as from Slack, without the database. It takes the lock of the bot, so that it never acts
-beside a running one, and asks for no approval: whoever has a shell here has the right already. Every start is recorded in
-`local.jsonl` in the state folder.
+While the worker runs, it carries the run as if it came from Slack, and Slack is told once it answers again. Otherwise the plan
+and the steps are the same without the database; this process then takes the worker's lock, so that two never act side by side,
+and asks for no approval: whoever has a shell here has the right already. Every start is recorded in `local.jsonl` in the state
+folder.
 """
 
 import asyncio
+import contextlib
 import getpass
 import json
 import signal
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import structlog
 import typer
 
 from bot.hosts import Hosts
+from bot.incidents.artifacts import ArtifactStore
 from bot.runs.planning import Planner
 from bot.runs.process_lock import AlreadyRunning, ProcessLock
+from bot.runs.runs import Runs
 from bot.settings.model import Settings
-from bot.store.records import Person, UserError
-from bot.store.store import new_id
+from bot.store.records import NOT_YET, Person, RunRecord, RunStatus, UserError
+from bot.store.store import Store, new_id
 from gpu_actions.action import ActionSpec, PlanRefused
 from gpu_actions.host import Host
 from gpu_actions.plan import Plan
@@ -32,6 +37,8 @@ log = structlog.get_logger()
 
 USAGE_ERROR = 2
 VERBS = ("plan", "start")
+TAKEN_S = 30.0
+"""A worker that lives takes a new run within a second, and plans it within a few."""
 
 
 async def run_local(
@@ -89,7 +96,7 @@ async def _run(
             return 0
         return await _walk(settings, spec, plan, hosts.get(host), as_json)
     except AlreadyRunning as error:
-        raise UserError(f"{error} (or ask the bot in Slack: it is running)") from None
+        return await _through_worker(settings, spec, pairs, host, person, as_json, holder=str(error))
     except PlanRefused as refusal:
         for problem in refusal.problems:
             typer.echo(f"refused: {problem}", err=True)
@@ -97,6 +104,82 @@ async def _run(
     finally:
         if held:
             lock.release()
+
+
+async def _through_worker(
+    settings: Settings,
+    spec: ActionSpec,
+    pairs: dict[str, str],
+    host: str,
+    person: Person,
+    as_json: bool,
+    *,
+    holder: str,
+) -> int:
+    """Have the running worker carry the run, and print its steps until it ends. Ctrl-C stops it."""
+    if spec.name in settings.access.approvals:
+        raise UserError(
+            f"the bot runs here, and {spec.name} needs approvals, which it takes in Slack. Without Slack: stop the bot, then "
+            "give this command again."
+        )
+    store = Store(settings.own_database_url)
+    runs = Runs(
+        settings, store=store, artifacts=ArtifactStore(settings, store), actions=actions(), role="bot"
+    )
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await runs.engine.launch()
+        started = await runs.start(
+            action=spec.name,
+            host=host,
+            options=pairs,
+            requester=person,
+            place=NOT_YET,
+            dedupe_key=f"shell:{uuid.uuid4().hex}",
+        )
+        run_id = started.run.id
+        _record(settings.state_dir, {"run": run_id, "event": "start", "action": spec.name, "by": "worker"})
+        out = sys.stderr if as_json else sys.stdout
+        print(f"{spec.name} on {host} ({run_id}): the running worker carries it", file=out, flush=True)
+        try:
+            async with asyncio.timeout(TAKEN_S):
+                await runs.wait(run_id, until=lambda run: run.status is not RunStatus.PLANNING)
+        except TimeoutError:  # another shell holds the host, or a worker that hangs
+            await runs.stop(run_id, by=person)
+            raise UserError(f"{holder} It did not take the run within {TAKEN_S:.0f} s.") from None
+        stopping = asyncio.create_task(_stop_when(stop, runs, run_id, person))
+        shown: set[tuple[str, int]] = set()
+
+        def ended(run: RunRecord) -> bool:
+            for step in run.steps:
+                if step.ended_at is not None and (step.step_id, step.attempt) not in shown:
+                    shown.add((step.step_id, step.attempt))
+                    took_s = step.ended_at - (step.started_at or step.ended_at)
+                    print(
+                        f"  {step.status.value:>9}  {step.step_id}: {step.summary} ({took_s:.1f} s)",
+                        file=out,
+                        flush=True,
+                    )
+            return run.status.final
+
+        run = await runs.wait(run_id, until=ended)
+        stopping.cancel()
+    finally:
+        await runs.engine.close()
+        store.close()
+    _record(settings.state_dir, {"run": run_id, "event": "end", "status": run.status.value})
+    problems = [f"refused: {problem}" for problem in run.problems]
+    end = run.model_dump_json(indent=1) if as_json else f"{run.status.value.upper()}: {run.outcome}"
+    typer.echo("\n".join([*problems, end]))
+    return 0 if run.status is RunStatus.SUCCEEDED else 1
+
+
+async def _stop_when(stop: asyncio.Event, runs: Runs, run_id: str, by: Person) -> None:
+    await stop.wait()
+    with contextlib.suppress(UserError):
+        await runs.stop(run_id, by=by)
 
 
 async def _walk(settings: Settings, spec: ActionSpec, plan: Plan, host: Host, as_json: bool) -> int:

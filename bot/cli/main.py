@@ -260,7 +260,9 @@ def _pass_through(name: str, summary: str, module: str) -> None:
 def _local_action(name: str, summary: str) -> None:
     @app.command(name, help=summary)
     def command(
-        verb: Annotated[str, typer.Argument(help="plan or start (forensics also: verify FILE)")] = "plan",
+        verb: Annotated[
+            str, typer.Argument(help="plan or start (forensics also: verify FILE); with --local: start")
+        ] = "",
         options: Annotated[
             list[str] | None, typer.Argument(help="options of the action as key=value")
         ] = None,
@@ -277,6 +279,7 @@ def _local_action(name: str, summary: str) -> None:
     ) -> None:
         from bot.cli.local import run_local
 
+        verb = verb or ("start" if local else "plan")
         if module := shell_verb(name, verb):
             raise typer.Exit(importlib.import_module(module).main(options or []))
         settings = _settings(config)

@@ -7,10 +7,11 @@ A reconciler: each pass renders the runs that changed and posts or edits only wh
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import KW_ONLY, dataclass
 
 import structlog
+from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.incidents.incidents import Incidents
@@ -18,9 +19,10 @@ from bot.presenter.render_context import RenderContext
 from bot.runs.runs import Runs
 from bot.settings.model import SlackSettings
 from bot.slack.edit_budget import BudgetSpent, EditBudget
-from bot.slack.posts import SLACK_FAILURES, retry_after_s
+from bot.slack.posts import is_ambiguous, retry_after_s
+from bot.slack.retry import AWAY
 from bot.slack.run_posts import RunPosts
-from bot.store.records import RunRecord
+from bot.store.records import NOT_YET, Place, RunRecord
 from bot.store.store import Store
 from gpu_actions.system.redact import redacted_head
 
@@ -29,7 +31,10 @@ log = structlog.get_logger()
 REFRESH_S = 5.0
 """An active run is rendered this often even when its record does not change, because it shows elapsed time."""
 RETRY_S = 5.0
+RETRY_MAX_S = 20.0
+PLACE_RETRY_S = 1.0
 GIVE_UP_S = 600.0
+"""An end that Slack refuses for this long is given up. One that cannot be sent, because Slack is away, is never given up."""
 LOOK_BACK_S = 3 * 86_400
 
 
@@ -39,7 +44,8 @@ class _Tracked:
 
     posts: RunPosts
     shown_at: float = 0.0
-    failing_since: float | None = None
+    refused_since: float | None = None
+    failures: int = 0
     retry_at: float = 0.0
     ended: bool = False
 
@@ -55,6 +61,7 @@ class LiveMessages:
     incidents: Incidents
     settings: SlackSettings
     render_context: Callable[[], RenderContext]
+    place_of: Callable[[RunRecord], Awaitable[Place | None]]
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -136,15 +143,22 @@ class LiveMessages:
         """Bring one run's posts up to date. Return False if it must be tried again."""
         tracked = self._tracked[run.id]
         try:
+            if run.place == NOT_YET:
+                place = await self.place_of(run)
+                if place is None:
+                    tracked.retry_at = self.clock() + PLACE_RETRY_S
+                    return False
+                await asyncio.to_thread(self.store.update_run, run.id, place=place.model_dump())
+                run = run.model_copy(update={"place": place})
             # A run younger than this process has no posts from an earlier one.
             await tracked.posts.show(run, self.render_context(), search=run.created_at < self._started_at)
         except BudgetSpent as spent:
             tracked.retry_at = self.clock() + spent.wait_s
             return False
-        except SLACK_FAILURES as error:
+        except AWAY as error:
             return self._failed(run, tracked, error)
         tracked.shown_at = self.clock()
-        tracked.failing_since = None
+        tracked.refused_since, tracked.failures = None, 0
         if run.status.final:
             await asyncio.to_thread(self.store.deliveries.first_time, _end_key(run))
             tracked.ended = True
@@ -156,11 +170,16 @@ class LiveMessages:
         asked_s = retry_after_s(error)
         if asked_s is not None:
             self._budget.close_for(asked_s)
-        if tracked.failing_since is None:
-            tracked.failing_since = now
-        tracked.retry_at = now + (RETRY_S if asked_s is None else asked_s)
+        if not isinstance(error, SlackApiError) or is_ambiguous(error):
+            tracked.refused_since = None
+        elif tracked.refused_since is None:
+            tracked.refused_since = now
+        pause_s = min(RETRY_S * 2 ** min(tracked.failures, 9), RETRY_MAX_S)
+        tracked.failures += 1
+        tracked.retry_at = now + (pause_s if asked_s is None else asked_s)
         log.warning("Slack refused or did not answer", run=run.id, error=redacted_head(repr(error), 300))
-        if run.status.final and now - tracked.failing_since > GIVE_UP_S:
+        refused_s = 0.0 if tracked.refused_since is None else now - tracked.refused_since
+        if run.status.final and refused_s > GIVE_UP_S:
             log.error(
                 "the end of a run could not be shown in Slack",
                 run=run.id,

@@ -65,6 +65,10 @@ class Place(Frozen):
     thread_ts: str | None = None
 
 
+NOT_YET = Place(channel="")
+"""The place of a run that began while Slack was away: it is shown nowhere until its place is known."""
+
+
 class ArtifactRecord(Frozen):
     """A stored artifact with its link. `slack_file_id` is set once it is uploaded to the thread."""
 

@@ -23,7 +23,7 @@ from bot.settings.model import MonitorSettings
 from bot.slack.channels import Channels
 from bot.slack.posts import PostOnce, edit
 from bot.slack.retry import AWAY, until_accepted
-from bot.store.records import Alert, IncidentRecord, Person, Place, RunRecord, UserError
+from bot.store.records import NOT_YET, Alert, IncidentRecord, Person, Place, RunRecord, UserError
 from bot.store.store import Store
 from bot.watch.alert_groups import AlertGroup, AlertGroups
 from bot.watch.auto_fallback import why_not
@@ -70,6 +70,7 @@ class Alerts:
         self._groups = AlertGroups(self.store)
         self._refreshing: set[int] = set()
         self._delivering: set[str] = set()
+        self._followed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._host_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -105,6 +106,21 @@ class Alerts:
         for group in await asyncio.to_thread(self._groups.outdated):
             self._refresh(group)
 
+    async def place_of(self, run: RunRecord) -> Place | None:
+        """Return where a run that began while Slack was away is shown, and put it into its host's incident.
+
+        None while an alert that may open the incident is still undelivered. Raises what Slack raises while it is away.
+        """
+        incident = await asyncio.to_thread(self.incidents.active, run.host)
+        if incident is not None:
+            if run.incident_id is None:
+                await asyncio.to_thread(self.incidents.join, incident.id, run.id)
+            return incident.place
+        waiting = await asyncio.to_thread(self._undelivered.all)
+        if any(alert.host == run.host for alert in waiting):
+            return None
+        return Place(channel=await self.channel_id())
+
     def say(self, host: str, message: Message) -> None:
         """Post a message into the thread of the host's open incident, if there is one."""
         self._spawn(self._say(host, message))
@@ -133,18 +149,17 @@ class Alerts:
         try:
             await self.keep([alert])
             async with self._host_locks[alert.host]:  # two alerts about one fault must not open two incidents
-                run = await self._handle(alert)
+                await self._handle(alert)
             await asyncio.to_thread(self._undelivered.delivered, alert)
         finally:
             self._delivering.discard(alert.id)
-        if run is not None and alert.cause in self.settings.auto_fallback:
-            await self._fall_back(alert, await self.runs.wait(run.id, until=lambda run: run.status.final))
+            self._followed.discard(alert.id)
 
-    async def _handle(self, alert: Alert) -> RunRecord | None:
-        """Post an alert, or count it in the message of its group. Return the triage that shows what it is about."""
+    async def _handle(self, alert: Alert) -> None:
+        """Post an alert, or count it in the message of its group, and start the triage that shows what it is about."""
         if alert.resolved:
             await self._resolve(alert)
-            return None
+            return
         group = await asyncio.to_thread(self._groups.add, alert) if alert.fingerprint else None
         incident = await asyncio.to_thread(self.incidents.active, alert.host)
         if group is not None:
@@ -152,10 +167,10 @@ class Alerts:
             if await asyncio.to_thread(self.acknowledged, alert.host, alert.cause):
                 if incident is not None:
                     await self._note(alert, incident)
-                return None
+                return
             if not group.is_new and group.last_at - group.previous_at <= self.settings.burst_s:
-                return None
-        return await (self._open(alert, group) if incident is None else self._join(alert, incident, group))
+                return
+        await (self._open(alert, group) if incident is None else self._join(alert, incident, group))
 
     async def _resolve(self, alert: Alert) -> None:
         group = await asyncio.to_thread(self._groups.resolve, alert)
@@ -164,14 +179,14 @@ class Alerts:
         if group is None or group.closed:
             self.say(alert.host, texts.resolved(alert.host, alert.cause))
 
-    async def _open(self, alert: Alert, group: AlertGroup | None) -> RunRecord | None:
+    async def _open(self, alert: Alert, group: AlertGroup | None) -> None:
         finding = asyncio.create_task(until_accepted(lambda: self._channels.id_of(self.channel)))
         try:
             await asyncio.wait({finding}, timeout=FIRST_POST_S)
             if (
                 not finding.done()
             ):  # the card is posted when the channel is found; the evidence does not wait for it
-                run = await self._triage(alert, Place(channel=self.channel.removeprefix("#")), None)
+                run = await self._triage(alert, NOT_YET, None)
                 place = Place(channel=await finding)
                 if run is not None:
                     await asyncio.to_thread(self.store.update_run, run.id, place=place.model_dump())
@@ -179,7 +194,8 @@ class Alerts:
         finally:
             finding.cancel()
         if alert.verdict is not VerdictKind.FALL_BACK:  # no incident: the verdict card is enough
-            return await self._triage(alert, place, None)
+            await self._triage(alert, place, None)
+            return
         posting = asyncio.create_task(self._post(place, texts.opened(alert)))
         try:
             await asyncio.wait({posting}, timeout=FIRST_POST_S)
@@ -190,7 +206,6 @@ class Alerts:
         if group is not None:
             await asyncio.to_thread(self._groups.posted, group, thread, is_root=True)
         await asyncio.to_thread(self._record, alert, thread, run)
-        return run
 
     def _record(self, alert: Alert, thread: Place, run: RunRecord | None) -> None:
         """Open the incident of an alert, unless the triage's card has opened it meanwhile, and put the run into it."""
@@ -206,16 +221,14 @@ class Alerts:
         if run is not None and run.incident_id is None:
             self.incidents.join(incident.id, run.id)
 
-    async def _join(
-        self, alert: Alert, incident: IncidentRecord, group: AlertGroup | None
-    ) -> RunRecord | None:
+    async def _join(self, alert: Alert, incident: IncidentRecord, group: AlertGroup | None) -> None:
         await self._note(alert, incident)
         if group is None or group.place is None:
             # Nobody watches the thread of yesterday's incident for a new reason to fall back.
             late = alert.at_s - incident.opened_at > self.settings.burst_s
             loud = late and alert.verdict is VerdictKind.FALL_BACK
             self._spawn(self._say_joined(alert, incident, group, in_channel_too=loud))
-        return await self._triage(alert, incident.place, incident.id)
+        await self._triage(alert, incident.place, incident.id)
 
     async def _say_joined(
         self, alert: Alert, incident: IncidentRecord, group: AlertGroup | None, *, in_channel_too: bool
@@ -231,6 +244,13 @@ class Alerts:
         await asyncio.to_thread(self.incidents.note, incident.id, by=MONITOR, text=text)
 
     async def _triage(self, alert: Alert, place: Place, incident_id: str | None) -> RunRecord | None:
+        run = await self._start_triage(alert, place, incident_id)
+        if run is not None and alert.cause in self.settings.auto_fallback and alert.id not in self._followed:
+            self._followed.add(alert.id)
+            self._spawn(self._fall_back(alert, run.id))  # it waits for the triage, never for Slack
+        return run
+
+    async def _start_triage(self, alert: Alert, place: Place, incident_id: str | None) -> RunRecord | None:
         latest = self.runs.latest(action="triage", host=alert.host)
         if latest is not None and _serves_for(latest, alert):
             return latest
@@ -251,8 +271,13 @@ class Alerts:
 
     # -- the automatic fallback ----------------------------------------------------------------------------------
 
-    async def _fall_back(self, alert: Alert, triage: RunRecord) -> None:
-        """Start the fallback after a finished triage, or say in the thread why not."""
+    async def _fall_back(self, alert: Alert, triage_id: str) -> None:
+        """Start the fallback once the triage has ended, or say in the thread why not."""
+        triage = await self.runs.wait(triage_id, until=lambda run: run.status.final)
+        latest = self.runs.latest(action="fallback", host=alert.host)
+        reason = f"automatic: {alert.cause}"
+        if latest is not None and latest.options.get("reason") == reason and latest.created_at >= alert.at_s:
+            return  # an earlier process has started it
         why = await asyncio.to_thread(self._why_not, alert, triage)
         incident = await asyncio.to_thread(self.incidents.active, alert.host)
         if not why:
@@ -260,9 +285,9 @@ class Alerts:
                 started = await self.runs.start(
                     action="fallback",
                     host=alert.host,
-                    options={"reason": f"automatic: {alert.cause}"},
+                    options={"reason": reason},
                     requester=MONITOR,
-                    place=incident.place if incident is not None else triage.place,
+                    place=incident.place if incident is not None else NOT_YET,
                     dedupe_key=f"auto:{alert.key}",
                     incident_id=incident.id if incident is not None else None,
                 )
@@ -274,7 +299,7 @@ class Alerts:
         elif not started.duplicate:
             log.warning("automatic fallback", host=alert.host, cause=alert.cause, run=started.run.id)
             message = texts.automatic_fallback(alert, started.run.id, self.render_context())
-            await self._post(Place(channel=triage.place.channel), message)
+            await self._post(Place(channel=await until_accepted(self.channel_id)), message)
 
     def _why_not(self, alert: Alert, triage: RunRecord) -> str:
         verdict = verdict_of(triage)

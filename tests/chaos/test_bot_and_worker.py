@@ -9,11 +9,24 @@ from pathlib import Path
 import psutil
 import pytest
 
+import bot.cli.local
+from bot.cli.local import run_local
 from bot.runs.approvals import Approvals
 from bot.runs.runs import Runs
-from bot.store.records import RunStatus, UserError
+from bot.store.records import NOT_YET, RunStatus, UserError
 from tests.bot.runs.test_runs import family
-from tests.bot.toys import LEAD, ONCALL, effects, effects_dir, ended, launched, start, store_of
+from tests.bot.toys import (
+    LEAD,
+    ONCALL,
+    effects,
+    effects_dir,
+    ended,
+    launched,
+    start,
+    store_of,
+    toy_actions,
+    toy_settings,
+)
 from tests.chaos.test_kill_nine import Bots, fact
 
 
@@ -123,3 +136,21 @@ async def test_a_run_requested_while_the_worker_died_starts_at_its_next_start(
     await worker(bots)
     assert (await ended(bot_process, run.id)).status is RunStatus.SUCCEEDED
     assert effects(bots.state_dir, "a") == [""]
+
+
+async def test_a_shell_hands_its_run_to_the_running_worker_and_prints_its_steps(
+    bots: Bots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await worker(bots)
+    monkeypatch.setattr(bot.cli.local, "actions", toy_actions)
+    settings = toy_settings(bots.state_dir)
+    asked = {"verb": "start", "host": None, "local": True, "as_json": False}
+    code = await run_local(settings, action="toy", options=["script=count:a count:b"], **asked)  # type: ignore[arg-type]
+    said = capsys.readouterr()
+    assert code == 0, said
+    assert "the running worker carries it" in said.out and "done  b: counted b" in said.out
+    assert effects(bots.state_dir, "a") == effects(bots.state_dir, "b") == [""]
+    (run,) = store_of(bots.state_dir).list(action="toy")
+    assert run.place == NOT_YET and run.requester.id == "shell"
+    assert await run_local(settings, action="gated", options=[], **asked) == 2  # type: ignore[arg-type]
+    assert "needs approvals" in capsys.readouterr().err

@@ -91,16 +91,24 @@ def test_break_glass_runs_forensics_without_slack_or_database(config: Path, tmp_
     assert [line["event"] for line in lines] == ["start", "end"]
 
 
-def test_break_glass_refuses_to_run_beside_a_running_bot(config: Path, tmp_path: Path) -> None:
+def test_break_glass_is_refused_beside_a_process_that_does_not_take_its_run(
+    config: Path, tmp_path: Path
+) -> None:
     lock = ProcessLock(tmp_path / "state")
     lock.take()
     try:
-        said = shell("fallback", "start", "--local", "--config", str(config))
+        short = (
+            "import sys; import bot.cli.local as l; l.TAKEN_S = 0.5; from bot.cli.main import main; main()"
+        )
+        words = ("fallback", "--local", "--config", str(config))
+        said = subprocess.run(
+            [sys.executable, "-c", short, *words], capture_output=True, text=True, timeout=60, check=False
+        )
     finally:
         lock.release()
-    assert said.returncode == 2
+    assert said.returncode == 2, said
     assert "already runs on" in said.stderr
-    assert "ask the bot in Slack" in said.stderr
+    assert "It did not take the run" in said.stderr
 
 
 def test_a_plan_that_cannot_work_exits_with_1_and_its_reasons(config: Path) -> None:

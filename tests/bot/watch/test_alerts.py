@@ -82,6 +82,39 @@ async def test_with_slack_away_the_triage_runs_and_the_alert_comes_later(tmp_pat
             await asyncio.sleep(0.05)
 
 
+async def test_an_automatic_fallback_starts_and_ends_with_slack_away_and_is_told_once_in_the_thread_afterwards(
+    tmp_path: Path,
+) -> None:
+    away = {"now": False}
+
+    async def gone(call: ApiCall, handler: Handler) -> JsonObject:
+        if away["now"]:
+            raise ApiError("service_unavailable", status=503)
+        return await handler(call)
+
+    async with desk(tmp_path, scripts=FALLS, middlewares=[gone], **AUTO) as it:
+        away["now"] = True
+        began = time.monotonic()
+        it.bot.alerts.report(an_alert())
+        run = await it.run("fallback")
+        assert run.status is RunStatus.SUCCEEDED and time.monotonic() - began < 10
+        assert await it.texts() == []
+        away["now"] = False
+        root = await it.hears("ALERT: nccl_hang on toy", timeout_s=40)
+        await it.hears("FALL BACK: nccl_hang on toy", timeout_s=40)
+        await it.hears("AUTOMATIC FALLBACK on toy", timeout_s=40)
+        deadline = time.monotonic() + 40
+        while not (told := await it.message_of(run.id)):
+            assert time.monotonic() < deadline, await it.texts()
+            await asyncio.sleep(0.1)
+        assert [message.thread_ts for message in told] == [root.ts]
+        incident = it.bot.services.incidents.active("toy")
+        assert incident is not None and it.bot.runs.get(run.id).incident_id == incident.id  # type: ignore[union-attr]
+        texts = await it.texts()
+        assert len([text for text in texts if text.startswith("ALERT")]) == 1
+        assert not [text for text in texts if "No automatic fallback" in text]
+
+
 async def test_an_undelivered_alert_survives_a_restart_of_the_bot(tmp_path: Path) -> None:
     away = {"now": True}
 
