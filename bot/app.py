@@ -41,6 +41,7 @@ from bot.watch.drills import Drills
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors
 from bot.watch.page_cache_keeper import PageCacheKeeper
+from bot.watch.pages import Pages
 from bot.watch.scheduler import Schedule
 from bot.watch.standby_keeper import StandbyKeeper
 from bot.web.server import web_app
@@ -130,6 +131,7 @@ def build(
         channel=settings.slack.incident_channel,
         render_context=lambda: services.render_context(),  # noqa: PLW0108  (services are built below)
         acknowledged=memory.acknowledged,
+        pages=Pages(settings.paging, store),
     )
     monitors = Monitors(settings.monitors, store=store, hosts=runs.hosts.get, alerts=alerts, memory=memory)
     runs.on_alert = alerts.report
@@ -234,6 +236,7 @@ async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> A
             store=bot.store,
             artifacts=bot.artifacts,
             slack=connection,
+            warnings=lambda: [bot.alerts.pages.problem] if bot.alerts.pages.problem else [],
             receive_alerts=webhook.receive,
             collectors=(bot.monitors, schedule),
         )

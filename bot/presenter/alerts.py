@@ -25,6 +25,15 @@ def opened(alert: Alert) -> Message:
     return compose(one_line(first), parts)
 
 
+def page(alert: Alert, *, automatic: bool) -> str:
+    """Return what to do, for somebody whom Slack does not reach."""
+    by_itself = "A fallback starts by itself if triage agrees. " if automatic else ""
+    return (
+        f"{by_itself}If Slack is away, on {alert.host}: `gpu-oncall triage`, then `gpu-oncall fallback --local`. "
+        "Slack is told later."
+    )
+
+
 def joined(alert: Alert) -> Message:
     """Return the reply in an open incident's thread about one more cause."""
     who, why = capitalized(gist(alert.source, 6)), gist(alert.reason, REASON_WORDS)

@@ -247,6 +247,29 @@ class DrillSettings(Frozen):
         return value
 
 
+class PagingSettings(Frozen):
+    """Whom to page when an alert that says fall back cannot be told in Slack. Off without an address or a PagerDuty key."""
+
+    kind: Literal["pagerduty", "webhook"] = Field(
+        default="webhook", description="PagerDuty's Events API v2, or a JSON object to any address"
+    )
+    url: str = Field(default="", description="address of the webhook; empty for PagerDuty's own")
+    key: SecretStr = Field(
+        default=SecretStr(""), description="PagerDuty's routing key, or the webhook's bearer token"
+    )
+    when: Literal["slack_away", "always"] = Field(
+        default="slack_away", description="always: also when Slack has the alert"
+    )
+    after_s: float = Field(default=60, ge=0, description="how long Slack may take before the page goes out")
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must be a URL, for example https://pager.example.com/gpu-oncall")
+        return value
+
+
 class McpSettings(Frozen):
     """`gpu-oncall mcp --http`: the address and the token of the Model Context Protocol server."""
 
@@ -343,6 +366,7 @@ class Settings(BaseSettings):
     web: WebSettings = WebSettings()
     mcp: McpSettings = McpSettings()
     monitors: MonitorSettings = MonitorSettings()
+    paging: PagingSettings = PagingSettings()
     drills: DrillSettings = DrillSettings()
     triage: TriageThresholds = TriageThresholds()
     loadtest: LoadTestSettings = Field(

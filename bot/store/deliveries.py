@@ -35,6 +35,12 @@ class Deliveries:
             query = sa.select(deliveries.c.key).where(deliveries.c.key == key)
             return connection.execute(query).first() is not None
 
+    def with_prefix(self, prefix: str) -> list[str]:
+        """Return the known keys that begin so."""
+        query = sa.select(deliveries.c.key).where(deliveries.c.key.startswith(prefix, autoescape=True))
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
     def sweep(self, *, older_than_s: float = 7 * 86_400) -> int:
         """Delete old keys. Return how many."""
         old = deliveries.c.at < self._clock() - older_than_s

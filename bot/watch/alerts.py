@@ -27,6 +27,7 @@ from bot.store.records import NOT_YET, Alert, IncidentRecord, Person, Place, Run
 from bot.store.store import Store
 from bot.watch.alert_groups import AlertGroup, AlertGroups
 from bot.watch.auto_fallback import why_not
+from bot.watch.pages import Pages
 from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.models import VerdictKind
 from gpu_actions.system.redact import redacted_head
@@ -63,6 +64,7 @@ class Alerts:
     channel: str
     render_context: Callable[[], RenderContext]
     acknowledged: Callable[[str, str], bool]
+    pages: Pages
 
     def __post_init__(self) -> None:
         self._channels = Channels(self.client)
@@ -125,6 +127,11 @@ class Alerts:
         """Post a message into the thread of the host's open incident, if there is one."""
         self._spawn(self._say(host, message))
 
+    def clear(self, host: str, source: str, message: Message) -> None:
+        """Say in the host's incident that a source no longer reports a fault, and close its pages."""
+        self.say(host, message)
+        self._spawn(self.pages.resolve(host, matches=lambda reported_by, _: reported_by == source))
+
     async def close(self) -> None:
         """Cancel the tasks. Undelivered alerts are delivered after the next start."""
         for task in tuple(self._tasks):
@@ -178,8 +185,18 @@ class Alerts:
             self._refresh(group)
         if group is None or group.closed:
             self.say(alert.host, texts.resolved(alert.host, alert.cause))
+            self._spawn(self.pages.resolve(alert.host, matches=lambda _, cause: cause == alert.cause))
+
+    def _page(self, alert: Alert) -> asyncio.Event:
+        """Page the on-call about an alert that says fall back, unless the returned event is set soon: people know it."""
+        told = asyncio.Event()
+        if alert.verdict is VerdictKind.FALL_BACK and self.pages.enabled:
+            automatic = alert.cause in self.settings.auto_fallback
+            self._spawn(self.pages.page(alert, told=told, next_action=texts.page(alert, automatic=automatic)))
+        return told
 
     async def _open(self, alert: Alert, group: AlertGroup | None) -> None:
+        told = self._page(alert)
         finding = asyncio.create_task(until_accepted(lambda: self._channels.id_of(self.channel)))
         try:
             await asyncio.wait({finding}, timeout=FIRST_POST_S)
@@ -205,6 +222,7 @@ class Alerts:
             posting.cancel()
         if group is not None:
             await asyncio.to_thread(self._groups.posted, group, thread, is_root=True)
+        told.set()
         await asyncio.to_thread(self._record, alert, thread, run)
 
     def _record(self, alert: Alert, thread: Place, run: RunRecord | None) -> None:
@@ -227,13 +245,21 @@ class Alerts:
             # Nobody watches the thread of yesterday's incident for a new reason to fall back.
             late = alert.at_s - incident.opened_at > self.settings.burst_s
             loud = late and alert.verdict is VerdictKind.FALL_BACK
-            self._spawn(self._say_joined(alert, incident, group, in_channel_too=loud))
+            told = self._page(alert)
+            self._spawn(self._say_joined(alert, incident, group, told, in_channel_too=loud))
         await self._triage(alert, incident.place, incident.id)
 
     async def _say_joined(
-        self, alert: Alert, incident: IncidentRecord, group: AlertGroup | None, *, in_channel_too: bool
+        self,
+        alert: Alert,
+        incident: IncidentRecord,
+        group: AlertGroup | None,
+        told: asyncio.Event,
+        *,
+        in_channel_too: bool,
     ) -> None:
         ts = await self._post(incident.place, texts.joined(alert), in_channel_too=in_channel_too)
+        told.set()
         if group is not None:
             place = Place(channel=incident.place.channel, thread_ts=ts)
             await asyncio.to_thread(self._groups.posted, group, place, is_root=False)

@@ -158,7 +158,8 @@ class Monitors(Collector):
         )
         match signal.kind:
             case "clear":
-                self.alerts.say(host, texts.cleared(host, source=kind.title, reason=signal.reason))
+                cleared = texts.cleared(host, source=kind.title, reason=signal.reason)
+                self.alerts.clear(host, kind.title, cleared)
             case "ease":
                 self.alerts.say(
                     host, texts.eased(host, source=kind.title, cause=signal.cause, reason=signal.reason)

@@ -64,6 +64,7 @@ def web_app(
     store: Store,
     artifacts: ArtifactStore,
     slack: SlackState,
+    warnings: Callable[[], list[str]] = list,
     receive_alerts: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
     collectors: Iterable[Collector] = (),
 ) -> web.Application:
@@ -77,7 +78,7 @@ def web_app(
         body = {
             "status": "slack_lost" if problem else "ok",
             "reason": problem,
-            "warnings": slack.warnings(),
+            "warnings": [*slack.warnings(), *warnings()],
             "slack_silence_s": None if silent_s is None else round(silent_s, 1),
         }
         return web.json_response(body, status=503 if problem else 200)
