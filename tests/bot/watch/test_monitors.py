@@ -50,6 +50,9 @@ class People:
     def say(self, host: str, message: Message) -> None:
         self.said.append(message.text)
 
+    def clear(self, host: str, source: str, message: Message) -> None:
+        self.said.append(message.text)
+
 
 def monitors_of(store: Store, host: Host, people: People, **settings: object) -> Monitors:
     chosen = MonitorSettings.model_validate({"topology_period_s": 1, **settings})
