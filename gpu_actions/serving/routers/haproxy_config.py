@@ -242,6 +242,23 @@ def _bind(url: str) -> str:
     return _host_port(url)
 
 
+def with_ports(state: str, host: RoutedHost) -> str:
+    """Return a server-state file with the ports of the settings: HAProxy prefers the file's to its configuration's."""
+    lines = state.splitlines()
+    names = lines[1].removeprefix("# ").split() if len(lines) > 1 else []
+    if "srv_port" not in names:
+        return state
+    ports = {tier.server: str(port_of(tier.engine.url)) for tier in host.every_tier.values()}
+    server, port = names.index("srv_name"), names.index("srv_port")
+    changed = lines[:2]
+    for line in lines[2:]:
+        fields = line.split()
+        if len(fields) > max(server, port):
+            fields[port] = ports.get(fields[server], fields[port])
+        changed.append(" ".join(fields))
+    return "\n".join(changed) + "\n"
+
+
 def _address(url: str) -> str:
     if urlsplit(url).path not in ("", "/"):
         raise RouterError(f"the engine {url} has a path: the managed router needs scheme, host and port only")

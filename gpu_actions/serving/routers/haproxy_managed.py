@@ -93,6 +93,8 @@ class ManagedRouter(HaproxyRouter):
                 return
             await self.stop()
         self._write_files(self.limited())
+        state = (self.folder / haproxy_config.STATE_NAME).read_text()
+        self._replace(haproxy_config.STATE_NAME, haproxy_config.with_ports(state, self.host))
         await self._check_configuration()
         try:
             await self.unit.start()

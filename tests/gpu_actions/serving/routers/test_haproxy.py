@@ -257,6 +257,22 @@ async def test_changed_settings_restart_an_idle_router_but_not_a_busy_one(make_r
     assert await answers(site, 2) == {"single": 2}
 
 
+async def test_a_tier_whose_port_was_changed_in_the_settings_is_reached_there_after_a_restart(
+    make_router: MakeRouter,
+) -> None:
+    site, router = await make_router()
+    await router.shift({"tp": 40, "single": 0})
+    await router.stop()  # keeps the state, with the ports
+    tiers = site.config.tiers
+    engine = tiers["tp"].engine.model_copy(update={"url": tiers["fallback"].engine.url})
+    tp = tiers["tp"].model_copy(update={"engine": engine})
+    moved = site.config.model_copy(update={"tiers": {**tiers, "tp": tp}})
+    again = ManagedRouter(moved, moved.router, state_dir=site.state_dir)
+    await again.ensure_running()
+    assert (await again.server("tp")).weight == 40
+    assert await answers(site, 3) == {"single": 3}, "the process at the new port"
+
+
 async def test_ensure_running_leaves_a_running_router_alone(make_router: MakeRouter) -> None:
     _, router = await make_router()
     before = await router.unit.state()
