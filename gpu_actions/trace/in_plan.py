@@ -20,6 +20,9 @@ from gpu_actions.trace.action import ANALYSIS_TIMEOUT_S, load, table_of, take
 
 STOP_TIMEOUT_S = 660.0
 LEFT_ON_S = 60.0
+SERVING_S = 1.0
+SERVING_ITERATIONS = 25
+"""Of an engine that already has the traffic: enough for the table of kernels, and written in a moment."""
 PROBE_S = 10.0
 PROBE_PERIOD_S = 1.0
 DISK_FACTOR = 20
@@ -37,18 +40,19 @@ def trace_steps(host: Host, tier: Tier, *, before_traffic: bool = False) -> tupl
     policy = host.config.trace
     if not policy.in_plans:
         return ()
-    bounds = (
-        f"{policy.duration_s:g} s, {policy.max_iterations} engine steps, {policy.max_trace_mib} MiB a file"
-    )
+    duration_s, iterations = policy.duration_s, policy.max_iterations
+    if not before_traffic:  # clients wait while it writes
+        duration_s, iterations = min(duration_s, SERVING_S), min(iterations, SERVING_ITERATIONS)
+    bounds = f"{duration_s:g} s, {iterations} engine steps, {policy.max_trace_mib} MiB a file"
     return (
         Step(
             id="trace",
             verb="trace.begin",
-            title=f"trace {tier.name} for {policy.duration_s:g} s",
+            title=f"trace {tier.name} for {duration_s:g} s",
             args={
                 "tier": tier.name,
-                "duration_s": policy.duration_s,
-                "max_iterations": policy.max_iterations,
+                "duration_s": duration_s,
+                "max_iterations": iterations,
                 "max_trace_mib": policy.max_trace_mib,
                 "before_traffic": before_traffic,
             },
@@ -61,8 +65,8 @@ def trace_steps(host: Host, tier: Tier, *, before_traffic: bool = False) -> tupl
                     else "trace.in_plans = false leaves the trace out"
                 ),
             ),
-            timeout_s=policy.duration_s + 90 + (STOP_TIMEOUT_S if before_traffic else 0),
-            expected_s=policy.duration_s + 1,
+            timeout_s=duration_s + 90 + (STOP_TIMEOUT_S if before_traffic else 0),
+            expected_s=duration_s + 1,
             mutates=False,
             on_failure="continue",
         ),

@@ -112,10 +112,19 @@ async def test_a_trace_that_was_killed_is_stopped_before_the_next_begins(
         assert stops == expected
 
 
+async def test_an_engine_with_traffic_is_traced_for_a_moment_only(site_with: MakeSite) -> None:
+    site = await site_with(trace={**SHORT, "duration_s": 30, "max_iterations": 5000}, up=False)
+    serving = trace_steps(site.host, site.host.tp)[0].args
+    idle = trace_steps(site.host, site.host.tp, before_traffic=True)[0].args
+    assert (serving["duration_s"], serving["max_iterations"]) == (1.0, 25)
+    assert (idle["duration_s"], idle["max_iterations"]) == (30, 5000)
+
+
 async def test_a_stop_in_the_middle_of_a_trace_stops_the_profiler(
     site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = await site_with(trace={**SHORT, "duration_s": 60})
+    monkeypatch.setattr(in_plan, "SERVING_S", 60)
     profiler = Profiler(site, monkeypatch)
     stop = asyncio.Event()
     plan = only_trace(site)
