@@ -141,8 +141,10 @@ async def route_to(host: Host, tier: Tier, other: Tier) -> None:
 async def route(context: StepContext) -> StepResult:
     """Effect: all requests go to the fallback tier. Verified by a completion through the router that its server counted."""
     host, tier, other = context.host, context.host.fallback, context.host.tp
-    await ready_router(host.router)
-    if not await generates(tier, timeout_s=DIRECT_PROBE_S, tokens=1):
+    generated, _ = await asyncio.gather(
+        generates(tier, timeout_s=DIRECT_PROBE_S, tokens=1), ready_router(host.router)
+    )
+    if not generated:
         raise StepFailed(
             "the fallback tier does not generate, so it gets no traffic",
             next_action="check its log; the clean-up says what serves now",
