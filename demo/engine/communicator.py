@@ -4,11 +4,9 @@ Commands have their own process group without a time limit, since an idle engine
 `--collective-timeout-s`, after which the waiting rank fails.
 """
 
-import logging
 import os
 import pickle
 import socket
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -16,10 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from demo.engine.drills import Drills
 from demo.engine.options import Options
 from demo.engine.request import Command
-
-log = logging.getLogger(__name__)
 
 NO_LIMIT = timedelta(days=365)
 
@@ -42,8 +39,7 @@ class Communicator:
         # frozen rank, which must instead run into the time limit of an all-reduce.
         size = 4096 + 128 * options.max_num_seqs + 4 * options.prefill_chunk
         self._buffer = torch.zeros(size, dtype=torch.uint8)
-        self._drill_due_s: float | None = None
-        self._drill_is_pending = options.drill_sleep_rank == rank and options.drill_sleep_s > 0
+        self.drills = Drills(options, rank)
 
     def connect(self, device: torch.device, *, port: int, listener: socket.socket | None) -> None:
         """Meet the other ranks. Raises RuntimeError when a rank does not come within the collective timeout.
@@ -86,7 +82,7 @@ class Communicator:
     def all_reduce(self, values: Tensor) -> None:
         """Sum over the ranks, in place."""
         if self.world > 1:
-            self._sleep_if_due()
+            self.drills.before_all_reduce(values)
             dist.all_reduce(values)
 
     def all_agree(self, fine: bool) -> bool:
@@ -96,17 +92,3 @@ class Communicator:
         flag = torch.tensor(int(fine), dtype=torch.int64)
         dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._control)
         return bool(flag.item())
-
-    def start_drill_clock(self) -> None:
-        """Start the clock of the sleeping-rank drill, at the rank's first step."""
-        if self._drill_due_s is None:
-            self._drill_due_s = time.monotonic() + self._options.drill_sleep_after_s
-
-    def _sleep_if_due(self) -> None:
-        if self._drill_is_pending and self._drill_due_s is not None and time.monotonic() >= self._drill_due_s:
-            self._drill_is_pending = False
-            log.warning(
-                "drill: rank %d sleeps %g s before its all-reduce", self.rank, self._options.drill_sleep_s
-            )
-            time.sleep(self._options.drill_sleep_s)
-            log.warning("drill: rank %d continues", self.rank)

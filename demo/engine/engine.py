@@ -111,8 +111,10 @@ class Engine:
     def scrape(self) -> str:
         """Return the page of /metrics."""
         with self._wake:
-            self._metrics.running.set(len(self._scheduler.running))
-            self._metrics.waiting.set(self._scheduler.waiting)
+            folder = self._options.drill_folder
+            lost = folder is not None and (folder / "report-idle").exists()
+            self._metrics.running.set(0 if lost else len(self._scheduler.running))
+            self._metrics.waiting.set(0 if lost else self._scheduler.waiting)
             self._metrics.cache_usage.set(self._scheduler.cache_usage)
         return self._metrics.page()
 

@@ -78,7 +78,7 @@ class Worker:
                 with timed_phase("wake-up"), torch.inference_mode():
                     self.model.wake_up()
             case StepPlan():
-                self.communicator.start_drill_clock()
+                self.communicator.drills.start_clock()
                 with torch.inference_mode():
                     logits = self.model.forward(command)
                 if self.profiler.count_step():

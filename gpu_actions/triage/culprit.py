@@ -42,6 +42,7 @@ class Kind(StrEnum):
     OTHER_COLLECTIVE = "in another collective"
     BEHIND = "behind"
     OUTSIDE = "outside the collective"
+    STRAGGLER = "slow"
 
 
 class Culprit(NamedTuple):
