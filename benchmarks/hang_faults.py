@@ -5,7 +5,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ import aiohttp
 from gpu_actions.config.host import EngineConfig
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.serving.units.process import ProcessUnit
-from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.snapshot.target import TriageTarget, unit_facts
 from gpu_actions.system.processes import child_environment
 from gpu_actions.triage.culprit import Kind
 from tests.ports import free_port
@@ -66,8 +65,10 @@ class Rig:
         self.socket = work / "admin.sock"
         self._work = work
         self._streams: list[asyncio.Task[None]] = []
-        self._haproxy: subprocess.Popen[bytes] | None = None
-        config = ProcessUnit(argv=self._argv(), env={"PYTHONPATH": os.environ.get("PYTHONPATH", str(Path.cwd())), **NO_MULTICAST}, restart=False)  # fmt: skip
+        self._haproxy: asyncio.subprocess.Process | None = None
+        path = os.environ.get("PYTHONPATH", str(Path.cwd()))
+        environment = {"PYTHONPATH": path, **NO_MULTICAST}
+        config = ProcessUnit(argv=self._argv(), env=environment, restart=False)
         self.unit = config.build(f"engine{self.port}", state_dir=work / "units")
         self._pids: dict[int, int] = {}
 
@@ -102,7 +103,7 @@ class Rig:
             text = HAPROXY.format(socket=self.socket, port=self.router_port, engine=self.port)
             (self._work / "h.cfg").write_text(text)
             argv = [program, "-db", "-q", "-f", str(self._work / "h.cfg")]
-            self._haproxy = subprocess.Popen(argv, start_new_session=True)
+            self._haproxy = await asyncio.create_subprocess_exec(*argv, start_new_session=True)
         for pid in (await self.unit.state()).pids:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"demo.engine" in words:
@@ -115,7 +116,7 @@ class Rig:
         self.load(0)
         if self._haproxy is not None:
             self._haproxy.kill()
-            self._haproxy.wait()
+            await self._haproxy.wait()
         await self.unit.stop(grace_s=1)
 
     def pid(self, rank: int) -> int:
@@ -131,6 +132,7 @@ class Rig:
             model="m",
             pids=(state.main_pid or main,),
             unit_active=state.active,
+            unit=await unit_facts(self.unit, state),
             ranks=self.ranks,
             expect_gpus=0 if self.device == "cpu" else None,
             ras="127.0.0.1:28028" if self.device == "cuda" else None,
@@ -141,11 +143,13 @@ class Rig:
     async def tokens(self) -> float | None:
         """Return the engine's token counter, or None if it does not answer."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
-                async with session.get(f"{self.url}/metrics") as response:
-                    for line in (await response.text()).splitlines():
-                        if line.startswith("vllm:generation_tokens_total"):
-                            return float(line.split()[-1])
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
+                session.get(f"{self.url}/metrics") as response,
+            ):
+                for line in (await response.text()).splitlines():
+                    if line.startswith("vllm:generation_tokens_total"):
+                        return float(line.split()[-1])
         return None
 
     async def is_well(self) -> bool:
@@ -191,6 +195,8 @@ class Fault:
     not_rank_0: bool = False
     monitor: str = "hang"
     heals: bool = True
+    at_least: int = 2
+    """Ranks: of two that are in different collectives, the stacks single out none."""
 
     def ranks(self, number: int) -> list[int]:
         return list(range(1 if self.not_rank_0 else 0, number))
@@ -200,16 +206,18 @@ class Fault:
         """Inject the fault into a rank for as long as the block runs, then heal it and wait until tokens come."""
         pid, order = rig.pid(rank), rig.orders / f"rank-{rank}"
         fifo = rig.orders / "fifo"
-        debugger: subprocess.Popen[bytes] | None = None
+        debugger: asyncio.subprocess.Process | None = None
         if self.how == "stop":
             os.kill(pid, signal.SIGSTOP)
         elif self.how == "kill":
             os.kill(pid, signal.SIGKILL)
         elif self.how == "debug":
             argv = [sys.executable, "-c", DEBUGGER, str(pid)]
-            debugger = subprocess.Popen(argv, stdout=subprocess.PIPE, env=child_environment())
+            debugger = await asyncio.create_subprocess_exec(
+                *argv, stdout=asyncio.subprocess.PIPE, env=child_environment()
+            )
             assert debugger.stdout is not None
-            assert await asyncio.to_thread(debugger.stdout.readline) == b"held\n", "ptrace is not permitted"
+            assert await debugger.stdout.readline() == b"held\n", "ptrace is not permitted"
         else:
             if "FIFO" in self.how:
                 fifo.unlink(missing_ok=True)
@@ -226,7 +234,7 @@ class Fault:
                 os.kill(pid, signal.SIGCONT)
             if debugger is not None:
                 debugger.kill()
-                debugger.wait()
+                await debugger.wait()
             order.unlink(missing_ok=True)
             (rig.orders / "report-idle").unlink(missing_ok=True)
             if "FIFO" in self.how:
@@ -245,8 +253,8 @@ FAULTS: dict[str, Fault] = {
     "reads a file that does not answer": Fault(Kind.OUTSIDE, "read FIFO"),
     "blocked in the kernel": Fault(Kind.KERNEL, "spawn FIFO"),
     "spins outside": Fault(Kind.OUTSIDE, "spin"),
-    "in another collective": Fault(Kind.OTHER_COLLECTIVE, "broadcast", heals=False),
+    "in another collective": Fault(Kind.OTHER_COLLECTIVE, "broadcast", heals=False, at_least=3),
     "in a longer collective": Fault(Kind.OTHER_COLLECTIVE, "size", devices=("cuda",), heals=False),
-    "slow straggler": Fault(Kind.STRAGGLER, "slow 700", monitor="probe"),
+    "slow straggler": Fault(Kind.STRAGGLER, "slow 300", monitor="probe"),
     "reports no request": Fault(Kind.OUTSIDE, "sleep report-idle"),
 }

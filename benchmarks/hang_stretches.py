@@ -11,7 +11,9 @@ from benchmarks.hang_faults import LONGEST, STREAMS, Rig
 
 
 @contextlib.asynccontextmanager
-async def _loaded(rig: Rig, streams: int, *, prompt: str = "load", max_tokens: int = 120) -> AsyncIterator[None]:
+async def _loaded(
+    rig: Rig, streams: int, *, prompt: str = "load", max_tokens: int = 120
+) -> AsyncIterator[None]:
     rig.load(streams, prompt=prompt, max_tokens=max_tokens)
     await asyncio.sleep(1)
     try:
@@ -44,7 +46,14 @@ def overload(rig: Rig) -> AbstractAsyncContextManager[None]:
 async def paused_clients(rig: Rig) -> AsyncIterator[None]:
     """Clients that stop reading in the middle of large answers, while nobody else asks: the router holds them open."""
     where = urlsplit(rig.client_url)
-    body = {"model": "m", "stream": True, "ignore_eos": True, "max_tokens": 2000, "logprobs": 20, "prompt": "paused"}
+    body = {
+        "model": "m",
+        "stream": True,
+        "ignore_eos": True,
+        "max_tokens": 2000,
+        "logprobs": 20,
+        "prompt": "paused",
+    }
     text = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
     writers = []

@@ -71,7 +71,7 @@ MONITOR_KINDS = (
         name="hang",
         title="the hang watch",
         main="engine",
-        collectors=frozenset({"engine", "ranks", "ras", "router", "activity", "stacks"}),
+        collectors=frozenset({"engine", "ranks", "ras", "router", "activity", "stacks", "flight_recorder"}),
         in_doubt=frozenset({"completion"}),
         period_s=lambda settings: settings.hang_period_s,
         window_s=3,
@@ -80,7 +80,9 @@ MONITOR_KINDS = (
         name="probe",
         title="the synthetic probe",
         main="completion",
-        collectors=frozenset({"completion", "engine", "ranks", "router", "activity", "stacks"}),
+        collectors=frozenset(
+            {"completion", "engine", "ranks", "router", "activity", "stacks", "flight_recorder"}
+        ),
         period_s=lambda settings: settings.probe_period_s,
         window_s=3,
     ),

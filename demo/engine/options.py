@@ -71,7 +71,8 @@ class Options:
     drill_sleep_s: float = _option(60, "drill: ... for this long", least=0)
 
     drill_folder: Path | None = _option(  # noqa: RUF009
-        None, "drill: while the file rank-K in this folder exists, rank K does what it says: see demo/engine/drills.py"
+        None,
+        "drill: while the file rank-K in this folder exists, rank K does what it says: see demo/engine/drills.py",
     )
 
     rank: int = _option(0, "internal: rank 0 starts the other ranks itself", least=0)

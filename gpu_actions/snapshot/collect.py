@@ -36,6 +36,11 @@ class _Collection:
         self._report = report
         self._ended_s: float | None = None
 
+    def is_stuck(self, limits: TriageThresholds) -> bool:
+        """Return True if requests get no tokens so far, or get them too slowly: then costlier collectors look for the cause."""
+        progress = progress_of(self.snapshot(), limits)
+        return progress.stuck or progress.slow
+
     def snapshot(self) -> Snapshot:
         """Return what is known so far."""
         return Snapshot(
@@ -129,7 +134,7 @@ async def collect(
         deep=deep,
         reads_nvml=only is None or "nvml" in only,
         readings=collection.readings,
-        is_stuck=lambda: progress_of(collection.snapshot(), limits).stuck,
+        is_stuck=lambda: collection.is_stuck(limits),
     )
 
     async def run(name: str) -> None:

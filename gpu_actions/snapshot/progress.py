@@ -57,6 +57,11 @@ class TierProgress(NamedTuple):
         return self.state in ("flat", "silent")
 
     @property
+    def slow(self) -> bool:
+        """True if tokens come, but so slowly that a probe missed its deadline although nothing queues."""
+        return self.state == "flowing" and self.condition is Condition.SLOW
+
+    @property
     def broken(self) -> bool:
         """True if the tier does not serve, for whatever reason."""
         return self.state in ("flat", "silent", "down")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 LOG_ERROR = re.compile(
     r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
     r"|illegal memory access|CUDA_ERROR_ILLEGAL_ADDRESS|cudaErrorIllegalAddress"
-    r"|killed by the OOM killer|result 'oom-kill'",
+    r"|killed by the OOM killer|result 'oom-kill'"
+    r"|\brank \d+ \(pid \d+\) died: [^;]{1,60}|Worker\S*-\d+ died unexpectedly",
     re.IGNORECASE,
 )
 """Errors in a unit's log that say why its process ended."""
@@ -177,7 +178,7 @@ async def target_of_host(
             "unwanted": tuple(unwanted),
             "golden": host.golden_path(chosen),
             "unit_error": errors.get(chosen, ""),
-            "unit": await _unit_facts(host.tiers[chosen].unit, states.get(chosen)),
+            "unit": await unit_facts(host.tiers[chosen].unit, states.get(chosen)),
         }
     )
 
@@ -193,7 +194,7 @@ def _listener(url: str | None) -> int | None:
     return None
 
 
-async def _unit_facts(unit: Unit, state: UnitState | None) -> UnitFacts | None:
+async def unit_facts(unit: Unit, state: UnitState | None) -> UnitFacts | None:
     """Return the facts about a unit, with the errors at the end of its log; None for one that runs and never restarted."""
     if state is None or (state.active and not state.restarts and not state.paused):
         return None

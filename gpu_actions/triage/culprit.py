@@ -5,12 +5,14 @@ evidence does not single one out, the candidates are listed.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from gpu_actions.snapshot.activity import SPINNING_PERCENT
 from gpu_actions.snapshot.collectors.flight_recorder import FlightReading, RecordedCollective
 from gpu_actions.snapshot.collectors.ranks import RankProcess
+from gpu_actions.snapshot.collectors.ras import RasCommunicator, RasReading
 from gpu_actions.snapshot.collectors.stacks import StackReading
 from gpu_actions.snapshot.model import Snapshot
 
@@ -30,6 +32,10 @@ HOST_WAITS = (
     "throttle",
 )
 """Kernel functions in which a process waits for a disk, a network file system or memory."""
+
+
+MAX_LISTED = 16
+"""Ranks of a list in evidence; a summary names the first."""
 
 
 class Kind(StrEnum):
@@ -64,20 +70,30 @@ class Culprit(NamedTuple):
 def culprits_of(snapshot: Snapshot) -> tuple[Culprit, ...]:
     """Return the culprits by the most telling source that names any; empty if no source singles one out."""
     processes = snapshot.ranks.processes if snapshot.ranks is not None else ()
-    for source in (
-        _by_state(processes),
-        recorded_culprits(snapshot.flight_recorder),
-        _by_stacks(snapshot.stacks.stacks if snapshot.stacks is not None else ()),
-    ):
-        if found := tuple(source):
-            return found
-    return ()
+    return tuple(_by_state(processes)) or elsewhere_of(snapshot)
 
 
 def elsewhere_of(snapshot: Snapshot) -> tuple[Culprit, ...]:
-    """Return the culprits that only flight recorder dumps or stacks name: a second source of their own for a hang."""
+    """Return the culprits that flight recorder dumps, NCCL's counts, stacks or GPUs name: a second source for a hang.
+
+    A rank that is behind and whose stack is outside any collective is told with the place.
+    """
     stacks = snapshot.stacks.stacks if snapshot.stacks is not None else ()
-    return tuple(recorded_culprits(snapshot.flight_recorder)) or tuple(_by_stacks(stacks))
+    placed = {stack.rank: stack for stack in stacks if _is_outside(stack)}
+    for source in (
+        recorded_culprits(snapshot.flight_recorder),
+        counted_culprits(snapshot.ras),
+        _by_stacks(stacks, spinning=_gpu_states(snapshot)[0], expected=snapshot.expected.ranks),
+        _by_gpus(snapshot),
+    ):
+        if found := tuple(source):
+            return tuple(
+                one._replace(kind=Kind.OUTSIDE, where=f"{placed[one.rank].frames[0]}; {one.where}")
+                if one.kind is Kind.BEHIND and one.rank in placed
+                else one
+                for one in found
+            )
+    return ()
 
 
 def candidates_of(snapshot: Snapshot) -> tuple[int, ...]:
@@ -147,13 +163,132 @@ def recorded_culprits(reading: FlightReading | None) -> Iterator[Culprit]:
             return
 
 
-def _by_stacks(stacks: Sequence[StackReading]) -> Iterator[Culprit]:
-    """Find the ranks whose stacks stay outside the collective that the others are in."""
-    taken = [stack for stack in stacks if stack.outcome == "ok" and stack.rank is not None]
-    inside = [stack for stack in taken if stack.collective is not None]
-    outside = [stack for stack in taken if stack.collective is None and stack.steady]
-    if not inside or not outside or len(outside) >= len(inside) or len(inside) + len(outside) < len(taken):
+def unmoved_mismatch(reading: RasReading | None) -> RasCommunicator | None:
+    """Return the first communicator, at the last poll, whose counts differ between ranks and did not move since the first."""
+    polls = [poll for poll in reading.polls if poll.outcome == "ok"] if reading is not None else []
+    if len(polls) < 2:
+        return None
+    later = {communicator.id: communicator for communicator in polls[-1].communicators}
+    for before in polls[0].communicators:
+        after = later.get(before.id)
+        if after is not None and is_unmoved_mismatch(before, after):
+            return after
+    return None
+
+
+def is_unmoved_mismatch(before: RasCommunicator, after: RasCommunicator) -> bool:
+    """Return True if RAS reports a mismatch in both polls and no count moved between them."""
+    return before.mismatch and after.mismatch and counts_of(before) == counts_of(after)
+
+
+def odd_ranks(communicator: RasCommunicator) -> tuple[list[int], str]:
+    """Return the ranks whose counts differ from the others', and a text: those behind, or those ahead if they are fewer.
+
+    The others wait for a rank that is behind. The text protocol names only the ranks that differ; groups have negative numbers.
+    """
+    names = sorted({name for rank in communicator.ranks for name in rank.counts})
+    totals = {rank.rank: tuple(rank.counts.get(name, 0) for name in names) for rank in communicator.ranks}
+    behind = [rank for rank, counts in totals.items() if counts == min(totals.values())]
+    ahead = [rank for rank in totals if rank not in behind]
+    unnamed = any(rank < 0 for rank in behind)
+    odd, where = (
+        (ahead, "ahead") if unnamed or (len(behind) > len(ahead) and min(ahead) >= 0) else (behind, "behind")
+    )
+    odd = sorted(rank for rank in odd if rank >= 0)[:MAX_LISTED]
+    if not odd:
+        return [], "ranks differ"
+    verb = "is" if len(odd) == 1 else "are"
+    return odd, f"rank{'' if len(odd) == 1 else 's'} {', '.join(map(str, odd))} {verb} {where}"
+
+
+def counts_of(communicator: RasCommunicator) -> dict[str, dict[str, int]]:
+    """Return the operation counts of each rank, by its number as text."""
+    return {str(rank.rank): dict(rank.counts) for rank in communicator.ranks[:MAX_LISTED]}
+
+
+def counted_culprits(reading: RasReading | None) -> Iterator[Culprit]:
+    """Find the ranks whose operation counts differ from the others' in two polls of NCCL RAS, and did not move."""
+    mismatch = unmoved_mismatch(reading)
+    if mismatch is None:
         return
-    for stack in outside:
-        assert stack.rank is not None  # noqa: S101
-        yield Culprit(stack.rank, Kind.OUTSIDE, stack.frames[0] if stack.frames else "no frame")
+    odd, words = odd_ranks(mismatch)
+    kind = Kind.BEHIND if words.endswith("behind") else Kind.OTHER_COLLECTIVE
+    if len(odd) < len(mismatch.ranks) or any(row.rank < 0 for row in mismatch.ranks):
+        for rank in odd:
+            yield Culprit(rank, kind, "by NCCL RAS" if kind is Kind.BEHIND else "ahead by NCCL RAS")
+
+
+def _is_outside(stack: StackReading) -> bool:
+    return (
+        stack.outcome == "ok"
+        and stack.rank is not None
+        and stack.collective is None
+        and stack.steady
+        and not stack.waits_for_gpu
+        and bool(stack.frames)
+    )
+
+
+def _by_stacks(
+    stacks: Sequence[StackReading], *, spinning: Collection[int] = (), expected: int | None = None
+) -> Iterator[Culprit]:
+    """Find the ranks whose stacks stay outside the collective that the others are in, or are in another one.
+
+    One against one counts only if the tier has two ranks. A rank whose GPU spins in a collective's kernel, or that waits
+    for its GPU in native code, is inside in truth.
+    """
+    # A child between fork and exec looks like its rank: the first of each counts.
+    by_rank = {stack.rank: stack for stack in reversed(stacks) if stack.outcome == "ok"}
+    taken = [
+        stack for rank, stack in sorted(by_rank.items(), key=lambda row: row[0] or 0) if rank is not None
+    ]
+    outside = [stack for stack in taken if _is_outside(stack) and stack.rank not in spinning]
+    inside = [
+        stack
+        for stack in taken
+        if stack.collective is not None
+        or stack.waits_for_gpu
+        or (stack.rank in spinning and stack not in outside)
+    ]
+    if len(inside) + len(outside) < len(taken):
+        return
+    if not outside:
+        names = Counter(stack.collective for stack in inside if stack.collective is not None)
+        if len(names) > 1 and sum(names.values()) == len(taken):
+            (usual, most), *others = names.most_common()
+            for stack in inside if most > sum(number for _, number in others) else ():
+                if stack.collective != usual:
+                    where = f"{stack.collective} instead of {usual}"
+                    yield Culprit(stack.rank or 0, Kind.OTHER_COLLECTIVE, where)
+    elif len(outside) < len(inside) or (expected == 2 and len(outside) == len(inside) == 1):
+        for stack in outside:
+            yield Culprit(stack.rank or 0, Kind.OUTSIDE, stack.frames[0])
+
+
+def _gpu_states(snapshot: Snapshot) -> tuple[set[int], dict[int, str]]:
+    """Return the ranks whose GPU is fully used, and the ranks whose GPU does nothing, with the GPU's name."""
+    reading = snapshot.nvml if snapshot.nvml is not None else snapshot.activity
+    processes = snapshot.ranks.processes if snapshot.ranks is not None else ()
+    rank_of = {row.pid: row.rank for row in processes if row.rank is not None}
+    spinning: set[int] = set()
+    idle: dict[int, str] = {}
+    for gpu in reading.gpus if reading is not None else ():
+        ranks = {rank_of[row.pid] for row in gpu.processes if row.pid in rank_of}
+        percent = gpu.latest.utilisation_percent
+        if len(ranks) == 1 and len(gpu.processes) == 1 and percent is not None:
+            if percent >= SPINNING_PERCENT:
+                spinning |= ranks
+            elif percent == 0:
+                idle[ranks.pop()] = gpu.label
+    return spinning, idle
+
+
+def _by_gpus(snapshot: Snapshot) -> Iterator[Culprit]:
+    """Find the ranks whose GPU does nothing while those of the others spin in a collective that waits for it."""
+    spinning, idle = _gpu_states(snapshot)
+    ranked = {
+        row.rank for row in (snapshot.ranks.processes if snapshot.ranks else ()) if row.rank is not None
+    }
+    if spinning | set(idle) == ranked and spinning and (len(idle) < len(spinning) or len(idle) == 1):
+        for rank, gpu in sorted(idle.items()):
+            yield Culprit(rank, Kind.OUTSIDE, f"{gpu} does nothing while the others wait at 100 %")

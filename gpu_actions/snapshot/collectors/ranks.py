@@ -7,7 +7,7 @@ fires (300-600 s).
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -260,6 +260,9 @@ async def collect_ranks(source: Source) -> RanksReading:
         await asyncio.sleep(GPU_PAUSE_S)
     coordinates = titles_of({pid: title for pid, (_, _, title) in details.items()})
     ranks = numbered(coordinates)
+    first = _rank_0(roots, {pid: rank for pid, (rank, _, _) in details.items()}, target.ranks)
+    if first is not None:
+        ranks.setdefault(first, 0)
     processes = []
     for row in rows[:MAX_PROCESSES]:
         again = read_process(row.pid)
@@ -292,6 +295,16 @@ async def collect_ranks(source: Source) -> RanksReading:
         more_processes=max(0, len(rows) - MAX_PROCESSES),
         unclaimed=0 if late else max(unclaimed, unclaimed_by_gpu),
         unit_active=source.target.unit_active,
+    )
+
+
+def _rank_0(roots: Sequence[int], ranks: Mapping[int, int | None], expected: int | None) -> int | None:
+    """Return the main process if it is rank 0: only the ranks from 1 up say which they are, as children of one that needs no
+    number."""
+    known = {rank for rank in ranks.values() if rank is not None}
+    is_alone = len(roots) == 1 and ranks.get(roots[0], 0) is None
+    return (
+        roots[0] if is_alone and expected is not None and known == set(range(1, expected)) and known else None
     )
 
 

@@ -1,6 +1,8 @@
 """Python stacks of the ranks, by py-spy: taken only while no token is generated (it costs CPU), never with local variables.
 
 `--nonblocking` reads the process's memory without stopping it: it works on a stopped rank and does not disturb a running one.
+A rank whose Python functions do not tell what it waits for (`.item()` of a tensor that a collective on the GPU holds back) is
+also read with `--native`, which stops it for the moment of the reading; it generates nothing anyway.
 """
 
 import asyncio
@@ -17,7 +19,7 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.registry import PROCESS_WORDS
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
-from gpu_actions.system.processes import run_process
+from gpu_actions.system.processes import ProcessResult, run_process
 
 MAX_DUMPS = 16
 AT_ONCE = 4
@@ -37,6 +39,20 @@ DISTRIBUTED = re.compile(
 )
 
 
+IDLE = re.compile(
+    r"^(?:select|poll|wait|_wait_for_tstate_lock|get|accept|(?:Popen\.)?_try_wait|_worker|run_forever|_run_once)$"
+)
+IDLE_FILES = re.compile(r"(?:selectors|threading|queue|socketserver|subprocess)\.py$|asyncio/|concurrent/")
+"""Innermost functions of a thread that waits for work to come, not for the work itself."""
+
+WAITS_FOR_GPU = re.compile(
+    r"^(?:cu(?:da)?(?:Stream|Event|Device|Ctx)Synchronize|cu(?:da)?Memcpy|nccl[A-Z]|ncclGroup)|c10d::|gloo::|ProcessGroup"
+)
+"""Native functions in which a rank waits for its GPU or for other ranks: it is no culprit by its stack."""
+
+MAX_NATIVE = 4
+
+
 class StackReading(Frozen):
     """Python frames of a process, innermost first, and the collective among them."""
 
@@ -49,6 +65,12 @@ class StackReading(Frozen):
     )
     steady: bool = Field(default=True, description="it was in the same function at both readings")
     frames: tuple[str, ...] = ()
+    native: tuple[str, ...] = Field(
+        default=(), description="native functions, innermost first, where Python does not tell"
+    )
+    waits_for_gpu: bool | None = Field(
+        default=None, description="it waits for its GPU or other ranks in native code; None = not read"
+    )
 
 
 class StacksReading(Frozen):
@@ -73,11 +95,13 @@ def collective_of(frames: list[dict[str, Any]]) -> str | None:
 
 
 def parse_dump(text: str, *, pid: int, rank: int | None) -> StackReading:
-    """Parse `py-spy dump --json`: the thread that is in a collective, else the main thread."""
+    """Parse `py-spy dump --json`: the thread that is in a collective, else the deepest that does not wait for work."""
     try:
         threads = json.loads(text)
         stacks = [thread["frames"] for thread in threads if isinstance(thread["frames"], list)]
-        chosen = next((frames for frames in stacks if collective_of(frames)), stacks[0] if stacks else [])
+        busy = [frames for frames in stacks if frames and not _is_idle(frames[0])]
+        deepest = max(busy or stacks or [[]], key=len)
+        chosen = next((frames for frames in stacks if collective_of(frames)), deepest)
         return StackReading(
             pid=pid,
             rank=rank,
@@ -97,9 +121,31 @@ def both(first: StackReading, second: StackReading) -> StackReading:
     return second.model_copy(
         update={
             "collective": second.collective if first.collective is not None else None,
-            "steady": first.frames[:1] == second.frames[:1],
+            "steady": _function(first) == _function(second),
         }
     )
+
+
+def _function(stack: StackReading) -> str:
+    """Return the innermost function and its file, without the line: a loop that spins is in another line each time."""
+    return stack.frames[0].rpartition(":")[0] if stack.frames else ""
+
+
+def _is_idle(frame: dict[str, Any]) -> bool:
+    return bool(IDLE.match(str(frame.get("name", ""))) and IDLE_FILES.search(str(frame.get("filename", ""))))
+
+
+def with_native(stack: StackReading, text: str) -> StackReading:
+    """Return a reading with what `py-spy dump --native --json` shows of the thread that it chose."""
+    try:
+        threads = [thread["frames"] for thread in json.loads(text)]
+        names = [[str(frame["name"])[:120] for frame in frames] for frames in threads]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return stack
+    wanted = stack.frames[0].partition(" (")[0] if stack.frames else ""
+    chosen = next((row for row in names if wanted in row), names[0] if names else [])
+    waits = any(WAITS_FOR_GPU.search(name) for name in chosen[:TOP_FRAMES])
+    return stack.model_copy(update={"native": tuple(chosen[:TOP_FRAMES]), "waits_for_gpu": waits})
 
 
 def _frame_text(frame: dict[str, Any]) -> str:
@@ -132,10 +178,13 @@ async def collect_stacks(source: Source) -> StacksReading:
         raise CollectorFailed("py-spy is not installed (neither beside this interpreter nor on PATH)")
     limit = asyncio.Semaphore(AT_ONCE)
 
-    async def dump(process: RankProcess) -> StackReading:
+    async def py_spy(process: RankProcess, how: str) -> ProcessResult:
         async with limit:
-            argv = [program, "dump", "--nonblocking", "--json", "--pid", str(process.pid)]
-            result = await run_process(argv, timeout_s=timeout_s, kill_grace_s=0.1)
+            argv = [program, "dump", how, "--json", "--pid", str(process.pid)]
+            return await run_process(argv, timeout_s=timeout_s, kill_grace_s=0.1)
+
+    async def dump(process: RankProcess) -> StackReading:
+        result = await py_spy(process, "--nonblocking")
         if result.exit_code != 0 or result.timed_out:
             lines = result.stderr.strip().splitlines() or [""]
             detail = f"no answer within {timeout_s:g} s" if result.timed_out else lines[-1]
@@ -149,11 +198,28 @@ async def collect_stacks(source: Source) -> StacksReading:
     stacks = [both(*pair) for pair in zip(first, second, strict=True)]
     if stacks and all(stack.outcome == "failed" for stack in stacks):
         raise CollectorFailed(f"py-spy failed for all {len(stacks)} processes: {stacks[0].detail}")
+    if any(is_gpu_host(source.readings.get(name)) for name in ("nvml", "activity")):
+        stacks = [
+            with_native(stack, (await py_spy(process, "--native")).stdout)
+            if needs_native(stack, process)
+            else stack
+            for stack, process in list(zip(stacks, chosen, strict=True))[:MAX_NATIVE]
+        ] + stacks[MAX_NATIVE:]
     return StacksReading(stacks=tuple(stacks))
+
+
+def is_gpu_host(reading: Any) -> bool:
+    """Return True if a reading of NVML has GPUs."""
+    return reading is not None and bool(reading.gpus)
+
+
+def needs_native(stack: StackReading, process: RankProcess) -> bool:
+    """Return True if Python does not tell what a rank waits for. A stopped one cannot be read so, and its state says enough."""
+    return stack.outcome == "ok" and stack.collective is None and process.state_last in ("S", "R", "D")
 
 
 STACKS = Collector(
     collect=collect_stacks,
-    deadline_s=lambda source: 2 * source.limits.stacks_timeout_s + PAUSE_S + 2,
+    deadline_s=lambda source: (2 + MAX_NATIVE) * source.limits.stacks_timeout_s + PAUSE_S + 2,
     after=("engine", "completion", "ranks", "activity"),
 )

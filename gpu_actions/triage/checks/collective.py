@@ -4,16 +4,27 @@ The second source is one of: the kernel's process states, NCCL RAS over two poll
 alone, because a healthy worker is often inside a collective, and the counts of an idle one do not move.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
-from gpu_actions.snapshot.collectors.ras import NO_ERROR, RasCommunicator, RasReading
+from gpu_actions.snapshot.collectors.ras import NO_ERROR, RasReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.progress import READS
 from gpu_actions.triage.check import Check, CheckContext, count
-from gpu_actions.triage.culprit import Culprit, candidates_of, culprits_of, elsewhere_of
+from gpu_actions.triage.culprit import (
+    MAX_LISTED,
+    Culprit,
+    Kind,
+    candidates_of,
+    counts_of,
+    culprits_of,
+    elsewhere_of,
+    odd_ranks,
+    unmoved_mismatch,
+)
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 TWO_SOURCES = "a flat token counter under running requests AND a second source"
@@ -40,6 +51,12 @@ RULES = Rules(
         "collective.rank_dead", CRITICAL, "a rank is missing, a zombie or gone: the tier cannot work without it",
         "Restart the tier or fall back.", source="/proc/PID/stat", cause="nccl_hang", verdict=VerdictKind.WATCH,
         when_broken=VerdictKind.FALL_BACK,
+    ),
+    rule(
+        "collective.straggler", WATCH,
+        "tokens come, but a completion is late, and one rank is outside the collective in which the others wait",
+        "Look at that rank's host process and its GPU: all wait for it at every step.",
+        source="synthetic completion AND stacks, NCCL RAS or GPUs", cause="serving_regression",
     ),
     rule(
         "collective.mismatch", WATCH,
@@ -78,7 +95,6 @@ RULES = Rules(
 
 STATE_WORDS = {"T": "is stopped", "t": "is stopped by a debugger", "D": "is blocked in the kernel"}
 PAUSED = "is paused by its control group's freezer"
-MAX_LISTED = 16
 
 WITHOUT_A_STALL = {
     "process_states": "collective.rank_frozen",
@@ -114,12 +130,11 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
             else f"{progress.running or 0:g} running, no token for {max(progress.flat_s, 0.1):.1f} s"
         )
         culprits = culprits_of(snapshot)
-        named = culprits[0].rank if culprits else _ras_culprit(suspicions)
         summary = suspicions[0].summary
-        if culprits and f"rank {culprits[0].rank} " not in summary:
+        if culprits and not re.match(rf"ranks? (\d+, )*{culprits[0].rank}\b", summary):
             summary = f"{culprits[0].text}, the others wait for it: {summary}"
         elif (
-            named is None and suspicions[0].source in OF_ALL_RANKS and (candidates := candidates_of(snapshot))
+            not culprits and suspicions[0].source in OF_ALL_RANKS and (candidates := candidates_of(snapshot))
         ):
             summary += f" (the culprit is among ranks {', '.join(map(str, candidates))})"
         todo = _todo(culprits, snapshot.ranks)
@@ -133,6 +148,15 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
             subject=f"rank {culprits[0].rank}" if culprits else _subject(suspicions),
         )
         yield finding.model_copy(update={"action": f"{finding.action} {todo}".strip()})
+    elif progress.slow and (slow := elsewhere_of(snapshot)):
+        slow = tuple(one._replace(kind=Kind.STRAGGLER) for one in slow)
+        yield RULES.finding(
+            "collective.straggler",
+            f"{slow[0].text}, the others wait for it at every step",
+            culprits=[one.evidence() for one in slow],
+            progress=progress.evidence(),
+            subject=f"rank {slow[0].rank}",
+        )
     elif progress.state != "down":
         for item in suspicions:
             normal = item.source == "ras_mismatch" and progress.moves
@@ -196,7 +220,8 @@ def suspicions_of(context: CheckContext) -> Iterator[Suspicion]:
     if snapshot.ras is not None:
         yield from _ras(snapshot.ras, stuck=context.progress.stuck)
     yield from _inside_collective(context)
-    if context.progress.stuck and (elsewhere := elsewhere_of(snapshot)):
+    is_counted = unmoved_mismatch(snapshot.ras) is not None  # NCCL's counts are not a source twice
+    if context.progress.stuck and not is_counted and (elsewhere := elsewhere_of(snapshot)):
         more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
         yield Suspicion(
             "left_behind",
@@ -291,23 +316,18 @@ def _unseen(ranks: RanksReading, *, expected: int | None) -> str:
 
 def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:
     polls = [poll for poll in ras.polls if poll.outcome == "ok"]
-    if len(polls) >= 2:
-        later = {communicator.id: communicator for communicator in polls[-1].communicators}
-        for before in polls[0].communicators:
-            after = later.get(before.id)
-            if after is not None and is_unmoved_mismatch(before, after):
-                odd, words = odd_ranks(after)
-                yield Suspicion(
-                    "ras_mismatch",
-                    f"{words}: operation counts of communicator {after.id[:20]} differ and did not move",
-                    {
-                        "communicator": after.id,
-                        "counts": _counts(after),
-                        "polls": len(polls),
-                        "odd_ranks": odd,
-                    },
-                )
-                break
+    if (after := unmoved_mismatch(ras)) is not None:
+        odd, words = odd_ranks(after)
+        yield Suspicion(
+            "ras_mismatch",
+            f"{words}: operation counts of communicator {after.id[:20]} differ and did not move",
+            {
+                "communicator": after.id,
+                "counts": counts_of(after),
+                "polls": len(polls),
+                "odd_ranks": odd,
+            },
+        )
     if polls:
         for communicator in polls[-1].communicators:
             if communicator.has_error:
@@ -338,35 +358,6 @@ def _ras(ras: RasReading, *, stuck: bool) -> Iterator[Suspicion]:
             "the process that serves NCCL RAS accepts connections but does not answer",
             {"polls": [poll.detail for poll in ras.polls]},
         )
-
-
-def is_unmoved_mismatch(before: RasCommunicator, after: RasCommunicator) -> bool:
-    """Return True if RAS reports a mismatch in both polls and no count moved between them."""
-    return before.mismatch and after.mismatch and _counts(before) == _counts(after)
-
-
-def odd_ranks(communicator: RasCommunicator) -> tuple[list[int], str]:
-    """Return the ranks whose counts differ from the others', and a text: those behind, or those ahead if they are fewer.
-
-    The others wait for a rank that is behind. The text protocol names only the ranks that differ; groups have negative numbers.
-    """
-    names = sorted({name for rank in communicator.ranks for name in rank.counts})
-    totals = {rank.rank: tuple(rank.counts.get(name, 0) for name in names) for rank in communicator.ranks}
-    behind = [rank for rank, counts in totals.items() if counts == min(totals.values())]
-    ahead = [rank for rank in totals if rank not in behind]
-    unnamed = any(rank < 0 for rank in behind)
-    odd, where = (
-        (ahead, "ahead") if unnamed or (len(behind) > len(ahead) and min(ahead) >= 0) else (behind, "behind")
-    )
-    odd = sorted(rank for rank in odd if rank >= 0)[:MAX_LISTED]
-    if not odd:
-        return [], "ranks differ"
-    verb = "is" if len(odd) == 1 else "are"
-    return odd, f"rank{'' if len(odd) == 1 else 's'} {', '.join(map(str, odd))} {verb} {where}"
-
-
-def _counts(communicator: RasCommunicator) -> dict[str, dict[str, int]]:
-    return {str(rank.rank): dict(rank.counts) for rank in communicator.ranks[:MAX_LISTED]}
 
 
 def _inside_collective(context: CheckContext) -> Iterator[Suspicion]:
@@ -409,12 +400,6 @@ def _row(process: RankProcess) -> dict[str, Any]:
         **({"container": process.container} if process.container else {}),
         **({"paused": True} if process.paused else {}),
     }
-
-
-def _ras_culprit(suspicions: list[Suspicion]) -> int | None:
-    return next(
-        (item.evidence["odd_ranks"][0] for item in suspicions if item.evidence.get("odd_ranks")), None
-    )
 
 
 def _subject(suspicions: list[Suspicion]) -> str | None:

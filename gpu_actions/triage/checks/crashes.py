@@ -9,6 +9,7 @@ from gpu_actions.models import Finding
 from gpu_actions.snapshot.progress import READS
 from gpu_actions.snapshot.target import UnitFacts
 from gpu_actions.triage.check import Check, CheckContext, count
+from gpu_actions.triage.culprit import Culprit, Kind
 from gpu_actions.triage.rule import CRITICAL, WATCH, Rules, rule
 
 RULES = Rules(
@@ -72,6 +73,9 @@ CAUSES_IN_LOG: tuple[tuple[re.Pattern[str], CrashCause], ...] = (
 )
 
 
+RANK_DIED = re.compile(r"(?:\brank (\d+) \(pid \d+\)|Worker\S*-(\d+)) died(.*)")
+
+
 def check_crashes(context: CheckContext) -> Iterator[Finding]:
     """Judge the restarts of the tier's unit. Monitors that do not read processes leave them out."""
     snapshot, limits = context.snapshot, context.thresholds
@@ -128,7 +132,20 @@ def crash_cause(context: CheckContext) -> CrashCause | None:
     if unit.oom_killed:
         return OOM_KILLED
     latest = unit.log_errors[-1] if unit.log_errors else ""
-    return next((cause for pattern, cause in CAUSES_IN_LOG if pattern.search(latest)), None)
+    known = next((cause for pattern, cause in CAUSES_IN_LOG if pattern.search(latest)), None)
+    if known is None and (dead := dead_rank(context)) is not None:
+        return CrashCause("rank_died", dead.text, "a restart is enough unless it dies again")
+    return known
+
+
+def dead_rank(context: CheckContext) -> Culprit | None:
+    """Return the rank whose death ended the engine, as the first such line at the end of its log says."""
+    unit = context.snapshot.expected.unit
+    for line in unit.log_errors if unit is not None else ():
+        if found := RANK_DIED.search(line):
+            how = found.group(3).strip(" :")
+            return Culprit(int(found.group(1) or found.group(2)), Kind.DEAD, how)
+    return None
 
 
 def exit_text(unit: UnitFacts | None) -> str:

@@ -9,7 +9,7 @@ from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.progress import READS, TierProgress
 from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.checks.collective import is_paused, suspicions_of
-from gpu_actions.triage.checks.crashes import crash_cause, exit_text
+from gpu_actions.triage.checks.crashes import crash_cause, dead_rank, exit_text
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 COMPLETION = "synthetic completion"
@@ -209,6 +209,8 @@ def _down(context: CheckContext) -> Finding:
         evidence["crash_cause"] = cause.name
     elif ended := exit_text(context.snapshot.expected.unit):
         what += f" ({ended})"
+    if (dead := dead_rank(context)) is not None:
+        evidence["culprits"] = [dead.evidence()]
     return RULES.finding("serving.down", f"the engine is down: {what}", **evidence)
 
 

@@ -239,7 +239,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "two ranks are outside the collective of six": (stuck(stacks=stacks(*["barrier"] * 6, None, None)), *HANG),
     "a rank is outside the collective, its stack without a frame": (
-        stuck(stacks=stacks("barrier", "barrier", None, frames=())), *HANG
+        stuck(stacks=stacks("barrier", "barrier", None, frames=())), "unknown", "engine_stalled"
     ),
     "a process without a rank is outside the collective": (
         stuck(

@@ -13,27 +13,30 @@ import pytest
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
+from gpu_actions.snapshot.collectors.activity import ActivityReading
 from gpu_actions.snapshot.collectors.flight_recorder import (
     FlightDump,
     FlightReading,
     RecordedCollective,
     collect_flight_recorder,
 )
+from gpu_actions.snapshot.collectors.nvml import GpuProcess, GpuReading, GpuSample
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.collectors.stacks import StackReading, StacksReading, both
 from gpu_actions.snapshot.model import Snapshot
-from gpu_actions.snapshot.target import TriageTarget
-from gpu_actions.triage.culprit import Kind, culprits_of
+from gpu_actions.snapshot.target import TriageTarget, UnitFacts
+from gpu_actions.triage.culprit import Culprit, Kind, culprits_of
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage.cases import CASES as HOSTS
+from tests.gpu_actions.triage.cases_serving import REFUSED
 
 FLAT = make.engine(tokens=(1000, 1000))
 HUNG = make.completion("timeout", tokens=0)
 
 
 def stuck(**changes: Any) -> Snapshot:
-    return make.healthy(engine=FLAT, completion=HUNG, **{"ras": None, **changes})
+    return make.healthy(**{"engine": FLAT, "completion": HUNG, "ras": None, **changes})
 
 
 def dumps(*entries: tuple[int, str, str], group: str = "tp") -> FlightReading:
@@ -116,6 +119,76 @@ def test_the_rank_that_the_others_wait_for_is_named_with_the_kind(name: str) -> 
     assert f"rank {expected[0][0]} " in hang.summary
     assert todo in hang.action
     assert [row["rank"] for row in hang.evidence["culprits"]] == [rank for rank, _ in expected]
+
+
+def test_a_child_between_fork_and_exec_does_not_count_as_a_second_rank() -> None:
+    """It has its rank's command line, so a rank that starts a program would be outvoted by itself."""
+    outside = StackReading(pid=300, rank=1, frames=("start_program (a.py:1)",))
+    reading = StacksReading(stacks=(*stacks(None, "start_program (a.py:1)").stacks, outside))
+    pair = stuck(stacks=reading, expected={"gpus": 2, "ranks": 2})
+    assert [(one.rank, one.kind) for one in culprits_of(pair)] == [(1, Kind.OUTSIDE)]
+
+
+def test_a_rank_that_waits_for_its_gpu_in_native_code_is_a_victim() -> None:
+    first, second = stacks(None, "pick_tokens (model.py:3)").stacks
+    waits = second.model_copy(update={"waits_for_gpu": True})
+    assert culprits_of(stuck(stacks=StacksReading(stacks=(first, waits)))) == ()
+
+
+@pytest.mark.parametrize(
+    ("percent", "named"), [((100, 0), [1]), ((100, 100), []), ((0, 0), []), ((50, 0), [])]
+)
+def test_a_rank_whose_gpu_does_nothing_while_the_others_spin_is_named(
+    percent: tuple[int, int], named: list[int]
+) -> None:
+    gpus = tuple(
+        GpuReading(
+            index=rank,
+            processes=(GpuProcess(pid=200 + rank),),
+            last=GpuSample(utilisation_percent=value, power_w=120),
+        )
+        for rank, value in enumerate(percent)
+    )
+    base = stuck(nvml=None, ranks=make.ranks(2), activity=ActivityReading(gpus=gpus))
+    assert [one.rank for one in culprits_of(base)] == named
+
+
+def test_nccls_counts_name_the_rank_and_its_stack_says_where_it_is() -> None:
+    counts = make.ras([40, 39, 40], [40, 39, 40])
+    assert culprits_of(stuck(ras=counts)) == (Culprit(1, Kind.BEHIND, "by NCCL RAS"),)
+    (placed,) = culprits_of(
+        stuck(ras=counts, stacks=stacks("item (a.py:1)", "read_config (b.py:7)", "item (a.py:1)"))
+    )
+    assert (placed.rank, placed.kind, placed.where) == (1, Kind.OUTSIDE, "read_config (b.py:7); by NCCL RAS")
+
+
+def test_a_loop_that_spins_is_in_the_same_function_though_in_another_line() -> None:
+    first, second = (StackReading(pid=1, rank=0, frames=(f"spin (a.py:{line})",)) for line in (7, 9))
+    assert both(first, second).steady
+
+
+def test_a_rank_in_another_collective_than_most_is_named_by_its_stack() -> None:
+    base = stacks(None, None, None, None).stacks
+    odd = base[2].model_copy(update={"collective": "broadcast"})
+    found = culprits_of(stuck(stacks=StacksReading(stacks=(*base[:2], odd, base[3]))))
+    assert found == (Culprit(2, Kind.OTHER_COLLECTIVE, "broadcast instead of all_reduce"),)
+    assert culprits_of(stuck(stacks=StacksReading(stacks=(base[0], odd)))) == ()
+
+
+def test_a_straggler_is_named_where_tokens_come_slowly() -> None:
+    base = make.healthy(completion=HUNG, stacks=stacks(None, "sleep (a.py:1)", None), ras=None)
+    found = {finding.id: finding for finding in judge(base).findings}
+    assert found["collective.straggler"].summary.startswith("rank 1 is slow (sleep (a.py:1))")
+    assert found["collective.straggler"].severity == "watch"
+
+
+def test_the_rank_whose_death_ended_the_engine_is_named_from_its_log() -> None:
+    facts = UnitFacts(log_errors=("rank 1 (pid 77) died: killed by SIGKILL",))
+    refused = {"engine": REFUSED, "completion": make.completion("refused")}
+    verdict = judge(stuck(**refused, expected={"gpus": 8, "ranks": 8, "unit": facts}))
+    finding = next(one for one in verdict.findings if one.id == "serving.down")
+    assert "rank 1 is dead (killed by SIGKILL)" in finding.summary
+    assert finding.evidence["culprits"] == [{"rank": 1, "kind": "dead", "where": "killed by SIGKILL"}]
 
 
 NOBODY: dict[str, Snapshot] = {
