@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gpu_actions.config.host import EngineConfig, HostConfig, TierConfig
 from gpu_actions.config.thresholds import TriageThresholds
@@ -19,6 +22,7 @@ from gpu_actions.host import Host, build_host
 from gpu_actions.serving.interfaces import UnitState
 from gpu_actions.serving.routers.haproxy import HaproxyConfig
 from gpu_actions.serving.units.commands import CommandsUnit
+from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.collector import CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.nvml import GpuProcess
 from gpu_actions.snapshot.collectors.ranks import RanksReading, collect_ranks
@@ -30,6 +34,8 @@ from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage.cases_serving import FLAT, HUNG
 from tests.ports import free_port
+
+VLLM_WITH_TWO = Path(__file__).parents[2] / "data" / "engines" / "vllm-dp.json"
 
 
 def source_of(target: TriageTarget, *, window_s: float) -> Source:
@@ -150,6 +156,38 @@ async def test_a_tier_split_over_two_trees_has_all_its_ranks_and_a_rank_elsewher
     assert not findings.keys() & {"collective.hang", "collective.rank_dead"}
     alone = partly.model_copy(update={"unclaimed": 0})
     assert "rank 1" in judged(alone, ranks=3)["collective.hang"], "without another process they are gone"
+
+
+async def test_the_hung_replica_is_named_from_the_page_of_an_engine_with_two_and_its_process_with_it() -> (
+    None
+):
+    record = json.loads(VLLM_WITH_TWO.read_text(encoding="utf-8"))
+    pages = [record["metrics"]["busy"]] + [record["metrics"]["hung"]] * 9
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(text="\n".join(pages.pop(0)) + "\n")
+
+    application = web.Application()
+    application.router.add_get("/metrics", metrics)
+    server = TestServer(application)
+    await server.start_server()
+    front = launcher()
+    try:
+        with titled(*record["titles"]) as (_, hung):
+            os.kill(hung, signal.SIGSTOP)
+            target = TriageTarget(pids=(front.pid,), ranks=2, engine_url=str(server.make_url("")))
+            snapshot = await collect(target, window_s=0.5, only=frozenset({"engine", "ranks"}))
+    finally:
+        front.kill()
+        front.wait()
+        await server.close()
+    verdict = judge(snapshot)
+    assert verdict.verdict == "watch", "the other replica serves better than one GPU"
+    summary = next(row.summary for row in verdict.findings if row.id == "serving.replica_flat")
+    assert summary.startswith("replica 1 of 2 generates no token under running requests; rank 1 DP1")
+    assert f"rank 1 DP1 (pid {hung}) is stopped (T)" in verdict.summary
+    alone = judge(snapshot.model_copy(update={"ranks": None}))
+    assert (alone.verdict, alone.cause) == ("watch", "engine_stalled")
 
 
 async def test_ranks_that_only_their_gpus_tell_are_found_with_their_gpu_and_strangers_are_not_taken() -> None:
