@@ -16,21 +16,28 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from gpu_actions.models import Frozen
 from gpu_actions.serving.interfaces import StopReport, UnitError, UnitState
 from gpu_actions.serving.setup_checks import SetupCheck, failed, ok, warning
 from gpu_actions.serving.units.base import UnitConfig, missing_program
+from gpu_actions.serving.units.container_facts import ContainerFacts, facts_of
 from gpu_actions.serving.units.folder import FolderUnit
 from gpu_actions.system.cgroups import cgroup_of, cgroup_pids
 from gpu_actions.system.files import write_atomically, write_json
 from gpu_actions.system.folder_lock import make_private_folder
-from gpu_actions.system.proc import ProcessRow, family, is_same, process_table, send
+from gpu_actions.system.proc import (
+    ProcessRow,
+    family,
+    is_same,
+    process_table,
+    read_environment,
+    read_process,
+    send,
+)
 from gpu_actions.system.processes import ProcessResult, child_environment, run_process
 from gpu_actions.system.redact import redacted_head
 
@@ -81,24 +88,7 @@ class ContainerUnit(UnitConfig):
                 return [ok(name, f"{self.container} does not exist yet; unit.create makes it")]
             fix = "create it, or set unit.create in the settings"
             return [failed(name, f"there is no container {self.container}", fix)]
-        return judge_container(name, self, facts)
-
-
-class ContainerFacts(Frozen):
-    """What `inspect` says of a container."""
-
-    running: bool
-    paused: bool
-    status: str
-    pid: int | None
-    exit_code: int
-    oom_killed: bool
-    started_at_s: float | None
-    restarts: int
-    restart_policy: str = Field(description="as --restart takes it: `always`, `on-failure:5`")
-    shm_bytes: int | None
-    ipc: str
-    labels: dict[str, str]
+        return [*judge_container(name, self, facts), *judge_visibility(name, self, facts)]
 
 
 def judge_container(name: str, config: ContainerUnit, facts: ContainerFacts) -> list[SetupCheck]:
@@ -107,11 +97,32 @@ def judge_container(name: str, config: ContainerUnit, facts: ContainerFacts) -> 
     if facts.restart_policy not in NEVER and config.program == "podman":
         text = f"{config.container} has the restart policy {facts.restart_policy!r}, which a freeze cannot take away here"
         checks.append(warning(f"{name}.restart", text, "create it with --restart=no"))
+    if facts.ipc == "none":
+        text = f"{config.container} has no /dev/shm (--ipc=none): NCCL and the engine's queues need it"
+        checks.append(warning(f"{name}.shm", text, "create it with --ipc=host, or --shm-size=16g"))
+        return checks
     private = facts.ipc not in ("host",) and not facts.ipc.startswith("container:")
     if private and facts.shm_bytes is not None and facts.shm_bytes < MIN_SHM_BYTES:
         text = f"{config.container} has {facts.shm_bytes // 2**20} MiB of /dev/shm: NCCL needs more for several GPUs"
         checks.append(warning(f"{name}.shm", text, "create it with --ipc=host, or --shm-size=16g"))
     return checks
+
+
+def judge_visibility(name: str, config: ContainerUnit, facts: ContainerFacts) -> list[SetupCheck]:
+    """Judge whether this program can see the ranks of a running container, and read their stacks and environment."""
+    if not facts.running or facts.pid is None:
+        return []
+    who = f"process {facts.pid} of {config.container}"
+    if read_process(facts.pid) is None:
+        text = f"{who} is not in this program's /proc (another pid namespace, or hidepid): its ranks are not found"
+        fix = "run gpu-oncall on the host itself, or in a container with --pid=host"
+        return [failed(f"{name}.pid", text, fix)]
+    try:
+        read_environment(facts.pid)
+    except OSError:
+        text = f"{who} belongs to another user: ranks that only RANK names, and stacks, cannot be read"
+        return [warning(f"{name}.pid", text, "run gpu-oncall as root or as the container's user")]
+    return []
 
 
 class Container(FolderUnit):
@@ -358,44 +369,3 @@ class Container(FolderUnit):
             raise UnitError(
                 f"{self.config.program} {words[0]} {self.config.container} failed: {result.describe()}"
             )
-
-
-def facts_of(shown: Mapping[str, Any]) -> ContainerFacts:
-    """Return the facts in an object of `docker inspect` or `podman inspect`, which agree in these fields."""
-    state, host = shown["State"], shown.get("HostConfig") or {}
-    status = str(state.get("Status", "unknown"))
-    running = bool(state["Running"]) or bool(state.get("Paused"))
-    return ContainerFacts(
-        running=running and status != "restarting",
-        paused=bool(state.get("Paused")) or status == "paused",
-        status=status,
-        pid=int(state.get("Pid") or 0) or None,
-        exit_code=int(state.get("ExitCode") or 0),
-        oom_killed=bool(state.get("OOMKilled")),
-        started_at_s=_unix_time(str(state.get("StartedAt", ""))),
-        restarts=int(shown.get("RestartCount") or 0),
-        restart_policy=_policy_text(host.get("RestartPolicy") or {}),
-        shm_bytes=host.get("ShmSize"),
-        ipc=str(host.get("IpcMode") or ""),
-        labels={
-            str(name): str(value) for name, value in ((shown.get("Config") or {}).get("Labels") or {}).items()
-        },
-    )
-
-
-def _policy_text(policy: Mapping[str, Any]) -> str:
-    """Return a restart policy as `--restart` takes it; only on-failure has a limit, and 0 means none."""
-    name, retries = str(policy.get("Name") or ""), int(policy.get("MaximumRetryCount") or 0)
-    return f"{name}:{retries}" if name == "on-failure" and retries else name
-
-
-def _unix_time(text: str) -> float | None:
-    """Return an RFC 3339 time (up to nine digits of a second) as Unix time; None for a container that never started."""
-    head, dot, rest = text.partition(".")
-    digits = "".join(character for character in rest if character.isdigit())[:6] if dot else ""
-    zone = rest.lstrip("0123456789") if dot else ""
-    try:
-        moment = datetime.fromisoformat((f"{head}.{digits}{zone}" if dot else text).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return moment.timestamp() if moment.year > 1 else None

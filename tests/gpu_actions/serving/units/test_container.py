@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
-from gpu_actions.serving.interfaces import UnitError
+from gpu_actions.serving.interfaces import UnitError, UnitState
 from gpu_actions.serving.units.base import runs_although_frozen
 from gpu_actions.serving.units.container import (
     SCOPE_LABEL,
     Container,
     ContainerUnit,
-    facts_of,
     judge_container,
+    judge_visibility,
 )
+from gpu_actions.serving.units.container_facts import facts_of
 from gpu_actions.system.cgroups import cgroup_of, cgroup_pids, is_frozen_by_cgroup
 from gpu_actions.system.files import write_json
 from gpu_actions.system.proc import namespace_pid
@@ -366,10 +369,47 @@ def test_too_little_shared_memory_is_a_warning_unless_it_is_shared_with_the_host
         "h.tp",
         "h.tp.shm",
     ]
+    (_, none) = judge_container("h.tp", config, facts_of(shown(host={"IpcMode": "none", "ShmSize": 2**34})))
+    assert (none.name, none.status, "no /dev/shm" in none.detail) == ("h.tp.shm", "warning", True)
     for host in ({"IpcMode": "host"}, {"ShmSize": 17179869184}):
         assert [check.name for check in judge_container("h.tp", config, facts_of(shown(host=host)))] == [
             "h.tp"
         ]
+
+
+def test_ranks_that_this_program_cannot_see_or_read_are_found_by_doctor() -> None:
+    config = ContainerUnit(container="vllm")
+
+    def judged(pid: int) -> list[tuple[str, str]]:
+        rows = judge_visibility("h.tp", config, facts_of(shown(state={"Pid": pid})))
+        return [(row.name, row.status) for row in rows]
+
+    assert judged(os.getpid()) == []
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        assert judged(process.pid) == [("h.tp.pid", "failed")]
+    if os.geteuid() == 0:
+        read = f"""
+import os
+from tests.gpu_actions.serving.units.test_container import *
+os.setuid(65534)
+rows = judge_visibility("h.tp", ContainerUnit(container="vllm"), facts_of(shown(state={{"Pid": {os.getpid()}}})))
+print([(row.name, row.status) for row in rows])
+"""
+        done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[('h.tp.pid', 'warning')]"
+
+
+async def test_what_serves_on_a_published_port_without_a_listener_here_is_seen_although_the_tier_is_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A published port may be forwarded by the kernel alone, so that no process of this machine listens on it."""
+    monkeypatch.setattr("gpu_actions.serving.units.base.listener_of", lambda _port: None)
+    frozen = UnitState(active=False, frozen=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert await runs_although_frozen(frozen, url) == f"something accepts connections at {url}"
+    assert await runs_although_frozen(frozen, url) == ""
 
 
 def test_a_name_cannot_be_an_option() -> None:
