@@ -27,6 +27,8 @@ from gpu_actions.serving.units.container import (
     judge_visibility,
 )
 from gpu_actions.serving.units.container_facts import facts_of
+from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.cgroups import cgroup_of, cgroup_pids, is_frozen_by_cgroup
 from gpu_actions.system.files import write_json
 from gpu_actions.system.proc import namespace_pid
@@ -124,6 +126,11 @@ async def test_a_paused_container_is_stopped_and_started_again(make_container: M
     state = await unit.state()
     assert state.active and state.paused and state.resume.endswith("unpause gpo-test")
     assert state.main_pid is not None and is_frozen_by_cgroup(state.main_pid)
+    target = TriageTarget(pids=(state.main_pid,), members=state.pids)
+    snapshot = await collect(target, window_s=0.1, only=frozenset({"ranks"}))
+    assert snapshot.ranks is not None and {row.pid for row in snapshot.ranks.processes} == set(state.pids)
+    for row in snapshot.ranks.processes:
+        assert row.paused and row.container.startswith("container ") and row.container_pid is not None
     await unit.start()
     assert not (await unit.state()).paused
     facts = await unit.inspect()
