@@ -23,10 +23,10 @@ from gpu_actions.serving.interfaces import UnitState
 from gpu_actions.serving.routers.haproxy import HaproxyConfig
 from gpu_actions.serving.units.commands import CommandsUnit
 from gpu_actions.snapshot.collect import collect
-from gpu_actions.snapshot.collector import CollectorSkipped, Source
+from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.nvml import GpuProcess
 from gpu_actions.snapshot.collectors.ranks import RanksReading, collect_ranks
-from gpu_actions.snapshot.collectors.stacks import processes_to_dump
+from gpu_actions.snapshot.collectors.stacks import collect_stacks, processes_to_dump
 from gpu_actions.snapshot.target import TriageTarget, target_of_host
 from gpu_actions.system.proc import process_table, read_command
 from gpu_actions.triage.checks.collective import is_frozen
@@ -51,13 +51,15 @@ def judged(reading: RanksReading, *, ranks: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def titled(*titles: str, namespace: bool = False) -> Iterator[list[int]]:
+def titled(
+    *titles: str, namespace: bool = False, program: str = "sleep 300", env: dict[str, str] | None = None
+) -> Iterator[list[int]]:
     """Run processes with these titles outside our trees, each in its own pid namespace if asked. Yield their pids."""
     started, pids = [], []
     for title in titles:
-        script = f"exec -a '{title}' sleep 300"
+        script = f"exec -a '{title}' {program}"
         unshare = ["unshare", "--pid", "--fork", "--kill-child"] if namespace else []
-        started.append(subprocess.Popen([*unshare, "bash", "-c", script], start_new_session=True))
+        started.append(subprocess.Popen([*unshare, "bash", "-c", script], start_new_session=True, env=env))
     try:
         deadline = time.monotonic() + 20
         while len(pids) < len(titles):
@@ -156,6 +158,33 @@ async def test_a_tier_split_over_two_trees_has_all_its_ranks_and_a_rank_elsewher
     assert not findings.keys() & {"collective.hang", "collective.rank_dead"}
     alone = partly.model_copy(update={"unclaimed": 0})
     assert "rank 1" in judged(alone, ranks=3)["collective.hang"], "without another process they are gone"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace needs root")
+async def test_stacks_are_read_of_ranks_in_another_pid_namespace_that_only_their_titles_tell() -> None:
+    program = f"{os.path.realpath(sys.executable)} -c 'import time; stay = lambda: time.sleep(300); stay()'"
+    front = launcher()
+    try:
+        with titled(
+            "VLLM::Worker_TP0",
+            "VLLM::Worker_TP1",
+            namespace=True,
+            program=program,
+            env={**os.environ, "PYTHONHOME": sys.base_prefix},
+        ):
+            source = source_of(TriageTarget(pids=(front.pid,), ranks=2), window_s=0.05)
+            ranks = await collect_ranks(source)
+            stuck = replace(source, readings={"ranks": ranks}, is_stuck=lambda: True)
+            async with asyncio.timeout(20):
+                while True:  # the interpreters may still start
+                    with contextlib.suppress(CollectorFailed):
+                        stacks = (await collect_stacks(stuck)).stacks
+                        if all("<lambda>" in "".join(row.frames) for row in stacks):
+                            break
+    finally:
+        front.kill()
+        front.wait()
+    assert [(row.rank, row.outcome) for row in stacks] == [(0, "ok"), (1, "ok")]
 
 
 async def test_the_hung_replica_is_named_from_the_page_of_an_engine_with_two_and_its_process_with_it() -> (
