@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -55,6 +57,19 @@ def titled(
     *titles: str, namespace: bool = False, program: str = "sleep 300", env: dict[str, str] | None = None
 ) -> Iterator[list[int]]:
     """Run processes with these titles outside our trees, each in its own pid namespace if asked. Yield their pids."""
+    with one_at_a_time():
+        yield from _titled(*titles, namespace=namespace, program=program, env=env)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Hold a lock of the machine: titles are looked for among all of its processes, those of tests beside this one too."""
+    with (Path(tempfile.gettempdir()) / f"gpu-oncall-titles-{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _titled(*titles: str, namespace: bool, program: str, env: dict[str, str] | None) -> Iterator[list[int]]:
     started, pids = [], []
     for title in titles:
         script = f"exec -a '{title}' {program}"
