@@ -273,6 +273,7 @@ async def test_a_plan_of_another_version_cannot_be_approved(desk: Desk) -> None:
 
 
 async def test_another_plan_voids_the_approvals_of_the_old_one(desk: Desk) -> None:
+    assert (await desk.decide(OTHER, "approve", run="rs-0"))[0]  # on the same plan, but of another run
     assert (await desk.decide(LEAD, "approve"))[0]
     desk.now += 60
     newer = plan("Restore in two stages", expires_s=30)
@@ -284,6 +285,8 @@ async def test_another_plan_voids_the_approvals_of_the_old_one(desk: Desk) -> No
     assert await desk.decide(LEAD, "approve", on=newer.hash) == (
         True, "Your approval of rs-1 counts; 1 more is needed.",
     )  # fmt: skip
+    assert replace_plan(desk.store, desk.run, PLAN, OTHER)
+    assert desk.trail()[-1][1].endswith("decisions on the old plan, now void: 1")  # not the one before
 
 
 async def test_a_plan_is_not_replaced_under_a_decision(desk: Desk) -> None:

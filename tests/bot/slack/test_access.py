@@ -217,6 +217,40 @@ async def test_what_a_person_is_and_through_what_they_hold_a_role(client: AsyncW
     assert await who.reader_refusal(person, "read") == refusal
 
 
+@pytest.mark.parametrize(
+    ("members", "people"),
+    [
+        (("U0B", "W0A", "U0B", "@incident-leads", "S0INCIDENTLEADS", "@gone"), ["U0B", "W0A", "U0LEAD"]),
+        (("G0GONE", "#gone", "nobody"), []),
+    ],
+)
+async def test_the_people_of_a_role_are_each_listed_once(
+    client: AsyncWebClient, members: tuple[str, ...], people: list[str]
+) -> None:
+    who = access(client, *members)
+    assert await who.members_of("responder") == people
+    assert await who.members_of("approver") == []
+
+
+@pytest.mark.parametrize(
+    ("member", "why"),
+    [("G0GONE", "I see no such channel"), ("C0GONE", "I see no such channel"), ("S0GONE", "no_such_subteam")],
+)
+async def test_a_group_or_channel_that_slack_does_not_know_is_named(
+    client: AsyncWebClient, member: str, why: str
+) -> None:
+    refusal = await access(client, member).refusal(LEAD, "responder", "x")
+    assert refusal is not None
+    assert f"I could not read the members of {member} ({why})" in refusal
+
+
+async def test_the_workspace_that_the_bot_belongs_to_decides_who_is_of_another(
+    client: AsyncWebClient,
+) -> None:
+    elsewhere = Access(AccessSettings(), client, home_team=lambda: "T0ELSEWHERE")
+    assert (await elsewhere.kind(LEAD)).startswith("a member of another organisation (T0")
+
+
 async def test_a_persons_standing_lists_every_role_of_the_settings(client: AsyncWebClient) -> None:
     settings = AccessSettings(roles={"responder": ("U0ONCALL",), "approver": ("U0LEAD",)})
     assert await Access(settings, client).standing(ONCALL) == {
