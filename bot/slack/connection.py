@@ -18,7 +18,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.settings.model import Settings
 from bot.slack.identity import TOKEN_REFUSED, Identity
-from bot.slack.socket import HELLO_S, Socket, SocketEnded
+from bot.slack.socket import HELLO_S, Socket, SocketEnded, SocketRefreshed
 from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
@@ -34,6 +34,8 @@ RED_S = 45.0
 """Without a sign of life for this long the health turns red."""
 END_S = 600.0
 """Without a socket for this long, although Slack's Web API answers, the process ends."""
+FLAPS, FLAPS_S = 3, 600.0
+"""A socket lost so often within this time flaps: each command may come seconds late."""
 LINGER_S = 5.0
 FIRST_S = 5.0
 
@@ -63,6 +65,7 @@ class Connection:
         self._refused = False
         self._web_answers = False
         self._current: Socket | None = None
+        self._losses: list[tuple[float, str]] = []
         self._closing: set[asyncio.Task[None]] = set()
         self.connected = asyncio.Event()
 
@@ -84,7 +87,7 @@ class Connection:
         return self._reason if self._refused or self._clock() - self._lost_at > RED_S else ""
 
     def warnings(self) -> list[str]:
-        """Return what works, but not as it should: missing scopes, a second bot on the same app token."""
+        """Return what works, but not as it should: missing scopes, a second bot on the same app token, a socket that flaps."""
         found = []
         if self._identity.missing_scopes:
             found.append(
@@ -95,6 +98,12 @@ class Connection:
             found.append(
                 f"the app has {self._current.connections} sockets: another bot uses this app token "
                 "and gets some of the commands"
+            )
+        losses = self._recent_losses()
+        if len(losses) >= FLAPS:
+            found.append(
+                f"the socket to Slack was lost {len(losses)} times in {FLAPS_S / 60:.0f} minutes, at last because "
+                f"{losses[-1][1]}: commands may come late; check the network and its proxy"
             )
         return found
 
@@ -108,7 +117,7 @@ class Connection:
                     try:
                         await self._serve(session)
                     except SocketEnded as ended:
-                        self._lost(str(ended))
+                        self._lost(str(ended), refresh=isinstance(ended, SocketRefreshed))
                     if self._clock() - opened_at > STEADY_S:
                         pause_s = RETRY_S
                     if self._web_answers and self._clock() - self._lost_at > END_S and not self._refused:
@@ -125,10 +134,17 @@ class Connection:
                 for task in tuple(self._closing):
                     task.cancel()
 
-    def _lost(self, reason: str) -> None:
+    def _recent_losses(self) -> list[tuple[float, str]]:
+        return [loss for loss in self._losses if self._clock() - loss[0] < FLAPS_S]
+
+    def _lost(self, reason: str, *, refresh: bool) -> None:
         if self._current is not None:
             self._retire(self._current)
-            self._current, self._lost_at = None, self._clock()
+            self._lost_at, self._current = self._current.heard_at, None
+            if not refresh:
+                self._losses = [*self._recent_losses(), (self._clock(), reason)]
+                if len(self._losses) == FLAPS:
+                    log.error("the socket to Slack flaps", losses=FLAPS, within_s=FLAPS_S, reason=reason)
         if reason != self._reason:
             log.warning("no socket to Slack", reason=reason)
         self._reason = reason

@@ -33,6 +33,10 @@ class SocketEnded(Exception):
     """Raised when a socket is of no more use. The message says why."""
 
 
+class SocketRefreshed(SocketEnded):
+    """Raised when Slack itself asks for a new connection, which it does every few hours."""
+
+
 class Socket:
     """An open websocket. `hello` is set once Slack has greeted; `heard_at` and `delivered_at` are monotonic seconds."""
 
@@ -96,7 +100,7 @@ class Socket:
             self.connections = int(message.get("num_connections") or 1)
             self.hello.set()
         elif kind == "disconnect":
-            raise SocketEnded(f"Slack asked for a new connection ({message.get('reason')})")
+            raise SocketRefreshed(f"Slack asked for a new connection ({message.get('reason')})")
         elif (request := SocketModeRequest.from_dict(message)) is not None:
             self.delivered_at = time.monotonic()
             task = asyncio.create_task(self._dispatch(request))

@@ -102,6 +102,23 @@ async def test_a_socket_that_is_accepted_and_stays_silent_turns_the_health_red_a
         await answers_again(it)
 
 
+async def test_a_socket_that_flaps_is_counted_and_said_on_health(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    async with sitting_down(tmp_path, workspace) as it:
+        for _ in range(connection.FLAPS):
+            assert (await health(it))[1]["warnings"] == []
+            await cut(workspace)
+            deadline = time.monotonic() + 30
+            while workspace.socket_mode._connections:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            await workspace.socket_mode.wait_connected(30)
+            await turns(it, 200)
+        _, body = await health(it)
+        assert f"was lost {connection.FLAPS} times in 10 minutes" in str(body["warnings"])
+
+
 async def test_a_deaf_socket_is_replaced_although_it_answers_pings(
     tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
