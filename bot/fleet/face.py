@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 import structlog
 
 from bot.fleet.brake import SICK_WITHIN_S, HostNow, refusal
+from bot.fleet.hosts import FleetHosts
 from bot.fleet.mirror import apply_report
 from bot.fleet.orders import (
     LIFE_S,
     Decide,
     MakePlan,
     Order,
+    OrderRefused,
     SignalRun,
     Signer,
     StartRun,
@@ -26,9 +28,9 @@ from bot.fleet.orders import (
     issue,
     read_order,
 )
-from bot.fleet.postbox import BOT_CHANNEL, Away, BotEnd, Enrolled, Report
+from bot.fleet.postbox import BOT_CHANNEL, Away, BotEnd, Report
 from bot.fleet.received_files import receive_file
-from bot.hosts import AWAY_AFTER_S, Hosts, WorkerSign
+from bot.hosts import AWAY_AFTER_S
 from bot.incidents.artifacts import ArtifactStore
 from bot.runs.planning import typed_options
 from bot.runs.runs import Runs, Started
@@ -36,7 +38,6 @@ from bot.settings.model import Settings
 from bot.store.records import Alert, Person, RunRecord, RunStatus, UserError
 from bot.store.store import Store
 from gpu_actions.action import ActionSpec, Signal
-from gpu_actions.host import Host
 from gpu_actions.models import JsonObject, VerdictKind
 from gpu_actions.plan import Plan
 from gpu_actions.system.redact import redacted_head
@@ -46,7 +47,8 @@ log = structlog.get_logger()
 LOOK_S = 5.0
 RETRY_S = 2.0
 PLAN_S = 60.0
-UNTAKEN_S = LIFE_S + 10.0
+UNTAKEN_S = LIFE_S - 10.0
+"""An order that no worker took is withdrawn before it expires, so an expired one means that a clock is wrong."""
 RESEND_S = 15.0
 AUTOMATIC = "monitor"
 """The id of the monitors as a requester (`bot.watch.alerts`)."""
@@ -54,44 +56,6 @@ AUTOMATIC = "monitor"
 NO_DATABASE = (
     "The fleet's database does not answer, so {what}. On the host itself: gpu-oncall {command} --local."
 )
-
-
-class FleetHosts(Hosts):
-    """The enrolled hosts, as the database said last. Their drivers are on the hosts."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.enrolled: dict[str, Enrolled] = {}
-        self.read_at = 0.0
-        """When the database last answered, monotonic; 0: never."""
-
-    def learn(self, found: list[Enrolled]) -> None:
-        """Take what the database says."""
-        self.enrolled = {one.name: one for one in found}
-        self.read_at = time.monotonic()
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.enrolled)
-
-    def default(self) -> str:
-        """Return the only host. Raise UserError if there are none or several: a change must not go to a guessed host."""
-        names = self.names()
-        if not names:
-            raise UserError("No host is enrolled yet: run `gpu-oncall fleet add HOST` on the bot's machine.")
-        if len(names) > 1:
-            raise UserError(f"Say which host: {', '.join(names)}.")
-        return names[0]
-
-    def known_age_s(self) -> float:
-        return time.monotonic() - self.read_at
-
-    def get(self, name: str) -> Host:
-        raise UserError(f"{self.name(name)} is read by its own worker, not from here.")
-
-    def sign(self, name: str) -> WorkerSign:
-        one = self.enrolled[name]
-        age_s = None if one.age_s is None else one.age_s + time.monotonic() - self.read_at
-        return WorkerSign(age_s=age_s, labels=one.labels, body=one.sign or {})
 
 
 class FleetRuns(Runs):
@@ -323,7 +287,13 @@ class FleetRuns(Runs):
         async with contextlib.aclosing(self._box.listen(BOT_CHANNEL, every_s=LOOK_S)) as rings:
             async for _ in rings:
                 for order_id, envelope, answer in await self._box.answers():
-                    await self._answered(order_id, read_order(envelope), answer)
+                    try:
+                        await self._answered(order_id, read_order(envelope), answer)
+                    except OrderRefused as error:
+                        log.error(
+                            "someone else wrote an order into the database", order=order_id, why=str(error)
+                        )
+                    await self._box.forget(order_id)
                 while found := await self._box.reports():
                     for report in found:
                         await self._receive(report)
@@ -339,8 +309,8 @@ class FleetRuns(Runs):
         why = str(answer["refused"])
         log.warning("a host refused an order", host=order.host, verb=order.verb, reason=why)
         if isinstance(order, StartRun):
-            await self._never_started(order.run_id, f"{order.host} refused: {why}.")
-        elif isinstance(order, Decide):
+            await self._never_started(order.run_id, f"{order.host} did not start it: {why}.")
+        elif isinstance(order, Decide) and "withdrawn" not in answer:  # a withdrawn one is sent again
             await self._decision_refused(order, why)
 
     async def _decision_refused(self, order: Decide, why: str) -> None:
@@ -391,20 +361,9 @@ class FleetRuns(Runs):
     async def _look(self) -> None:
         while True:
             self.hosts.learn(await self._box.hosts())
-            for envelope in await self._box.withdraw(older_than_s=UNTAKEN_S):
-                await self._withdrawn(read_order(envelope))
+            await self._box.withdraw(older_than_s=UNTAKEN_S)
             await self._repeat_decisions()
             await asyncio.sleep(LOOK_S)
-
-    async def _withdrawn(self, order: Order) -> None:
-        """End the run of a start that no worker took: it is out of the box, so it never starts later."""
-        log.warning("no worker took an order", host=order.host, verb=order.verb)
-        if not isinstance(order, StartRun):
-            return
-        run = self.get(order.run_id)
-        if run is not None and run.status is RunStatus.PLANNING:
-            why = f"The worker of {run.host} did not take the order within {UNTAKEN_S:.0f} s."
-            await self._never_started(run.id, why)
 
     async def _repeat_decisions(self) -> None:
         """Send decisions again that the host has not acted on: this process or the database may have been away."""

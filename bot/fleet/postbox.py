@@ -137,21 +137,29 @@ class BotEnd(_End):
         return int((await self._all(query, host, signed.envelope, signed.signature))[0]["id"])
 
     async def answers(self) -> list[tuple[int, str, JsonObject]]:
-        """Remove the answered orders and return `(id, envelope, answer)`."""
+        """Return the answered orders as `(id, envelope, answer)`. Each stays until `forget`, so that a kill loses none."""
         rows = await self._all(
-            "DELETE FROM fleet.orders WHERE answered_at IS NOT NULL RETURNING id, envelope, answer"
+            "SELECT id, envelope, answer FROM fleet.orders WHERE answered_at IS NOT NULL ORDER BY id LIMIT 100"
         )
-        rows.sort(key=lambda row: int(row["id"]))
         return [(row["id"], row["envelope"], _object(row["answer"])) for row in rows]
 
-    async def withdraw(self, *, older_than_s: float) -> list[str]:
-        """Remove the orders that no worker has taken for so long. Return their envelopes: they are never carried out."""
-        rows = await self._all(
-            "DELETE FROM fleet.orders WHERE taken_at IS NULL AND created_at < now() - make_interval(secs => %s) "
-            "RETURNING envelope",
+    async def forget(self, order_id: int) -> None:
+        """Remove an order whose answer was acted on."""
+        await self._all("DELETE FROM fleet.orders WHERE id = %s", order_id)
+
+    async def withdraw(self, *, older_than_s: float) -> None:
+        """Answer the orders that no worker has taken for so long: from then on no worker takes them."""
+        await self._all(
+            "UPDATE fleet.orders SET answered_at = now(), answer = %s WHERE taken_at IS NULL AND answered_at IS NULL "
+            "AND created_at < now() - make_interval(secs => %s)",
+            Jsonb(
+                {
+                    "refused": f"its worker did not take the order within {older_than_s:.0f} s",
+                    "withdrawn": True,
+                }
+            ),
             older_than_s,
         )
-        return [row["envelope"] for row in rows]
 
     async def reports(self, *, limit: int = 50) -> list[Report]:
         """Return the oldest unread reports."""
@@ -222,7 +230,10 @@ class HostEnd(_End):
 
     async def take(self, order_id: int) -> bool:
         """Mark an order as taken. Return False if the bot has withdrawn it."""
-        query = "UPDATE fleet.orders SET taken_at = coalesce(taken_at, now()) WHERE id = %s RETURNING id"
+        query = (
+            "UPDATE fleet.orders SET taken_at = coalesce(taken_at, now()) "
+            "WHERE id = %s AND answered_at IS NULL RETURNING id"
+        )
         return bool(await self._all(query, order_id))
 
     async def answer(self, order_id: int, answer: JsonObject) -> None:

@@ -91,7 +91,7 @@ GRANT SELECT, INSERT (host, kind, key, body, content), UPDATE (seq, body, conten
 GRANT USAGE ON SEQUENCE fleet.report_seq TO oncall_worker, oncall_bot;
 GRANT SELECT ON fleet.hosts TO oncall_bot;
 GRANT SELECT, DELETE ON fleet.signs TO oncall_bot;
-GRANT SELECT, INSERT (host, envelope, signature), DELETE ON fleet.orders TO oncall_bot;
+GRANT SELECT, INSERT (host, envelope, signature), UPDATE (answer, answered_at), DELETE ON fleet.orders TO oncall_bot;
 GRANT SELECT, DELETE ON fleet.reports TO oncall_bot;
 
 ALTER TABLE fleet.hosts ENABLE ROW LEVEL SECURITY;

@@ -115,6 +115,9 @@ async def test_without_a_worker_nothing_starts_now_or_later(
         with pytest.raises(UserError, match="nothing was started"):
             await start(face.runs, script="count:a")
         assert face.runs.list() == []
+        with psycopg.connect(site.admin, autocommit=True) as connection:  # what is no order stops nobody
+            junk = "INSERT INTO fleet.orders (host, envelope, signature, answered_at) VALUES ('toy', 'x', '', now())"
+            connection.execute(junk)
         # a worker that gave a sign of life and has just died takes nothing either
         with psycopg.connect(site.admin, autocommit=True) as connection:
             connection.execute("INSERT INTO fleet.signs (host, body) VALUES ('toy', '{}')")
@@ -161,12 +164,17 @@ async def test_an_approval_given_while_the_host_was_away_counts_when_it_is_back(
 ) -> None:
     monkeypatch.setattr(bot.fleet.face, "LOOK_S", 0.3)
     monkeypatch.setattr(bot.fleet.face, "RESEND_S", 0.5)
+    monkeypatch.setattr(bot.fleet.face, "UNTAKEN_S", 1.0)
     async with bot_of(site) as face:
         async with worker_of(site):
             run = await start(face.runs, "gated", script="count:a")
             plan_hash = (await waiting(face, run.id)).plan_hash
         given = await face.approvals.decide(run_id=run.id, user=LEAD, decision="approve", plan_hash=plan_hash)
         assert given.accepted
+        with psycopg.connect(site.admin, autocommit=True) as connection:  # it is withdrawn, and sent again
+            first = connection.execute("SELECT max(id) FROM fleet.orders").fetchone()
+            newer = "SELECT 1 FROM fleet.orders WHERE id > %s AND answered_at IS NULL"
+            await until(lambda: connection.execute(newer, first).fetchone())
         async with worker_of(site):
             assert (await ended(face.runs, run.id)).status is RunStatus.SUCCEEDED
         assert effects(site.folder / "toy", "a") == [""]
