@@ -100,6 +100,11 @@ async def running(
     lock = ProcessLock(settings.state_dir, "slack.lock")
     lock.take()
     try:
+        if settings.fleet.url and not settings.fleet.is_bot:
+            raise CannotStart(
+                "these are the settings of a fleet's worker (fleet.url without fleet.signing_key): start `gpu-oncall worker` "
+                "here; the bot runs elsewhere"
+            )
         check_tokens(settings)
         async with _started(build(settings, role=role, specs=specs), stop, role) as bot:
             yield bot

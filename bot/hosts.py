@@ -35,6 +35,10 @@ class Hosts:
 
     def default(self) -> str:
         """Return the host that is meant where none is named. Raise UserError if there is no such host."""
+        if not self._settings.hosts:
+            raise UserError(
+                "These are the settings of a fleet's bot, which serves nothing itself: ask on the host."
+            )
         return self._settings.default_host.name
 
     def name(self, name: str | None) -> str:

@@ -49,6 +49,11 @@ ARENAS = 2
 async def serve_worker(settings: Settings, *, tell: Callable[[str], None] = notify) -> int:
     """Execute the runs of this host until SIGTERM or SIGINT, without Slack. Return 1 if another process does so."""
     stop = prepare(settings, process="worker")
+    if settings.fleet.is_bot:
+        log.error(
+            "these are the settings of a fleet's bot: start `gpu-oncall bot` here, and the worker on each host"
+        )
+        return CANNOT_START
     try:
         store, artifacts = storage(settings)
     except DatabaseTooNew as error:

@@ -12,10 +12,15 @@ import pytest
 
 import bot.fleet.face
 import bot.fleet.worker_link
+from bot.app import running
+from bot.hosts import Hosts
 from bot.runs.runs import Runs
+from bot.settings.model import FleetSettings, Settings
+from bot.slack.tokens import CannotStart
 from bot.store.records import Decision, RunRecord, RunStatus, UserError
+from bot.worker import serve_worker
 from tests.bot.fleet.conftest import Bot, Site, bot_of, until, worker_of
-from tests.bot.toys import HERE, LEAD, ONCALL, effects, effects_dir, ended
+from tests.bot.toys import HERE, LEAD, ONCALL, effects, effects_dir, ended, toy_settings
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +206,25 @@ async def test_a_host_counts_approvals_by_its_own_rule(site: Site) -> None:
         assert "refused the approval" in done.outcome
         assert (await ended(host, run.id)).status is RunStatus.CANCELLED
         assert effects(site.folder / "toy", "a") == []
+
+
+async def test_a_process_with_the_settings_of_the_other_side_says_so(site: Site, tmp_path: Path) -> None:
+    of_the_bot = Settings(
+        _env_file=None,
+        state_dir=tmp_path / "bot",
+        fleet=FleetSettings(url=site.bot_url, signing_key=site.kept.signing_key),
+    )
+    worker = FleetSettings(url=site.host_url("toy"), bot_keys=(site.public_key,))
+    of_a_worker = toy_settings(tmp_path / "toy").model_copy(update={"fleet": worker})
+    with pytest.raises(CannotStart, match="start `gpu-oncall worker` here"):
+        async with running(of_a_worker, role="bot"):
+            pass
+    assert await serve_worker(of_the_bot) == 1
+    with pytest.raises(UserError, match="ask on the host"):
+        Hosts(of_the_bot).name(None)
+    # a worker whose role belongs to another host does not start
+    wrong = worker.model_copy(update={"url": site.host_url("other")})
+    assert await serve_worker(of_a_worker.model_copy(update={"fleet": wrong})) == 1
 
 
 def pickled(state_dir: Path) -> list[object]:
