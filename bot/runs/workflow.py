@@ -43,7 +43,7 @@ def register_workflows(
 
     @DBOS.workflow(name=HOST_WORKFLOW, max_recovery_attempts=None)
     async def host_part(run_id: str) -> None:
-        """Short-lived and free of human waits: in a fleet, the part that the host's own queue will carry."""
+        """Execute the part that follows the approvals: short-lived and free of human waits."""
         while not (await DBOS.run_step_async(_step("advance"), executor.advance, run_id))["ended"]:
             pass
 
