@@ -54,7 +54,8 @@ AUTOMATIC = "monitor"
 """The id of the monitors as a requester (`bot.watch.alerts`)."""
 
 NO_DATABASE = (
-    "The fleet's database does not answer, so {what}. On the host itself: gpu-oncall {command} --local."
+    "The fleet's database does not answer, so {what}. On the host itself, with its worker stopped: "
+    "gpu-oncall {command} --local."
 )
 
 
