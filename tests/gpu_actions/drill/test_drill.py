@@ -72,7 +72,8 @@ async def test_a_drill_on_a_busy_machine_is_refused_with_the_setting_that_decide
 
 
 @pytest.mark.heavy
-async def test_a_dead_rank_is_drilled_to_its_end_beside_a_service_that_is_not_touched(
+@pytest.mark.timeout(600)
+async def test_a_dead_rank_is_drilled_twice_to_its_end_beside_a_service_that_is_not_touched(
     serving: Site, tmp_path: Path
 ) -> None:
     host = quiet(serving.host, max_detect_s=0.01)
@@ -91,6 +92,10 @@ async def test_a_dead_rank_is_drilled_to_its_end_beside_a_service_that_is_not_to
     assert compared.artifacts[0].inline and compared.artifacts[0].path.read_bytes()[:4] == b"\x89PNG"
     assert [one.run_id for one in read_history(history_path(host.state_dir))] == ["dr-0001", "dr-test"]
     assert not processes_in(host.state_dir / "drill")
+    again = await SPEC.plan(request(host, "dead-rank"))  # on other ports, in the same folder
+    assert again.steps[0].args["ports"] != plan.steps[0].args["ports"]
+    end = await walk(again, host, run_id="dr-again", workdir=tmp_path / "again")
+    assert end.ended.status == "succeeded", [(one.outcome.step_id, one.outcome.summary) for one in end.steps]
     assert (await host.tp.unit.state()).main_pid == before
 
 
