@@ -26,6 +26,8 @@ from bot.presenter.steps import failed_step, folded_lines, live_plan, position, 
 from bot.presenter.verdict_card import DETAILS, verdict_card, verdict_of
 from bot.presenter.vocabulary import action_name, count, diagnoses
 from bot.store.records import RunRecord, RunStatus, StepRecord, StepStatus
+from gpu_actions.serving.request_account import RequestAccount
+from gpu_actions.tier.client_account import capacity_text
 
 STOP = "stop"
 HOLD = "hold"
@@ -182,14 +184,42 @@ def costs(losses: str, warnings: tuple[str, ...]) -> tuple[Part, ...]:
 
 
 def _what_clients_saw(run: RunRecord, now: str) -> Iterator[str]:
-    """Return what clients saw as the latest step counted it, unless the line on the run's end says so already."""
-    for step in reversed(run.steps):
-        clients = step.data.get("clients")
-        if isinstance(clients, dict) and clients.get("text"):
-            text = gist(str(clients["text"]), CLIENT_WORDS)
-            if text not in now and capitalized(text) not in now:
-                yield f"*Clients:* {text}"
-            return
+    """Return what clients saw as the latest step counted it: how many requests ended how, and what is served now.
+
+    Without an account its text says why, unless the line on the run's end says so already.
+    """
+    found = (step.data.get("clients") for step in reversed(run.steps))
+    clients = next((one for one in found if isinstance(one, dict) and one.get("text")), None)
+    if clients is None:
+        return
+    if not clients.get("account"):
+        text = gist(str(clients["text"]), CLIENT_WORDS)
+        if text not in now and capitalized(text) not in now:
+            yield f"*Clients:* {text}"
+        return
+    account = RequestAccount.model_validate(clients["account"], extra="ignore")
+    yield f"*Clients:* {_endings(account)}"
+    if capacity := capacity_text(account, clients.get("served_per_s")):
+        yield f"*Capacity:* {capacity}"
+
+
+def _endings(account: RequestAccount) -> str:
+    """Return the counts of the router's record, those that matter most first."""
+    parts = [
+        f"{account.aborted} cut" if account.aborted else "",
+        f"{account.failed} failed" if account.failed else "",
+        f"{account.refused} refused" if account.refused else "",
+        f"{account.resent} retried on the other tier" if account.resent else "",
+        f"{account.finished} finished",
+    ]
+    if account.incomplete:
+        parts.append("the record is not complete: there may be more")
+    elif not account.lost:
+        parts.insert(0, "none lost")
+    gap = account.without_answer
+    if gap is not None and gap.seconds >= 1:
+        parts.append(f"{gap.seconds:.0f} s without an answer")
+    return ", ".join(filter(None, parts))
 
 
 def _buttons(run: RunRecord) -> Block | None:

@@ -94,7 +94,7 @@ def describe(account: RequestAccount, served_per_s: float | None = None) -> str:
     elif not account.lost:
         parts.insert(0, "no request was lost")
     text = f"in the {account.seconds:.0f} s of this run {', '.join(filter(None, parts))}{proof}"
-    return "; ".join(filter(None, [text, _gap(account), _capacity(account, served_per_s)]))
+    return "; ".join(filter(None, [text, _gap(account), capacity_text(account, served_per_s)]))
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -108,14 +108,16 @@ def _gap(account: RequestAccount) -> str:
     return f"{gap.seconds:.0f} s without an answer, {_clock(gap.from_s)} to {_clock(gap.to_s)} UTC"
 
 
-def _capacity(account: RequestAccount, served_per_s: float | None) -> str:
+def capacity_text(account: RequestAccount, served_per_s: float | None) -> str:
     """Return the share of the usual rate that is served now; empty if nothing was refused, because all demand is served."""
     if not account.refused:
         return ""
     parts = []
     if account.before_per_s is not None and served_per_s is not None:
         share = 100 * served_per_s / account.before_per_s
-        parts.append(f"serving {share:.0f} % of the usual {account.before_per_s:.3g} requests/s")
+        # Without a limit to what is asked now, more than all of the usual rate is no figure for a capacity.
+        much = "" if share >= 100 else f"{share:.0f} % of "
+        parts.append(f"serving {much}the usual {account.before_per_s:.3g} requests/s")
     if account.refused_peak_percent is not None:
         parts.append(f"{account.refused_peak_percent:.0f} % refused at peak")
     return ", ".join(parts)

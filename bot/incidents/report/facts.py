@@ -68,11 +68,17 @@ class Impact(Frozen):
     outages: dict[str, Outage] = Field(default_factory=dict, description="of each fallback, by run")
     usual_per_s: float | None = None
     served_per_s: float | None = None
+    refused_peak_percent: float | None = Field(default=None, description="of the requests of the worst seconds")
     degraded_from: float | None = Field(
         default=None, description="when the full tier stopped serving, as far as known"
     )
     degraded_to: float | None = None
     incomplete: tuple[str, ...] = Field(default=(), description="why a figure may be too low")
+
+    @property
+    def served_percent(self) -> float | None:
+        """Return the share of the usual rate that was served."""
+        return 100 * self.served_per_s / self.usual_per_s if self.served_per_s and self.usual_per_s else None
 
     @property
     def degraded_s(self) -> float | None:
@@ -231,6 +237,7 @@ def _impact(
     gaps = [account.without_answer.seconds for account in accounts if account.without_answer is not None]
     before = [account.before_per_s for account in accounts if account.before_per_s is not None]
     served = [one.served_per_s for one in clients if one.served_per_s is not None]
+    peaks = [account.refused_peak_percent for account in accounts if account.refused_peak_percent is not None]
     return Impact(
         refused=sum(account.refused for account in accounts),
         broke_off=sum(account.aborted for account in accounts),
@@ -241,6 +248,7 @@ def _impact(
         outages={run.id: outage for run in runs if (outage := outage_of(run)) is not None},
         usual_per_s=before[0] if before else None,
         served_per_s=served[0] if served else None,
+        refused_peak_percent=max(peaks, default=None),
         degraded_from=degraded_from,
         degraded_to=degraded_to,
         incomplete=tuple(dict.fromkeys(account.incomplete for account in accounts if account.incomplete)),

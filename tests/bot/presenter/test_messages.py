@@ -539,3 +539,26 @@ def test_the_latest_count_of_what_clients_saw_is_on_the_card_once() -> None:
         action="fallback", status=RunStatus.SUCCEEDED, steps=steps, outcome="it serves; 4 answers broke off"
     )
     assert json.dumps(run_message(ended, CONTEXT).blocks).count("4 answers broke off") == 1
+
+
+def test_the_card_counts_how_requests_ended_and_what_is_served_now() -> None:
+    account = {
+        "since_s": 0.0, "until_s": 60.0, "finished": 812, "refused": 413, "aborted": 46, "resent": 101, "client_left": 3,
+        "before_per_s": 180.0, "refused_peak_percent": 71.4, "without_answer": {"from_s": 1.0, "to_s": 4.6},
+    }  # fmt: skip
+    counted = {"text": "in the 60 s of this run ...", "account": account, "served_per_s": 68.4}
+    step = StepRecord(
+        step_id="stop", title="Stop tp", status=StepStatus.DONE, summary="ok", data={"clients": counted}
+    )
+    text = str(run_message(a_run(status=RunStatus.RUNNING, steps=(step,)), CONTEXT).blocks)
+    assert "*Clients:* 46 cut, 413 refused, 101 retried on the other tier, 812 finished, 4 s without an answer" in text
+    assert "*Capacity:* serving 38 % of the usual 180 requests/s, 71 % refused at peak" in text
+    whole = account | {"aborted": 0, "refused": 0, "resent": 0, "without_answer": None}
+    step = step.model_copy(update={"data": {"clients": counted | {"account": whole}}})
+    text = str(run_message(a_run(status=RunStatus.RUNNING, steps=(step,)), CONTEXT).blocks)
+    assert "*Clients:* none lost, 812 finished" in text
+    assert "Capacity" not in text
+    lacking = whole | {"incomplete": "the router was restarted"}
+    step = step.model_copy(update={"data": {"clients": counted | {"account": lacking}}})
+    text = str(run_message(a_run(status=RunStatus.RUNNING, steps=(step,)), CONTEXT).blocks)
+    assert "*Clients:* 812 finished, the record is not complete: there may be more" in text
