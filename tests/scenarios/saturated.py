@@ -1,7 +1,7 @@
 """A host under real traffic: 60 streams, of which the fallback can take a third, and figures from the clients' own account.
 
-Answers take 1 to 2 s instead of 8 to 16, so that a stage is over in seconds; concurrency and saturation are those of a bad
-night.
+`NIGHT` is the traffic of a bad night: answers of 5 to 20 s. In the short siblings (`SHORT`) they take 1 to 2 s, so that a stage
+is over in seconds; concurrency and saturation are the same.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 from demo.traffic.account import Account, Answer, Ending
 from demo.traffic.schedule import Profile
@@ -37,18 +39,49 @@ PRESSURE = {
 }
 
 
-TOKEN = ["--token-s", str(TOKEN_S)]
-BUSY: dict[str, Any] = {
-    "tp": TOKEN,
-    "fb": [*TOKEN, "--slots", str(PLACES + LONG_PLACES)],
-    "router": {"back_pressure": PRESSURE},
-}
-"""A host whose tp can serve all of `PROFILE`, and whose fallback cannot."""
+@dataclass(frozen=True)
+class Load:
+    """What clients ask, and how fast the engines are. `full_s`: after this long as many answers are under way as stay under
+    way. `stage_s`: a stage of this length has the 50 requests that judge its share."""
+
+    profile: Profile
+    token_s: float
+    full_s: float
+    stage_s: float
+    drain_s: float
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """A host whose tp can serve all of the profile, and whose fallback cannot."""
+        token = ["--token-s", str(self.token_s)]
+        return {
+            "tp": token,
+            "fb": [*token, "--slots", str(PLACES + LONG_PLACES)],
+            "router": {"back_pressure": PRESSURE},
+            "fallback": {"drain_timeout_s": self.drain_s},
+        }
 
 
-async def busy_site(make: MakeSite, **changes: Any) -> Site:
-    """Return a `BUSY` host with some changes."""
-    return await make(**{**BUSY, **changes})
+SHORT = Load(PROFILE, TOKEN_S, full_s=2.5, stage_s=2, drain_s=10)
+NIGHT = Load(
+    Profile(requests_per_s=5.5, answer_tokens=(25, 100), patience_s=120),
+    0.2,
+    full_s=14,
+    stage_s=11,
+    drain_s=30,
+)
+"""70 answers of 5 to 20 s at once: the fallback finishes 1.9 requests/s, so 5.5/s is 2.9 times what it can take."""
+
+BOTH = [pytest.param(SHORT, id="short"), pytest.param(NIGHT, id="night", marks=pytest.mark.heavy)]
+BUSY = SHORT.host
+
+
+async def busy_site(make: MakeSite, load: Load = SHORT, **changes: Any) -> Site:
+    """Return the host of a load with some changes."""
+    merged = {
+        name: {**load.host[name], **changes[name]} for name in ("router", "fallback") if name in changes
+    }
+    return await make(**{**load.host, **changes, **merged})
 
 
 @dataclass

@@ -18,12 +18,13 @@ from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.fakes import build_fake_nvml, fake_nvml
 from tests.gpu_actions.site import data_of, summary_of
 from tests.scenarios.saturated import (
+    BOTH,
     PLACES,
     PRESSURE,
-    PROFILE,
     QUEUE_TIMEOUT_S,
+    SHORT,
     SLACK_S,
-    TOKEN,
+    Load,
     busy_site,
     check_refusals,
     lost_text,
@@ -31,12 +32,16 @@ from tests.scenarios.saturated import (
 )
 
 __all__ = ["build_fake_nvml", "fake_nvml"]
+pytestmark = pytest.mark.timeout(400)
 
 
-async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet(site_with: MakeSite) -> None:
-    site = await busy_site(site_with)
-    async with site.real_traffic(PROFILE) as account:
-        await asyncio.sleep(2.5)
+@pytest.mark.parametrize("load", BOTH)
+async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet(
+    site_with: MakeSite, load: Load
+) -> None:
+    site = await busy_site(site_with, load)
+    async with site.real_traffic(load.profile) as account:
+        await asyncio.sleep(load.full_s)
         assert account.open >= 40
         await site.freeze_rank()
         frozen = time.monotonic()
@@ -68,10 +73,41 @@ async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet
 
 
 @pytest.mark.heavy
-async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(site_with: MakeSite) -> None:
-    site = await busy_site(site_with, tp=["--token-s", "0.05", "--ranks", "1"], fallback={"drain_stall_s": 3})
-    async with site.real_traffic(PROFILE) as account:
-        await asyncio.sleep(2.5)
+async def test_a_fallback_says_which_part_of_the_usual_rate_it_serves_and_the_clients_counted_the_same(
+    site_with: MakeSite,
+) -> None:
+    load = SHORT
+    site = await busy_site(site_with, load, fallback={"validate_load": {"duration_s": 8, "target_qps": 1}})
+    async with site.real_traffic(load.profile) as account:
+        await asyncio.sleep(load.full_s + 13)
+        await site.freeze_rank()
+        frozen = time.monotonic()
+        end = await site.run(await site.plan())
+        ended = time.monotonic()
+    assert end.ended.status == "succeeded"
+    counted = data_of(end, "validate")["clients"]
+    finished = [one.ended_at or 0 for one in account.answers if one.ending is Ending.FINISHED]
+    began = frozen - 13
+    usual = sum(began <= at < frozen for at in finished) / 13
+    served_s = min(8.0, ended - frozen)
+    served = sum(ended - served_s <= at < ended for at in finished) / served_s
+    print(account.describe(), counted, f"usual {usual:.1f}/s, served {served:.1f}/s", sep="\n")
+    assert counted["account"]["before_per_s"] == pytest.approx(usual, rel=0.15)
+    assert counted["served_per_s"] == pytest.approx(served, rel=0.25, abs=2)
+    share = 100 * counted["served_per_s"] / counted["account"]["before_per_s"]
+    assert f"serving {share:.0f} % of the usual" in summary_of(end, "validate")
+    assert "% refused at peak" in summary_of(end, "validate")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("load", BOTH)
+async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(
+    site_with: MakeSite, load: Load
+) -> None:
+    one = [*load.host["tp"], "--ranks", "1"]
+    site = await busy_site(site_with, load, tp=one, fallback={"drain_stall_s": 3})
+    async with site.real_traffic(load.profile) as account:
+        await asyncio.sleep(load.full_s)
         assert account.open >= 40
         pid = (await site.host.tp.unit.state()).main_pid
         assert pid is not None
@@ -107,15 +143,16 @@ async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(site
     await site.check_serving("fallback")
 
 
+@pytest.mark.parametrize("load", BOTH)
 async def test_a_fallback_from_lost_links_on_all_gpus_loses_no_request(
-    site_with: MakeSite, fake_nvml: Callable[..., Path]
+    site_with: MakeSite, fake_nvml: Callable[..., Path], load: Load
 ) -> None:
     """tp still answers, slowly: it serves until the fallback generates, and finishes what it has begun."""
     fake_nvml("gpus=2", "gpu.*.link.*.active=0")
     gpus = {"tp_tier": {"gpus": 2}, "fallback_tier": {"gpus": 1, "memory_gib_per_gpu": 20}}
-    site = await busy_site(site_with, **gpus)
-    async with site.real_traffic(PROFILE) as account:
-        await asyncio.sleep(2)
+    site = await busy_site(site_with, load, **gpus)
+    async with site.real_traffic(load.profile) as account:
+        await asyncio.sleep(load.full_s)
         target = await target_of_host(site.host)
         verdict = judge(await collect(target, site.host.thresholds, window_s=0.5), site.host.thresholds)
         assert (verdict.verdict, verdict.cause) == ("fall_back", "nvlink_loss")
@@ -130,12 +167,13 @@ async def test_a_fallback_from_lost_links_on_all_gpus_loses_no_request(
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("load", BOTH)
 async def test_a_fallback_from_a_crash_loop_answers_all_that_came_after_it_was_asked_for(
-    site_with: MakeSite,
+    site_with: MakeSite, load: Load
 ) -> None:
     """tp dies after every 60 answers and is started again: what it had begun is lost, and nothing after the hold."""
-    site = await busy_site(site_with, tp=[*TOKEN, "--die-after", "60"])
-    async with site.real_traffic(PROFILE) as account:
+    site = await busy_site(site_with, load, tp=[*load.host["tp"], "--die-after", "60"])
+    async with site.real_traffic(load.profile) as account:
         while (await site.host.tp.unit.state()).restarts < 2:
             await asyncio.sleep(0.1)
         asked = time.monotonic()

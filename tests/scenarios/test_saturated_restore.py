@@ -17,8 +17,10 @@ from tests.gpu_actions.restore.test_chaos import kill_unit
 from tests.gpu_actions.restore.test_restore import restore_plan
 from tests.gpu_actions.site import At, Site, data_of, summary_of
 from tests.scenarios.saturated import (
-    PROFILE,
+    BOTH,
+    NIGHT,
     SLACK_S,
+    Load,
     Weights,
     busy_site,
     check_only_begun_were_lost,
@@ -30,12 +32,13 @@ from tests.scenarios.saturated import (
 )
 
 STAGES = (5, 25, 50, 100)
+pytestmark = pytest.mark.timeout(400)
 
 
-async def saturated_fallback(make: MakeSite, **restore: object) -> Site:
+async def saturated_fallback(make: MakeSite, load: Load) -> Site:
     """Return a host after a fallback that serves under its limits."""
-    policy = {"stages_percent": list(STAGES), "hold_s": 2, "keep_fallback_warm_s": 0, **restore}
-    site = await busy_site(make, restore=policy, unit={"restart": False})
+    policy = {"stages_percent": list(STAGES), "hold_s": load.stage_s, "keep_fallback_warm_s": 0}
+    site = await busy_site(make, load, restore=policy, unit={"restart": False})
     plan = await site.plan(skip_validation=True)
     quick = [step for step in plan.steps if step.id not in ("capture", "drain")]
     end = await site.run(plan.model_copy(update={"steps": tuple(quick)}))
@@ -44,9 +47,9 @@ async def saturated_fallback(make: MakeSite, **restore: object) -> Site:
 
 
 @asynccontextmanager
-async def saturating(site: Site) -> AsyncIterator[tuple[Account, Weights]]:
+async def saturating(site: Site, load: Load) -> AsyncIterator[tuple[Account, Weights]]:
     """Put the traffic on the router, and wait until the fallback is full."""
-    async with watched_weights(site) as weights, site.real_traffic(PROFILE) as account:
+    async with watched_weights(site) as weights, site.real_traffic(load.profile) as account:
         while len(account.refused) < 20:
             await asyncio.sleep(0.1)
         yield account, weights
@@ -68,11 +71,12 @@ def summaries(end: WalkEnd) -> str:
     return "\n".join(f"{step.outcome.step_id}: {step.outcome.summary}" for step in end.steps)
 
 
+@pytest.mark.parametrize("load", BOTH)
 async def test_each_stage_has_its_share_and_costs_no_request_while_the_fallback_is_saturated(
-    site_with: MakeSite,
+    site_with: MakeSite, load: Load
 ) -> None:
-    site = await saturated_fallback(site_with)
-    async with saturating(site) as (account, weights):
+    site = await saturated_fallback(site_with, load)
+    async with saturating(site, load) as (account, weights):
         for _ in range(3):
             await prove_route(site.host, site.host.fallback)  # most of these are refused at first
         end = await site.run(await restore_plan(site))
@@ -95,13 +99,13 @@ async def test_each_stage_has_its_share_and_costs_no_request_while_the_fallback_
 @pytest.mark.heavy
 @pytest.mark.parametrize("percent", STAGES)
 async def test_an_abort_at_a_stage_costs_no_request(site_with: MakeSite, percent: int) -> None:
-    site = await saturated_fallback(site_with)
+    site = await saturated_fallback(site_with, NIGHT)
     asked: list[Signal] = []
 
     async def signals() -> Sequence[Signal]:
         return tuple(asked)
 
-    async with saturating(site) as (account, _):
+    async with saturating(site, NIGHT) as (account, weights):
         report = At(f"shift-{percent}", lambda: asked.append("abort"), after_s=1.5)
         end = await site.run(await restore_plan(site), report=report, signals=signals)
         await asyncio.sleep(0.5)
@@ -111,6 +115,8 @@ async def test_an_abort_at_a_stage_costs_no_request(site_with: MakeSite, percent
     assert data_of(end, "stepback")["state"] == "fallback_serving", summaries(end)
     assert account.lost == [], lost_text(account)
     check_refusals(account)
+    check_shares(account, weights, STAGES[: STAGES.index(percent)])
+    assert account.longest_silence_s(end=account.last_token_at) < 1
     await site.check_serving("fallback")
 
 
@@ -121,20 +127,21 @@ async def restore_with_a_death(
 
     Lost are only the answers that the tier had begun, and no client waits long for the next token of the other one.
     """
-    site = await saturated_fallback(make)
+    site = await saturated_fallback(make, NIGHT)
     died: list[float] = []
 
     def kill() -> None:
         died.append(time.monotonic())
         kill_unit(site, tier)()
 
-    async with saturating(site) as (account, _):
+    async with saturating(site, NIGHT) as (account, weights):
         report = At(f"shift-{percent}", kill, after_s=after_s)
         end = await site.run(await restore_plan(site), report=report)
         await asyncio.sleep(0.5)
     print(account.describe(), summaries(end), sep="\n")
     assert "NOTHING IS SERVING" not in summaries(end)
     check_only_begun_were_lost(account, tier, died[0])
+    check_shares(account, weights, STAGES[: STAGES.index(percent)])
     assert account.longest_silence_s(died[0], account.last_token_at) < 3
     return site, end, account, died[0]
 
