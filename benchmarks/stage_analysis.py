@@ -16,7 +16,14 @@ from statistics import NormalDist
 import numpy as np
 
 from gpu_actions.config.policies import RestorePolicy
-from gpu_actions.restore.analysis import ERROR_ALPHA, FIRST_STAGE_SHARE, LATENCY_ALPHA, SLOW_SHARE
+from gpu_actions.restore.analysis import (
+    CONTROL_MARGIN,
+    ERROR_ALPHA,
+    FIRST_STAGE_SHARE,
+    LATENCY_ALPHA,
+    LEAST_FAILED_SHARE,
+    SLOW_SHARE,
+)
 from gpu_actions.restore.compared import BEFORE_TOLERANCE, MARGIN, REFERENCE_SHARE
 from gpu_actions.restore.sequential import (
     Counts,
@@ -57,6 +64,12 @@ TIMES: dict[str, float] = {
     "TTFT twice the fallback's": -2.0,
 }
 """How many times as long as its reference a tier's time to the first token is; negative: against the fallback, now."""
+
+FAILURES: dict[str, Rates] = {
+    "1 % errors on both, 10 % allowed": (0.01, 0.01),
+    "8 % errors, 1 % on the fallback, 10 % allowed": (0.08, 0.01),
+}
+"""Share of failed requests of the tier, and of the fallback in the same minutes."""
 
 
 def convicted_at(bad: np.ndarray, limit: float, alpha: float) -> np.ndarray:
@@ -131,6 +144,35 @@ def compared(rng: np.random.Generator, count: int, times: float) -> tuple[np.nda
     return np.concatenate(first), np.concatenate(ever)
 
 
+def failing(rng: np.random.Generator, count: int, rates: Rates) -> tuple[np.ndarray, np.ndarray]:
+    """Return as `restores`, for failures against those of the fallback since the first stage, read every 25 requests."""
+    first, ever = np.full(count, NEVER), np.zeros(count, dtype=bool)
+    also, of = np.zeros(count, dtype=int), 0
+    for number, (percent, requests) in enumerate(zip(POLICY.stages_percent, STAGE_REQUESTS, strict=True)):
+        share = FIRST_STAGE_SHARE if number == 0 else (1 - FIRST_STAGE_SHARE) / len(STAGE_REQUESTS)
+        alpha, bad = LATENCY_ALPHA * share, np.zeros(count, dtype=int)
+        for seen in range(25, requests + 1, 25):
+            control = 25 * (100 - percent) // percent
+            bad += rng.binomial(25, rates[0], count)
+            also += rng.binomial(control, rates[1], count)
+            of += control
+            pairs, which = np.unique(np.column_stack((bad, also)), axis=0, return_inverse=True)
+            proved = np.array(
+                [
+                    exceeds(
+                        Counts(bad=int(found), total=seen),
+                        limit_of(int(failed), of, alpha, CONTROL_MARGIN, LEAST_FAILED_SHARE),
+                        alpha,
+                    )
+                    for found, failed in pairs
+                ]
+            )[which.reshape(-1)]
+            ever |= proved
+            if number == 0:
+                first[proved & (first == NEVER)] = seen
+    return first, ever
+
+
 def convicted_against(bad: np.ndarray, reference: np.ndarray, alpha: float) -> np.ndarray:
     """Return as `convicted_at`, with the limit that the reference's answers so far allow, read every 25 requests."""
     at = np.full(len(bad), NEVER)
@@ -143,7 +185,11 @@ def convicted_against(bad: np.ndarray, reference: np.ndarray, alpha: float) -> n
             return_inverse=True,
         )
         proved = [
-            exceeds(Counts(bad=int(found), total=requests), limit_of(int(of), requests, alpha), alpha)
+            exceeds(
+                Counts(bad=int(found), total=requests),
+                limit_of(int(of), requests, alpha, MARGIN, REFERENCE_SHARE),
+                alpha,
+            )
             for found, of in pairs
         ]
         at[rows[np.array(proved, dtype=bool)[which.reshape(-1)]]] = requests
@@ -151,8 +197,8 @@ def convicted_against(bad: np.ndarray, reference: np.ndarray, alpha: float) -> n
 
 
 @cache
-def limit_of(bad: int, total: int, alpha: float) -> float:
-    return min(1.0, MARGIN * max(REFERENCE_SHARE, upper_bound(Counts(bad=bad, total=total), alpha)))
+def limit_of(bad: int, total: int, alpha: float, margin: float, least: float) -> float:
+    return min(1.0, margin * max(least, upper_bound(Counts(bad=bad, total=total), alpha)))
 
 
 def draw(curves: dict[str, np.ndarray], path: Path) -> None:
@@ -204,13 +250,16 @@ def main() -> None:
         curves[name] = first
         if name.startswith(("healthy", "at both")):
             assert ever.mean() <= 0.01 + 3 * math.sqrt(0.01 / options.restores), name
-    for name, times in TIMES.items():
-        first, ever = compared(rng, options.restores, times)
+    against = [(name, compared(rng, options.restores, times), abs(times) == 1) for name, times in TIMES.items()]
+    against += [
+        (name, failing(rng, options.restores, rates), rates[0] == rates[1]) for name, rates in FAILURES.items()
+    ]
+    for name, (first, ever), is_healthy in against:
         caught = first[first < NEVER]
         median = f"{np.median(caught):.0f}" if len(caught) > len(first) / 2 else "-"
         print(f"| {name} | {percent(first < NEVER)} | {percent(ever)} | - | {median} |", flush=True)
         curves[name] = first
-        if abs(times) == 1:
+        if is_healthy:
             assert ever.mean() <= 0.01 + 3 * math.sqrt(0.01 / options.restores), name
     if options.chart:
         draw(curves, options.chart)

@@ -20,9 +20,9 @@ from gpu_actions.restore.compared import Compared
 from gpu_actions.restore.sequential import Counts, boundary, exceeds, upper_bound
 
 ERROR_ALPHA = 0.0060
-LATENCY_ALPHA = 0.00028
-"""Of each of fourteen bounds: two for limits of the settings (time to the first token, end-to-end time), and two for each
-comparison, one of them for the reference's own share: refused requests (4xx) and five measures of `compared`."""
+LATENCY_ALPHA = 0.00025
+"""Of each of sixteen bounds: two for limits of the settings (time to the first token, end-to-end time), and two for each
+comparison, one of them for the reference's own share: failed requests, refused ones (4xx) and five measures of `compared`."""
 
 FIRST_STAGE_SHARE = 0.75
 SUSPICION_ALPHA = 0.05
@@ -32,7 +32,10 @@ SLOW_SHARE = 0.01
 """A limit on the 99th percentile allows this share of requests above it."""
 
 CONTROL_MARGIN = 1.5
-"""The returning tier may refuse this many times the share that the fallback refuses: bad requests fail on both."""
+"""The returning tier may refuse, or fail, this many times the share that the fallback does: bad requests fail on both."""
+
+LEAST_FAILED_SHARE = 0.001
+"""A fallback without a failure is taken for one that fails this share, so a single failure convicts nobody."""
 
 
 class Window(Frozen):
@@ -47,7 +50,10 @@ class Window(Frozen):
         description="5xx answers, answers that broke off, error events, streams without an end, empty answers, failed probes",
     )
     refused: int = Field(default=0, ge=0, description="4xx answers")
-    control: Counts = Field(default=Counts(), description="4xx answers among the fallback's requests")
+    control: Counts = Field(
+        default=Counts(), description="4xx answers among the fallback's requests since the first stage"
+    )
+    control_failed: Counts = Field(default=Counts(), description="errors among the same requests")
     slow_ttft: Counts | None = Field(default=None, description="first tokens later than the limit")
     slow_e2e: Counts | None = Field(default=None, description="requests longer than the limit")
     compared: tuple[Compared, ...] = Field(
@@ -130,11 +136,14 @@ class _Rate(Frozen):
     limit: float
     alpha: float
     reason: str
+    doubt_limit: float | None = None
+    """The limit above which a stage does not pass, where it is lower than the one that convicts."""
 
 
 def _is_suspicious(rate: _Rate) -> bool:
     counts = rate.counts
-    return counts.total > 0 and counts.bad >= boundary(counts.total, rate.limit, SUSPICION_ALPHA)
+    limit = rate.limit if rate.doubt_limit is None else rate.doubt_limit
+    return counts.total > 0 and counts.bad >= boundary(counts.total, limit, SUSPICION_ALPHA)
 
 
 def _rates(window: Window, policy: RestorePolicy) -> list[_Rate]:
@@ -143,6 +152,9 @@ def _rates(window: Window, policy: RestorePolicy) -> list[_Rate]:
     refused = Counts(bad=window.refused, total=window.requests)
     allowed = policy.max_error_percent / 100
     usual = CONTROL_MARGIN * upper_bound(window.control, LATENCY_ALPHA * share)
+    also_fail = CONTROL_MARGIN * max(
+        LEAST_FAILED_SHARE, upper_bound(window.control_failed, LATENCY_ALPHA * share)
+    )
     rates = [
         _Rate(
             counts=failed,
@@ -155,6 +167,13 @@ def _rates(window: Window, policy: RestorePolicy) -> list[_Rate]:
             limit=min(1.0, max(allowed, usual)),
             alpha=LATENCY_ALPHA * share,
             reason=f"{_of(refused, 'requests got 4xx')}, on the fallback {_of(window.control, 'requests')}",
+            doubt_limit=None if window.control.total else allowed,
+        ),
+        _Rate(
+            counts=failed,
+            limit=min(1.0, also_fail),
+            alpha=LATENCY_ALPHA * share,
+            reason=f"{_of(failed, 'requests failed')}, on the fallback {_of(window.control_failed, 'requests')}",
         ),
     ]
     for name, slow, limit_ms, p99_ms in (

@@ -44,7 +44,7 @@ class LiveAnswers:
         self.control: list[ServedAnswer] = []
         self.until_s: float | None = None
         self.compared: tuple[Compared, ...] = ()
-        self.faulty = self.judged = self.unjudged = 0
+        self.faulty = self.control_faulty = self.judged = self.unjudged = 0
         self.is_unknown = False
 
     @property
@@ -91,6 +91,7 @@ class LiveAnswers:
             self.is_unknown = False
             self.until_s = now_s - LINE_DELAY_S
             self.faulty += sum(bool(one.fault) for one in canary)
+            self.control_faulty += sum(bool(one.fault) for one in control)
             self.judged += sum(one.judged for one in canary)
             self.unjudged += sum(not one.judged for one in canary)
             self.canary += (one for one in canary if not one.fault)

@@ -47,6 +47,7 @@ class Beginning(Frozen):
     refused: int = 0
     fallback_requests: int = 0
     fallback_refused: int = 0
+    fallback_errors: int = 0
     ttft: Histogram | None = None
     e2e: Histogram | None = None
     main_pid: int | None = None
@@ -83,6 +84,7 @@ async def read_xids(host: Host) -> tuple[tuple[XidEvent, ...], str]:
 
 
 XIDS_NOTE = "xids"
+CONTROL_NOTE = "control"
 
 
 async def keep_known_xids(context: StepContext) -> None:
@@ -134,8 +136,7 @@ class Watcher:
             requests=server.requests_total,
             errors=_errors(server),
             refused=server.responses_4xx,
-            fallback_requests=control.requests_total,
-            fallback_refused=control.responses_4xx,
+            **self._control_counts(context, control),
             ttft=metrics.ttft if metrics else None,
             e2e=metrics.e2e if metrics else None,
             itl=metrics.itl if metrics else None,
@@ -186,6 +187,7 @@ class Watcher:
             control_itl_before=began.control_itl,
         )
         fresh = _new(events, began.xids)
+        of_control = _delta(began.fallback_requests, control.requests_total)
         # A restarted router counts from 0.
         self.requests = _delta(began.requests, server.requests_total) + self.probes
         return Window(
@@ -194,9 +196,10 @@ class Watcher:
             requests=self.requests,
             errors=_delta(began.errors, _errors(server)) + self.failed_probes + self.live.faulty,
             refused=_delta(began.refused, server.responses_4xx),
-            control=Counts(
-                bad=_delta(began.fallback_refused, control.responses_4xx),
-                total=_delta(began.fallback_requests, control.requests_total),
+            control=Counts(bad=_delta(began.fallback_refused, control.responses_4xx), total=of_control),
+            control_failed=Counts(
+                bad=_delta(began.fallback_errors, _errors(control)) + self.live.control_faulty,
+                total=of_control,
             ),
             ttft_p99_ms=_p99_ms(ttft),
             ttft_samples=0 if ttft is None else int(histogram_count(ttft)),
@@ -213,6 +216,19 @@ class Watcher:
             application_xids=tuple(name_of(event) for event in fresh if event.is_application_fault),
             missing=tuple(missing),
         )
+
+    @staticmethod
+    def _control_counts(context: StepContext, control: ServerState) -> dict[str, int]:
+        """Return the control's counters when the first stage began: at the last one it gets no requests to compare with."""
+        note = run_notes.recall(context.workdir, CONTROL_NOTE)
+        if note is None:
+            note = {
+                "fallback_requests": control.requests_total,
+                "fallback_refused": control.responses_4xx,
+                "fallback_errors": _errors(control),
+            }
+            run_notes.keep(context.workdir, CONTROL_NOTE, note)
+        return note
 
     @property
     def judged_requests(self) -> int:

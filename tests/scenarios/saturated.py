@@ -67,7 +67,7 @@ NIGHT = Load(
     Profile(requests_per_s=5.5, answer_tokens=(25, 100), patience_s=120),
     0.2,
     full_s=14,
-    stage_s=11,
+    stage_s=14,
     drain_s=30,
 )
 """70 answers of 5 to 20 s at once: the fallback finishes 1.9 requests/s, so 5.5/s is 2.9 times what it can take."""

@@ -57,7 +57,14 @@ async def vllm_site(make: MakeSite, folder: Path, **restore: object) -> Site:
         tp_tier={"ranks": 1},
         ready_timeout_s=400,
         router={"back_pressure": PRESSURE},
-        restore={"stages_percent": list(STAGES), "hold_s": 15, "keep_fallback_warm_s": 0, **restore},
+        # A model of random weights and bytes sometimes says nothing in four tokens, which is an empty answer.
+        restore={
+            "stages_percent": list(STAGES),
+            "hold_s": 15,
+            "keep_fallback_warm_s": 0,
+            "load": {"duration_s": 5, "target_qps": 2, "max_new_tokens": 24},
+            **restore,
+        },
     )
     await site.host.router.ensure_running()
     return site

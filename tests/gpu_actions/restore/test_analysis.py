@@ -62,7 +62,8 @@ def window(**changes: Any) -> Window:
         ),
         ({"refused": 60, "control": slow(0)}, StageVerdict.FAILED, "60 of 100 requests got 4xx (60.0 %)"),
         ({"refused": 30, "control": slow(25)}, StageVerdict.PASSED, ""),
-        ({"refused": 30, "control": Counts()}, StageVerdict.PASSED, ""),
+        ({"refused": 30, "control": Counts()}, StageVerdict.INCONCLUSIVE, "30 of 100 requests got 4xx"),
+        ({"refused": 1, "control": Counts()}, StageVerdict.PASSED, ""),
         ({"queue_peak": 8}, StageVerdict.PASSED, ""),
         ({"queue_peak": 9}, StageVerdict.FAILED, "its queue reached 9, the limit is 8"),
         ({"requests": 20}, StageVerdict.PASSED, ""),
@@ -197,6 +198,16 @@ def test_a_comparison_that_convicts_is_named() -> None:
 def test_no_traffic_passes_where_only_faults_matter() -> None:
     assert judge_stage(window(requests=0), POLICY, min_requests=0).verdict is StageVerdict.PASSED
     assert judge_stage(window(requests=0, hung=True), POLICY, min_requests=0).verdict is StageVerdict.FAILED
+
+
+def test_a_tier_that_fails_more_than_the_fallback_steps_back_although_the_settings_allow_it() -> None:
+    lax = POLICY.model_copy(update={"max_error_percent": 20.0})
+    failing = window(requests=400, errors=30, control_failed=Counts(bad=2, total=4000))
+    judged = judge_stage(failing, lax)
+    assert judged.verdict is StageVerdict.FAILED
+    assert "30 of 400 requests failed (7.5 %), on the fallback 2 of 4000" in "; ".join(judged.reasons)
+    both = failing.model_copy(update={"control_failed": Counts(bad=300, total=4000)})
+    assert judge_stage(both, lax).verdict is StageVerdict.PASSED
 
 
 @given(
