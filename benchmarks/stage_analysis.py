@@ -250,9 +250,12 @@ def main() -> None:
         curves[name] = first
         if name.startswith(("healthy", "at both")):
             assert ever.mean() <= 0.01 + 3 * math.sqrt(0.01 / options.restores), name
-    against = [(name, compared(rng, options.restores, times), abs(times) == 1) for name, times in TIMES.items()]
+    against = [
+        (name, compared(rng, options.restores, times), abs(times) == 1) for name, times in TIMES.items()
+    ]
     against += [
-        (name, failing(rng, options.restores, rates), rates[0] == rates[1]) for name, rates in FAILURES.items()
+        (name, failing(rng, options.restores, rates), rates[0] == rates[1])
+        for name, rates in FAILURES.items()
     ]
     for name, (first, ever), is_healthy in against:
         caught = first[first < NEVER]

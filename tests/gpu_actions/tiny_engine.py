@@ -51,7 +51,7 @@ class Engine:
         self.slots = asyncio.Semaphore(options.slots or 1_000_000)
         self.waiting = self.running = self.finished = self.tokens = self.prompt_tokens = 0
         self.ttft = Histogram("vllm:time_to_first_token_seconds")
-        self.e2e = Histogram("vllm:e2e_request_latency_seconds")
+        self.e2e = Histogram("vllm:e2e_request_latency_seconds", (*BOUNDS, 20.0, 30.0, 60.0))
         self.queue = Histogram("vllm:request_queue_time_seconds")
         self.prompt_lengths = Histogram("vllm:request_prompt_tokens", TOKEN_BOUNDS)
         self.answer_lengths = Histogram("vllm:request_generation_tokens", TOKEN_BOUNDS)

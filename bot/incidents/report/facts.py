@@ -68,7 +68,9 @@ class Impact(Frozen):
     outages: dict[str, Outage] = Field(default_factory=dict, description="of each fallback, by run")
     usual_per_s: float | None = None
     served_per_s: float | None = None
-    refused_peak_percent: float | None = Field(default=None, description="of the requests of the worst seconds")
+    refused_peak_percent: float | None = Field(
+        default=None, description="of the requests of the worst seconds"
+    )
     degraded_from: float | None = Field(
         default=None, description="when the full tier stopped serving, as far as known"
     )

@@ -551,7 +551,10 @@ def test_the_card_counts_how_requests_ended_and_what_is_served_now() -> None:
         step_id="stop", title="Stop tp", status=StepStatus.DONE, summary="ok", data={"clients": counted}
     )
     text = str(run_message(a_run(status=RunStatus.RUNNING, steps=(step,)), CONTEXT).blocks)
-    assert "*Clients:* 46 cut, 413 refused, 101 retried on the other tier, 812 finished, 4 s without an answer" in text
+    assert (
+        "*Clients:* 46 cut, 413 refused, 101 retried on the other tier, 812 finished, 4 s without an answer"
+        in text
+    )
     assert "*Capacity:* serving 38 % of the usual 180 requests/s, 71 % refused at peak" in text
     whole = account | {"aborted": 0, "refused": 0, "resent": 0, "without_answer": None}
     step = step.model_copy(update={"data": {"clients": counted | {"account": whole}}})
