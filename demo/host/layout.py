@@ -193,7 +193,7 @@ class Pace(Frozen):
     drill_speed: float = Field(default=1, description="how much faster the clock of the schedule runs")
     traffic: Profile = Field(
         default=Profile(requests_per_s=4, answer_tokens=(40, 100)),
-        description="40 to 60 answers of 5 to 15 s at once; the fallback can take a third of them",
+        description="some 60 answers of 5 to 20 s at once (83 were counted on two cores); the fallback can take a third",
     )
 
 
