@@ -89,7 +89,7 @@ async def test_each_stage_has_its_share_and_costs_no_request_while_the_fallback_
     assert account.lost == [], lost_text(account)
     check_refusals(account)
     check_shares(account, weights, STAGES)
-    _, full = weights.span((50, 50))
+    full, _ = weights.span((100, 1))
     after = account.sent_between(full + 0.1, float("inf"))
     assert set(servers_of(after)) == {"tp"}, "nothing is refused once tp has all"
     assert account.longest_silence_s(end=account.last_token_at) < 1
