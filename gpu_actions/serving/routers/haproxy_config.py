@@ -30,6 +30,7 @@ MAP_NAME = "back_pressure.map"
 HOLD_NAME = "hold.map"
 STATE_NAME = "servers.state"
 SOCKET_NAME = "admin.sock"
+ANSWERS_LUA = Path(__file__).with_name("haproxy_answers.lua").absolute()
 
 EMPTY_STATE = (
     "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight "
@@ -83,7 +84,7 @@ class HaproxySettings(RouterConfig):
         default=64, ge=1, le=4096, description="MiB of disk for the managed router's record of requests"
     )
     check_answers: bool = Field(
-        default=True,
+        default=False,
         description="the managed router looks into answers with status 200 for error events, a missing end and no text",
     )
 
@@ -148,7 +149,7 @@ def render_config(
         "host": host.name,
         "socket": _socket_word(socket),
         "lua": [_word(path) for path in lua],
-        "check_answers": router.check_answers,
+        "answers_lua": _word(ANSWERS_LUA) if router.check_answers else "",
         "map": MAP_NAME,
         "hold_map": HOLD_NAME,
         "bufsize": max(DEFAULT_BUFFER_BYTES, judged + HEADER_ROOM_BYTES),

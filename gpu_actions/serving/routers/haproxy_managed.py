@@ -47,7 +47,7 @@ SOCKET_TIMEOUT_S = 2.0
 """A router that has just started binds its admin socket within 30 ms."""
 
 STOP_GRACE_S = 3.0
-LUA_NAMES = ("long_windows.lua", "haproxy_hold.lua", "haproxy_answers.lua")
+LUA_NAMES = ("long_windows.lua", "haproxy_hold.lua")
 
 
 class ManagedRouter(HaproxyRouter):

@@ -68,7 +68,7 @@ def recorded(router: ManagedRouter) -> list[str]:
 async def test_an_answer_of_status_200_is_judged_as_its_client_would(
     make_router: MakeRouter, path: str
 ) -> None:
-    site, router = await make_router()
+    site, router = await make_router(check_answers=True)
     found = {}
     for name, (_, content_type, pieces) in CASES.items():
         site.tp.answer = (content_type, pieces)
