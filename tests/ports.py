@@ -1,26 +1,48 @@
-"""Ports that stay free until a test uses them: no two workers of pytest-xdist, and no outgoing connection, take the same.
+"""Ports that stay free until a test uses them: no two test processes, and no outgoing connection, take the same.
 
-A port that the kernel chose is given again as soon as it was closed, to a parallel worker or to a client's connection. So
-each process hands out its own range below the kernel's (32768 and up on Linux), each port once.
+A port that the kernel chose is given again as soon as it was closed, to a parallel process or to a client's connection. So
+each process claims a range below the kernel's (32768 and up on Linux) for as long as it lives, and hands out its ports in turn.
 """
 
+import fcntl
 import itertools
 import os
 import socket
+import tempfile
+from pathlib import Path
+from typing import IO
 
 FIRST = 10_000
-RANGE = 2_000
-RANGES = 8
+RANGE = 500
+RANGES = 32
 """FIRST + RANGE * RANGES: from there on the demonstration takes its own (demo/host/layout.py)."""
 
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_offsets = itertools.count(os.getpid() % 500)
+_claims: list[IO[str]] = []
+"""The locks of this process; they end with it."""
+
+
+def _claimed() -> int:
+    """Claim a range that no living process has, and return its first port. If all are taken, share one."""
+    for number in range(RANGES):
+        claim = (Path(tempfile.gettempdir()) / f"gpu-oncall-test-ports-{os.getuid()}-{number}").open("w")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return FIRST + RANGE * number
+    return FIRST + RANGE * (os.getpid() % RANGES)
+
+
+_first = _claimed()
+_offsets = itertools.count(os.getpid() % RANGE)
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on and that this process gives only once in 2,000."""
+    """A loopback port that nothing listens on and that this process gives only once in 500."""
     while True:
-        port = FIRST + RANGE * (_worker % RANGES) + next(_offsets) % RANGE
+        port = _first + next(_offsets) % RANGE
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
