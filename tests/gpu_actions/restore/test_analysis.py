@@ -153,7 +153,7 @@ def slower(bad: int, before: int = 0) -> Compared:
 
 
 HALF = RestorePolicy(max_error_percent=50, stages_percent=(5, 25, 50, 100))
-BUDGET = {"errors": 0.006, "slow_ttft": 0.00028, "slow_e2e": 0.00028, "refused": 0.00028, "compared": 0.00028}
+BUDGET = {"errors": 0.006, "slow_ttft": 0.00025, "slow_e2e": 0.00025, "refused": 0.00025, "compared": 0.00025}
 RATES: dict[str, Callable[[int], dict[str, Any]]] = {
     "errors": lambda bad: {"errors": bad},
     "slow_ttft": lambda bad: {"slow_ttft": of_200(bad)},
