@@ -1,4 +1,4 @@
-"""Measure how quickly slash commands are acknowledged: 200 at once against the running demonstration.
+"""Measure how quickly slash commands are acknowledged: 500 at once against the running demonstration.
 
 Prints p50, p99 and how many were not acknowledged within Slack's 3 s. Goal: p99 under 500 ms, none unacknowledged. The time is
 the workspace's own: from the command until the app's answer to its envelope.
@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.scenarios.incident import incident
 
 COMMANDS = ("/fallback status", "/loadtest help", "/triage status", "/gpu help")
-AT_ONCE = 200
+AT_ONCE = 500
 GOAL_P99_MS = 500
 
 
