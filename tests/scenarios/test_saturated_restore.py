@@ -92,7 +92,7 @@ async def test_each_stage_has_its_share_and_costs_no_request_while_the_fallback_
     full, _ = weights.span((100, 1))
     after = account.sent_between(full + 0.1, float("inf"))
     assert set(servers_of(after)) == {"tp"}, "nothing is refused once tp has all"
-    assert account.longest_silence_s(end=account.last_token_at) < 1
+    assert account.longest_silence_s(end=account.last_token_at) < 3
     # What is asserted above held although a busy machine sends late; beyond this the traffic is not the one that was meant.
     assert account.lateness_s() < 2, "the client was the bottleneck"
     await site.check_serving("tp")
