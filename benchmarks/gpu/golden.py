@@ -17,8 +17,11 @@ LARGE = ("--hidden-size", "4096", "--num-layers", "16", "--num-heads", "32", "--
 """2.8 billion parameters, so that matrix products have the shapes of a real model."""
 
 
+TP_SIZES = (2, 4, 8)
+
+
 async def golden_prompts(v: "Validation") -> "Record":
-    """Record on one GPU; compare after a restart, beside traffic, on all GPUs, and with other weights."""
+    """Record on one GPU; compare after a restart, beside traffic, with each TP size, and with other weights."""
     size = LARGE if v.gpus else ()
     found: Record = {"model": " ".join(size) or "default"}
     for dtype in ("bfloat16", "float32"):
@@ -34,9 +37,9 @@ async def golden_prompts(v: "Validation") -> "Record":
         async with v.engine(1, *flags) as (_, engine, _ready):
             found[f"{dtype}: 1 rank, restarted"] = await _compared(engine, record)
             found[f"{dtype}: 1 rank, beside 8 streams"] = await _beside_traffic(engine, record)
-        if v.gpus > 1:
-            async with v.engine(v.gpus, *flags) as (_, engine, _ready):
-                found[f"{dtype}: {v.gpus} ranks"] = await _compared(engine, record)
+        for ranks in (size for size in TP_SIZES if size <= v.gpus):
+            async with v.engine(ranks, *flags) as (_, engine, _ready):
+                found[f"{dtype}: {ranks} ranks"] = await _compared(engine, record)
     async with v.engine(1, *size, "--dtype", "float32", "--seed", "1") as (_, engine, _ready):
         found["other weights"] = await _compared(engine, record)
     return found
