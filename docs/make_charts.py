@@ -1,6 +1,6 @@
 """Draws the charts of the documents from recorded figures: `python docs/make_charts.py`.
 
-`fallback-times.png` and `standby-starts.png` from validations on 2 x H100, `load-generators.png` from the tables of
+`fallback-times.png`, `standby-starts.png` and `hangs.png` from validations on H100s, `load-generators.png` from the tables of
 docs/benchmarks/loadtest.md.
 """
 
@@ -16,6 +16,10 @@ from matplotlib import pyplot
 DOCS = Path(__file__).parent
 RECORD = DOCS / "validation" / "2026-11-23-h100-x2" / "validation.json"
 STANDBY = DOCS / "validation" / "2026-11-27-h100-x2"
+CAMPAIGNS = {
+    "2 and 4 ranks on the CPU": DOCS / "benchmarks" / "hangs-cpu.json",
+    "2 and 4 ranks on H100s": DOCS / "validation" / "2026-11-27-h100-x4" / "hangs.json",
+}
 COLOURS = {"done": "#009e73", "warning": "#e69f00"}
 
 
@@ -92,7 +96,35 @@ def standby_starts() -> None:
     figure.savefig(DOCS / "images" / "standby-starts.png")
 
 
+def hangs() -> None:
+    """When the culprit of each injected hang was named, in each campaign."""
+    figure, panels = pyplot.subplots(1, len(CAMPAIGNS), figsize=(9, 4), dpi=110, sharex=True, sharey=True)
+    kinds: list[str] = []
+    for panel, (title, path) in zip(panels, CAMPAIGNS.items(), strict=True):
+        rows = json.loads(path.read_text())["hangs"]
+        kinds += [row["fault"] for row in rows if row["fault"] not in kinds]
+        for good, colour in ((True, COLOURS["done"]), (False, "#d55e00")):
+            shown = [row for row in rows if row["named_s"] is not None and row["right"] is good]
+            panel.scatter(
+                [row["named_s"] for row in shown],
+                [kinds.index(row["fault"]) for row in shown],
+                color=colour,
+                alpha=0.7,
+                s=18,
+                label="right rank" if good else "wrong rank",
+            )
+        panel.axvline(10, color="#0072b2", linestyle="--", linewidth=1)
+        panel.set(title=title, xlabel="seconds from the injection to a named rank", xlim=(0, 31))
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(kinds)), kinds)
+    panels[0].invert_yaxis()
+    panels[-1].legend(loc="lower right", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(DOCS / "images" / "hangs.png")
+
+
 if __name__ == "__main__":
     fallback_times()
+    hangs()
     standby_starts()
     load_generators()
