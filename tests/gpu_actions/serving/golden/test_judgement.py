@@ -19,7 +19,8 @@ from tests.gpu_actions.serving.golden.builders import (
 )
 
 MATCHES, DIFFERS, UNKNOWN = GoldenOutcome.MATCHES, GoldenOutcome.DIFFERS, GoldenOutcome.UNKNOWN
-WRONG = said(" one", " 2", " three")
+CLOSE = said(" one", " 2", " three")
+WRONG = CLOSE.model_copy(update={"logprobs": (-0.1, -1.5, -0.1)})
 SHORT = said(" one", " two")
 
 
@@ -58,6 +59,12 @@ SHORT = said(" one", " two")
             DIFFERS,
             "golden prompt 2, token 2: it generated ' 2' instead of ' two'",
             id="idle, another token",
+        ),
+        pytest.param(
+            golden_reading(golden_answer(), golden_answer(1, generated=CLOSE)),
+            MATCHES,
+            "2 of 2 golden prompts match, 1 with equal tokens, 1 with a close choice made otherwise",
+            id="idle, another token that is about as likely: another TP size rounds so",
         ),
         pytest.param(
             golden_reading(golden_answer(generated=SHORT), golden_answer(1)),
@@ -139,7 +146,9 @@ def test_tokens_are_not_compared_where_the_engine_itself_did_not_repeat_them() -
 
 def test_ids_decide_where_both_have_them() -> None:
     record = golden_record(prompts=(golden_prompt(token_ids=(1, 2, 3), prompt_token_ids=(9,)),))
-    same = said(" one", " two", " three").model_copy(update={"token_ids": (1, 2, 4)})
+    same = said(" one", " two", " three").model_copy(
+        update={"token_ids": (1, 2, 4), "logprobs": (-0.1, -0.1, -2)}
+    )
     judgement = judge_golden(record, golden_reading(golden_answer(generated=same)))
     assert (judgement.outcome, judgement.token) == (DIFFERS, 3)
     other_text = said(" one", "\ufffd", " three").model_copy(update={"token_ids": (1, 2, 3)})
