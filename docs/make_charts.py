@@ -17,8 +17,8 @@ DOCS = Path(__file__).parent
 RECORD = DOCS / "validation" / "2026-11-23-h100-x2" / "validation.json"
 STANDBY = DOCS / "validation" / "2026-11-27-h100-x2"
 CAMPAIGNS = {
-    "2 and 4 ranks on the CPU": DOCS / "benchmarks" / "hangs-cpu.json",
-    "2 and 4 ranks on H100s": DOCS / "validation" / "2026-11-27-h100-x4" / "hangs.json",
+    "2 and 4 ranks on the CPU": [DOCS / "benchmarks" / "hangs-cpu.json"],
+    "2 and 4 ranks on H100s": [STANDBY.with_name("2026-11-27-h100-x4") / name for name in ("hangs.json", "hangs-2.json")],
 }
 COLOURS = {"done": "#009e73", "warning": "#e69f00"}
 
@@ -100,8 +100,8 @@ def hangs() -> None:
     """When the culprit of each injected hang was named, in each campaign."""
     figure, panels = pyplot.subplots(1, len(CAMPAIGNS), figsize=(9, 4), dpi=110, sharex=True, sharey=True)
     kinds: list[str] = []
-    for panel, (title, path) in zip(panels, CAMPAIGNS.items(), strict=True):
-        rows = json.loads(path.read_text())["hangs"]
+    for panel, (title, paths) in zip(panels, CAMPAIGNS.items(), strict=True):
+        rows = [row for path in paths for row in json.loads(path.read_text())["hangs"]]
         kinds += [row["fault"] for row in rows if row["fault"] not in kinds]
         for good, colour in ((True, COLOURS["done"]), (False, "#d55e00")):
             shown = [row for row in rows if row["named_s"] is not None and row["right"] is good]

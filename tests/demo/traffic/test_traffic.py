@@ -125,8 +125,8 @@ async def test_each_request_is_counted_once_by_how_it_ended(
 async def test_arrivals_do_not_wait_for_answers(truth: Truth) -> None:
     truth.behaviour = "silent"
     account = await played(truth, FULL.model_copy(update={"requests_per_s": 120}), seconds=0.7)
-    assert truth.peak >= 60
-    assert account.lateness_s() < 0.3
+    assert truth.peak >= 60, "none was answered, and the next ones came all the same"
+    assert account.sent >= truth.peak
 
 
 async def test_a_client_that_hangs_up_and_a_slow_reader_do_what_they_say(truth: Truth) -> None:
