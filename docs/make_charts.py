@@ -102,7 +102,7 @@ def hangs() -> None:
     kinds: list[str] = []
     for panel, (title, paths) in zip(panels, CAMPAIGNS.items(), strict=True):
         rows = [row for path in paths for row in json.loads(path.read_text())["hangs"]]
-        kinds += [row["fault"] for row in rows if row["fault"] not in kinds]
+        kinds += [fault for fault in dict.fromkeys(row["fault"] for row in rows) if fault not in kinds]
         for good, colour in ((True, COLOURS["done"]), (False, "#d55e00")):
             shown = [row for row in rows if row["named_s"] is not None and row["right"] is good]
             panel.scatter(
