@@ -16,6 +16,10 @@ class StartupPhase(NamedTuple):
     includes: tuple[str, ...] = ()
 
 
+NOTHING = 0.05
+"""Seconds or GiB that a card would show as 0.0."""
+
+
 def log_since(log: str, before: str) -> str:
     """Return what was written after `before`, the end of the log at an earlier moment; all of it if that is not there."""
     return log.rpartition(before)[2] if before else log
@@ -35,11 +39,11 @@ def phases_of(log: str, phases: Sequence[StartupPhase]) -> dict[str, float]:
 
 
 def describe_start(startup_s: float, phases: Mapping[str, float], disk_gib: float | None) -> str:
-    """Return what a start spent, in one line; empty if the engine's log names no phase."""
+    """Return what a start spent, in one line, without what rounds to nothing; empty if the engine's log names no phase."""
     if not phases:
         return ""
-    disk = "" if disk_gib is None else f", {disk_gib:.1f} GiB read from disk"
-    parts = [f"{name} {seconds:.1f} s" for name, seconds in phases.items()]
+    disk = "" if disk_gib is None or disk_gib < NOTHING else f", {disk_gib:.1f} GiB read from disk"
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in phases.items() if seconds >= NOTHING]
     rest_s = startup_s - sum(phases.values())
-    parts += [f"the rest {rest_s:.1f} s"] if rest_s > 0 else []
+    parts += [f"the rest {rest_s:.1f} s"] if rest_s >= NOTHING else []
     return f"{startup_s:.1f} s: {', '.join(parts)}{disk}"
