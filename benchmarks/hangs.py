@@ -1,6 +1,7 @@
 """Hang a real engine under load again and again, and time the monitor until it names the rank that the others wait for.
 
     python -m benchmarks.hangs --out FILE [--count N] [--stretches N] [--ranks 2 4] [--device cpu|cuda] [--seconds S]
+    python -m benchmarks.hangs --out FILE --count 0 --stretches 0 --add FILE ...   # the figures of several campaigns
 
 The reference engine serves streams through HAProxy while the monitor's own checks (the collectors, window, period and
 confirmation of `bot/watch`) run without a pause. A hang is injected at a random moment into a random rank; the first check that
@@ -243,8 +244,9 @@ class Campaign:
         self._options = options
         self._draw = random.Random(options.seed)
         self._ends = time.monotonic() + options.seconds
-        self.hangs: list[Record] = []
-        self.stretches: list[Record] = []
+        earlier = [json.loads(path.read_text(encoding="utf-8")) for path in options.add]
+        self.hangs: list[Record] = [row for one in earlier for row in one["hangs"]]
+        self.stretches: list[Record] = [row for one in earlier for row in one["stretches"]]
 
     def plan(self) -> list[tuple[str, str, int]]:
         """Return rounds that hold each kind once, so that a campaign cut short has all kinds alike."""
@@ -316,6 +318,7 @@ def main() -> int:
     parser.add_argument("--healthy", nargs="*", choices=STRETCHES, default=list(STRETCHES))
     parser.add_argument("--seconds", type=float, default=8 * 3600, help="no new one is begun after this time")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="results of earlier campaigns, counted in")
     options = parser.parse_args()
     if options.kinds is None:
         options.kinds = [name for name, fault in FAULTS.items() if options.device in fault.devices]
