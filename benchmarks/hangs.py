@@ -318,7 +318,9 @@ def main() -> int:
     parser.add_argument("--healthy", nargs="*", choices=STRETCHES, default=list(STRETCHES))
     parser.add_argument("--seconds", type=float, default=8 * 3600, help="no new one is begun after this time")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--add", type=Path, nargs="*", default=[], help="results of earlier campaigns, counted in")
+    parser.add_argument(
+        "--add", type=Path, nargs="*", default=[], help="results of earlier campaigns, counted in"
+    )
     options = parser.parse_args()
     if options.kinds is None:
         options.kinds = [name for name, fault in FAULTS.items() if options.device in fault.devices]
