@@ -50,7 +50,11 @@ FASTER = "not in_this_state and not round_trip"
 GROUPS = {
     "nvlink": Group(("gpu_actions/triage/checks/nvlink.py", "gpu_actions/triage/gpu_models.py"), JUDGED),
     "collective": Group(
-        ("gpu_actions/triage/checks/collective.py", "gpu_actions/triage/culprit.py"),
+        (
+            "gpu_actions/triage/checks/collective.py",
+            "gpu_actions/triage/suspicions.py",
+            "gpu_actions/triage/culprit.py",
+        ),
         (*JUDGED, f"{TRIAGE}test_culprit.py"),
     ),
     "statistics": Group(
@@ -66,6 +70,7 @@ GROUPS = {
     "serving": Group(
         (
             "gpu_actions/triage/checks/serving.py",
+            "gpu_actions/triage/checks/completion.py",
             "gpu_actions/triage/checks/crashes.py",
             "gpu_actions/triage/checks/golden.py",
             "gpu_actions/triage/checks/router.py",

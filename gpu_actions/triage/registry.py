@@ -2,6 +2,7 @@
 
 from gpu_actions.triage.check import Check
 from gpu_actions.triage.checks.collective import COLLECTIVE
+from gpu_actions.triage.checks.completion import COMPLETIONS
 from gpu_actions.triage.checks.crashes import CRASHES
 from gpu_actions.triage.checks.deep import DEEP
 from gpu_actions.triage.checks.fabric import FABRIC
@@ -17,6 +18,7 @@ from gpu_actions.triage.rule import Rule
 
 CHECKS: tuple[Check, ...] = (
     SERVING,
+    COMPLETIONS,
     CRASHES,
     GOLDEN,
     COLLECTIVE,

@@ -1,19 +1,16 @@
-"""Does the tier serve, and as fast as it should? The engine's counters and the synthetic completion."""
+"""Does the tier serve? The engine's counters, the synthetic completion and its processes."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from gpu_actions.models import Finding, VerdictKind
-from gpu_actions.serving.condition import Condition
-from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.progress import READS, TierProgress
 from gpu_actions.triage.check import Check, CheckContext
-from gpu_actions.triage.checks.collective import is_paused, suspicions_of
+from gpu_actions.triage.checks.collective import is_paused
+from gpu_actions.triage.checks.completion import COMPLETION, OVERLOAD, TWICE, age_of, summary_of
 from gpu_actions.triage.checks.crashes import crash_cause, dead_rank, exit_text
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
-
-COMPLETION = "synthetic completion"
-TWICE = "/metrics twice"
+from gpu_actions.triage.suspicions import suspicions_of
 
 RULES = Rules(
     rule("serving.ok", OK, "the tier generates tokens, or has no request", source=f"{COMPLETION}, /metrics"),
@@ -80,45 +77,6 @@ RULES = Rules(
         verdict=VerdictKind.WATCH,
     ),
     rule(
-        "serving.completion_error", CRITICAL,
-        "the completion ended with an error, an empty answer or a broken stream",
-        "Read the engine's log and run triage again. If it lasts, restart the tier or fall back.", source=COMPLETION,
-        cause="engine_errors", verdict=VerdictKind.UNKNOWN,
-    ),
-    rule(
-        "serving.completion_error_some", WATCH, "one completion failed while other requests get tokens",
-        "Read the engine's log.", source=COMPLETION, cause="engine_errors",
-    ),
-    rule(
-        "serving.overload", WATCH, "the engine generates and has more requests than it can take: they are refused or queue",
-        "Lower the rate, or wait until its queue is shorter.", source=COMPLETION, cause="serving_regression",
-    ),
-    rule(
-        "serving.completion_rejected", UNKNOWN,
-        "the engine rejects the synthetic completion (4xx), so service is not proved",
-        "Check the model name and the API key in the settings.", source=COMPLETION,
-    ),
-    rule(
-        "serving.completion_late", WATCH, "the completion missed its deadline while other requests get tokens",
-        "Check the engine's queue and batch size.", source=COMPLETION, cause="serving_regression",
-        threshold="completion_deadline_s",
-    ),
-    rule(
-        "serving.completion_slow", WATCH, "the completion was much slower than it should be",
-        "Compare with the hardware findings, and check the load.", source=f"{COMPLETION}, baseline",
-        cause="serving_regression", threshold="completion_slow_factor",
-    ),
-    rule(
-        "serving.ttft", WATCH, "the mean time to first token is far above its baseline",
-        "Compare with the hardware findings, and check the load.", source=f"{TWICE}, baseline",
-        cause="serving_regression", threshold="ttft_slow_factor",
-    ),
-    rule(
-        "serving.throughput", WATCH, "requests are queued, and tokens per second are far below the baseline",
-        "Compare with the hardware findings: a link, PCIe or thermal finding is the likely cause.",
-        source=f"{TWICE}, baseline", cause="serving_regression", threshold="throughput_drop_percent",
-    ),
-    rule(
         "serving.restarted", WATCH, "the token counter went backwards: the engine restarted within the window",
         "Read its log to find out why it ended.", source=TWICE, cause="engine_errors",
     ),
@@ -136,8 +94,6 @@ RULES = Rules(
     ),
     rule("serving.stopped", INFO, "the tier is stopped on purpose", source="target"),
 )  # fmt: skip
-
-OVERLOAD = (429, 503)
 
 
 def check_serving(context: CheckContext) -> Iterator[Finding]:
@@ -159,7 +115,7 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
         yield _down(context)
         return
     if progress.state == "starting":
-        yield _starting(context)
+        yield from _starting(context)
         return
     if progress.state == "prefill":
         yield RULES.finding(
@@ -171,8 +127,6 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
         yield from _stall(context, progress)
     yield from _replicas(context, progress)
     yield from _counters(context, progress)
-    yield from _completion(context, progress)
-    yield from _speed(context, progress)
     if progress.state in ("flowing", "idle"):
         done = snapshot.completion
         proof = (
@@ -230,28 +184,25 @@ def _paused(context: CheckContext) -> Finding:
     )
 
 
-def _starting(context: CheckContext) -> Finding:
-    """Judge an engine that answers 503 and says that it loads. One that has said so for too long does not get ready."""
-    ranks, completion = context.snapshot.ranks, context.snapshot.completion
-    ages = [row.age_s for row in (ranks.processes if ranks else ()) if row.root and row.age_s is not None]
-    said = completion.detail if completion is not None else "503"
-    if ages and max(ages) >= context.thresholds.starting_s:
-        return RULES.finding(
-            "serving.completion_error",
-            f"it runs for {max(ages):.0f} s and still says that it loads: {said}",
-            **_summary(completion),
-        )
-    age = f"started {max(ages):.0f} s ago: " if ages else ""
-    return RULES.finding("serving.starting", f"{age}{said}", **_summary(completion))
+def _starting(context: CheckContext) -> Iterator[Finding]:
+    """Judge an engine that answers 503 and says that it loads, unless it has said so for too long."""
+    age_s, completion = age_of(context), context.snapshot.completion
+    if age_s is None or age_s < context.thresholds.starting_s:
+        said = completion.detail if completion is not None else "503"
+        age = "" if age_s is None else f"started {age_s:.0f} s ago: "
+        yield RULES.finding("serving.starting", f"{age}{said}", **summary_of(completion))
 
 
 def _stall(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
+    completion = context.snapshot.completion
+    if progress.state in ("idle", "unread") and completion is not None and completion.outcome == "timeout":
+        late = f"no completion within {completion.deadline_s:g} s"
+        yield RULES.finding("serving.stalled", late, **summary_of(completion))
     if not progress.stuck or any(True for _ in suspicions_of(context)):
         return  # a hang is a finding of the collective check
-    completion = context.snapshot.completion
     asked = completion is not None and (completion.outcome == "timeout" or completion.status in OVERLOAD)
     unanswered = progress.state == "silent" or asked
-    evidence: dict[str, Any] = {"progress": progress.evidence(), "completion": _summary(completion)}
+    evidence: dict[str, Any] = {"progress": progress.evidence(), "completion": summary_of(completion)}
     is_wedged = progress.state == "flat" and not progress.running and not progress.waiting
     if is_wedged and asked and progress.sessions:
         yield RULES.finding(
@@ -326,83 +277,6 @@ def _counter_problem(context: CheckContext, progress: TierProgress) -> str:
     if any(sample.outcome == "timeout" for sample in engine.samples) and progress.state != "silent":
         return "a scrape of /metrics timed out"
     return ""
-
-
-def _completion(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
-    snapshot = context.snapshot
-    completion = snapshot.completion
-    if completion is None:
-        if snapshot.failed("completion"):
-            yield RULES.finding("serving.completion_rejected", snapshot.why_not("completion"))
-        return
-    evidence = _summary(completion)
-    flowing = progress.state == "flowing"
-    if completion.outcome == "ok":
-        yield from _slow(context, completion)
-    elif completion.outcome == "timeout":
-        late = f"no completion within {completion.deadline_s:g} s"
-        if progress.condition is Condition.SATURATED:
-            yield RULES.finding("serving.overload", f"{late}: {progress.why}", **evidence)
-        elif not progress.stuck and progress.state != "prefill":
-            yield RULES.finding("serving.completion_late" if flowing else "serving.stalled", late, **evidence)
-    elif completion.outcome == "rejected":
-        yield RULES.finding("serving.completion_rejected", completion.detail, **evidence)
-    elif progress.condition is Condition.SATURATED:
-        yield RULES.finding("serving.overload", completion.detail, **evidence)
-    elif not (progress.stuck and completion.status in OVERLOAD) and progress.state != "silent":
-        yield RULES.finding(
-            "serving.completion_error_some" if flowing else "serving.completion_error",
-            f"{completion.outcome.replace('_', ' ')}: {completion.detail}",
-            **evidence,
-        )
-
-
-def _slow(context: CheckContext, completion: CompletionReading) -> Iterator[Finding]:
-    known, limits = context.baseline.completion_ms, context.thresholds
-    limit_ms = limits.completion_slow_ms if known is None else known * limits.completion_slow_factor
-    if completion.e2e_ms is not None and completion.e2e_ms > limit_ms:
-        yield RULES.finding(
-            "serving.completion_slow",
-            f"a completion took {completion.e2e_ms:.0f} ms, the limit is {limit_ms:.0f} ms",
-            **_summary(completion),
-            baseline_ms=known,
-            limit_ms=limit_ms,
-        )
-
-
-def _speed(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
-    """Judge TTFT and throughput of the window, if there is a baseline and enough requests."""
-    engine, limits = context.snapshot.engine, context.thresholds
-    if engine is None or len(engine.samples) < 2:
-        return
-    known_ms, known_rate = context.baseline.ttft_mean_ms, context.baseline.tokens_per_s
-    mean_ms, requests = engine.ttft_mean()
-    enough = known_ms is not None and requests >= limits.ttft_min_samples
-    if enough and mean_ms is not None and mean_ms > (known_ms or 0) * limits.ttft_slow_factor:
-        yield RULES.finding(
-            "serving.ttft",
-            f"mean TTFT {mean_ms:.0f} ms over {requests:.0f} requests, baseline {known_ms:.0f} ms",
-            ttft_mean_ms=mean_ms,
-            requests=requests,
-            baseline_ms=known_ms,
-        )
-    rate = engine.tokens_per_s_under_queue()
-    if known_rate is not None and rate is not None and rate >= 0 and progress.state == "flowing":
-        drop = 100 * (1 - rate / known_rate)
-        if drop > limits.throughput_drop_percent:
-            yield RULES.finding(
-                "serving.throughput",
-                f"{rate:.0f} tokens/s while requests are queued, {drop:.0f} % below the baseline of {known_rate:.0f}",
-                tokens_per_s=rate,
-                baseline_tokens_per_s=known_rate,
-                drop_percent=drop,
-            )
-
-
-def _summary(completion: CompletionReading | None) -> dict[str, Any]:
-    if completion is None:
-        return {"outcome": "not asked"}
-    return completion.model_dump(include={"outcome", "status", "tokens", "ttft_ms", "e2e_ms", "detail"})
 
 
 SERVING = Check(

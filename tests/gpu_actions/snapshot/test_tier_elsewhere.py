@@ -31,8 +31,8 @@ from gpu_actions.snapshot.collectors.ranks import RanksReading, collect_ranks
 from gpu_actions.snapshot.collectors.stacks import collect_stacks, processes_to_dump
 from gpu_actions.snapshot.target import TriageTarget, target_of_host
 from gpu_actions.system.proc import process_table, read_command
-from gpu_actions.triage.checks.collective import is_frozen
 from gpu_actions.triage.judge import judge
+from gpu_actions.triage.suspicions import is_frozen
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage.cases_serving import FLAT, HUNG
 from tests.ports import free_port
