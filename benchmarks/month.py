@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -255,15 +255,18 @@ def drift(days: Iterable[dict[str, float]], name: str) -> float:
 
 
 async def _doubled(people: WorkspaceClient) -> int:
-    """Return how many runs have more than one live message."""
-    seen: Counter[str] = Counter()
+    """Return how many runs have more than one live message, and print when those were posted."""
+    seen: defaultdict[str, list[str]] = defaultdict(list)
     for root in await people.read("incidents"):
         for message in (root, *root.replies):
             about = message.metadata or {}
             if about.get("event_type") == "gpu_oncall_run":
-                seen[str(about["event_payload"]["run_id"])] += 1
+                seen[str(about["event_payload"]["run_id"])].append(message.ts)
     print(f"{len(seen)} runs have a message in Slack")
-    return sum(1 for count in seen.values() if count > 1)
+    doubled = {run_id: times for run_id, times in seen.items() if len(times) > 1}
+    for run_id, times in doubled.items():
+        print(f"{run_id} has messages {', '.join(times)}")
+    return len(doubled)
 
 
 async def main(minutes: float, runs: int, alerts: int) -> int:

@@ -26,7 +26,7 @@ from bot.runs.process_lock import AlreadyRunning, ProcessLock
 from bot.runs.runs import Runs
 from bot.settings.model import Settings
 from bot.store.records import NOT_YET, Person, RunRecord, RunStatus, UserError
-from bot.store.store import Store, new_id
+from bot.store.store import Store, random_id
 from gpu_actions.action import ActionSpec, PlanRefused
 from gpu_actions.host import Host
 from gpu_actions.plan import Plan
@@ -183,7 +183,7 @@ async def _stop_when(stop: asyncio.Event, runs: Runs, run_id: str, by: Person) -
 
 
 async def _walk(settings: Settings, spec: ActionSpec, plan: Plan, host: Host, as_json: bool) -> int:
-    run_id = new_id(spec.prefix)
+    run_id = random_id(spec.prefix)
     _record(settings.state_dir, {"run": run_id, "event": "start", "plan": plan.hash, "action": plan.action})
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from bot.store.audit import append
 from bot.store.records import IncidentRecord, IncidentStatus, Person, Place, TimelineEntry, UserError
 from bot.store.schema import incidents
-from bot.store.store import Store, new_id
+from bot.store.store import Store
 
 QUOTE = "message"
 """A person's message that was taken into the record."""
@@ -26,7 +26,7 @@ class Incidents:
         """Open an incident of a host. Raise UserError if one is already open."""
         now = self._store.clock()
         for _ in range(20):
-            incident_id = new_id("inc")
+            incident_id = self._store.new_id("inc")
             if self.get(incident_id) is None:
                 break
         try:

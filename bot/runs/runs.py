@@ -14,7 +14,7 @@ from bot.runs.run_engine import ProcessRole, RunEngine
 from bot.settings.model import Settings
 from bot.store.records import Alert, Person, Place, RunRecord, RunStatus, UserError
 from bot.store.run_changes import RunChanges
-from bot.store.store import HostBusy, Store, new_id
+from bot.store.store import HostBusy, Store
 from gpu_actions.action import ActionSpec, PlanRefused, Signal
 from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan
@@ -115,7 +115,7 @@ class Runs:
             )
         for _ in range(ID_ATTEMPTS):
             record = RunRecord(
-                id=run_id or new_id(spec.prefix),
+                id=run_id or await asyncio.to_thread(self._store.new_id, spec.prefix),
                 action=action,
                 host=name,
                 status=RunStatus.PLANNING,

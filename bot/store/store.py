@@ -24,13 +24,28 @@ from gpu_actions.models import JsonObject, Verdict
 
 ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 """No vowels, no 0/o, 1/l/i: ids are read aloud at 3 a.m. and must not form words."""
+ID_LENGTH = 4
+ID_STEP = 328_451
+"""Coprime with the number of ids, and near its golden section: successive ids look unlike."""
 
 ACTIVE = tuple(status.value for status in RunStatus if status not in FINAL)
 
 
-def new_id(prefix: str) -> str:
-    """Return a short random id such as `fb-7k2m`; the caller retries on the rare collision."""
-    return f"{prefix}-{''.join(secrets.choice(ID_ALPHABET) for _ in range(4))}"
+def random_id(prefix: str) -> str:
+    """Return a short random id such as `fb-7k2m`, for where there is no database (see `Store.new_id`)."""
+    return _id(prefix, secrets.randbelow(_all_ids()))
+
+
+def _all_ids() -> int:
+    return int(len(ID_ALPHABET) ** ID_LENGTH)
+
+
+def _id(prefix: str, number: int) -> str:
+    letters = []
+    for _ in range(ID_LENGTH):
+        number, letter = divmod(number, len(ID_ALPHABET))
+        letters.append(ID_ALPHABET[letter])
+    return f"{prefix}-{''.join(letters)}"
 
 
 class HostBusy(Exception):
@@ -104,9 +119,10 @@ class Store:
         self.database.create()
         with self.database.write() as connection:
             begin_chain(connection)
-            query = sa.select(counters.c.value).where(counters.c.name == "changes")
-            if connection.execute(query).scalar() is None:
-                connection.execute(counters.insert().values(name="changes", value=0))
+            for name, first in (("changes", 0), ("ids", secrets.randbelow(_all_ids()))):
+                query = sa.select(counters.c.value).where(counters.c.name == name)
+                if connection.execute(query).scalar() is None:
+                    connection.execute(counters.insert().values(name=name, value=first))
 
     def close(self) -> None:
         self.database.close()
@@ -147,6 +163,16 @@ class Store:
             return [(row.id, row.version) for row in connection.execute(query)]
 
     # -- runs ----------------------------------------------------------------------------------------------------
+
+    def new_id(self, prefix: str) -> str:
+        """Return a short id such as `fb-7k2m` that this database has not given to anything, not even to what is removed.
+
+        Slack's messages, links and people's notes outlive the rows. All half a million ids are given before one returns.
+        Those of an earlier version were random, so the caller retries on the rare collision.
+        """
+        with self.database.write() as connection:
+            number = _count(connection, "ids")
+        return _id(prefix, number * ID_STEP % _all_ids())
 
     def insert_run(self, record: RunRecord, *, dedupe_key: str, changes_host: bool) -> tuple[RunRecord, bool]:
         """Insert a run, and lock its host if the run changes it. Return `(run, duplicate)`.
@@ -315,6 +341,11 @@ def _insert(
 
 def _next_version(connection: sa.Connection) -> int:
     """Increment the change counter. Taken first in a transaction: on PostgreSQL its row lock serializes the writers."""
-    changes = counters.c.name == "changes"
-    connection.execute(counters.update().where(changes).values(value=counters.c.value + 1))
-    return int(connection.execute(sa.select(counters.c.value).where(changes)).scalar_one())
+    return _count(connection, "changes")
+
+
+def _count(connection: sa.Connection, name: str) -> int:
+    """Increment a counter and return its value."""
+    this = counters.c.name == name
+    connection.execute(counters.update().where(this).values(value=counters.c.value + 1))
+    return int(connection.execute(sa.select(counters.c.value).where(this)).scalar_one())

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from bot.incidents.incidents import Incidents
+from bot.store import store as store_module
 from bot.store.records import IncidentStatus, Person, Place, RunRecord, RunStatus, UserError
-from bot.store.store import ID_ALPHABET, Store, new_id
+from bot.store.retention import sweep_rows
+from bot.store.store import ID_ALPHABET, Store
 
 ONCALL = Person(id="U1", name="oncall")
 THREAD = Place(channel="C1", thread_ts="1.1")
@@ -91,7 +93,7 @@ def test_changed_since_returns_only_what_changed(store: Store) -> None:
 
 def test_run_ids_can_be_read_aloud(store: Store) -> None:
     assert not set("aeiou01lio") & set(ID_ALPHABET)
-    run_id = new_id("fb")
+    run_id = store.new_id("fb")
     assert run_id.startswith("fb-")
     assert len(run_id) == 7
     add_run(store, run_id)
@@ -99,6 +101,22 @@ def test_run_ids_can_be_read_aloud(store: Store) -> None:
         store.insert_run(
             add_run(store, "toy-4444").model_copy(update={"id": run_id}), dedupe_key="x", changes_host=False
         )
+
+
+def test_the_id_of_a_removed_run_is_not_given_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its message is still in Slack: a second run of the same id would have two."""
+    monkeypatch.setattr(store_module, "ID_ALPHABET", "bc")  # 16 ids
+    now = store.clock()
+    given = set()
+    for _ in range(16):
+        run = add_run(store, store.new_id("toy"))
+        given.add(run.id)
+        with store.change(run.id) as change:
+            change.set_status(RunStatus.SUCCEEDED)
+        now += 200 * 86_400
+        store.clock = lambda at=now: at  # type: ignore[misc]
+        assert sweep_rows(store, older_than_s=86_400) == 1
+    assert len(given) == 16
 
 
 def test_a_host_has_one_open_incident_with_an_ordered_timeline(store: Store) -> None:
