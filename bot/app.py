@@ -31,6 +31,7 @@ from bot.slack.identity import Identity
 from bot.slack.incident_rooms import IncidentRooms
 from bot.slack.live_messages import LiveMessages
 from bot.slack.reports import Reports
+from bot.slack.self_event import SelfEvent
 from bot.slack.tokens import CannotStart, check_tokens
 from bot.store.retention import sweep_rows
 from bot.store.store import Store
@@ -231,7 +232,13 @@ async def _started(bot: Bot, stop: asyncio.Event | None, role: ProcessRole) -> A
             stack.push_async_callback(_end_task, asyncio.create_task(rooms.run()))
         give_up = stop.set if stop is not None and role == "bot" else _stay
         connection = await stack.enter_async_context(
-            connected(bot.app, settings, services.identity, give_up=give_up)
+            connected(
+                bot.app,
+                settings,
+                services.identity,
+                give_up=give_up,
+                self_event=SelfEvent(bot.client, bot.store),
+            )
         )
         stack.push_async_callback(bot.alerts.close)
         stack.push_async_callback(_end_task, asyncio.create_task(_warm(bot)))

@@ -1,8 +1,9 @@
 """The connection to Slack, kept for as long as the bot lives: Socket Mode with one live socket, or HTTP.
 
-A socket that is deaf, refused or closed is replaced, each time at a new address from `apps.connections.open`; a socket that
-brought no envelope for a while is replaced before anybody notices whether it was deaf. If nothing helps while Slack's Web API
-answers, the process ends itself, so that its supervisor starts a new one.
+A socket that is deaf, refused or closed is replaced, each time at a new address from `apps.connections.open`. Pings prove a
+connection, not that it delivers: a socket that brought no envelope for a while is tried with an event that the bot causes
+itself, and where none can be caused it is replaced after a longer while. If nothing helps while Slack's Web API answers, the
+process ends itself, so that its supervisor starts a new one.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.settings.model import Settings
 from bot.slack.identity import TOKEN_REFUSED, Identity
+from bot.slack.self_event import SelfEvent
 from bot.slack.socket import HELLO_S, Socket, SocketEnded, SocketRefreshed
 from gpu_actions.system.redact import redacted_head
 
@@ -28,8 +30,14 @@ RETRY_MAX_S = 15.0
 STEADY_S = 30.0
 """A socket that lived for this long was no flapping one: the next pause starts anew."""
 RENEW_S = 900.0
-"""A socket without an envelope for this long is replaced: pings prove a connection, not that it delivers."""
+"""A socket without an envelope for this long is replaced: no event of our own could be caused either."""
 RENEW_RETRY_S = 60.0
+"""`apps.connections.open` is asked at most this often while a socket is only suspect (Slack: once a minute and more)."""
+PROBE_S, FIRST_PROBE_S = 180.0, 20.0
+"""A socket without an envelope for this long is tried with an event of our own: a process soon tries its first one."""
+ARRIVES_S, PROBES = 15.0, 2
+"""The socket is deaf if so many events in a row have not arrived within this time."""
+TICK_S = 5.0
 RED_S = 45.0
 """Without a sign of life for this long the health turns red."""
 END_S = 600.0
@@ -50,6 +58,7 @@ class Connection:
         identity: Identity,
         *,
         give_up: Callable[[], None] = lambda: None,
+        self_event: SelfEvent | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         slack = settings.slack
@@ -59,11 +68,15 @@ class Connection:
         self._socket_mode = slack.mode == "socket"
         self._client = AsyncWebClient(base_url=slack.api_url, timeout=10)
         self._give_up = give_up
+        self._self_event = self_event
         self._clock = clock
         self._lost_at = clock()
         self._reason = "not connected yet"
         self._refused = False
         self._web_answers = False
+        self._deaf_since: float | None = None
+        self._never_came_back = False
+        self._try_at = self._renew_at = 0.0
         self._current: Socket | None = None
         self._losses: list[tuple[float, str]] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -83,6 +96,11 @@ class Connection:
             return self._identity.problem
         if not self._socket_mode or self._current is not None:
             silent_s = self.silent_s() or 0.0
+            if self._deaf_since is not None:
+                return (
+                    f"the socket has been deaf for {self._clock() - self._deaf_since:.0f} s: Slack answers its pings, but "
+                    "an event that I caused did not arrive"
+                )
             return f"the socket has been silent for {silent_s:.0f} s" if silent_s > RED_S else ""
         return self._reason if self._refused or self._clock() - self._lost_at > RED_S else ""
 
@@ -98,6 +116,11 @@ class Connection:
             found.append(
                 f"the app has {self._current.connections} sockets: another bot uses this app token "
                 "and gets some of the commands"
+            )
+        if self._never_came_back:
+            found.append(
+                "an event that I caused did not arrive, and none ever did: apply `gpu-oncall manifest` (it subscribes to "
+                "reaction_added), or else a deaf socket is noticed only by its age"
             )
         losses = self._recent_losses()
         if len(losses) >= FLAPS:
@@ -163,16 +186,12 @@ class Connection:
                     self._current, self._reason = socket, ""
                     self.connected.set()
                     log.info("a socket to Slack is open", connections=socket.connections)
-                done: set[asyncio.Task[None]] = set()
-                while not done and time.monotonic() - socket.delivered_at < RENEW_S:
-                    done, _ = await asyncio.wait({listening}, timeout=min(RENEW_S, 5.0))
-                if done:
-                    listening.result()
+                await self._until_suspect(socket, listening)
                 try:
                     renewed = await self._open(session)
                 except SocketEnded as ended:  # the one we have may be good: keep it
                     log.warning("the socket could not be renewed", reason=str(ended))
-                    socket.delivered_at += RENEW_RETRY_S
+                    self._renew_at = time.monotonic() + RENEW_RETRY_S
                     continue
                 listening.cancel()
                 self._retire(socket)
@@ -180,9 +199,72 @@ class Connection:
         finally:
             listening.cancel()
 
+    async def _until_suspect(self, socket: Socket, listening: "asyncio.Task[None]") -> None:
+        """Return when a socket should be replaced: it is deaf, or old and could not be tried. Raises SocketEnded."""
+        if self._deaf_since is not None:
+            self._try_at = 0.0  # the last one was deaf: is this one?
+        else:
+            self._try_at = self._try_at or socket.opened_at + FIRST_PROBE_S
+        while True:
+            done, _ = await asyncio.wait({listening}, timeout=min(TICK_S, RENEW_S))
+            if done:
+                listening.result()
+            now = time.monotonic()
+            if socket.delivered_at > socket.opened_at:
+                self._hears()
+                self._try_at = max(self._try_at, socket.delivered_at + PROBE_S)
+            is_old = now - socket.delivered_at >= RENEW_S
+            is_alone = socket.connections == 1  # else Slack may send our event to the other bot
+            if now >= self._try_at and self._self_event is not None and is_alone:
+                self._try_at = now + PROBE_S
+                if await self._is_deaf(self._self_event, socket, listening):
+                    self._try_at = 0.0
+                    is_old = now - socket.opened_at >= RENEW_RETRY_S
+            if is_old and time.monotonic() >= self._renew_at:
+                return
+
+    async def _is_deaf(self, event: SelfEvent, socket: Socket, listening: "asyncio.Task[None]") -> bool:
+        """Cause events until the socket delivers one. Return True if it delivered none, though it should have."""
+        for _ in range(PROBES):
+            began = time.monotonic()
+            if not await event.cause():
+                return False
+            caused_at = time.monotonic()
+            while socket.delivered_at < began and not listening.done():
+                if time.monotonic() - caused_at > ARRIVES_S:
+                    break
+                await asyncio.sleep(ARRIVES_S / 50)
+            await event.clear()
+            if listening.done():
+                return False
+            if socket.delivered_at >= began:
+                await event.came_back()
+                self._never_came_back = False
+                self._hears()
+                return False
+        self._never_came_back = not await event.ever_came_back()
+        if self._never_came_back:
+            return False
+        if self._deaf_since is None:
+            self._deaf_since = self._clock()
+            log.error("the socket to Slack is deaf: it answers pings, but an event of our own did not arrive")
+        elif self._clock() - self._deaf_since > END_S:
+            log.critical(
+                "no socket to Slack delivers anything; the process ends, so that a new one starts",
+                reason="deaf",
+            )
+            self._give_up()
+        return True
+
+    def _hears(self) -> None:
+        if self._deaf_since is not None:
+            log.info("events of Slack arrive again")
+        self._deaf_since = None
+
     async def _open(self, session: ClientSession) -> tuple[Socket, "asyncio.Task[None]"]:
         """Open a socket at a new address and wait for Slack's hello. Raises SocketEnded."""
         self._refused = self._web_answers = False
+        own = len(self._closing) + (self._current is not None)
         try:
             url = str((await self._client.apps_connections_open(app_token=self._token))["url"])
         except SlackApiError as error:
@@ -212,16 +294,22 @@ class Connection:
                 listening.result()
             listening.cancel()
             raise SocketEnded("the socket was never greeted, although Slack had accepted it")
+        socket.connections = max(socket.connections - own, 1)  # ours that are open until this one serves
         return socket, listening
 
 
 @contextlib.asynccontextmanager
 async def connected(
-    app: AsyncApp, settings: Settings, identity: Identity, *, give_up: Callable[[], None]
+    app: AsyncApp,
+    settings: Settings,
+    identity: Identity,
+    *,
+    give_up: Callable[[], None],
+    self_event: SelfEvent | None = None,
 ) -> AsyncIterator[Connection]:
     """Receive events from Slack during the block. An absent Slack is waited for."""
     slack = settings.slack
-    connection = Connection(app, settings, identity, give_up=give_up)
+    connection = Connection(app, settings, identity, give_up=give_up, self_event=self_event)
     async with contextlib.AsyncExitStack() as stack:
         tasks = [asyncio.create_task(identity.follow())]
         if slack.mode == "http":

@@ -24,6 +24,8 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "conversations_replies": ("channels:history", "groups:history"),
     "files_upload_v2": ("files:write",),
     "pins_add": ("pins:write",),
+    "reactions_add": ("reactions:write",),
+    "reactions_remove": ("reactions:write",),
     "usergroups_list": ("usergroups:read",),
     "usergroups_users_list": ("usergroups:read",),
     "users_info": ("users:read",),

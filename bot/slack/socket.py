@@ -38,7 +38,10 @@ class SocketRefreshed(SocketEnded):
 
 
 class Socket:
-    """An open websocket. `hello` is set once Slack has greeted; `heard_at` and `delivered_at` are monotonic seconds."""
+    """An open websocket. `hello` is set once Slack has greeted; the times are monotonic seconds.
+
+    `heard_at` is its last sign of life, `delivered_at` the last envelope, at first the time of opening.
+    """
 
     logger = logging.getLogger("slack_bolt")
 
@@ -47,7 +50,7 @@ class Socket:
         self._app = app
         self._tasks: set[asyncio.Task[None]] = set()
         self.hello = asyncio.Event()
-        self.heard_at = self.delivered_at = time.monotonic()
+        self.opened_at = self.heard_at = self.delivered_at = time.monotonic()
         self.connections = 1
         """How many sockets the app has, as Slack said in its hello."""
 

@@ -264,6 +264,17 @@ class Store:
         """Store which Slack message shows the run."""
         self.update_run(run_id, message_ts=ts)
 
+    def newest_messages(self, count: int) -> Sequence[tuple[str, str]]:
+        """Return the newest messages of runs as `(channel, ts)`, newest first."""
+        query = (
+            sa.select(runs.c.place, runs.c.message_ts)
+            .where(runs.c.message_ts.is_not(None))
+            .order_by(runs.c.created_at.desc())
+            .limit(count)
+        )
+        with self.database.read() as connection:
+            return [(str(row.place["channel"]), row.message_ts) for row in connection.execute(query)]
+
     def set_file_id(self, artifact_id: int, file_id: str) -> None:
         """Store the id of the Slack file that an artifact was uploaded as."""
         this = artifacts.c.id == artifact_id

@@ -9,6 +9,7 @@ from demo.workspace import payloads
 from demo.workspace.blocks import BlocksError
 from demo.workspace.controls import chosen_action, missing_inputs
 from demo.workspace.open_interactions import OpenInteractions
+from demo.workspace.reactions import add_reaction
 from demo.workspace.records import Channel, JsonObject, Message
 from demo.workspace.socket_mode import Delivery, SocketMode
 from demo.workspace.state import SLACKBOT, State
@@ -105,20 +106,8 @@ class Interactions:
         message = self._state.public_message(place.id, ts)
         if message is None:
             raise ActError(f"there is no message {ts} in {place.name or 'this conversation'}", 404)
-        entry = next((found for found in message.reactions if found["name"] == name), None)
-        if entry is None:
-            entry = {"name": name, "users": [], "count": 0}
-            message.reactions.append(entry)
-        if person.id in entry["users"]:
+        if not add_reaction(self._state, self._socket_mode, person.id, place, message, name):
             raise ActError(f"{person.name} has put :{name}: there already")
-        entry["users"].append(person.id)
-        entry["count"] += 1
-        self._state.save_message(message)
-        app = self._state.team.app
-        wanted = (app.events is None or "reaction_added" in app.events) and "reactions:read" in app.scopes
-        if wanted and self._state.bot_user in place.members:
-            event = payloads.reaction(self._state, person.id, place, message, name)
-            self._socket_mode.deliver_event(event)
         return ActResult(ok=True, kind="reaction", ts=ts)
 
     def _subscribes(self, kind: str, place: Channel) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 
+from demo.workspace.reactions import add_reaction, remove_reaction
 from demo.workspace.records import JsonObject
 from demo.workspace.webapi.call import ApiCall, ApiError, api_method
 
@@ -13,12 +14,10 @@ async def add(call: ApiCall) -> JsonObject:
     name = call.required("name").strip(":")
     if not _EMOJI.fullmatch(name):
         raise ApiError("invalid_name")
-    message = call.message(call.channel(member=True))
-    reaction = next((found for found in message.reactions if found["name"] == name), None)
-    if reaction is not None:
+    channel = call.channel(member=True)
+    message = call.message(channel)
+    if not add_reaction(call.state, call.socket_mode, call.state.bot_user, channel, message, name):
         raise ApiError("already_reacted")
-    message.reactions.append({"name": name, "users": [call.state.bot_user], "count": 1})
-    call.state.save_message(message)
     return {}
 
 
@@ -26,11 +25,8 @@ async def add(call: ApiCall) -> JsonObject:
 async def remove(call: ApiCall) -> JsonObject:
     name = call.required("name").strip(":")
     message = call.message(call.channel(member=True))
-    others = [found for found in message.reactions if found["name"] != name]
-    if len(others) == len(message.reactions):
+    if not remove_reaction(call.state, call.state.bot_user, message, name):
         raise ApiError("no_reaction")
-    message.reactions = others
-    call.state.save_message(message)
     return {}
 
 

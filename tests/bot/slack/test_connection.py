@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 from bot.app import running
 from bot.cli.doctor.slack import check_slack
 from bot.slack import connection, identity, socket
+from bot.slack.self_event import CAME_BACK
 from bot.store.records import RunStatus
 from demo.workspace import Workspace, WorkspaceClient
 from demo.workspace.webapi import ApiError
 from tests.bot.desk import Desk, desk_settings, sitting_down, toy_product
-from tests.bot.toys import effects, hurry
+from tests.bot.toys import effects, hurry, store_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,7 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "RETRY_S", 0.05)
     monkeypatch.setattr(connection, "RETRY_MAX_S", 0.2)
     monkeypatch.setattr(connection, "FIRST_S", 1.0)
+    monkeypatch.setattr(connection, "TICK_S", 0.1)
     monkeypatch.setattr(socket, "PING_S", 0.3)
     monkeypatch.setattr(socket, "SILENT_S", 3.0)
     monkeypatch.setattr(socket, "HELLO_S", 3.0)
@@ -119,16 +122,79 @@ async def test_a_socket_that_flaps_is_counted_and_said_on_health(
         assert f"was lost {connection.FLAPS} times in 10 minutes" in str(body["warnings"])
 
 
-async def test_a_deaf_socket_is_replaced_although_it_answers_pings(
+async def until_replaced(workspace: Workspace, old: object) -> None:
+    deadline = time.monotonic() + 30
+    while old in workspace.socket_mode._connections or not workspace.socket_mode._connections:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PROBE_S", 0.5), ("FIRST_PROBE_S", 0.2), ("ARRIVES_S", 0.6)):
+        monkeypatch.setattr(connection, name, value)
+    monkeypatch.setattr(connection, "RENEW_RETRY_S", 2.0)
+
+
+async def test_a_socket_that_answers_pings_and_delivers_nothing_is_noticed_by_an_event_of_our_own(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_probes(monkeypatch)
+    async with sitting_down(tmp_path, workspace) as it:
+        await answers_again(it)
+        (message,) = await it.message_of((await it.run("fallback")).id)
+        while not await asyncio.to_thread(it.bot.store.deliveries.seen, CAME_BACK):
+            await asyncio.sleep(0.05)
+        assert (await health(it))[0] == 200
+        (deaf,) = workspace.socket_mode._connections
+        workspace.faults.deaf = True
+        await turns(it, 503, "deaf")
+        await until_replaced(workspace, deaf)
+        workspace.faults.deaf = False
+        body = await turns(it, 200)
+        assert body["warnings"] == [], "the second socket of a replacement is no second bot"
+        assert len(await it.messages()) == 1 + len(message.replies), "nobody was told anything"
+        deadline = time.monotonic() + 10
+        while (await it.message_of((await it.run("fallback")).id))[0].reactions:
+            assert time.monotonic() < deadline, "the reaction stays"
+            await asyncio.sleep(0.01)
+
+
+async def test_a_bot_whose_new_sockets_are_deaf_too_ends_for_its_supervisor(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_probes(monkeypatch)
+    monkeypatch.setattr(connection, "END_S", 3.0)
+    async with sitting_down(tmp_path, workspace) as it:
+        await answers_again(it)
+    store_of(tmp_path).deliveries.first_time(CAME_BACK)
+    workspace.faults.deaf = True
+    stop = asyncio.Event()
+    async with running(desk_settings(tmp_path, workspace), stop=stop, role="bot"):
+        await asyncio.wait_for(stop.wait(), 30)
+
+
+async def test_an_app_that_does_not_get_its_own_events_is_warned_and_not_called_deaf(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_probes(monkeypatch)
+    team = workspace.state.team
+    workspace.state.team = replace(team, app=replace(team.app, events=("app_mention",)))
+    async with sitting_down(tmp_path, workspace) as it:
+        await answers_again(it)
+        deadline = time.monotonic() + 30
+        while "and none ever did" not in str((await health(it))[1]["warnings"]):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        assert (await health(it))[0] == 200
+
+
+async def test_a_socket_that_cannot_be_tried_is_replaced_after_a_while(
     tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with sitting_down(tmp_path, workspace) as it:
         (deaf,) = workspace.socket_mode._connections
         monkeypatch.setattr(connection, "RENEW_S", 0.5)
-        deadline = time.monotonic() + 30
-        while deaf in workspace.socket_mode._connections or not workspace.socket_mode._connections:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        await until_replaced(workspace, deaf)
         monkeypatch.setattr(connection, "RENEW_S", 900.0)
         await answers_again(it)
 

@@ -1,0 +1,81 @@
+"""An event that the bot causes itself, to find out whether Slack's events still reach it.
+
+It puts a reaction on its newest message and takes it away again. Slack sends `reaction_added` to the app that reacted, too
+(Bolt acknowledges and drops it). A reaction notifies nobody but the author of the message, and marks no channel as unread.
+"""
+
+import asyncio
+import contextlib
+
+import structlog
+from slack_sdk.errors import SlackApiError
+from slack_sdk.web.async_client import AsyncWebClient
+
+from bot.slack.posts import SLACK_FAILURES
+from bot.store.store import Store
+from gpu_actions.system.redact import redacted_head
+
+log = structlog.get_logger()
+
+EMOJI = "satellite_antenna"
+NEWEST = 5
+GONE = frozenset({"message_not_found", "channel_not_found", "not_in_channel", "is_archived", "thread_locked"})
+"""Slack's errors for a message that can take no reaction; the next one is tried."""
+CAME_BACK = "self-event"
+"""Delivery key, kept for a week: an event of our own has arrived, so the app subscribes to it."""
+
+
+class SelfEvent:
+    """Causes events. Calls to Slack that fail are logged: they say nothing about the socket."""
+
+    def __init__(self, client: AsyncWebClient, store: Store) -> None:
+        self._client = client
+        self._store = store
+        self._placed: tuple[str, str] | None = None
+
+    async def cause(self) -> bool:
+        """Cause an event. Return False if Slack refuses, or there is no message yet to react to."""
+        await self.clear()
+        try:
+            for place in await asyncio.to_thread(self._store.newest_messages, NEWEST):
+                if await self._react(*place):
+                    return True
+        except SLACK_FAILURES as error:
+            log.warning("no event could be caused to try the socket", error=redacted_head(repr(error), 200))
+        return False
+
+    async def clear(self) -> None:
+        """Take the last reaction away, now or at the next call."""
+        if self._placed is None:
+            return
+        channel, ts = self._placed
+        with contextlib.suppress(*SLACK_FAILURES):
+            try:
+                await self._client.reactions_remove(channel=channel, timestamp=ts, name=EMOJI)
+            except SlackApiError as error:
+                if error.response.get("error") not in GONE | {"no_reaction"}:
+                    raise
+            self._placed = None
+
+    async def came_back(self) -> None:
+        """Remember that events of our own arrive."""
+        await asyncio.to_thread(self._store.deliveries.first_time, CAME_BACK)
+
+    async def ever_came_back(self) -> bool:
+        """Return True if an event of our own has arrived before: only then its absence says that the socket is deaf."""
+        return await asyncio.to_thread(self._store.deliveries.seen, CAME_BACK)
+
+    async def _react(self, channel: str, ts: str) -> bool:
+        try:
+            await self._client.reactions_add(channel=channel, timestamp=ts, name=EMOJI)
+        except SlackApiError as error:
+            code = error.response.get("error")
+            if code in GONE:
+                return False
+            if code != "already_reacted":
+                raise
+            # An earlier process ended before it took its reaction away.
+            await self._client.reactions_remove(channel=channel, timestamp=ts, name=EMOJI)
+            await self._client.reactions_add(channel=channel, timestamp=ts, name=EMOJI)
+        self._placed = (channel, ts)
+        return True
