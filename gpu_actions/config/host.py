@@ -17,7 +17,7 @@ from gpu_actions.config.policies import (
     TracePolicy,
 )
 from gpu_actions.models import Frozen
-from gpu_actions.serving.engines.base import EngineSettings
+from gpu_actions.serving.engines.settings import EngineSettings
 from gpu_actions.serving.kinds import OneOf
 from gpu_actions.serving.registry import DEFAULT_ENGINE, ENGINES, ROUTERS, UNITS, EngineKind
 from gpu_actions.serving.routers.base import RouterConfig

@@ -197,7 +197,7 @@ def judge_condition(seen: Observation, *, stall_s: float) -> Judged:
     if waits and seen.activity is Activity.WORKING:
         return Judged(Condition.SLOW, "it reads a long prompt: its processors work", is_prefill=True)
     if progress is Progress.FLAT:
-        return Judged(Condition.HUNG, f"requests wait and no token came for {stall_s:g} s")
+        return Judged(Condition.HUNG, f"requests wait and no token came for {stall_s:.3g} s")
     if progress is Progress.IDLE and seen.probe is Probe.UNANSWERED:
         clients = f", and the router holds {seen.sessions} open" if seen.sessions else ""
         return Judged(Condition.HUNG, f"it reports no request and leaves a probe unanswered{clients}")

@@ -106,11 +106,16 @@ class TokenHistogram(Frozen):
 
 
 class ReplicaMetrics(Frozen):
-    """The counters of one data-parallel replica of an engine."""
+    """The counters of one data-parallel replica. `name` is its number on the engine's page, or the address of its own server,
+    which may not answer (`outcome`: refused, timeout, ...)."""
 
     name: str
     running: float | None = None
+    waiting: float | None = None
     progress: float | None = None
+    kv_cache_usage: float | None = None
+    outcome: str = "ok"
+    detail: str = ""
 
 
 class EngineMetrics(Frozen):

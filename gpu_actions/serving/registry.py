@@ -18,9 +18,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from gpu_actions.serving.engines.base import EngineSettings, HttpEngine, dialect_of
+from gpu_actions.serving.engines.base import HttpEngine, dialect_of
 from gpu_actions.serving.engines.openai import OpenAiEngine
 from gpu_actions.serving.engines.reference import ReferenceEngine
+from gpu_actions.serving.engines.settings import EngineSettings
 from gpu_actions.serving.engines.sglang import SglangEngine
 from gpu_actions.serving.engines.vllm import VllmEngine
 from gpu_actions.serving.interfaces import Router
@@ -95,6 +96,13 @@ def coordinates_in_title(title: str, *, core: bool = False) -> dict[str, int]:
         if pattern is not None and (found := pattern.search(title)):
             return {axis.upper(): int(number) for axis, number in _COORDINATE.findall(found.group(1))}
     return {}
+
+
+def is_core_title(title: str) -> bool:
+    """Return True if a title is that of the process of an engine that is its only rank, if it has no workers."""
+    return any(
+        engine.core_title is not None and engine.core_title.search(title) for engine in ENGINES.values()
+    )
 
 
 def rank_in_title(title: str) -> int | None:

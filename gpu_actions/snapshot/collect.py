@@ -14,6 +14,7 @@ from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source, Window
 from gpu_actions.snapshot.model import COLLECTORS, CollectorOutcome, Snapshot
 from gpu_actions.snapshot.progress import is_contradictory, progress_of
+from gpu_actions.snapshot.replicas import hung_replicas
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.redact import redacted_head
 
@@ -39,7 +40,7 @@ class _Collection:
     def is_stuck(self, limits: TriageThresholds) -> bool:
         """Return True if requests get no tokens so far, or get them too slowly: then costlier collectors look for the cause."""
         progress = progress_of(self.snapshot(), limits)
-        return progress.stuck or progress.slow
+        return progress.stuck or progress.slow or bool(hung_replicas(self.snapshot(), limits))
 
     def snapshot(self) -> Snapshot:
         """Return what is known so far."""

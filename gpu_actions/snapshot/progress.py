@@ -12,9 +12,11 @@ from gpu_actions.serving.condition import (
     Condition,
     Observation,
     Probe,
+    Progress,
     TokenSample,
     held_of,
     judge_condition,
+    judge_progress,
     probe_of_status,
 )
 from gpu_actions.snapshot.activity import cpu_activity, gpu_activity
@@ -111,6 +113,8 @@ def progress_of(snapshot: Snapshot, limits: TriageThresholds | None = None) -> T
             return progress._replace(state="down")
         case Condition.STARTING:
             return progress._replace(state="starting")
+        case Condition.HUNG if _some_replica_is_idle(snapshot, seen, span_s):
+            return progress._replace(state="idle")
         case Condition.HUNG:
             return progress._replace(state="silent" if seen.mute else "flat", flat_s=span_s)
         case Condition.SILENT if seen.mute:
@@ -128,11 +132,19 @@ def observation_of(snapshot: Snapshot, limits: TriageThresholds) -> Observation:
     samples = snapshot.engine.samples if snapshot.engine is not None else ()
     return Observation(
         samples=tuple(_sample(one) for one in samples),
-        probe=_probe(snapshot.completion),
+        probe=probe_of(snapshot.completion),
         sessions=open_sessions(snapshot),
         activity=activity_of(snapshot, limits),
         gone=_main_process_is_gone(snapshot) or bool(samples and samples[-1].outcome == "refused"),
         mute=bool(samples and samples[-1].outcome == "timeout"),
+    )
+
+
+def _some_replica_is_idle(snapshot: Snapshot, seen: Observation, span_s: float) -> bool:
+    """Return True if a replica has no request while others hold some: nothing says that it would not serve."""
+    replicas = snapshot.engine.replica_samples().values() if snapshot.engine is not None else ()
+    return seen.probe is Probe.NOT_SENT and any(
+        judge_progress(samples, stall_s=span_s) is Progress.IDLE for samples in replicas
     )
 
 
@@ -148,7 +160,8 @@ def _sample(one: EngineSample) -> TokenSample:
     )
 
 
-def _probe(completion: CompletionReading | None) -> Probe:
+def probe_of(completion: CompletionReading | None) -> Probe:
+    """Return how a completion ended, as the judgement of a condition takes it."""
     if completion is None:
         return Probe.NOT_SENT
     if completion.outcome == "http_error" and completion.status is not None:

@@ -83,6 +83,9 @@ class TriageTarget(Frozen):
         default=None, ge=0, le=64, description="NVLinks per GPU, None = by its model"
     )
     engine_url: str | None = None
+    replica_urls: tuple[str, ...] = Field(
+        default=(), description="base URLs of the tier's replicas, if each has a port of its own"
+    )
     model: str | None = Field(
         default=None, description="model of the synthetic completion, None = the first that the engine lists"
     )
@@ -171,7 +174,9 @@ async def target_of_host(
     )
     chosen_state = states.get(chosen)
     if chosen_state is not None and chosen_state.active and not (target.pids or target.members):
-        target = target.model_copy(update={"listener": await asyncio.to_thread(_listener, target.engine_url)})
+        target = target.model_copy(
+            update={"listener": await asyncio.to_thread(listener_of_url, target.engine_url)}
+        )
     return target.model_copy(
         update={
             "other_pids": tuple(pid for pids in others for pid in pids),
@@ -183,7 +188,7 @@ async def target_of_host(
     )
 
 
-def _listener(url: str | None) -> int | None:
+def listener_of_url(url: str | None) -> int | None:
     """Return the process that listens on the engine's port of this machine, unless it only forwards the connection."""
     if url is None or urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
         return None
@@ -242,6 +247,7 @@ def target_of_config(
         expect_gpus=config.gpus,
         expect_links=config.nvlinks,
         engine_url=chosen.engine.url,
+        replica_urls=chosen.engine.replicas,
         engine_kind=chosen.engine.kind,
         model=chosen.engine.model,
         api_key=chosen.engine.api_key,

@@ -62,6 +62,13 @@ def parser() -> argparse.ArgumentParser:
     add("--kernel-log", type=Path, metavar="FILE", help="read this file instead of the kernel's own log")
     add("--engine-url", metavar="URL", help="base URL of the tier's engine, not of the router")
     add(
+        "--replica-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a replica of the tier with a port of its own (repeatable); --engine-url is one of them or a router before them",
+    )
+    add(
         "--model",
         metavar="NAME",
         help="model of the synthetic completion (default: the first the engine lists)",
@@ -158,8 +165,10 @@ def _target(options: argparse.Namespace, now: datetime) -> TriageTarget:
         raise UsageError(f"--kernel-log: {options.kernel_log}: no such file")
     if options.ras is not None and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", options.ras):
         raise UsageError(f"--ras: {options.ras!r} is not HOST:PORT, for example 127.0.0.1:28028")
-    if options.engine_url is not None and not options.engine_url.startswith(("http://", "https://")):
-        raise UsageError(f"--engine-url: {options.engine_url!r} must start with http:// or https://")
+    for flag, urls in (("--engine-url", [options.engine_url]), ("--replica-url", options.replica_url)):
+        for url in urls:
+            if url is not None and not url.startswith(("http://", "https://")):
+                raise UsageError(f"{flag}: {url!r} must start with http:// or https://")
     try:
         since = None if options.since is None else now - parse_duration(options.since)
     except ValueError as error:
@@ -170,7 +179,8 @@ def _target(options: argparse.Namespace, now: datetime) -> TriageTarget:
             tier=options.tier,
             expect_gpus=options.expect_gpus,
             expect_links=options.expect_links,
-            engine_url=options.engine_url,
+            engine_url=options.engine_url or next(iter(options.replica_url), None),
+            replica_urls=tuple(options.replica_url),
             model=options.model,
             completion=not options.no_completion,
             pids=tuple(options.pid),

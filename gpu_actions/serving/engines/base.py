@@ -12,9 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, SecretStr, field_validator
-
-from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.completion import CompletionReader, completion_request
 from gpu_actions.serving.engines.logprobs import (
     LogprobsUnavailable,
@@ -23,8 +20,9 @@ from gpu_actions.serving.engines.logprobs import (
     read_scored,
     scored_request,
 )
-from gpu_actions.serving.engines.metrics import Names, read_engine_metrics
+from gpu_actions.serving.engines.metrics import Names, read_engine_metrics, sum_of
 from gpu_actions.serving.engines.profile import folder_of_listener, traces_since
+from gpu_actions.serving.engines.settings import EngineSettings
 from gpu_actions.serving.http import HttpFailure, request
 from gpu_actions.serving.interfaces import (
     SERVER_HEADER,
@@ -38,7 +36,7 @@ from gpu_actions.serving.startup_phases import StartupPhase
 from gpu_actions.system.clock import boot_clock_s
 from gpu_actions.system.listening import until_listening
 from gpu_actions.system.redact import redacted_head
-from gpu_actions.system.urls import check_url, port_of
+from gpu_actions.system.urls import port_of
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -59,25 +57,6 @@ STOP_PROFILE_TIMEOUT_S = 600.0
 
 PROFILE_MEMORY_S = 900.0
 """How far back to search for traces if the bot that started the profiler has been killed since."""
-
-
-class EngineSettings(Frozen):
-    """How to reach the server of one tier. The settings allow the kinds of `serving/registry.py` (`EngineConfig`)."""
-
-    kind: str
-    url: str = Field(description="base URL of the engine itself, not of the router")
-    model: str = Field(description="model name that requests must ask for")
-    api_key: SecretStr | None = None
-    ready_timeout_s: float = Field(default=1200, gt=0, description="from launch to the first generated token")
-    warmup_requests: int = Field(
-        default=3,
-        ge=1,
-        le=1000,
-        description="completions that prime a tier before it gets traffic, 16 at once",
-    )
-    request_timeout_s: float = Field(default=30, gt=0)
-
-    _url = field_validator("url")(check_url)
 
 
 class RefusedError(EngineError):
@@ -185,7 +164,19 @@ class HttpEngine:
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def metrics(self, *, timeout_s: float = 2.0) -> EngineMetrics:
-        """Read its counters. Raises EngineError if the page cannot be read or is not Prometheus text."""
+        """Read its counters: of replicas with pages of their own the sum of those that answer. Raises EngineError if no page
+        can be read, or one is not Prometheus text."""
+        if self.config.replicas:
+            each = (
+                self.config.model_copy(update={"url": url, "replicas": ()}) for url in self.config.replicas
+            )
+            reading = [type(self)(one, dialects=self._dialects).metrics(timeout_s=timeout_s) for one in each]
+            read = await asyncio.gather(*reading, return_exceptions=True)
+            pages = [one for one in read if not isinstance(one, BaseException)]
+            for error in read:
+                if isinstance(error, BaseException) and not (pages and isinstance(error, EngineError)):
+                    raise error
+            return sum_of(pages)
         async with self._request("GET", "/metrics", timeout_s=timeout_s) as response:
             text = await response.text()
         reader = type(self) if self.metric_names else dialect_of(text, self._dialects) or type(self)

@@ -6,8 +6,8 @@ reads one twice a second.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from gpu_actions.serving.interfaces import EngineMetrics, Histogram, ReplicaMetrics, TokenHistogram
 
@@ -24,6 +24,7 @@ HISTOGRAMS = ("ttft", "itl", "e2e", "queue")
 LENGTHS = ("prompt_lengths", "answer_lengths")
 FIGURES = (*NUMBERS, *HISTOGRAMS, *LENGTHS)
 """The figures of `EngineMetrics` that an engine may export."""
+OF_REPLICAS = ("running", "waiting", "kv_cache_usage")
 
 Figure = float | Histogram | TokenHistogram | None
 
@@ -130,7 +131,7 @@ def _replicas(
     if len(found) < 2:
         return ()
     wanted = {
-        figure: names[figure] for figure in ("running", "generation_tokens", *progress) if figure in names
+        figure: names[figure] for figure in (*OF_REPLICAS, "generation_tokens", *progress) if figure in names
     }
     replicas = []
     for replica in sorted(found, key=lambda name: (len(name), name)):
@@ -141,10 +142,44 @@ def _replicas(
         figures = _figures(own, wanted)
         replicas.append(
             ReplicaMetrics.model_validate(
-                {"name": replica, "running": figures["running"], "progress": _progress(figures, progress)}
+                {
+                    "name": replica,
+                    "progress": _progress(figures, progress),
+                    **{figure: figures[figure] for figure in OF_REPLICAS},
+                }
             )
         )
     return tuple(replicas)
+
+
+def sum_of(pages: Sequence[EngineMetrics]) -> EngineMetrics:
+    """Return the figures of replicas with pages of their own as those of one tier: sums, and the fullest KV cache.
+
+    A figure that one of them lacks is that of the others; histograms of different buckets cannot be added and are left out.
+    """
+    figures: dict[str, Figure] = {}
+    for name in (*FIGURES, "progress"):
+        values = [value for page in pages if (value := getattr(page, name)) is not None]
+        if name == "kv_cache_usage":
+            figures[name] = max(values, default=None)
+        elif values and isinstance(values[0], Histogram | TokenHistogram):
+            figures[name] = _histogram_sum(values)
+        else:
+            figures[name] = math.fsum(values) if values else None
+    missing = tuple(name for name in FIGURES if figures[name] is None)
+    return EngineMetrics.model_validate({"taken_at_s": pages[-1].taken_at_s, "missing": missing, **figures})
+
+
+def _histogram_sum(values: list[Any]) -> Figure:
+    first = values[0].model_dump()
+    bounds, total = ("bounds_s", "total_s") if "bounds_s" in first else ("bounds_tokens", "total_tokens")
+    if any(getattr(one, bounds) != first[bounds] for one in values):
+        return None
+    counts = tuple(math.fsum(column) for column in zip(*(one.counts for one in values), strict=True))
+    found: Figure = values[0].model_copy(
+        update={"counts": counts, total: math.fsum(getattr(one, total) for one in values)}
+    )
+    return found
 
 
 def _count(figure: Figure) -> float:

@@ -36,6 +36,7 @@ class SglangEngine(HttpEngine):
     metric_prefix = "sglang:"
     progress = ("ttft", "itl")
     rank_title = re.compile(r"scheduler((?:_[A-Z]+_?\d+)+)", re.IGNORECASE)  # sglang::scheduler_DP0_TP3
+    core_title = re.compile(r"scheduler((?:_[A-Z]+_?\d+)*)$", re.IGNORECASE)
     replica_label = "dp_rank"
     process_words = ("sglang",)
     prompt_lines = (  # --log-requests, as text and as JSON: sglang/srt/utils/request_logger.py

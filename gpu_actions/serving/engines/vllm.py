@@ -32,7 +32,7 @@ class VllmEngine(HttpEngine):
     metric_names = METRIC_NAMES
     metric_prefix = "vllm:"
     rank_title = re.compile(r"Worker((?:_[A-Z]+_?\d+)+)", re.IGNORECASE)  # VLLM::Worker_PP1_TP0
-    core_title = re.compile(r"EngineCore(_DP_?\d+)", re.IGNORECASE)  # VLLM::EngineCore_DP0
+    core_title = re.compile(r"EngineCore((?:_DP_?\d+)?)", re.IGNORECASE)  # VLLM::EngineCore_DP0
     replica_label = "engine"
     process_words = ("vllm",)
     prompt_lines = (  # --enable-log-requests and --enable-log-outputs: vllm/entrypoints/logger.py, 0.6 to 0.32

@@ -8,6 +8,8 @@ import asyncio
 import time
 from typing import Literal
 
+from pydantic import Field
+
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.completion import CompletionReader, completion_request
 from gpu_actions.serving.http import Failure, HttpFailure, fetch, request
@@ -42,13 +44,37 @@ class CompletionReading(Frozen):
     deadline_s: float = 0
     detail: str = ""
     model: str = ""
+    replicas: tuple["CompletionReading", ...] = Field(
+        default=(), description="of each replica that has an address of its own"
+    )
 
 
 async def collect_completion(source: Source) -> CompletionReading:
-    """Ask for a few tokens. Raises CollectorSkipped without a URL. Never raises for what the engine answers."""
+    """Ask for a few tokens, of each replica with an address of its own too. Raises CollectorSkipped without a URL. Never raises
+    for what the engine answers."""
     url = source.engine_url if source.target.completion else None
     if url is None:
         raise CollectorSkipped("no engine is configured, or the completion is switched off")
+    urls = dict.fromkeys((url, *source.target.replica_urls))
+    found = dict(zip(urls, await asyncio.gather(*(ask(one, source) for one in urls)), strict=True))
+    return of_tier(found[url], tuple(found[one] for one in source.target.replica_urls))
+
+
+def of_tier(main: CompletionReading, replicas: tuple[CompletionReading, ...]) -> CompletionReading:
+    """Return the completion of a tier: the one at its own address, unless that is missing because of some of its replicas.
+
+    A router of the engine may have sent the request to a replica that hangs. If all of them answer, it is at fault itself.
+    """
+    answered = [one for one in replicas if one.outcome == "ok"]
+    is_front = main.url not in {one.url for one in replicas}
+    at_fault = is_front and (main.outcome == "refused" or len(answered) == len(replicas))
+    if main.outcome == "ok" or not answered or at_fault:
+        return main.model_copy(update={"replicas": replicas})
+    return answered[0].model_copy(update={"replicas": replicas})
+
+
+async def ask(url: str, source: Source) -> CompletionReading:
+    """Ask one server for a few tokens."""
     model, secret = source.target.model, source.target.api_key
     api_key = None if secret is None else secret.get_secret_value()
     deadline_s, tokens = source.limits.completion_deadline_s, source.limits.completion_tokens

@@ -4,12 +4,16 @@ The page is read in the dialect of whichever known engine it shows. A refused co
 text are readings too: the checks decide what they mean.
 """
 
+import asyncio
 import math
+from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from gpu_actions.models import Frozen
+from gpu_actions.serving.condition import TokenSample, held_of
 from gpu_actions.serving.engines.metrics import histogram_count
 from gpu_actions.serving.http import HttpFailure, fetch
 from gpu_actions.serving.interfaces import ReplicaMetrics
@@ -17,6 +21,7 @@ from gpu_actions.serving.registry import engine_of_page
 from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
 from gpu_actions.system.redact import redacted_head
 
+Outcome = Literal["ok", "refused", "timeout", "http_error", "not_metrics"]
 FIGURES = ("running", "waiting", "generation_tokens", "progress", "prompt_tokens", "kv_cache_usage")
 NO_KNOWN_METRIC = "the page has none of the metrics of a known engine"
 
@@ -25,7 +30,7 @@ class EngineSample(Frozen):
     """One scrape of /metrics. `missing` lists the figures that this engine does not export as a number."""
 
     at_s: float
-    outcome: Literal["ok", "refused", "timeout", "http_error", "not_metrics"]
+    outcome: Outcome
     detail: str = ""
     dialect: str = ""
     running: float | None = None
@@ -53,18 +58,23 @@ class EngineReading(Frozen):
     url: str
     samples: tuple[EngineSample, ...]
 
-    def flat_replicas(self) -> tuple[str, ...]:
-        """Return the replicas that had running requests at both ends of the window and generated no token in between."""
-        before = {replica.name: replica for replica in self.samples[0].replicas} if self.samples else {}
-        return tuple(
-            last.name
+    def replica_samples(self) -> dict[str, tuple[TokenSample, ...]]:
+        """Return the counters of each replica, by its name, if there are several."""
+        return {
+            last.name: tuple(
+                TokenSample(
+                    at_s=sample.at_s,
+                    tokens=replica.progress,
+                    held=held_of(replica.running, replica.waiting),
+                    waiting=replica.waiting,
+                    kv_cache_usage=replica.kv_cache_usage,
+                )
+                for sample in self.samples
+                for replica in sample.replicas
+                if replica.name == last.name and replica.outcome == "ok"
+            )
             for last in (self.samples[-1].replicas if self.samples else ())
-            if (first := before.get(last.name)) is not None
-            and (first.running or 0) > 0
-            and (last.running or 0) > 0
-            and first.progress is not None
-            and first.progress == last.progress
-        )
+        }
 
     def ttft_mean(self) -> tuple[float | None, float]:
         """Return the mean time to first token within the window in milliseconds, and the number of requests behind it."""
@@ -95,11 +105,59 @@ async def collect_engine(source: Source) -> EngineReading:
     url = source.engine_url
     if url is None:
         raise CollectorSkipped("no engine is configured, or the tier is stopped on purpose")
-    first = await scrape(url, source)
-    if await needs_no_window(first, source):
+    urls = source.target.replica_urls or (url,)
+    first = await asyncio.gather(*(scrape(one, source) for one in urls))
+    if await needs_no_window(tier_sample(urls, first), source):
         source.window.needs_no_more("engine")
-    await source.window_end(first.at_s)
-    return EngineReading(url=url, samples=(first, await scrape(url, source)))
+    await source.window_end(max(one.at_s for one in first))
+    last = await asyncio.gather(*(scrape(one, source) for one in urls))
+    both = [one.outcome == later.outcome == "ok" for one, later in zip(first, last, strict=True)]
+    return EngineReading(
+        url=url, samples=tuple(tier_sample(urls, samples, both) for samples in (first, last))
+    )
+
+
+def name_of(url: str) -> str:
+    """Return the name of a replica with an address of its own: its host and port."""
+    return urlsplit(url).netloc
+
+
+def tier_sample(
+    urls: Sequence[str], samples: Sequence[EngineSample], counted: Sequence[bool] = ()
+) -> EngineSample:
+    """Return the sample of a tier: the one of its only server, or the sum over its replicas with each one's figures.
+
+    Only replicas that were read at both ends of the window are `counted`, if any was: a sum must not fall with one that ended.
+    """
+    if len(samples) == 1:
+        return samples[0]
+    good = [one for one in samples if one.outcome == "ok"]
+    whole = [one for one, at_both in zip(samples, counted, strict=False) if at_both] or good
+    figures = {
+        name: (max if name == "kv_cache_usage" else math.fsum)(values) if values else None
+        for name in (*FIGURES, "ttft_count", "ttft_sum_s")
+        if (values := [value for one in whole if (value := getattr(one, name)) is not None]) is not None
+    }
+    silent = next((one for one in samples if one.outcome == "timeout"), samples[0])
+    return (whole or [silent])[0].model_copy(
+        update={
+            **figures,
+            "at_s": max(one.at_s for one in samples),
+            "missing": tuple(name for name in FIGURES if figures[name] is None),
+            "replicas": tuple(
+                ReplicaMetrics(
+                    name=name_of(url),
+                    running=one.running,
+                    waiting=one.waiting,
+                    progress=one.tokens,
+                    kv_cache_usage=one.kv_cache_usage,
+                    outcome=one.outcome,
+                    detail=one.detail,
+                )
+                for url, one in zip(urls, samples, strict=True)
+            ),
+        }
+    )
 
 
 async def needs_no_window(first: EngineSample, source: Source) -> bool:
@@ -111,8 +169,12 @@ async def needs_no_window(first: EngineSample, source: Source) -> bool:
         return True
     if first.outcome != "ok" or first.tokens is None or first.running != 0 or first.waiting:
         return False
+    if any(replica.outcome != "ok" for replica in first.replicas):
+        return False
     completion = await source.reading("completion")
-    return completion.outcome == "ok" if completion is not None else not source.target.completion
+    if completion is None:
+        return not source.target.completion
+    return all(one.outcome == "ok" for one in (completion, *completion.replicas))
 
 
 async def scrape(url: str, source: Source) -> EngineSample:
@@ -121,7 +183,7 @@ async def scrape(url: str, source: Source) -> EngineSample:
     try:
         page = await fetch(f"{url.rstrip('/')}/metrics", timeout_s=source.limits.metrics_timeout_s)
     except HttpFailure as failure:
-        outcome: Literal["refused", "timeout", "not_metrics"] = "not_metrics"
+        outcome: Outcome = "not_metrics"
         if failure.reason in ("refused", "timeout"):
             outcome = failure.reason
         return EngineSample(at_s=at_s, outcome=outcome, detail=_short(failure))

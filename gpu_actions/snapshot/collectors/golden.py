@@ -5,7 +5,7 @@ down, hung or overloaded has a clearer fault.
 """
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.engines.base import EngineSettings
+from gpu_actions.serving.engines.settings import EngineSettings
 from gpu_actions.serving.golden.judgement import GoldenJudgement, judge_golden, unknown_golden
 from gpu_actions.serving.golden.reading import read_golden
 from gpu_actions.serving.golden.record import GoldenUnreadable, load_golden

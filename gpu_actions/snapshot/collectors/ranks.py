@@ -13,9 +13,14 @@ from typing import Literal
 from pydantic import Field
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.registry import PROCESS_WORDS, coordinates_in_title, rank_in_title
+from gpu_actions.serving.registry import (
+    PROCESS_WORDS,
+    coordinates_in_title,
+    is_core_title,
+    rank_in_title,
+)
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
-from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.snapshot.target import TriageTarget, listener_of_url
 from gpu_actions.system.cgroups import is_frozen_by_cgroup, read_membership
 from gpu_actions.system.proc import (
     TICKS_PER_S,
@@ -137,7 +142,7 @@ def titles_of(titles: Mapping[int, str]) -> dict[int, dict[str, int]]:
     return {}
 
 
-def roots_of(target: TriageTarget) -> tuple[int, ...]:
+def roots_of(target: TriageTarget, listeners: Sequence[int] = ()) -> tuple[int, ...]:
     """Return the tier's main processes. Raises CollectorSkipped without any, CollectorFailed for an unreadable pid file
     or a unit whose driver fails."""
     if not target.tier_expected:
@@ -147,6 +152,8 @@ def roots_of(target: TriageTarget) -> tuple[int, ...]:
             return target.pids
         if target.listener is not None:
             return (target.listener,)
+        if listeners:
+            return tuple(dict.fromkeys(listeners))
         if target.unit_error:
             raise CollectorFailed(f"the unit's driver failed: {target.unit_error}")
         raise CollectorSkipped("no process of the tier is known")
@@ -225,19 +232,20 @@ def _may_be_rank(row: ProcessRow) -> bool:
 
 async def collect_ranks(source: Source) -> RanksReading:
     """Read the process trees of the tier at both ends of the window. Raises as `roots_of`."""
-    roots = roots_of(source.target)
+    target = source.target
+    listeners = await listeners_of(target)
+    roots = roots_of(target, tuple(listeners))
     table = process_table()
     uptime_ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_S
     read_at = time.monotonic()
-    target = source.target
-    rows = tree_of([*roots, *target.members], table)
+    rows = tree_of(dict.fromkeys((*roots, *target.members, *listeners)), table)
     details = {row.pid: _identify(row) for row in rows[:MAX_PROCESSES]}
     found_by: dict[int, Literal["title", "gpu"]] = {}
     inside = titles_of({pid: title for pid, (_, _, title) in details.items()})
     numbers = {rank for rank, _, _ in details.values() if rank is not None}
     other_tiers = {row.pid for row in tree_of(target.other_pids, table)}
     unclaimed = 0
-    if len(inside) < (target.ranks or 0) and (inside or not numbers):
+    if len(inside) < (target.ranks or 0) and (inside or not numbers) and not listeners:
         known = {*details, *(row.pid for row in rows), *other_tiers}
         others, unclaimed = elsewhere(table, known=known, inside=inside, expected=target.ranks)
         found_by |= {row.pid: "title" for row in others}
@@ -258,7 +266,8 @@ async def collect_ranks(source: Source) -> RanksReading:
         rows += late
         details |= {row.pid: _identify(row) for row in late}
         await asyncio.sleep(GPU_PAUSE_S)
-    coordinates = titles_of({pid: title for pid, (_, _, title) in details.items()})
+    titles = {pid: title for pid, (_, _, title) in details.items()}
+    coordinates = in_replicas(titles_of(titles), listeners, table, titles)
     ranks = numbered(coordinates)
     first = _rank_0(roots, {pid: rank for pid, (rank, _, _) in details.items()}, target.ranks)
     if first is not None:
@@ -296,6 +305,37 @@ async def collect_ranks(source: Source) -> RanksReading:
         unclaimed=0 if late else max(unclaimed, unclaimed_by_gpu),
         unit_active=source.target.unit_active,
     )
+
+
+async def listeners_of(target: TriageTarget) -> dict[int, int]:
+    """Return the processes that listen on the ports of the tier's replicas, with the number of the replica."""
+    if not target.tier_expected:
+        return {}
+    owners = await asyncio.to_thread(lambda: [listener_of_url(url) for url in target.replica_urls])
+    return {owner: number for number, owner in enumerate(owners) if owner is not None}
+
+
+def in_replicas(
+    coordinates: Mapping[int, dict[str, int]],
+    listeners: Mapping[int, int],
+    table: dict[int, ProcessRow],
+    titles: Mapping[int, str],
+) -> dict[int, dict[str, int]]:
+    """Return the coordinates with the replica of each process as its DP, where replicas are servers of their own.
+
+    A replica without workers has one rank: its engine's core, else its server.
+    """
+    found = dict(coordinates)
+    for owner, number in listeners.items():
+        tree = [row.pid for row in tree_of((owner,), table)]
+        workers = [pid for pid in tree if pid in coordinates]
+        cores = [pid for pid in tree if is_core_title(titles.get(pid, ""))]
+        for pid in workers or cores[:1] or [owner]:
+            found[pid] = {
+                "DP": number,
+                **{axis: at for axis, at in coordinates.get(pid, {}).items() if axis != "DP"},
+            }
+    return found
 
 
 def _rank_0(roots: Sequence[int], ranks: Mapping[int, int | None], expected: int | None) -> int | None:

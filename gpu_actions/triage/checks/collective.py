@@ -11,6 +11,7 @@ from gpu_actions.models import Finding, VerdictKind
 from gpu_actions.snapshot.collectors.ranks import RanksReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.progress import READS
+from gpu_actions.snapshot.replicas import replicas_of
 from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.culprit import Culprit, Kind, candidates_of, culprits_of, elsewhere_of
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
@@ -138,6 +139,7 @@ def check_collective(context: CheckContext) -> Iterator[Finding]:
     elif progress.state != "down":
         for item in suspicions:
             normal = item.source == "ras_mismatch" and progress.moves
+            normal |= item.source == "dead_ranks" and any(one.is_down for one in replicas_of(snapshot))
             if item.source in WITHOUT_A_STALL and not normal:
                 yield RULES.finding(WITHOUT_A_STALL[item.source], item.summary, **item.evidence)
     answered = snapshot.ras is not None and snapshot.ras.answered

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpu_actions.models import Finding, VerdictKind
-from gpu_actions.serving.condition import Condition
+from gpu_actions.serving.condition import Condition, Probe
 from gpu_actions.snapshot.collectors.completion import CompletionReading
-from gpu_actions.snapshot.progress import READS, TierProgress
+from gpu_actions.snapshot.collectors.engine import name_of
+from gpu_actions.snapshot.progress import READS, TierProgress, probe_of
 from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.rule import CRITICAL, UNKNOWN, WATCH, Rules, rule
 
@@ -82,6 +83,13 @@ def _still_loading(context: CheckContext) -> Iterator[Finding]:
         )
 
 
+def front_is_silent(completion: CompletionReading | None) -> bool:
+    """Return True if all replicas answered at their own addresses, but the tier's address did not."""
+    if completion is None or completion.outcome != "timeout" or not completion.replicas:
+        return False
+    return all(one.outcome == "ok" for one in completion.replicas)
+
+
 def age_of(context: CheckContext) -> float | None:
     """Return the age of the tier's oldest main process in seconds, or None if it is not known."""
     ranks = context.snapshot.ranks
@@ -98,13 +106,20 @@ def _completion(context: CheckContext, progress: TierProgress) -> Iterator[Findi
         return
     evidence = summary_of(completion)
     flowing = progress.state == "flowing"
+    for one in completion.replicas if completion.outcome == "ok" else ():
+        if one.outcome not in ("ok", "timeout", "refused") and probe_of(one) is not Probe.STARTING:
+            rule_id = "serving.overload" if one.status in OVERLOAD else "serving.completion_error_some"
+            name = name_of(one.url)
+            yield RULES.finding(
+                rule_id, f"replica {name}: {one.detail}", subject=f"replica {name}", **summary_of(one)
+            )
     if completion.outcome == "ok":
         yield from _slow(context, completion)
     elif completion.outcome == "timeout":
         late = f"no completion within {completion.deadline_s:g} s"
         if progress.condition is Condition.SATURATED:
             yield RULES.finding("serving.overload", f"{late}: {progress.why}", **evidence)
-        elif flowing:
+        elif flowing and not front_is_silent(completion):
             yield RULES.finding("serving.completion_late", late, **evidence)
     elif completion.outcome == "rejected":
         yield RULES.finding("serving.completion_rejected", completion.detail, **evidence)

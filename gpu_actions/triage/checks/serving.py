@@ -1,14 +1,25 @@
 """Does the tier serve? The engine's counters, the synthetic completion and its processes."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from gpu_actions.models import Finding, VerdictKind
+from gpu_actions.serving.condition import Condition
 from gpu_actions.snapshot.progress import READS, TierProgress
+from gpu_actions.snapshot.replicas import hung_replicas, part_of, replicas_of
 from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.checks.collective import is_paused
-from gpu_actions.triage.checks.completion import COMPLETION, OVERLOAD, TWICE, age_of, summary_of
+from gpu_actions.triage.checks.completion import (
+    COMPLETION,
+    OVERLOAD,
+    TWICE,
+    age_of,
+    front_is_silent,
+    summary_of,
+)
 from gpu_actions.triage.checks.crashes import crash_cause, dead_rank, exit_text
+from gpu_actions.triage.culprit import culprits_of
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 from gpu_actions.triage.suspicions import suspicions_of
 
@@ -51,9 +62,20 @@ RULES = Rules(
     ),
     rule(
         "serving.replica_flat", CRITICAL,
-        "a data-parallel replica has running requests and generated no token within the window, while others did",
+        "a data-parallel replica holds requests and generates no token, or leaves a completion unanswered, while others serve",
         "Run triage again with a longer window. If it lasts, restart that replica: the others still serve.",
-        source=f"{TWICE}, by replica", cause="engine_stalled", verdict=VerdictKind.WATCH,
+        source=f"{TWICE} and {COMPLETION}, by replica", cause="engine_stalled", verdict=VerdictKind.WATCH,
+    ),
+    rule(
+        "serving.replica_down", CRITICAL, "nothing listens at the address of a replica, while others serve",
+        "Read its log and start it again: the others still serve.", source="connection refused, by replica",
+        cause="engine_down", verdict=VerdictKind.WATCH,
+    ),
+    rule(
+        "serving.front", CRITICAL,
+        "all replicas answer at their own addresses, but the tier's address in front of them leaves a completion unanswered",
+        "Restart the engine's router in front of the replicas. If it does not answer then, fall back.",
+        source=f"{COMPLETION}, by replica", cause="engine_stalled", verdict=VerdictKind.UNKNOWN,
     ),
     rule(
         "serving.stalled", CRITICAL, "no token and no answer to a completion, but no sign of a hung collective",
@@ -126,6 +148,13 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
     else:
         yield from _stall(context, progress)
     yield from _replicas(context, progress)
+    if front_is_silent(context.snapshot.completion):
+        yield RULES.finding(
+            "serving.front",
+            f"{context.snapshot.completion.url if context.snapshot.completion else ''} leaves a completion unanswered, each "
+            "replica behind it answers",
+            **summary_of(context.snapshot.completion),
+        )
     yield from _counters(context, progress)
     if progress.state in ("flowing", "idle"):
         done = snapshot.completion
@@ -231,17 +260,48 @@ def _stall(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
 
 
 def _replicas(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
-    engine = context.snapshot.engine
-    flat = engine.flat_replicas() if engine is not None else ()
-    if progress.state != "flowing" or not flat or engine is None:
-        return
-    suspects = "".join(f"; {item.summary}" for item in suspicions_of(context))
-    yield RULES.finding(
-        "serving.replica_flat",
-        f"replica {', '.join(flat)} of {len(engine.samples[-1].replicas)} generates no token under running requests{suspects}",
-        replicas=list(flat),
-        subject=f"replica {flat[0]}",
-    )
+    """Judge each replica of a tier of which others serve."""
+    replicas = replicas_of(context.snapshot, context.thresholds)
+    hung = hung_replicas(context.snapshot, context.thresholds)
+    down = [one for one in replicas if one.is_down]
+    if hung and not progress.stuck:
+        parts = [part_of(context.snapshot, one.number) for one in hung]
+        culprits = [culprit for part in parts for culprit in culprits_of(part)]
+        second = [
+            item.summary
+            for part in parts
+            for item in suspicions_of(dataclasses.replace(context, snapshot=part))
+        ]
+        finding = RULES.finding(
+            "serving.replica_flat",
+            f"replica {', '.join(one.name for one in hung)} of {len(replicas)} generates no token: {hung[0].judged.why}"
+            + "".join(f"; {words}" for words in second[:2] or [one.text for one in culprits[:1]]),
+            replicas=[one.name for one in hung],
+            culprits=[culprit.evidence() for culprit in culprits],
+            subject=f"replica {hung[0].name}",
+        )
+        todo = " ".join(dict.fromkeys(one.todo for one in culprits[:3] if one.todo))
+        yield finding.model_copy(update={"action": f"{finding.action} {todo}".strip()})
+    if down:
+        yield RULES.finding(
+            "serving.replica_down",
+            f"replica {', '.join(one.name for one in down)} of {len(replicas)} is down: nothing listens there",
+            replicas=[one.name for one in down],
+            subject=f"replica {down[0].name}",
+        )
+    for one in replicas:
+        if one.judged.condition is Condition.STARTING:
+            said = one.completion.detail if one.completion is not None else "503"
+            yield RULES.finding(
+                "serving.starting", f"replica {one.name}: {said}", subject=f"replica {one.name}"
+            )
+        elif one.metrics.outcome in ("http_error", "not_metrics"):
+            proved = one.completion is not None and one.completion.outcome == "ok"
+            yield RULES.finding(
+                "serving.metrics_unread" if proved else "serving.unread",
+                f"replica {one.name}: {one.metrics.detail or one.metrics.outcome}",
+                subject=f"replica {one.name}",
+            )
 
 
 def _counters(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:

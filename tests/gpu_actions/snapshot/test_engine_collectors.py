@@ -15,6 +15,7 @@ from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.collectors.engine import EngineReading, sample_of_page
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.progress import progress_of
+from gpu_actions.snapshot.replicas import hung_replicas
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import FakeEngine
@@ -160,7 +161,7 @@ def test_one_hung_replica_of_a_data_parallel_tier_is_seen(label: str, running: s
 
     samples = tuple(sample_of_page(page(step), model=None, at_s=3.0 * step) for step in (0, 1))
     reading = EngineReading(url="u", samples=samples)
-    assert reading.flat_replicas() == ("5",)
+    assert [one.name for one in hung_replicas(make.healthy(engine=reading))] == ["5"]
     verdict = judge(make.healthy(engine=reading))
     assert (verdict.verdict, verdict.cause) == ("watch", "engine_stalled")
     assert "replica 5 of 8" in verdict.summary

@@ -228,7 +228,9 @@ async def test_the_hung_replica_is_named_from_the_page_of_an_engine_with_two_and
     verdict = judge(snapshot)
     assert verdict.verdict == "watch", "the other replica serves better than one GPU"
     summary = next(row.summary for row in verdict.findings if row.id == "serving.replica_flat")
-    assert summary.startswith("replica 1 of 2 generates no token under running requests; rank 1 DP1")
+    assert (
+        summary.startswith("replica 1 of 2 generates no token: requests wait") and "; rank 1 DP1" in summary
+    )
     assert f"rank 1 DP1 (pid {hung}) is stopped (T)" in verdict.summary
     alone = judge(snapshot.model_copy(update={"ranks": None}))
     assert (alone.verdict, alone.cause) == ("watch", "engine_stalled")

@@ -12,6 +12,7 @@ import pytest
 from gpu_actions.serving.interfaces import EngineMetrics
 from gpu_actions.serving.registry import ENGINES, coordinates_in_title, engine_of_page
 from gpu_actions.snapshot.collectors.engine import EngineReading, EngineSample, sample_of_page
+from gpu_actions.snapshot.replicas import hung_replicas
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 
@@ -76,6 +77,7 @@ def test_long_streams_of_replicas_are_progress_although_the_token_counter_is_fla
     first, last = sample("sglang-dp", "busy", 0), sample("sglang-dp", "later", 3)
     assert first.generation_tokens == last.generation_tokens
     engine = EngineReading(url="u", samples=(first, last))
-    assert engine.flat_replicas() == ()
-    verdict = judge(make.healthy(engine=engine, completion=make.completion("timeout", tokens=0)))
+    snapshot = make.healthy(engine=engine, completion=make.completion("timeout", tokens=0))
+    assert hung_replicas(snapshot) == ()
+    verdict = judge(snapshot)
     assert verdict.cause == "serving_regression", verdict.findings  # one request waits in the queue
