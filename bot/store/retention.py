@@ -17,6 +17,7 @@ from bot.store.schema import (
     audit_chain,
     decisions,
     incidents,
+    pages,
     runs,
     signals,
     steps,
@@ -43,6 +44,7 @@ def sweep_rows(store: Store, *, older_than_s: float) -> int:
                 incidents.c.id.not_in(remaining),
             )
         )
+        connection.execute(pages.delete().where(sa.func.coalesce(pages.c.closed_at, pages.c.at) < cutoff))
         connection.execute(alert_groups.delete().where(alert_groups.c.closed_at < cutoff))
         _shorten_trail(connection, cutoff)
     return removed

@@ -6,7 +6,7 @@ JSON; nothing is pickled.
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0004"
 """The newest migration in `bot.store.migrations`."""
 
 metadata = sa.MetaData()
@@ -207,6 +207,20 @@ sa.Index(
     unique=True,
     sqlite_where=alert_groups.c.closed_at.is_(None),
     postgresql_where=alert_groups.c.closed_at.is_(None),
+)
+
+pages = sa.Table(  # pages to the on-call, from before they are sent
+    "pages",
+    metadata,
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("host", sa.String(64), nullable=False),
+    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("page", sa.JSON, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("due_at", sa.Double, nullable=False),
+    sa.Column("sent_at", sa.Double),
+    sa.Column("close_asked_at", sa.Double),
+    sa.Column("closed_at", sa.Double),
 )
 
 counters = sa.Table(

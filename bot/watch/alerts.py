@@ -102,7 +102,8 @@ class Alerts:
         return await asyncio.to_thread(self._undelivered.keep_new, tuple(alerts))
 
     async def retry(self) -> None:
-        """Report the alerts, and edit the counts, that an earlier process or an hour without Slack left undelivered."""
+        """Report the alerts, edit the counts and send the pages that an earlier process or a bad hour left undelivered."""
+        self.work_on_pages()
         for alert in await asyncio.to_thread(self._undelivered.all):
             self.report(alert)
         for group in await asyncio.to_thread(self._groups.outdated):
@@ -131,6 +132,10 @@ class Alerts:
         """Say in the host's incident that a source no longer reports a fault, and close its pages."""
         self.say(host, message)
         self._spawn(self.pages.resolve(host, matches=lambda reported_by, _: reported_by == source))
+
+    def work_on_pages(self) -> None:
+        """Send the pages that are due, and close those of closed incidents."""
+        self._spawn(self.pages.work())
 
     async def close(self) -> None:
         """Cancel the tasks. Undelivered alerts are delivered after the next start."""
@@ -187,16 +192,20 @@ class Alerts:
             self.say(alert.host, texts.resolved(alert.host, alert.cause))
             self._spawn(self.pages.resolve(alert.host, matches=lambda _, cause: cause == alert.cause))
 
-    def _page(self, alert: Alert) -> asyncio.Event:
-        """Page the on-call about an alert that says fall back, unless the returned event is set soon: people know it."""
+    async def _page(self, alert: Alert) -> asyncio.Event:
+        """Page the on-call about an alert that says fall back, unless the returned event is set soon: people know it.
+
+        The page is kept before this returns.
+        """
         told = asyncio.Event()
-        if alert.verdict is VerdictKind.FALL_BACK and self.pages.enabled:
+        if alert.verdict is VerdictKind.FALL_BACK:
             automatic = alert.cause in self.settings.auto_fallback
-            self._spawn(self.pages.page(alert, told=told, next_action=texts.page(alert, automatic=automatic)))
+            if key := await self.pages.keep(alert, next_action=texts.page(alert, automatic=automatic)):
+                self._spawn(self.pages.follow(key, told))
         return told
 
     async def _open(self, alert: Alert, group: AlertGroup | None) -> None:
-        told = self._page(alert)
+        told = await self._page(alert)
         finding = asyncio.create_task(until_accepted(lambda: self._channels.id_of(self.channel)))
         try:
             await asyncio.wait({finding}, timeout=FIRST_POST_S)
@@ -245,7 +254,7 @@ class Alerts:
             # Nobody watches the thread of yesterday's incident for a new reason to fall back.
             late = alert.at_s - incident.opened_at > self.settings.burst_s
             loud = late and alert.verdict is VerdictKind.FALL_BACK
-            told = self._page(alert)
+            told = await self._page(alert)
             self._spawn(self._say_joined(alert, incident, group, told, in_channel_too=loud))
         await self._triage(alert, incident.place, incident.id)
 

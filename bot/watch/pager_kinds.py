@@ -1,5 +1,6 @@
 """What a page looks like to each kind of pager. A kind is one class here and one entry in `PAGERS`."""
 
+import re
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -29,6 +30,9 @@ class Pager(Protocol):
     def headers(self, key: str) -> dict[str, str]:
         """Return the headers of each request."""
 
+    def key_problem(self, key: str) -> str:
+        """Return what is wrong with a key, as far as its form tells, or an empty string."""
+
     def trigger(self, page: Page, key: str) -> JsonObject:
         """Return the body that pages the on-call."""
 
@@ -43,6 +47,11 @@ class PagerDuty:
 
     def headers(self, key: str) -> dict[str, str]:
         return {}
+
+    def key_problem(self, key: str) -> str:
+        if re.fullmatch(r"[0-9A-Za-z]{32}", key):
+            return ""
+        return "paging.key is no routing key of PagerDuty (32 letters and digits)"
 
     def trigger(self, page: Page, key: str) -> JsonObject:
         return {
@@ -72,6 +81,9 @@ class Webhook:
 
     def headers(self, key: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def key_problem(self, key: str) -> str:
+        return ""
 
     def trigger(self, page: Page, key: str) -> JsonObject:
         return {"event": "trigger", **page.model_dump(), "summary": page.summary[:SUMMARY_MAX]}

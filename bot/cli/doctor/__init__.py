@@ -20,6 +20,7 @@ from bot.cli.doctor.hosts import (
 )
 from bot.cli.doctor.links import check_links
 from bot.cli.doctor.machine import check_artifacts, check_nvml, check_py_spy, check_state_dir
+from bot.cli.doctor.paging import check_paging
 from bot.cli.doctor.roles import check_roles
 from bot.cli.doctor.runbook import check_runbook
 from bot.cli.doctor.slack import check_slack
@@ -35,6 +36,7 @@ CHECKS: tuple[Callable[[Settings], Awaitable[list[SetupCheck]]], ...] = (
     check_artifacts,
     check_roles,
     check_links,
+    check_paging,
     check_runbook,
     check_py_spy,
     check_nvml,
@@ -42,7 +44,7 @@ CHECKS: tuple[Callable[[Settings], Awaitable[list[SetupCheck]]], ...] = (
 )
 """Run once."""
 
-NOT_ON_A_WORKER = (check_slack, check_roles, check_links)
+NOT_ON_A_WORKER = (check_slack, check_roles, check_links, check_paging)
 """What only the bot of a fleet needs."""
 NOT_ON_THE_BOT = (check_runbook, check_py_spy, check_nvml)
 """What only a serving host of a fleet needs."""

@@ -14,7 +14,7 @@ async def check_links(settings: Settings) -> list[SetupCheck]:
 
 def judge_address(public_url: str, api_url: str) -> SetupCheck:
     """Fail a loopback address, or one of no single host, unless Slack is the local workspace."""
-    if _is_local(public_url) and not _is_local(api_url):
+    if is_local(public_url) and not is_local(api_url):
         fix = "set web.base_url to an address that people reach, such as https://gpu-oncall.example.com"
         return failed(
             "web.base_url", f"links to artifacts point to {public_url}, which no phone reaches", fix
@@ -22,7 +22,8 @@ def judge_address(public_url: str, api_url: str) -> SetupCheck:
     return ok("web.base_url", f"links to artifacts point to {public_url}")
 
 
-def _is_local(url: str) -> bool:
+def is_local(url: str) -> bool:
+    """Return True if an address is this machine's own."""
     host = urlsplit(url).hostname or ""
     try:
         address = ipaddress.ip_address(host)

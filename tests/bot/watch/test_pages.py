@@ -10,13 +10,15 @@ from aiohttp import web
 from pydantic import SecretStr
 
 import bot.watch.pages
+from bot.cli.doctor.paging import check_paging
 from bot.settings.model import PagingSettings
 from bot.store.records import Alert
+from bot.store.store import Store
 from bot.watch.pages import Pages
 from demo.workspace.webapi import ApiCall, ApiError, Handler
 from gpu_actions.models import JsonObject
 from tests.bot.desk import desk
-from tests.bot.toys import store_of
+from tests.bot.toys import store_of, toy_settings
 from tests.bot.watch.test_alerts import FALLS, an_alert
 from tests.ports import free_port
 
@@ -72,7 +74,8 @@ def pages(tmp_path: Path, pager: Pager, monkeypatch: pytest.MonkeyPatch) -> Page
 
 
 async def page(pages: Pages, alert: Alert) -> None:
-    await pages.page(alert, told=asyncio.Event(), next_action="gpu-oncall triage")
+    if key := await pages.keep(alert, next_action="gpu-oncall triage"):
+        await pages.follow(key, asyncio.Event())
 
 
 async def test_pagerduty_gets_a_trigger_once_and_its_resolve(pages: Pages, pager: Pager) -> None:
@@ -113,6 +116,60 @@ async def test_a_pager_that_is_not_there_is_a_warning_and_a_later_one_gets_the_p
     pages.settings = gone.model_copy(update={"url": pager.url})
     await asyncio.wait_for(paging, 30)
     assert len(pager.taken) == 1
+
+
+async def test_a_page_that_no_pager_took_and_its_end_outlive_the_bot(pages: Pages, pager: Pager) -> None:
+    """The rows are all that a `kill -9` leaves: each `Pages` below is another process on the same database."""
+
+    def another(url: str) -> Pages:
+        settings = pages.settings.model_copy(update={"url": url, "when": "always"})
+        return Pages(settings, Store(str(pages.store.database.engine.url)))
+
+    gone = f"http://127.0.0.1:{free_port()}/"
+    killed = another(gone)
+    following = asyncio.create_task(page(killed, an_alert()))
+    await pager.until(lambda: "cannot be reached" in killed.problem)
+    following.cancel()
+    await another(pager.url).work()
+    killed = another(gone)
+    closing = asyncio.create_task(killed.resolve("toy", matches=lambda *_: True))
+    await pager.until(lambda: "cannot be reached" in killed.problem)
+    closing.cancel()
+    for _ in range(2):
+        await another(pager.url).work()
+    assert [event["event_action"] for event in pager.taken] == ["trigger", "resolve"]
+
+
+async def test_a_page_goes_out_although_slack_has_the_alert_and_ends_when_a_person_closes_the_incident(
+    tmp_path: Path, pager: Pager
+) -> None:
+    paging = {"url": pager.url, "when": "always"}
+    async with desk(tmp_path, scripts=FALLS, paging=paging) as it:
+        it.bot.alerts.report(an_alert())
+        await it.hears("ALERT: nccl_hang on toy")
+        await pager.until(lambda: pager.taken)
+        await it.run("triage")
+        while it.bot.services.incidents.active("toy") is None:
+            await asyncio.sleep(0.02)
+        await it.say("<@U0GPUONCALL> incident close toy")
+        await pager.until(lambda: len(pager.taken) == 2)
+    assert [event["event"] for event in pager.taken] == ["trigger", "resolve"]
+    assert pager.taken[1]["dedup_key"] == "gpu-oncall/toy/nccl_hang"
+
+
+async def test_doctor_says_whether_the_on_call_can_be_paged(tmp_path: Path, pager: Pager) -> None:
+    async def said(**paging: object) -> tuple[str, str]:
+        settings = toy_settings(tmp_path).model_copy(update={"paging": PagingSettings(**paging)})  # type: ignore[arg-type]
+        (check,) = await check_paging(settings)
+        return check.status, check.detail
+
+    assert await said() == ("warning", "off: while Slack is away nobody hears of an alert")
+    assert (await said(kind="pagerduty"))[0] == (await said(key="k"))[0] == "failed"
+    assert (await said(url=f"http://127.0.0.1:{free_port()}/secret"))[0] == "failed"
+    status, detail = await said(url=pager.url)
+    assert (status, "/enqueue" in detail) == ("ok", False)
+    assert "routing key" in (await said(url=pager.url, kind="pagerduty", key="short"))[1]
+    assert pager.taken == []
 
 
 async def test_the_on_call_is_paged_while_slack_is_away_and_not_while_it_is_there(
