@@ -21,7 +21,9 @@ async def check_paging(settings: Settings) -> list[SetupCheck]:
     if not url:
         if key or paging.kind == "pagerduty":
             what = "paging.url" if key else "paging.key (PagerDuty's routing key)"
-            return [failed("paging", f"nobody is paged: {what} is not set", f"set {what}, or remove [paging]")]
+            return [
+                failed("paging", f"nobody is paged: {what} is not set", f"set {what}, or remove [paging]")
+            ]
         fix = "set [paging] to reach the on-call when Slack does not"
         return [warning("paging", "off: while Slack is away nobody hears of an alert", fix)]
     problems = [text for text in (PAGERS[paging.kind].key_problem(key),) if text]
