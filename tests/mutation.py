@@ -65,7 +65,14 @@ GROUPS = {
         ("gpu_actions/restore/analysis.py", "gpu_actions/restore/sequential.py"),
         ("tests/gpu_actions/restore/test_analysis.py", "tests/gpu_actions/restore/test_sequential.py"),
     ),
-    "gpus": Group(("gpu_actions/triage/checks/gpus.py", "gpu_actions/triage/checks/strangers.py"), JUDGED),
+    "gpus": Group(
+        (
+            "gpu_actions/triage/checks/gpus.py",
+            "gpu_actions/triage/checks/clocks.py",
+            "gpu_actions/triage/checks/strangers.py",
+        ),
+        JUDGED,
+    ),
     "links": Group(("gpu_actions/triage/checks/pcie.py", "gpu_actions/triage/checks/fabric.py"), JUDGED),
     "serving": Group(
         (

@@ -18,9 +18,13 @@ STRANGER_PERCENT = 5
 """A stranger with this share of a GPU makes its power useless as evidence about the tier."""
 
 
+DRIVER_SERVICES = ("nvidia-cuda-mps", "nv-hostengine", "nvidia-persiste")
+"""Names (15 characters, as the kernel has them) of services of the driver: MPS runs the kernels of its clients."""
+
+
 def strangers_of(gpu: GpuReading, own: Collection[int]) -> list[GpuProcess]:
     """Return the processes on a GPU that are not the tier's, the busiest first."""
-    others = [process for process in gpu.processes if process.pid not in own]
+    others = [row for row in gpu.processes if row.pid not in own and not row.name.startswith(DRIVER_SERVICES)]
     return sorted(others, key=lambda one: (-(one.sm_percent or 0), -(one.memory_mib or 0)))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.snapshot.activity import gpus_of_tier
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.check import CheckContext
@@ -18,6 +19,8 @@ from gpu_actions.triage.registry import CHECKS, RULES
 from gpu_actions.triage.rule import CAUSES, rank_of_verdict
 
 _WORST_FIRST = (Severity.CRITICAL, Severity.UNKNOWN, Severity.WATCH, Severity.INFO, Severity.OK)
+
+GPU_COMPONENTS = ("gpu", "kernel_log", *LINK_COMPONENTS)
 
 PERMANENT = ("not_supported", "function_not_found", "no_permission")
 """NVML's reasons for a field that this host does not have, or that this user may not read."""
@@ -39,6 +42,7 @@ def judge(
             summary="nothing was checked: no engine, no process and no GPU is configured",
             action="Name what to check, for example --engine-url URL.",
         )
+    findings = [_of_another_gpu(finding, context) for finding in findings]
     verdicts = [verdict_of_finding(finding, context) for finding in findings]
     kind = max(verdicts, key=rank_of_verdict)
     leading = [finding for finding, verdict in zip(findings, verdicts, strict=True) if verdict is kind]
@@ -64,6 +68,36 @@ def judge(
     )
 
 
+def _of_another_gpu(finding: Finding, context: CheckContext) -> Finding:
+    """Return a finding that calls for a fallback because of a GPU that the tier does not use, with what is true of it."""
+    if not is_elsewhere(finding, context) or RULES[finding.id].verdict is not VerdictKind.FALL_BACK:
+        return finding
+    return finding.model_copy(
+        update={
+            "summary": f"{finding.summary} (the tier serves on other GPUs)"[:300],
+            "action": "No fallback is needed. Keep this GPU out of the next start, and repair it at a quiet time.",
+        }
+    )
+
+
+def is_elsewhere(finding: Finding, context: CheckContext) -> bool:
+    """Return True if a finding is about a GPU that the tier provably does not use: it serves, and NVML lists a process of it on
+    as many other GPUs as it has ranks."""
+    snapshot = context.snapshot
+    nvml, ranks, expected = snapshot.nvml, snapshot.ranks, snapshot.expected.ranks
+    if (
+        finding.component not in GPU_COMPONENTS
+        or not context.progress.moves
+        or None in (nvml, ranks, expected)
+    ):
+        return False
+    assert nvml is not None and ranks is not None and expected is not None  # noqa: S101
+    own = {row.pid for row in ranks.processes if row.is_alive}
+    used = {gpu.subject for gpu in gpus_of_tier(nvml.gpus, own)}
+    is_about_one = finding.subject in {gpu.subject for gpu in nvml.gpus} - used
+    return len(used) >= expected and (is_about_one or (finding.id == "gpu.lost" and finding.subject is None))
+
+
 def verdict_of_finding(finding: Finding, context: CheckContext) -> VerdictKind:
     """Return what a finding leads to here: by its rule, the tier's progress, and the unknowns that this host accepts."""
     rule = RULES[finding.id]
@@ -72,6 +106,8 @@ def verdict_of_finding(finding: Finding, context: CheckContext) -> VerdictKind:
     kind = rule.verdict
     if rule.when_broken is not None and context.progress.broken:
         kind = max(kind, rule.when_broken, key=rank_of_verdict)
+    if kind is VerdictKind.FALL_BACK and is_elsewhere(finding, context):
+        return VerdictKind.WATCH
     is_about_the_tier = rule.component in ("serving", "collective")
     if kind is VerdictKind.FALL_BACK and is_about_the_tier and context.snapshot.expected.tier != "tp":
         return VerdictKind.WATCH  # nothing is below the fallback tier to fall back to

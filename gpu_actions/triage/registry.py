@@ -1,6 +1,7 @@
 """The registry of checks: one line each. docs/triage-rules.md is generated from it."""
 
 from gpu_actions.triage.check import Check
+from gpu_actions.triage.checks.clocks import CLOCKS
 from gpu_actions.triage.checks.collective import COLLECTIVE
 from gpu_actions.triage.checks.completion import COMPLETIONS
 from gpu_actions.triage.checks.crashes import CRASHES
@@ -24,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     COLLECTIVE,
     ROUTER,
     GPUS,
+    CLOCKS,
     STRANGERS,
     NVLINK,
     FABRIC,

@@ -192,6 +192,9 @@ class NvmlReading(Frozen):
     window_s: float | None = Field(default=None, description="between the two samples, measured")
     steady: bool = Field(default=False, description="nothing in the first sample needs a second one")
     pairs_unread: str | None = None
+    unfinished: bool = Field(
+        default=False, description="the deadline ended the reading, though no single call hung"
+    )
 
     @property
     def whole_gpus(self) -> list[GpuReading]:
@@ -279,8 +282,8 @@ async def _run_child(
             f"the NVML child wrote an unexpected line: {redacted_head(str(error), 160)}"
         ) from error
     if reading.window_s is None and reading.init_error is None and reading.hung_call is None:
-        # Its own watchdog did not fire: the deadline ended it.
-        return reading.model_copy(update={"hung_call": "unknown call"})
+        # Its own watchdog, which names a call that hangs, did not fire: it was slow, and the deadline ended it.
+        return reading.model_copy(update={"unfinished": True})
     return reading
 
 

@@ -1,11 +1,12 @@
-"""Each GPU by itself: is it there, what does its driver ask for, memory, heat, and what could not be read."""
+"""Each GPU by itself: is it there, what does its driver ask for, its memory, and what could not be read."""
 
 from collections.abc import Iterator
-from statistics import median
 
 from gpu_actions.models import Finding, Severity, VerdictKind
+from gpu_actions.snapshot.activity import strangers_of
 from gpu_actions.snapshot.collectors.nvml import GpuReading, NvmlReading
 from gpu_actions.triage.check import Check, CheckContext, count
+from gpu_actions.triage.checks.clocks import check_clocks
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
 
 FIELD_230 = "NVML field 230, the driver's own recovery action"
@@ -102,26 +103,6 @@ RULES = Rules(
         "gpu.ecc_corrected", WATCH, "many corrected ECC errors within the window", "Plan a memory test of this GPU.",
         source=DCGM, cause="ecc_uncorrected", threshold="ecc_correctable_delta",
     ),
-    rule(
-        "gpu.thermal", WATCH,
-        "heat slows the GPU down (event reasons 0x20, 0x40), or it is near its slowdown temperature",
-        "Check fans, inlet temperature and neighbouring GPUs; lower the power limit if it stays hot.",
-        source="NVML clocks event reasons", cause="thermal", threshold="temperature_margin_c",
-    ),
-    rule(
-        "gpu.slowdown", WATCH, "hardware slowdown or power brake (event reasons 0x8, 0x80) in both samples",
-        "Check power supplies and the rack's power limit.", source="NVML clocks event reasons", cause="throttling",
-    ),
-    rule(
-        "gpu.clock_low", WATCH, "the clock of a busy GPU is far below its maximum, and NVML names no reason",
-        "Run nvidia-smi -q -d CLOCK,PERFORMANCE. Lift a clock limit (nvidia-smi -rgc), or reset the GPU at a quiet time.",
-        source="NVML SM clock, utilisation and clocks event reasons", cause="throttling", threshold="clock_low_share",
-    ),
-    rule(
-        "gpu.straggler", WATCH, "one GPU of several runs slower than the others, which wait for it at each collective",
-        "Look at this GPU first: its power limit, its cooling, its clocks. The others are not at fault.",
-        source="SM clocks of the busy GPUs compared", cause="throttling", threshold="straggler_share",
-    ),
     rule("gpu.mig", INFO, "MIG is on: links and P2P do not apply", source="NVML MIG mode"),
     rule(
         "gpu.memory_held", WATCH, "the tier is stopped on purpose, but a process still holds GPU memory",
@@ -152,13 +133,6 @@ PROHIBITED = 2
 OTHER_CHECKS = ("links",)
 """Readings that other checks report."""
 
-HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x8, 0x20, 0x40, 0x80
-CLOCK_SETTING, SW_POWER_CAP, SYNC_BOOST = 0x2, 0x4, 0x10
-"""NVML's clocks event reasons."""
-NAMED_LIMITS = CLOCK_SETTING | SW_POWER_CAP | SYNC_BOOST
-"""Reasons that explain a low clock and are no fault."""
-BUSY_PERCENT = 50
-
 
 def check_gpus(context: CheckContext) -> Iterator[Finding]:
     """Judge all GPUs."""
@@ -173,10 +147,13 @@ def check_gpus(context: CheckContext) -> Iterator[Finding]:
     findings = [*_host(context, nvml)]
     for gpu in nvml.gpus:
         findings += _gpu(context, gpu)
-    findings += _stragglers(context, nvml)
     findings += _unread(nvml)
     yield from findings
-    bad = {finding.subject for finding in findings if finding.severity not in (Severity.OK, Severity.INFO)}
+    bad = {
+        finding.subject
+        for finding in (*findings, *check_clocks(context))
+        if finding.severity not in (Severity.OK, Severity.INFO)
+    }
     fine = [gpu for gpu in nvml.gpus if gpu.error is None and gpu.subject not in bad]
     if fine:
         yield RULES.finding("gpu.ok", f"no fault found on {len(fine)} of {count(len(nvml.gpus), 'GPU')}")
@@ -193,6 +170,12 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
             gpu=nvml.hung_gpu,
             subject=None if nvml.hung_gpu is None else f"GPU {nvml.hung_gpu}",
         )
+    if nvml.unfinished:
+        yield RULES.finding(
+            "gpu.unread",
+            f"only {len(nvml.gpus)} of {nvml.count or 'all'} GPUs were read in time: each call returned, slowly",
+            field="nvml",
+        )
     if (nvml.init_error or "").startswith(MISMATCH):
         yield RULES.finding(
             "gpu.driver_mismatch", f"NVML does not start: {nvml.init_error}", init_error=nvml.init_error
@@ -205,7 +188,7 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
             field="nvml",
         )
     elif nvml.count is None:
-        if nvml.hung_call is None:
+        if nvml.hung_call is None and not nvml.unfinished:
             yield RULES.finding("gpu.unread", "NVML did not report the number of GPUs", field="count")
     elif expected is not None and nvml.count < expected:
         yield RULES.finding(
@@ -220,7 +203,7 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
     elif nvml.count == 0:
         yield RULES.finding("gpu.unread", "the driver is loaded but lists no GPU", field="count")
     absent = (nvml.count or 0) - len(nvml.gpus) - (nvml.hung_gpu is not None)
-    if absent > 0 and nvml.init_error is None:
+    if absent > 0 and nvml.init_error is None and not nvml.unfinished:
         yield RULES.finding("gpu.unread", f"{count(absent, 'GPU')} could not be reached", field="gpu")
 
 
@@ -241,7 +224,6 @@ def _gpu(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
         yield RULES.on_gpu(gpu, "gpu.unread", f"cannot be read: {gpu.error}", field="gpu", reason=gpu.error)
     else:
         yield from _recovery_and_memory(context, gpu)
-        yield from _heat(context, gpu)
         yield from _use(context, gpu)
 
 
@@ -290,80 +272,13 @@ def _recovery_and_memory(context: CheckContext, gpu: GpuReading) -> Iterator[Fin
             )
 
 
-def _heat(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
-    latest = gpu.latest
-    lasting = (gpu.first.event_reasons or 0) & (latest.event_reasons or 0)
-    limit_c = context.thresholds.temperature_watch_c
-    if gpu.slowdown_temperature_c:
-        limit_c = gpu.slowdown_temperature_c - context.thresholds.temperature_margin_c
-    is_slowed = bool(lasting & (SW_THERMAL | HW_THERMAL))
-    evidence = {
-        "event_reasons": f"{lasting:#x}",
-        "temperature_c": latest.temperature_c,
-        "limit_c": limit_c,
-        "power_w": latest.power_w,
-        "sm_clock_mhz": latest.sm_clock_mhz,
-    }
-    if is_slowed or (latest.temperature_c is not None and latest.temperature_c >= limit_c):
-        temperature = "temperature unknown" if latest.temperature_c is None else f"{latest.temperature_c} C"
-        yield RULES.on_gpu(
-            gpu, "gpu.thermal", temperature + (", slowed down by heat" if is_slowed else ""), **evidence
-        )
-    if lasting & (POWER_BRAKE | HW_SLOWDOWN) and not lasting & HW_THERMAL:
-        what = "power brake" if lasting & POWER_BRAKE else "hardware slowdown"
-        yield RULES.on_gpu(gpu, "gpu.slowdown", what, **evidence)
-
-
-def _is_busy(gpu: GpuReading) -> bool:
-    """Return True if it was busy at both ends of the window."""
-    used = [sample.utilisation_percent for sample in (gpu.first, gpu.latest)]
-    return all(percent is not None and percent >= BUSY_PERCENT for percent in used)
-
-
-def _clock_mhz(gpu: GpuReading) -> int | None:
-    """Return the higher of its two clock readings: a moment of waiting does not make it slow."""
-    clocks = [clock for sample in (gpu.first, gpu.latest) if (clock := sample.sm_clock_mhz) is not None]
-    return max(clocks, default=None)
-
-
-def _stragglers(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
-    """Find a busy GPU that is slower than its busy peers, and one whose clock is low without a reason.
-
-    A GPU whose reason NVML names (heat, power brake) has a finding of its own; a power cap that only one has is its reason.
-    """
-    limits = context.thresholds
-    busy = [gpu for gpu in nvml.gpus if gpu.error is None and not gpu.mig and _is_busy(gpu)]
-    for gpu in busy:
-        clock, reasons = _clock_mhz(gpu), (gpu.first.event_reasons or 0) & (gpu.latest.event_reasons or 0)
-        peers = [
-            other_clock
-            for other in busy
-            if other is not gpu and other.name == gpu.name and (other_clock := _clock_mhz(other)) is not None
-        ]
-        if clock is None or reasons & (HW_SLOWDOWN | SW_THERMAL | HW_THERMAL | POWER_BRAKE):
-            continue
-        capped = ", at its power limit" if reasons & SW_POWER_CAP else ""
-        evidence = {"sm_clock_mhz": clock, "event_reasons": f"{reasons:#x}", "power_w": gpu.latest.power_w}
-        usual = median(peers) if len(peers) >= 2 else None
-        if usual is not None and clock < limits.straggler_share * usual:
-            text = f"{clock} MHz under load{capped}, the others run at {usual:.0f} MHz and wait for it"
-            yield RULES.on_gpu(gpu, "gpu.straggler", text, usual_mhz=usual, **evidence)
-        elif (
-            gpu.max_sm_clock_mhz
-            and clock < limits.clock_low_share * gpu.max_sm_clock_mhz
-            and not reasons & NAMED_LIMITS
-        ):
-            text = f"{clock} MHz under load, {gpu.max_sm_clock_mhz} MHz are possible, no reason given"
-            yield RULES.on_gpu(gpu, "gpu.clock_low", text, max_sm_clock_mhz=gpu.max_sm_clock_mhz, **evidence)
-
-
 def _use(context: CheckContext, gpu: GpuReading) -> Iterator[Finding]:
     if gpu.mig:
         yield RULES.on_gpu(gpu, "gpu.mig", "partitioned by MIG")
     if gpu.compute_mode == PROHIBITED:
         yield RULES.on_gpu(gpu, "gpu.prohibited", "its compute mode is Prohibited")
     expected = context.snapshot.expected
-    strays = [process for process in gpu.processes if process.pid not in expected.other_pids]
+    strays = strangers_of(gpu, expected.other_pids)
     if strays and not expected.tier_expected:
         held_gib = sum(process.memory_mib or 0 for process in strays) / 1024
         pids = ", ".join(str(process.pid) for process in strays[:4])

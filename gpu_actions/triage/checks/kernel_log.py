@@ -44,7 +44,7 @@ RULES = Rules(
     ),
     rule(
         "kernel_log.reset", CRITICAL,
-        "an Xid that only a GPU reset clears (46, 62, 64, 95, 109, 110, 119, 120, 140, 143)",
+        "an Xid that only a GPU reset clears (46, 62, 64, 95, 109, 110, 119, 120, 140, 143, 158)",
         "Fall back, and reset that GPU once nothing uses it.", source=CATALOGUE, cause="gpu_reset_required",
     ),
     rule(
@@ -57,7 +57,7 @@ RULES = Rules(
         when_broken=VerdictKind.FALL_BACK,
     ),
     rule(
-        "kernel_log.ecc", CRITICAL, "an uncorrected ECC error (Xid 48)",
+        "kernel_log.ecc", CRITICAL, "an uncorrected ECC error (Xid 48, 171, 172)",
         "Fall back to another GPU and reset this one.", source=CATALOGUE, cause="ecc_uncorrected",
     ),
     rule(
@@ -65,7 +65,8 @@ RULES = Rules(
         "Restart the tier if it is down, and reset the GPU later.", source=CATALOGUE, cause="ecc_uncorrected",
     ),
     rule(
-        "kernel_log.remap", WATCH, "a memory row was recorded for remapping (Xid 63, 92)",
+        "kernel_log.remap", WATCH,
+        "a memory row was recorded for remapping (Xid 63, 92), or a part of the GPU was retired (156, 157)",
         "Reset the GPU at the next quiet time.", source=CATALOGUE, cause="row_remap_pending",
     ),
     rule(
@@ -118,6 +119,11 @@ XIDS: dict[int, tuple[str, str]] = {
     **dict.fromkeys(range(144, 151), ("nvlink", "NVLink 5 error")),
     154: ("recovery", "GPU recovery action changed"),
     155: ("nvlink", "NVLink software defined error"),
+    156: ("remap", "a part of the GPU was retired"),
+    157: ("remap", "a part of the GPU could not be retired: no spare is left"),
+    158: ("reset", "GPU fatal time-out"),
+    171: ("ecc", "uncorrected error of its DRAM"),
+    172: ("ecc", "uncorrected error of its SRAM"),
 }
 """The rule and the meaning of each Xid."""
 

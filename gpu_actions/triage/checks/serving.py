@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpu_actions.models import Finding, VerdictKind
-from gpu_actions.serving.condition import Condition
+from gpu_actions.serving.condition import Activity, Condition
+from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.progress import READS, TierProgress
 from gpu_actions.snapshot.replicas import hung_replicas, part_of, replicas_of
 from gpu_actions.triage.check import Check, CheckContext
@@ -317,12 +318,34 @@ def _counters(context: CheckContext, progress: TierProgress) -> Iterator[Finding
         yield RULES.finding(
             "serving.restarted", f"the token counter fell from {before:g} to {after:g}", **progress.evidence()
         )
-    elif proved and after == before and (progress.running or 0) > 0:
+    elif proved and after - before <= _own_tokens(snapshot.completion) and _only_ours_moved(context):
+        flat = "the token counter is flat" if after == before else "no token but those of the completion came"
         yield RULES.finding(
             "serving.flat",
-            f"{progress.running:g} running and the token counter is flat, but the synthetic completion got its tokens",
+            f"{progress.running:g} running and {flat}, but the synthetic completion got its tokens",
             **progress.evidence(),
         )
+
+
+def _own_tokens(completion: CompletionReading | None) -> int:
+    """Return how many of the counted tokens are those of our own completions."""
+    if completion is None:
+        return 0
+    each = {one.url: one for one in (completion, *completion.replicas)}
+    return sum(one.tokens for one in each.values() if one.outcome == "ok")
+
+
+def _only_ours_moved(context: CheckContext) -> bool:
+    """Return True if requests ran all the time, and neither the KV cache nor the processors show that a prompt is read.
+
+    Replicas are judged one by one.
+    """
+    engine, progress = context.snapshot.engine, context.progress
+    if engine is None or engine.samples[-1].replicas or progress.activity is Activity.WORKING:
+        return False
+    first, last = engine.samples[0], engine.samples[-1]
+    fills = (last.kv_cache_usage or 0) > (first.kv_cache_usage or 0)
+    return bool(first.running and last.running) and not fills
 
 
 def _counter_problem(context: CheckContext, progress: TierProgress) -> str:

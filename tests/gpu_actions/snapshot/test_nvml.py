@@ -11,10 +11,12 @@ import pytest
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Severity, Verdict
 from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.collectors import nvml
 from gpu_actions.snapshot.collectors.nvml import collect_nvml
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.judge import judge
+from tests.gpu_actions.triage import builders as make
 
 Install = Callable[..., Path]
 LIMITS = TriageThresholds(window_s=0.2, nvml_stall_s=0.5)
@@ -229,6 +231,17 @@ def test_an_init_that_never_returns_is_a_finding_within_its_deadline(fake_nvml: 
     began = time.monotonic()
     reading = asyncio.run(collect_nvml(expect_gpus=8, window_s=0.2, stall_s=0.4))
     assert reading.hung_call == "nvmlInit" and time.monotonic() - began < 3
+
+
+def test_a_driver_that_answers_each_call_slowly_is_unread_and_does_not_hang(
+    fake_nvml: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "START_ALLOWANCE_S", 0.6)
+    fake_nvml("gpus=8", "latency_us=20000")
+    reading = asyncio.run(collect_nvml(expect_gpus=8, window_s=0.2, stall_s=0.6))
+    assert (reading.unfinished, reading.hung_call) == (True, None) and len(reading.gpus) < 8
+    verdict = judge(make.healthy(nvml=reading))
+    assert (verdict.verdict, verdict.cause) == ("unknown", "unknown")
 
 
 def test_a_host_without_gpus_is_skipped_and_gets_no_unknown_finding(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import (
     cases_crashes,
     cases_deep,
+    cases_fleet,
     cases_gpus,
     cases_kernel_log,
     cases_links,
@@ -29,6 +30,7 @@ PARTS = (
     cases_slots,
     cases_kernel_log,
     cases_deep,
+    cases_fleet,
 )
 CASES: dict[str, tuple[Any, ...]] = {name: case for part in PARTS for name, case in part.CASES.items()}
 assert len(CASES) == sum(len(part.CASES) for part in PARTS), "two cases have one name"
