@@ -155,6 +155,7 @@ def build(
             artifacts=artifacts,
             incidents=incidents,
             folder=settings.state_dir / "reports",
+            identity=identity,
         ),
         actions=specs,
         identity=identity,

@@ -159,19 +159,21 @@ def reported(incident: IncidentRecord, kept_at: str) -> Message:
     return plain(f":white_check_mark: The report of {code(incident.id)} is in its thread and pinned.")
 
 
-def report(facts: "IncidentFacts") -> Message:
-    """Return the message above a report's files: how it stands, the summary, what is left to do."""
+def report(facts: "IncidentFacts", *, canvas: str = "") -> Message:
+    """Return the message above a report's files: how it stands, the summary, what is left to do, the link of its canvas."""
     incident = facts.incident
     state = "is closed" if incident.status is IncidentStatus.CLOSED else "is still open"
     first = f"REPORT: {incident.title} ({incident.id} {state})"
     lines = tuple(one_line(sentence, 300) for sentence in facts.summary)
     left = f"{count(len(facts.follow_ups), 'follow-up')}, {count(len(facts.deviations), 'deviation')} from the runbook"
+    it = link(canvas, "the canvas") if canvas else "it"
+    files = "the page with its charts, and JSON," if canvas else "Markdown, HTML and JSON"
     return compose(
         one_line(first),
         [
             header(first),
-            section(f"*What to do:* read it, correct it, and work through the follow-ups ({left})."),
+            section(f"*What to do:* read {it}, correct it, and work through the follow-ups ({left})."),
             Lines(lines, noun="sentences"),
-            footnote(f"report of {clock(facts.made_at, with_date=True)}; Markdown, HTML and JSON below"),
+            footnote(f"report of {clock(facts.made_at, with_date=True)}; {files} below"),
         ],
     )

@@ -43,7 +43,7 @@ class Identity:
         self._needed = set(bot_scopes(rooms=rooms))
         self.user_id = user_id
         self.name = "gpu-oncall"
-        self.bot_id = self.team_id = ""
+        self.bot_id = self.team_id = self.team_url = ""
         self.problem = ""
         self.missing_scopes: tuple[str, ...] = ()
         self.known = asyncio.Event()
@@ -81,7 +81,7 @@ class Identity:
         except UNREACHABLE as error:
             return f"Slack cannot be reached: {redacted_head(repr(error), 200)}"
         self.user_id, self.bot_id = str(answer["user_id"]), str(answer.get("bot_id") or "")
-        self.team_id = str(answer["team_id"])
+        self.team_id, self.team_url = str(answer["team_id"]), str(answer.get("url") or "")
         self.name = str(answer.get("user") or self.name)
         granted = {scope.strip() for scope in answer.headers.get("x-oauth-scopes", "").split(",")} - {""}
         missing = tuple(sorted(self._needed - granted)) if granted else ()

@@ -12,6 +12,9 @@ from bot.settings.model import SlackSettings
 
 SCOPES: dict[str, tuple[str, ...]] = {
     "auth_test": (),
+    "canvases_access_set": ("canvases:write",),
+    "canvases_create": ("canvases:write",),
+    "canvases_delete": ("canvases:write",),
     "chat_postMessage": ("chat:write",),
     "chat_postEphemeral": ("chat:write",),
     "chat_update": ("chat:write",),

@@ -1,4 +1,7 @@
-"""Publish an incident's report: written to the state folder, uploaded to the incident's thread, pinned to its channel."""
+"""Publish an incident's report: written to the state folder, posted in the incident's thread, pinned to its channel.
+
+People edit the Markdown as a canvas where the workspace allows one, and as a file otherwise.
+"""
 
 import asyncio
 import contextlib
@@ -12,6 +15,8 @@ from bot.incidents.artifacts import ArtifactStore
 from bot.incidents.incidents import Incidents
 from bot.incidents.report.collect import read_facts, write_report
 from bot.presenter import incidents as texts
+from bot.slack.canvas import create_canvas
+from bot.slack.identity import Identity
 from bot.slack.posts import SLACK_FAILURES, post
 from bot.store.records import IncidentRecord, Person
 from bot.store.store import Store
@@ -20,6 +25,7 @@ from gpu_actions.system.redact import redacted_head
 log = structlog.get_logger()
 
 BOT = Person(id="bot", name="gpu-oncall")
+MAX_TITLE = 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,7 @@ class Reports:
     artifacts: ArtifactStore
     incidents: Incidents
     folder: Path
+    identity: Identity
 
     async def publish(self, incident: IncidentRecord, *, by: Person) -> str:
         """Write the report and post it in the incident's thread. Return where it is if Slack does not take it, else ''."""
@@ -38,9 +45,10 @@ class Reports:
         facts = await asyncio.to_thread(read_facts, self.store, incident.id)
         self.incidents.decide(incident.id, by=by, what="report", text="report written")
         try:
-            ts = await post(self.client, texts.report(facts), incident.place)
+            canvas = await self._canvas(incident, paths[0])
+            ts = await post(self.client, texts.report(facts, canvas=canvas), incident.place)
             thread = incident.place.thread_ts or ts
-            for path in paths:
+            for path in paths[1:] if canvas else paths:
                 await self.client.files_upload_v2(
                     file=str(path),
                     filename=path.name,
@@ -61,6 +69,18 @@ class Reports:
             )
         await self._bookmark(incident, ts)
         return ""
+
+    async def _canvas(self, incident: IncidentRecord, path: Path) -> str:
+        """Return the link of a canvas with the report, or an empty string where the workspace allows none."""
+        markdown = await asyncio.to_thread(path.read_text)
+        title = f"{incident.id}: {incident.title}"[:MAX_TITLE]
+        try:
+            return await create_canvas(
+                self.client, self.identity, title=title, markdown=markdown, channel=incident.place.channel
+            )
+        except SLACK_FAILURES as error:
+            log.info("no canvas", incident=incident.id, error=redacted_head(str(error), 300))
+            return ""
 
     async def _bookmark(self, incident: IncidentRecord, ts: str) -> None:
         """Put the newest report at the top of the incident's own channel."""

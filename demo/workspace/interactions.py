@@ -9,7 +9,7 @@ from demo.workspace import payloads
 from demo.workspace.blocks import BlocksError
 from demo.workspace.controls import chosen_action, missing_inputs
 from demo.workspace.open_interactions import OpenInteractions
-from demo.workspace.reactions import add_reaction
+from demo.workspace.reactions import add_reaction, remove_reaction
 from demo.workspace.records import Channel, JsonObject, Message
 from demo.workspace.socket_mode import Delivery, SocketMode
 from demo.workspace.state import SLACKBOT, State
@@ -100,13 +100,17 @@ class Interactions:
                     self._socket_mode.deliver_event(event)
         return ActResult(ok=True, kind="message", ts=message.ts)
 
-    async def react(self, *, user: str, channel: str, ts: str, name: str) -> ActResult:
-        """Put a reaction on a message as `user`. Raises ActError for an unknown message, or one that has it already."""
+    async def react(self, *, user: str, channel: str, ts: str, name: str, away: bool = False) -> ActResult:
+        """Put a reaction on a message as `user`, or take it `away`. Raises ActError for an unknown message, or one that has it
+        already (or does not have it)."""
         person, place = self._who_and_where(user, channel)
         message = self._state.public_message(place.id, ts)
         if message is None:
             raise ActError(f"there is no message {ts} in {place.name or 'this conversation'}", 404)
-        if not add_reaction(self._state, self._socket_mode, person.id, place, message, name):
+        if away:
+            if not remove_reaction(self._state, person.id, message, name):
+                raise ActError(f"{person.name} has not put :{name}: there")
+        elif not add_reaction(self._state, self._socket_mode, person.id, place, message, name):
             raise ActError(f"{person.name} has put :{name}: there already")
         return ActResult(ok=True, kind="reaction", ts=ts)
 

@@ -7,9 +7,11 @@ send without a permission that the workspace never grants.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 
 from aiohttp import WSMsgType, web
+from markdown_it import MarkdownIt
 
 from demo.workspace.fault_switches import SWITCHES, switch, switched_on
 from demo.workspace.faults import Faults
@@ -47,6 +49,7 @@ class PageRoutes:
             web.get("/archives/{channel}/{message}", self._page),
             web.static("/page", PAGE_FOLDER),
             web.get("/files/{file_id}", self._file),
+            web.get("/docs/{team}/{file_id}", self._canvas),
             web.get("/client/state", self._whole_state),
             web.get("/client/live", self._changes),
             web.get("/client/messages", self._messages),
@@ -79,6 +82,23 @@ class PageRoutes:
                 "Content-Disposition": f'{"inline" if inline else "attachment"}; filename="{name}"',
                 "Content-Security-Policy": "default-src 'none'; sandbox",
             },
+        )
+
+    async def _canvas(self, request: web.Request) -> web.StreamResponse:
+        """Show a canvas to those who have access: members of a channel that was given it, or people by name."""
+        canvas = self._state.files.get(request.match_info["file_id"])
+        if canvas is None or not canvas.is_canvas or request.match_info["team"] != self._state.team.id:
+            return web.Response(status=404, text="there is no such canvas; it may have been deleted\n")
+        viewer = self._viewer(request) if "user" in request.query else next(iter(self._state.people))
+        places = [self._state.channels[place] for place in canvas.access if place in self._state.channels]
+        if viewer not in canvas.access and not any(viewer in place.members for place in places):
+            return web.Response(status=403, text="you have no access to this canvas; ask its owner\n")
+        markdown = (self._state.content(canvas.id) or b"").decode()
+        body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+        return web.Response(
+            text=f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(canvas.title)}</title>{body}",
+            content_type="text/html",
+            headers={"Content-Security-Policy": "default-src 'none'; sandbox"},
         )
 
     # state
@@ -200,7 +220,8 @@ class PageRoutes:
         return asdict(await self._interactions.press(**texts, block_id=block_id, selected=selected))
 
     async def _react(self, request: web.Request, body: JsonObject) -> JsonObject:
-        return asdict(await self._interactions.react(**_texts(body, "user", "channel", "ts", "name")))
+        texts = _texts(body, "user", "channel", "ts", "name")
+        return asdict(await self._interactions.react(**texts, away=body.get("away") is True))
 
     async def _submit_view(self, request: web.Request, body: JsonObject) -> JsonObject:
         values = body["values"] if isinstance(body.get("values"), dict) else {}

@@ -91,6 +91,9 @@ class StoredFile:
     completed: bool = False
     created: int = field(default_factory=_now_s)
     shares: list[JsonObject] = field(default_factory=list)
+    is_canvas: bool = False
+    access: dict[str, str] = field(default_factory=dict)
+    """Of a canvas: the level of access by channel id or user id."""
 
     @property
     def media_type(self) -> str:

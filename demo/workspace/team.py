@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 DEFAULT_SCOPES = (
-    "app_mentions:read", "bookmarks:read", "bookmarks:write", "channels:history", "channels:join", "channels:manage",
-    "channels:read", "chat:write", "chat:write.public", "commands", "files:read", "files:write", "groups:history",
-    "groups:read", "im:history", "im:read", "im:write", "pins:read", "pins:write", "reactions:read", "reactions:write",
-    "usergroups:read", "users.profile:read", "users:read",
+    "app_mentions:read", "bookmarks:read", "bookmarks:write", "canvases:write", "channels:history", "channels:join",
+    "channels:manage", "channels:read", "chat:write", "chat:write.public", "commands", "files:read", "files:write",
+    "groups:history", "groups:read", "im:history", "im:read", "im:write", "pins:read", "pins:write",
+    "reactions:read", "reactions:write", "usergroups:read", "users.profile:read", "users:read",
 )  # fmt: skip
 """Scopes of the bot token. A method that needs one of them is refused without it (`missing_scope`)."""
 
@@ -88,6 +88,7 @@ class Team:
     id: str = "T0LOCAL"
     name: str = "GPU on-call"
     domain: str = "gpu-oncall-local"
+    plan: Literal["paid", "free"] = "paid"
     app: App = App()
     users: tuple[User, ...] = (
         User("U0ONCALL", "oncall", "Olga Call", "on-call engineer"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from playwright.async_api import Error, Locator, Page, async_playwright, expect
 
+from bot.incidents.incidents import Incidents
 from bot.store.records import RunStatus, StepStatus
 from tests.scenarios.incident import Incident
 
@@ -179,7 +180,25 @@ async def look_back(it: Incident, people: Screens, picture: Picture) -> None:
     approved = card(desk, "Approved by @lead", within="#replies")
     await expect(approved.get_by_role("button", name="Approve")).to_have_count(0, timeout=PATIENCE_MS)
     await picture(desk, "workspace")
+    await records(it, people)
     await desk.locator("#app-status button").click()
     await expect(desk.locator("#home")).to_contain_text("What you may do", timeout=PATIENCE_MS)
     await expect(desk.locator("#home")).to_contain_text("Open incidents")
     await picture(desk, "home")
+
+
+async def records(it: Incident, people: Screens) -> None:
+    """The on-call engineer writes what happened; the lead's reaction takes it into the incident's record."""
+    phone, desk = people.phone, people.desk
+    await phone.fill("#thread-composer textarea", "rank 1 was stopped by hand at 11:02")
+    await phone.press("#thread-composer textarea", "Enter")
+    said = card(desk, "rank 1 was stopped by hand", within="#replies")
+    await said.hover()
+    await said.get_by_title("Add a reaction").click()
+    await said.get_by_role("button", name="React with memo").click()
+    await expect(said.locator(".reaction.mine")).to_be_visible()
+    await expect(card(desk, "Recorded in", within="#replies")).to_be_visible(timeout=PATIENCE_MS)
+    incidents = Incidents(it.store)
+    entries = incidents.timeline(incidents.newest()[0].id)
+    (found,) = [one for one in entries if one.kind == "message"]
+    assert found.text == "rank 1 was stopped by hand at 11:02" and found.data["chosen_by"] != found.actor

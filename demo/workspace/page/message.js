@@ -12,6 +12,16 @@ const CHIP = [
   ["circle", { cx: 12, cy: 12, r: 2.6, fill: "#4ade80" }],
 ];
 const GROUP_SECONDS = 300;
+const SMILE = [
+  ["circle", { cx: 11, cy: 13, r: 8, fill: "none", stroke: "currentColor", "stroke-width": 1.8 }],
+  ["path", { d: "M7.5 15a4 4 0 0 0 7 0M8.500 10.500v1m5-1v1M20 2v6M17 5h6", fill: "none", stroke: "currentColor", "stroke-width": 1.8, "stroke-linecap": "round" }],
+];
+const PALETTE = ["memo", "eyes", "white_check_mark", "warning", "raised_hand"];
+
+async function react(message, store, name, away) {
+  const answer = await post("/client/react", { user: store.user, channel: message.channel, ts: message.ts, name, away });
+  if (!answer.ok) toast(answer.error);
+}
 
 function time(ts) {
   const date = new Date(Number(ts) * 1000);
@@ -38,6 +48,23 @@ function file(entry) {
   return h("a", { class: "file", href: `${path}?download=1`, download: entry.name }, h("span", { class: "file-type" }, entry.filetype.slice(0, 4).toUpperCase()), names);
 }
 
+// A reaction: a press puts the reader's own there too, or takes it away again.
+function reaction(entry, message, store) {
+  const isMine = entry.users.includes(store.me.id);
+  const about = { class: `reaction${isMine ? " mine" : ""}`, title: entry.users.map((id) => store.names.user(id)).join(", ") };
+  return h("button", { type: "button", ...about, onclick: () => react(message, store, entry.name, isMine) }, emoji(entry.name), ` ${entry.count}`);
+}
+
+function reactionMenu(message, store) {
+  const palette = h("div", { class: "palette" });
+  const choice = (name) => {
+    const isMine = (message.reactions ?? []).some((entry) => entry.name === name && entry.users.includes(store.me.id));
+    return h("button", { type: "button", class: "plain", "aria-label": `React with ${name}`, onclick: () => react(message, store, name, isMine) }, emoji(name));
+  };
+  const open = () => palette.replaceChildren(...PALETTE.map(choice));
+  return h("details", { class: "react", ontoggle: open }, h("summary", { title: "Add a reaction", "aria-label": "Add a reaction" }, drawing(SMILE, "", "smile")), palette);
+}
+
 function body(message, store) {
   const context = {
     names: store.names,
@@ -52,7 +79,7 @@ function body(message, store) {
   if (message.files?.length) parts.push(h("div", { class: "files" }, message.files.map(file)));
   if (message.edited) parts.push(h("span", { class: "edited" }, "(edited)"));
   if (message.reactions?.length) {
-    const shown = message.reactions.map((entry) => h("span", { class: "reaction", title: entry.users.map((id) => store.names.user(id)).join(", ") }, emoji(entry.name), ` ${entry.count}`));
+    const shown = message.reactions.map((entry) => reaction(entry, message, store));
     parts.push(h("div", { class: "reactions" }, shown));
   }
   return parts;
@@ -81,7 +108,8 @@ function messageElement(message, store, { open, isContinued }) {
   const reply = canReply ? h("button", { type: "button", class: "reply", title: "Reply in thread", onclick: () => open(message.ts) }, "Reply") : null;
   const classes = `message${isContinued ? " continued" : ""}${isPrivate ? " private" : ""}`;
   const side = isContinued ? h("span", { class: "gutter" }, time(message.ts)) : avatar(store, message.user);
-  return h("article", { class: classes, data: { ts: message.ts, user: name } }, side, content, reply);
+  const tools = isPrivate ? null : h("div", { class: "tools" }, reactionMenu(message, store), reply);
+  return h("article", { class: classes, data: { ts: message.ts, user: name } }, side, content, tools);
 }
 
 // A list of messages in order of time that stays scrolled to its end.

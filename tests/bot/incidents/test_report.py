@@ -4,12 +4,15 @@
 read and corrected by a person, and is kept beside it as `report.md`.
 """
 
+import dataclasses
 import datetime
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from bot.incidents.artifacts import ArtifactStore
@@ -229,8 +232,8 @@ def test_the_steps_that_a_stopped_run_never_came_to_are_named(recorded: Store) -
     assert fallback.plan.steps[-1].title in left and "did not run" in left
 
 
-async def test_the_report_is_posted_in_the_thread_and_pinned_also_when_the_incident_is_closed(
-    tmp_path: Path,
+async def test_the_report_is_a_canvas_where_the_plan_allows_one_else_a_file_and_pinned_also_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with desk(tmp_path, scripts={"triage": "verdict:look", "fallback": "count:a"}) as it:
         await it.say("/incident open toy it is slow")
@@ -244,6 +247,11 @@ async def test_the_report_is_posted_in_the_thread_and_pinned_also_when_the_incid
         assert "is in its thread" in await it.answer("/incident report")
         message = await it.hears("REPORT: it is slow")
         assert message.thread_ts == root.ts and "is still open" in message.text
+        (link,) = set(re.findall(r"http://[^|>)\s]+/docs/T0LOCAL/F\w+", str(message)))
+        async with aiohttp.ClientSession() as browser, browser.get(link, params={"user": "viewer"}) as page:
+            assert page.status == 200 and "<h2>Follow-ups</h2>" in await page.text()
+        team = it.workspace.state.team
+        monkeypatch.setattr(it.workspace.state, "team", dataclasses.replace(team, plan="free"))
         assert "is closed. Its report" in await it.answer("@gpu-oncall incident close")
         incident = it.bot.services.incidents.latest("toy")
         assert incident is not None
@@ -251,7 +259,7 @@ async def test_the_report_is_posted_in_the_thread_and_pinned_also_when_the_incid
         assert len(pins["items"]) == 2
         replies = await it.bot.client.conversations_replies(channel=root.channel, ts=root.ts)
         names = [file["name"] for reply in replies["messages"] for file in reply.get("files", [])]
-        assert names.count(f"{incident.id}.md") == 2 and f"{incident.id}.html" in names
+        assert names.count(f"{incident.id}.md") == 1 and names.count(f"{incident.id}.html") == 2
         report = (it.state_dir / "reports" / f"{incident.id}.md").read_text()
         assert "| state | closed, SEV2 |" in report
         assert "| lead | oncall |" in report

@@ -179,6 +179,15 @@ async def test_an_incident_can_be_played_on_the_page(
     await write(page, "@gpu-oncall thanks", "#thread-composer")
     await expect(page.locator("#replies article").last).to_contain_text("@gpu-oncall thanks")
     await expect(article.get_by_role("button", name="2 replies")).to_be_visible()
+    # A person reacts to it, sees that, and takes it away again.
+    thanks = page.locator("#replies article").last
+    await thanks.hover()
+    await thanks.get_by_title("Add a reaction").click()
+    await thanks.get_by_role("button", name="React with memo").click()
+    mine = thanks.locator(".reaction.mine")
+    await expect(mine).to_contain_text("1")
+    await mine.click()
+    await expect(mine).to_have_count(0)
     await write(page, "/triage", "#thread-composer")
     await expect(page.locator("#replies article.private")).to_contain_text("not supported in threads")
 

@@ -1,6 +1,7 @@
 """The Web API at its edges: tokens, bodies, threads, edits, pages, metadata, reactions, channels, modals, middlewares."""
 
 import asyncio
+import dataclasses
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.http_retry.builtin_async_handlers import AsyncRateLimitErrorRetryHandler
 from slack_sdk.web.async_client import AsyncWebClient
 
+from bot.slack.canvas import fitted
 from demo.workspace import Workspace, WorkspaceClient, open_interactions
 from demo.workspace.client import WorkspaceError
 from demo.workspace.team import DEFAULT_SCOPES, App, Team
@@ -274,6 +276,34 @@ async def test_reactions_and_pins_are_set_once_and_removed_once(api: AsyncWebCli
     assert link["bookmark"]["title"] == "Runbook"
     bad = api.bookmarks_add(channel_id=HERE, title="x", type="link", link="javascript:alert(1)")
     assert await refused(bad) == "invalid_link"
+
+
+async def test_a_canvas_is_as_strict_as_slack_s(workspace: Workspace, api: AsyncWebClient) -> None:
+    def content(markdown: str) -> dict[str, str]:
+        return {"type": "markdown", "markdown": markdown}
+
+    long = "\n".join(["| a | b | c |", "|---|---|---|", *(f"| {n} | x | y |" for n in range(120))])
+    for markdown in (long, "#### deep", "> - a list", "x" * 2**20 + "x"):
+        call = api.canvases_create(title="t", document_content=content(markdown))
+        assert await refused(call) == "canvas_creation_failed"
+    assert fitted(long).count("| a | b | c |") == 2 and fitted(long).count(" | x | y |") == 120
+    plain = await api.canvases_create(title="t", document_content=content(fitted(f"# x\n\n{long}")))
+    canvas = str(plain["canvas_id"])
+    both = {"canvas_id": canvas, "access_level": "read", "channel_ids": [HERE], "user_ids": ["U0LEAD"]}
+    assert await refused(api.canvases_access_set(**both)) == "invalid_parameters"
+    nowhere = api.canvases_access_set(canvas_id=canvas, access_level="read", channel_ids=["C0NOWHERE"])
+    assert await refused(nowhere) == "channel_not_found"
+    async with aiohttp.ClientSession() as browser:  # who was not given access cannot open it
+        async with browser.get(f"{workspace.url}/docs/T0LOCAL/{canvas}", params={"user": "oncall"}) as page:
+            assert page.status == 403
+        await api.canvases_access_set(canvas_id=canvas, access_level="write", channel_ids=[HERE])
+        async with browser.get(f"{workspace.url}/docs/T0LOCAL/{canvas}", params={"user": "oncall"}) as page:
+            assert "<h1>x</h1>" in await page.text()
+    await api.canvases_delete(canvas_id=canvas)
+    assert await refused(api.canvases_delete(canvas_id=canvas)) == "canvas_not_found"
+    workspace.state.team = dataclasses.replace(workspace.state.team, plan="free")
+    alone = api.canvases_create(title="t", document_content=content("x"))
+    assert await refused(alone) == "free_teams_cannot_create_non_tabbed_canvases"
 
 
 async def test_a_file_needs_its_bytes_and_its_announced_size(
