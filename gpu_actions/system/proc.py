@@ -134,6 +134,19 @@ def read_file(pid: int, name: str) -> bytes:
         return b""
 
 
+def blocked_threads(pid: int) -> dict[int, tuple[int, str]]:
+    """Return the threads of a process that the kernel blocks (state D), with their CPU ticks and the function they wait in, if
+    that can be read."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+            row = parse_stat(read_file(pid, f"task/{name}/stat").decode(errors="replace"))
+            if row is not None and row.state == "D":
+                wchan = read_file(pid, f"task/{name}/wchan").decode(errors="replace").strip("\0\n ")
+                found[row.pid] = (row.cpu_ticks, wchan if wchan != "0" else "")
+    return found
+
+
 def has_listener(port: int) -> bool:
     """Return True if this network namespace has a socket that listens on a TCP port."""
     listening = re.compile(rf":{port:04X} [0-9A-F]+:0000 0A ")

@@ -3,6 +3,7 @@
 A child process (`gpu_memory_child.py`) reads them, so that a sick driver can hang the child and nothing else.
 """
 
+import asyncio
 import sys
 
 from pydantic import Field, ValidationError
@@ -10,6 +11,7 @@ from pydantic import Field, ValidationError
 from gpu_actions.models import Frozen
 from gpu_actions.system.processes import child_environment, run_process
 from gpu_actions.system.redact import redacted_tail
+from gpu_actions.system.wedged import too_many, wedged_processes
 
 READ_TIMEOUT_S = 10.0
 """Reading 8 GPUs takes 0.3 s on a healthy host (30 ms a GPU were measured); on a sick one a call can hang for minutes."""
@@ -45,6 +47,8 @@ class GpuMemories(Frozen):
 
 async def read_gpus(*, timeout_s: float = READ_TIMEOUT_S) -> GpuMemories:
     """Read all GPUs of this machine. Never raises for a missing or sick driver; `error` says what is wrong."""
+    if stuck := too_many(await asyncio.to_thread(wedged_processes)):
+        return GpuMemories(error=stuck)
     result = await run_process(
         [sys.executable, "-m", "gpu_actions.tier.gpu_memory_child"],
         timeout_s=timeout_s,

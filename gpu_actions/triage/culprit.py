@@ -30,6 +30,11 @@ HOST_WAITS = (
     "xfs",
     "ext4",
     "throttle",
+    "mem_cgroup",
+    "shrink_",
+    "swap",
+    "blk_",
+    "wait_on_page",
 )
 """Kernel functions in which a process waits for a disk, a network file system or memory."""
 
@@ -44,6 +49,7 @@ class Kind(StrEnum):
     DEAD = "dead"
     STOPPED = "stopped"
     KERNEL = "stuck in the kernel"
+    LINK = "stuck in the kernel (GPU or link)"
     HOST = "waiting for the host"
     OTHER_COLLECTIVE = "in another collective"
     BEHIND = "behind"
@@ -83,17 +89,22 @@ def elsewhere_of(snapshot: Snapshot) -> tuple[Culprit, ...]:
     for source in (
         recorded_culprits(snapshot.flight_recorder),
         counted_culprits(snapshot.ras),
+        _by_threads(stacks, expected=snapshot.expected.ranks),
         _by_stacks(stacks, spinning=_gpu_states(snapshot)[0], expected=snapshot.expected.ranks),
         _by_gpus(snapshot),
     ):
         if found := tuple(source):
-            return tuple(
-                one._replace(kind=Kind.OUTSIDE, where=f"{placed[one.rank].frames[0]}; {one.where}")
-                if one.kind is Kind.BEHIND and one.rank in placed
-                else one
-                for one in found
-            )
+            return tuple(_with_place(one, placed.get(one.rank)) for one in found)
     return ()
+
+
+def _with_place(culprit: Culprit, stack: StackReading | None) -> Culprit:
+    """Return a culprit that is only known to be behind with what its stack, which is outside the collective, says."""
+    if culprit.kind is not Kind.BEHIND or stack is None:
+        return culprit
+    if stack.blocked is not None:
+        return _blocked(culprit.rank, stack.blocked, f"{_place(stack)}; {culprit.where}")
+    return culprit._replace(kind=Kind.OUTSIDE, where=f"{stack.frames[0]}; {culprit.where}")
 
 
 def candidates_of(snapshot: Snapshot) -> tuple[int, ...]:
@@ -123,15 +134,46 @@ def _by_state(processes: Sequence[RankProcess]) -> Iterator[Culprit]:
                 todo = f"Detach the debugger of pid {process.pid} (TracerPid in /proc/{process.pid}/status)."
             yield Culprit(process.rank, Kind.STOPPED, f"pid {process.pid}", todo)
         elif state == process.state_first == "D" and not process.cpu_s:
-            wait = process.wchan or "unknown function"
-            on_host = any(word in wait for word in HOST_WAITS)
-            todo = ""
-            if on_host:
-                todo = "Look at the host's disks and network file systems."
-            elif wait.startswith(DRIVER_WAITS):
-                todo = "Look at its GPU and its links."
-            kind = Kind.HOST if on_host else Kind.KERNEL
-            yield Culprit(process.rank, kind, f"{wait}, pid {process.pid}", todo)
+            yield _blocked(process.rank, process.wchan, f"pid {process.pid}")
+
+
+def _blocked(rank: int, wchan: str | None, where: str) -> Culprit:
+    """Return the culprit that waits in a function of the kernel, by what the function waits for."""
+    wait = wchan or "unknown function"
+    if any(word in wait for word in HOST_WAITS):
+        return Culprit(
+            rank, Kind.HOST, f"{wait}, {where}", "Look at the host's disks, network file systems and memory."
+        )
+    if wait.startswith(DRIVER_WAITS):
+        return Culprit(rank, Kind.LINK, f"{wait}, {where}", "Look at its GPU and its links.")
+    return Culprit(rank, Kind.KERNEL, f"{wait}, {where}")
+
+
+def _by_threads(stacks: Sequence[StackReading], *, expected: int | None) -> Iterator[Culprit]:
+    """Find the ranks of which the kernel blocks a thread, if these are the fewer ones.
+
+    A thread that waits for the host, or for something unknown, may be any (one that writes a log). Then the rank's stack must
+    be outside the collective too.
+    """
+    taken = {
+        stack.rank: stack for stack in reversed(stacks) if stack.rank is not None and stack.outcome == "ok"
+    }
+    blocked = [
+        stack
+        for _, stack in sorted(taken.items())
+        if stack.blocked is not None and (_is_outside(stack) or _is_telling(stack.blocked))
+    ]
+    if len(blocked) * 2 < len(taken) or (expected == len(taken) == 2 and len(blocked) == 1):
+        for stack in blocked:
+            yield _blocked(stack.rank or 0, stack.blocked, _place(stack))
+
+
+def _is_telling(wchan: str) -> bool:
+    return bool(wchan) and not any(word in wchan for word in HOST_WAITS)
+
+
+def _place(stack: StackReading) -> str:
+    return f"pid {stack.pid}" + (f"; {stack.frames[0]}" if stack.frames and stack.collective is None else "")
 
 
 def recorded_culprits(reading: FlightReading | None) -> Iterator[Culprit]:

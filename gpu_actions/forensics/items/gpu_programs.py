@@ -1,9 +1,11 @@
 """Output of NVIDIA's own programs about GPUs, links and fabric."""
 
+import asyncio
 from collections.abc import Sequence
 
-from gpu_actions.forensics.item import Collected, Evidence, Scope
+from gpu_actions.forensics.item import Collected, Evidence, Missing, Scope
 from gpu_actions.forensics.program import run_for_evidence
+from gpu_actions.system.wedged import too_many, wedged_processes
 
 
 def _unless_no_gpus(scope: Scope) -> Sequence[Scope]:
@@ -12,6 +14,8 @@ def _unless_no_gpus(scope: Scope) -> Sequence[Scope]:
 
 def _program(path: str, command: str) -> Evidence:
     async def collect(scope: Scope) -> Collected:
+        if stuck := too_many(await asyncio.to_thread(wedged_processes)):
+            raise Missing(stuck)
         return await run_for_evidence(*command.split())
 
     return Evidence(path=path, source=command, collect=collect, when=_unless_no_gpus)

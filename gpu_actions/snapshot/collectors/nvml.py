@@ -5,6 +5,7 @@ be named. The library is whatever `libnvidia-ml.so.1` the loader finds. Field na
 fields that could not be read, with NVML's error: the checks that need them are unknown.
 """
 
+import asyncio
 import contextlib
 import sys
 import time
@@ -17,6 +18,7 @@ from gpu_actions.snapshot.child_lines import lines_of
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Window
 from gpu_actions.system.proc import read_file
 from gpu_actions.system.redact import redacted_head
+from gpu_actions.system.wedged import MAX_WEDGED, too_many, wedged_processes
 
 CHILD = "gpu_actions.snapshot.collectors.nvml_child"
 START_ALLOWANCE_S = 8.0
@@ -192,6 +194,9 @@ class NvmlReading(Frozen):
     window_s: float | None = Field(default=None, description="between the two samples, measured")
     steady: bool = Field(default=False, description="nothing in the first sample needs a second one")
     pairs_unread: str | None = None
+    wedged: tuple[int, ...] = Field(
+        default=(), description="processes that read the driver, were killed and do not end"
+    )
     unfinished: bool = Field(
         default=False, description="the deadline ended the reading, though no single call hung"
     )
@@ -214,12 +219,15 @@ async def collect_nvml(
     if expect_gpus == 0:
         raise CollectorSkipped("this host has no GPUs (hosts.gpus = 0)")
     started = time.monotonic()
+    wedged = await asyncio.to_thread(wedged_processes)
+    if too_many(wedged):
+        return NvmlReading(hung_call="NVML of an earlier reading", wedged=wedged)
     first = best = await _run_child(window_s=window_s, stall_s=stall_s, skip=[], window=window)
     if expect_gpus is None and first.init_error is not None and first.init_error.startswith(NO_DRIVER):
         raise CollectorSkipped(f"{NO_GPUS}: {first.init_error}")
     skip: list[int] = []
     latest = first
-    while latest.hung_gpu is not None and len(skip) < MAX_RESTARTS:
+    while latest.hung_gpu is not None and len(skip) < min(MAX_RESTARTS, MAX_WEDGED - 1 - len(wedged)):
         skip.append(latest.hung_gpu)
         left_s = max(0.2, window_s - (time.monotonic() - started))
         try:
@@ -237,6 +245,7 @@ async def collect_nvml(
             "gpus": tuple(_named(gpu) for gpu in gpus),
             "hung_call": first.hung_call,
             "hung_gpu": first.hung_gpu,
+            "wedged": wedged if first.hung_call is None else await asyncio.to_thread(wedged_processes),
         }
     )
 

@@ -19,6 +19,7 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.registry import PROCESS_WORDS
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
+from gpu_actions.system.proc import blocked_threads
 from gpu_actions.system.processes import ProcessResult, run_process
 
 MAX_DUMPS = 16
@@ -67,6 +68,10 @@ class StackReading(Frozen):
     frames: tuple[str, ...] = ()
     native: tuple[str, ...] = Field(
         default=(), description="native functions, innermost first, where Python does not tell"
+    )
+    blocked: str | None = Field(
+        default=None,
+        description="kernel function in which a thread of it was blocked (state D) at both readings; empty = unknown function",
     )
     waits_for_gpu: bool | None = Field(
         default=None, description="it waits for its GPU or other ranks in native code; None = not read"
@@ -123,6 +128,13 @@ def both(first: StackReading, second: StackReading) -> StackReading:
             "collective": second.collective if first.collective is not None else None,
             "steady": _function(first) == _function(second),
         }
+    )
+
+
+def still_blocked(before: dict[int, tuple[int, str]], after: dict[int, tuple[int, str]]) -> str | None:
+    """Return the kernel function of a thread that was blocked at both readings and did nothing in between, or None."""
+    return next(
+        (wchan for thread, (ticks, wchan) in after.items() if before.get(thread, (-1,))[0] == ticks), None
     )
 
 
@@ -192,10 +204,14 @@ async def collect_stacks(source: Source) -> StacksReading:
         return parse_dump(result.stdout, pid=process.pid, rank=process.rank)
 
     chosen = processes_to_dump(ranks)
+    threads = [blocked_threads(process.pid) for process in chosen]
     first = await asyncio.gather(*[dump(process) for process in chosen])
     await asyncio.sleep(PAUSE_S)
     second = await asyncio.gather(*[dump(process) for process in chosen])
-    stacks = [both(*pair) for pair in zip(first, second, strict=True)]
+    stacks = [
+        both(*pair).model_copy(update={"blocked": still_blocked(before, blocked_threads(process.pid))})
+        for *pair, before, process in zip(first, second, threads, chosen, strict=True)
+    ]
     if stacks and all(stack.outcome == "failed" for stack in stacks):
         raise CollectorFailed(f"py-spy failed for all {len(stacks)} processes: {stacks[0].detail}")
     if any(is_gpu_host(source.readings.get(name)) for name in ("nvml", "activity")):

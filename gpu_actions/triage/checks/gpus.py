@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from gpu_actions.models import Finding, Severity, VerdictKind
 from gpu_actions.snapshot.activity import strangers_of
 from gpu_actions.snapshot.collectors.nvml import GpuReading, NvmlReading
+from gpu_actions.system.wedged import too_many
 from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.checks.clocks import check_clocks
 from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rules, rule
@@ -163,9 +164,14 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
     expected = context.snapshot.expected.gpus
     if nvml.hung_call is not None:
         where = "" if nvml.hung_gpu is None else f" on GPU {nvml.hung_gpu}"
+        text = f"{nvml.hung_call}{where} did not return within {context.thresholds.nvml_stall_s:g} s"
+        if (stuck := too_many(nvml.wedged)) or nvml.wedged:
+            killed = count(len(nvml.wedged), "process that read", "processes that read")
+            text = stuck or f"{text}; {killed} the driver were killed and do not end"
         yield RULES.finding(
             "gpu.driver_hang",
-            f"{nvml.hung_call}{where} did not return within {context.thresholds.nvml_stall_s:g} s",
+            text,
+            wedged=list(nvml.wedged),
             call=nvml.hung_call,
             gpu=nvml.hung_gpu,
             subject=None if nvml.hung_gpu is None else f"GPU {nvml.hung_gpu}",

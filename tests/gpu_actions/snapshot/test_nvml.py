@@ -15,6 +15,9 @@ from gpu_actions.snapshot.collectors import nvml
 from gpu_actions.snapshot.collectors.nvml import collect_nvml
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.target import TriageTarget
+from gpu_actions.system import wedged
+from gpu_actions.system.proc import ProcessRow
+from gpu_actions.tier.gpu_memory import read_gpus
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 
@@ -231,6 +234,38 @@ def test_an_init_that_never_returns_is_a_finding_within_its_deadline(fake_nvml: 
     began = time.monotonic()
     reading = asyncio.run(collect_nvml(expect_gpus=8, window_s=0.2, stall_s=0.4))
     assert reading.hung_call == "nvmlInit" and time.monotonic() - began < 3
+
+
+def test_processes_that_the_driver_does_not_let_go_are_counted_named_and_bounded(
+    fake_nvml: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in a driver's kernel function cannot be made here: what /proc would say of them is."""
+    stuck: dict[int, ProcessRow] = {}
+    child = ["python", "-m", nvml.CHILD, "--window-s", "3"]
+    monkeypatch.setattr(wedged, "process_table", lambda: stuck)
+    monkeypatch.setattr(wedged, "read_command", lambda pid: child if pid < 900 else ["vim"])
+    monkeypatch.setattr(
+        wedged,
+        "read_file",
+        lambda pid, _: b"SigPnd:\t0000000000000000\nShdPnd:\t%016x\n" % (0 if pid == 803 else 0x100),
+    )
+
+    def add(*pids: int) -> None:
+        stuck.update({pid: ProcessRow(pid, 1, pid, pid, "python", "D", 0, 0) for pid in pids})
+
+    fake_nvml("gpus=3", "gpu.*.sleep.nvmlDeviceGetPowerUsage=1")
+    add(801, 802, 803, 901)  # 803 was not killed, 901 is not ours
+    snapshot, verdict = triage_of(tmp_path, gpus=3)
+    assert snapshot.nvml is not None and snapshot.nvml.wedged == (801, 802)
+    assert "2 processes that read the driver were killed and do not end" in verdict.summary
+    add(804, 805)
+    began = time.monotonic()
+    snapshot, verdict = triage_of(tmp_path, gpus=3)
+    assert snapshot.nvml is not None and not snapshot.nvml.gpus, "none was started"
+    assert time.monotonic() - began < 1.5
+    assert (verdict.verdict, verdict.cause) == ("unknown", "driver_hang")
+    assert "4 processes" in verdict.summary and "pid 801, 802, 804, 805" in verdict.summary
+    assert "no further one is started" in asyncio.run(read_gpus()).error
 
 
 def test_a_driver_that_answers_each_call_slowly_is_unread_and_does_not_hang(

@@ -1,6 +1,7 @@
 """Real process trees: a stopped rank, a dead one, a leftover variable, and a rank's stack."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from gpu_actions.snapshot.collectors.ranks import (
 )
 from gpu_actions.snapshot.collectors.stacks import collect_stacks, parse_dump
 from gpu_actions.snapshot.target import TriageTarget
-from gpu_actions.system.proc import parse_stat, process_table
+from gpu_actions.system.proc import blocked_threads, parse_stat, process_table
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import FakeEngine, end, process_state, spawn
 
@@ -197,6 +198,38 @@ async def test_a_rank_that_waits_in_an_all_reduce_is_found_by_its_stack(tmp_path
             assert process.stdout is not None
             process.stdout.close()
         end(*ranks)
+
+
+async def test_a_thread_that_the_kernel_blocks_is_seen_while_the_main_thread_only_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    code = (
+        "import os, threading\n"
+        f"actions = [(os.POSIX_SPAWN_OPEN, 3, {str(fifo)!r}, os.O_RDONLY, 0)]\n"
+        "spawn = lambda: os.posix_spawn('/bin/true', ['true'], {}, file_actions=actions)\n"
+        "print('in', flush=True)\nthread = threading.Thread(target=spawn)\nthread.start()\nthread.join()\n"
+    )
+    rank = spawn(sys.executable, "-c", code, "--rank", "0")
+    try:
+        assert rank.stdout is not None and rank.stdout.readline()
+        async with asyncio.timeout(20):
+            while not blocked_threads(rank.pid):
+                await asyncio.sleep(0.02)
+        reading = await collect_ranks(source_of(rank.pid))
+        (row,) = [row for row in reading.processes if row.pid == rank.pid]
+        assert row.state_last == "S", "its main thread is not blocked"
+        stack, *_ = (await collect_stacks(source_of(rank.pid, ranks=reading, stuck=True))).stacks
+        assert stack.pid == rank.pid and stack.blocked is not None
+        if os.geteuid() == 0:
+            assert stack.blocked == "kernel_clone"
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        assert rank.stdout is not None
+        rank.stdout.close()
+        end(rank)
 
 
 async def test_a_process_that_is_not_python_fails_with_the_message_of_py_spy() -> None:

@@ -1,6 +1,5 @@
 """The rank that the others wait for: by its state, by flight recorder dumps of real processes, by its stack; never a guess."""
 
-import asyncio
 import os
 import pickle
 import subprocess
@@ -88,7 +87,7 @@ CASES: dict[str, tuple[Snapshot, list[tuple[int, Kind]], str]] = {
         stuck(ranks=make.ranks(8, r1="T", r5="T")), [(1, Kind.STOPPED), (5, Kind.STOPPED)], "kill -CONT 205"
     ),
     "a zombie": (stuck(ranks=make.ranks(8, r3="Z")), [(3, Kind.DEAD)], "a rank does not come back alone"),
-    "a rank blocked in the driver": (stuck(ranks=blocked(2, "nvidia_ioctl")), [(2, Kind.KERNEL)], "Look at its GPU"),
+    "a rank blocked in the driver": (stuck(ranks=blocked(2, "nvidia_ioctl")), [(2, Kind.LINK)], "Look at its GPU"),
     "a rank that waits for a network file system": (stuck(ranks=blocked(2, NFS)), [(2, Kind.HOST)], "file systems"),
     "a rank that is a collective behind": (
         stuck(flight_recorder=dumps((9, *SUM), (9, *SUM), (8, *SUM), (9, *SUM))), [(2, Kind.BEHIND)], ""
@@ -108,6 +107,11 @@ CASES: dict[str, tuple[Snapshot, list[tuple[int, Kind]], str]] = {
 }  # fmt: skip
 
 
+def blocked_in(wchan: str, frame: str | None) -> StacksReading:
+    *others, last = stacks(None, None, None, frame).stacks
+    return StacksReading(stacks=(*others, last.model_copy(update={"blocked": wchan})))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_rank_that_the_others_wait_for_is_named_with_the_kind(name: str) -> None:
     snapshot, expected, todo = CASES[name]
@@ -119,6 +123,31 @@ def test_the_rank_that_the_others_wait_for_is_named_with_the_kind(name: str) -> 
     assert f"rank {expected[0][0]} " in hang.summary
     assert todo in hang.action
     assert [row["rank"] for row in hang.evidence["culprits"]] == [rank for rank, _ in expected]
+
+
+@pytest.mark.parametrize(
+    ("wchan", "frame", "kind", "where"),
+    [
+        ("nvidia_close", None, Kind.LINK, "nvidia_close, pid 203"),
+        ("kernel_clone", "start (a.py:1)", Kind.KERNEL, "kernel_clone, pid 203; start (a.py:1)"),
+        ("", "load (a.py:1)", Kind.KERNEL, "unknown function, pid 203; load (a.py:1)"),
+        ("mem_cgroup_over_high", "load (a.py:1)", Kind.HOST, "mem_cgroup_over_high, pid 203; load (a.py:1)"),
+    ],
+)  # fmt: skip
+def test_a_rank_of_which_the_kernel_blocks_a_thread_is_told_from_one_that_is_only_elsewhere(
+    wchan: str, frame: str | None, kind: Kind, where: str
+) -> None:
+    rows = blocked_in(wchan, frame)
+    (found,) = culprits_of(stuck(stacks=rows, ranks=make.ranks(4), expected={"ranks": 4}))
+    assert (found.rank, found.kind, found.where) == (3, kind, where)
+    counts = [9, 9, 9, 8]
+    (behind,) = culprits_of(stuck(stacks=rows, ras=make.ras(counts, counts), expected={"ranks": 4}))
+    assert behind.rank == 3 and behind.kind is (kind if frame else Kind.BEHIND)
+
+
+@pytest.mark.parametrize("wchan", ["", "jbd2_log_wait_commit"])
+def test_a_thread_that_writes_a_file_makes_no_rank_inside_a_collective_the_culprit(wchan: str) -> None:
+    assert culprits_of(stuck(stacks=blocked_in(wchan, None), ranks=make.ranks(4))) == ()
 
 
 def test_a_child_between_fork_and_exec_does_not_count_as_a_second_rank() -> None:
@@ -361,7 +390,6 @@ async def test_a_broken_dump_is_named(
             await collect_flight_recorder(source_of(tier))
     else:
         assert (await collect_flight_recorder(source_of(tier))).dumps[0].problem
-    await asyncio.sleep(0)
 
 
 def test_a_paused_container_is_told_with_the_command_that_resumes_it_and_an_end_with_its_reason() -> None:
