@@ -55,7 +55,7 @@ GROUPS = {
             "gpu_actions/triage/suspicions.py",
             "gpu_actions/triage/culprit.py",
         ),
-        (*JUDGED, f"{TRIAGE}test_culprit.py"),
+        (*JUDGED, f"{TRIAGE}test_culprit.py", "tests/gpu_actions/snapshot/test_flight_recorder.py"),
     ),
     "statistics": Group(
         ("gpu_actions/loadtest/statistics.py", "gpu_actions/loadtest/verdict.py"),
