@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.culprit import Kind, culprits_of
 from tests.gpu_actions.triage import builders as make
+from tests.gpu_actions.triage.cases_serving import FLAT, HUNG
 
 
 def dump(sequence: int, operation: str = "nccl:all_reduce") -> bytes:
@@ -81,7 +83,7 @@ async def test_dumps_of_real_processes_name_the_rank_that_is_behind(
 
 
 def stuck_with(reading: FlightReading) -> Snapshot:
-    return stuck(ranks=make.ranks(3), flight_recorder=reading)
+    return make.healthy(engine=FLAT, completion=HUNG, ras=None, ranks=make.ranks(3), flight_recorder=reading)
 
 
 class Bomb:
