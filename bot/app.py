@@ -46,8 +46,8 @@ from bot.watch.pages import Pages
 from bot.watch.scheduler import Schedule
 from bot.watch.standby_keeper import StandbyKeeper
 from bot.web.server import web_app
-from bot.web.service_notify import notify
-from bot.worker import CANNOT_START, prepare, storage, until
+from bot.web.service_notify import CANNOT_START, notify
+from bot.worker import prepare, storage, until
 from gpu_actions.action import ActionSpec
 from gpu_actions.registry import actions
 from handlers import register, stamp_arrival

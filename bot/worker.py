@@ -21,7 +21,7 @@ from bot.settings.logs import configure_logging
 from bot.settings.model import Settings
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
-from bot.web.service_notify import keep_alive, notify
+from bot.web.service_notify import CANNOT_START, keep_alive, notify
 from gpu_actions.models import JsonObject
 from gpu_actions.registry import actions
 from gpu_actions.serving.interfaces import RouterError
@@ -37,9 +37,6 @@ STATE_S = 3.0
 class CannotLink(Exception):
     """The worker cannot join its fleet. The message says what to do."""
 
-
-CANNOT_START = 1
-"""Exit code of a process that cannot start; the log says why."""
 
 M_ARENA_MAX = -8
 ARENAS = 2

@@ -85,9 +85,16 @@ def up(
         from bot.app import serve
 
         raise typer.Exit(asyncio.run(serve(settings, role="all")))
-    from bot.supervisor import supervise
+    from bot.slack.tokens import CannotStart, check_tokens
+    from bot.supervisor import become_supervisor
+    from bot.web.service_notify import CANNOT_START
 
-    raise typer.Exit(supervise(settings))
+    try:
+        check_tokens(settings)
+    except CannotStart as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(CANNOT_START) from None
+    become_supervisor(None if config is None else str(config), log_json=settings.log_json)
 
 
 @app.command()

@@ -23,7 +23,13 @@ FIRST_VERSION = "0001"
 LOCK_KEY = 7_310_001
 """Key of the PostgreSQL advisory lock: two processes that start at once upgrade one after the other."""
 
-_versions = sa.table("alembic_version", sa.column("version_num", sa.String))
+_versions = sa.Table(
+    "alembic_version",
+    sa.MetaData(),
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""The table in which Alembic keeps the version."""
 
 
 class DatabaseTooNew(Exception):
@@ -58,11 +64,9 @@ def _version(connection: sa.Connection) -> str | None:
 
 
 def _stamp(connection: sa.Connection) -> None:
-    """Record the newest version, in the table that Alembic reads."""
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    MigrationContext.configure(connection).stamp(ScriptDirectory.from_config(_config(connection)), "head")
+    """Record the newest version as Alembic does, which takes 10 MB and is imported only to migrate."""
+    _versions.create(connection)
+    connection.execute(_versions.insert().values(version_num=SCHEMA_VERSION))
 
 
 def _migrate(connection: sa.Connection, version: str) -> None:

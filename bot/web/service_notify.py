@@ -3,12 +3,13 @@
 The sign of life comes from the event loop, so a loop that hangs is ended and restarted. Protocol: sd_notify(3).
 """
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable
 
 MICROSECONDS = 1e6
+CANNOT_START = 1
+"""Exit code of a process that cannot start; the log says why."""
 
 
 def notify(state: str) -> None:
@@ -32,6 +33,8 @@ def keep_alive_period_s() -> float:
 
 async def keep_alive(tell: Callable[[str], None] = notify) -> None:
     """Tell the service manager, or another supervisor, that we are up and then that we live, until cancelled."""
+    import asyncio  # only here: `bot.supervisor` does without
+
     tell("READY=1")
     period_s = keep_alive_period_s()
     while period_s > 0:

@@ -148,11 +148,14 @@ def _record_baseline(snapshot: Snapshot, verdict: Verdict, path: str | None) -> 
 
 def _picture(snapshot: Snapshot, verdict: Verdict, path: Path) -> tuple[Artifact, ...]:
     """Draw the GPU and link matrix for the thread, if there are GPUs. A verdict never fails because of its picture."""
+    matrix = matrix_of(snapshot, verdict)
+    if not matrix.gpus and not matrix.missing_gpus:
+        return ()
     from gpu_actions.triage.picture import draw_matrix  # Pillow is loaded only if a picture is drawn
 
     title = f"{verdict.verdict.value.replace('_', ' ').upper()}: {verdict.cause} on {snapshot.host}"
     try:
-        drawn = draw_matrix(matrix_of(snapshot, verdict), path, title=title)
+        drawn = draw_matrix(matrix, path, title=title)
     except (OSError, ValueError):
         return ()
     return (

@@ -136,6 +136,14 @@ async def test_two_processes_upgrade_one_after_the_other(tmp_path: Path) -> None
         store.close()
 
 
+def test_alembic_reads_the_version_of_a_new_database(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'rows.sqlite'}")
+    store.create()
+    with store.database.engine.connect() as connection:
+        assert MigrationContext.configure(connection).get_current_revision() == SCHEMA_VERSION
+    store.close()
+
+
 def test_the_newest_migration_is_the_version_of_the_schema() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(upgrade.__file__).with_name("migrations")))
