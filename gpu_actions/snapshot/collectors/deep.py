@@ -47,8 +47,14 @@ class DeepGpu(Frozen):
     uuid: str = ""
     gemm_tflops: float | None = None
     memory_gbps: float | None = Field(default=None, description="copy within its memory, read plus written")
-    to_gpu_gbps: float | None = Field(default=None, description="copy from pinned host memory")
-    from_gpu_gbps: float | None = Field(default=None, description="copy to pinned host memory")
+    to_gpu_gbps: float | None = Field(
+        default=None, description="copy from pinned host memory, while no other GPU copies"
+    )
+    from_gpu_gbps: float | None = Field(default=None, description="copy to pinned host memory, alone")
+    to_gpu_together_gbps: float | None = Field(
+        default=None, description="the same while all GPUs copy at once: what they share"
+    )
+    from_gpu_together_gbps: float | None = None
 
     @property
     def host_link_gbps(self) -> float | None:
@@ -232,9 +238,11 @@ def reading_of(
                 index=log.rank,
                 uuid=log.get("started", "uuid") or "",
                 gemm_tflops=log.get("gemm", "tflops"),
-                memory_gbps=log.get("bandwidths", "memory_gbps"),
-                to_gpu_gbps=log.get("bandwidths", "to_gpu_gbps"),
-                from_gpu_gbps=log.get("bandwidths", "from_gpu_gbps"),
+                memory_gbps=log.get("memory", "gbps"),
+                to_gpu_gbps=log.get("host_link", "to_gpu_gbps"),
+                from_gpu_gbps=log.get("host_link", "from_gpu_gbps"),
+                to_gpu_together_gbps=log.get("host_link_together", "to_gpu_gbps"),
+                from_gpu_together_gbps=log.get("host_link_together", "from_gpu_gbps"),
                 wrong_sum=log.get("all_reduce", "wrong_sum"),
                 error=log.get("error", "text") or "",
             )

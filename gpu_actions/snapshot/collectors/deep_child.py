@@ -23,6 +23,7 @@ HOST_COPY_REPEATS = 3
 COPY_ROUNDS = 8
 ALLREDUCE_ROUNDS = 8
 COPIES_DONE = "copies_done"
+HOST_LINK_DONE = "host_link_done_"
 CPU_GEMM_SIZE = 256
 CPU_COPY_MIB = 4
 
@@ -72,21 +73,32 @@ def gemm_tflops(torch: Any, device: Any, rank: int, timer: Timer) -> float:
     return rate
 
 
-def bandwidths(torch: Any, device: Any, rank: int, timer: Timer) -> dict[str, float]:
-    """Measure copies within a GPU's memory (bytes read plus written) and, on a GPU, to and from pinned host memory, in GB/s."""
-    size = (COPY_MIB if timer.gpu else CPU_COPY_MIB) * 2**20
-    one = torch.zeros(size, dtype=torch.uint8, device=device)
+def memory_gbps(torch: Any, device: Any, rank: int, timer: Timer) -> float:
+    """Measure copies within a GPU's memory: bytes read plus written, in GB/s."""
+    one = torch.zeros((COPY_MIB if timer.gpu else CPU_COPY_MIB) * 2**20, dtype=torch.uint8, device=device)
     other = torch.empty_like(one)
     seconds = timer.seconds(lambda: other.copy_(one, non_blocking=True), COPY_ROUNDS, device=rank)
-    found = {"memory_gbps": 2 * size / seconds / 1e9}
-    if timer.gpu:
-        host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        for name, sink, source in (("to_gpu_gbps", one, host), ("from_gpu_gbps", host, one)):
+    rate: float = round(2 * one.numel() / seconds / 1e9, 2)
+    return rate
+
+
+class HostLink:
+    """Copies between pinned host memory and a GPU (between two CPU tensors without one)."""
+
+    def __init__(self, torch: Any, device: Any, rank: int, timer: Timer) -> None:
+        self.size = (COPY_MIB if timer.gpu else CPU_COPY_MIB) * 2**20
+        self.there = torch.zeros(self.size, dtype=torch.uint8, device=device)
+        self.host = torch.empty(self.size, dtype=torch.uint8, pin_memory=timer.gpu)
+        self.rank, self.timer = rank, timer
+
+    def gbps(self, *, repeats: int) -> dict[str, float]:
+        """Measure both directions in GB/s. The best of the repeats counts: a link at rest needs a moment."""
+        found = {}
+        for name, sink, source in (("to_gpu", self.there, self.host), ("from_gpu", self.host, self.there)):
             copy = functools.partial(sink.copy_, source, non_blocking=True)
-            # The best counts: the other ranks copy through the same host memory, and a link at rest needs a moment.
-            seconds = min(timer.seconds(copy, COPY_ROUNDS, device=rank) for _ in range(HOST_COPY_REPEATS))
-            found[name] = size / seconds / 1e9
-    return {name: round(value, 2) for name, value in found.items()}
+            seconds = min(self.timer.seconds(copy, COPY_ROUNDS, device=self.rank) for _ in range(repeats))
+            found[f"{name}_gbps"] = round(self.size / seconds / 1e9, 2)
+        return found
 
 
 def is_copy(torch: Any, one: Any, other: Any) -> bool:
@@ -179,7 +191,15 @@ def measure(torch: Any, dist: Any, rank: int, options: argparse.Namespace) -> No
     # 391 GB/s out of it).
     store.wait([COPIES_DONE])
     dist.barrier()
-    record("bandwidths", **bandwidths(torch, device, rank, timer))
+    record("memory", gbps=memory_gbps(torch, device, rank, timer))
+    link = HostLink(torch, device, rank, timer)
+    # In turn: GPUs that copy at once share host memory and PCIe switches (4 x H100 in a VM: 36 of 54 GB/s each). The others
+    # wait on the CPU, as above.
+    store.wait([f"{HOST_LINK_DONE}{rank - 1}"] if rank else [COPIES_DONE])
+    record("host_link", **link.gbps(repeats=HOST_COPY_REPEATS))
+    store.set(f"{HOST_LINK_DONE}{rank}", "yes")
+    store.wait([f"{HOST_LINK_DONE}{options.world_size - 1}"])
+    record("host_link_together", **link.gbps(repeats=1))
     dist.barrier()
     record("gemm", tflops=gemm_tflops(torch, device, rank, timer))
     dist.barrier()

@@ -103,6 +103,14 @@ def measured(deep: DeepReading) -> str:
     ):
         if values := [value for gpu in deep.gpus if (value := getattr(gpu, field)) is not None]:
             parts.append(f"{words} {min(values):.0f} {unit}")
+    together = [
+        rate
+        for gpu in deep.gpus
+        for rate in (gpu.to_gpu_together_gbps, gpu.from_gpu_together_gbps)
+        if rate is not None
+    ]
+    if together and deep.world_size > 1:
+        parts.append(f"{min(together):.0f} GB/s while all copy")
     return ", ".join(parts) or "nothing was measured"
 
 

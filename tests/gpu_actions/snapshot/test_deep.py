@@ -14,6 +14,7 @@ from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, So
 from gpu_actions.snapshot.collectors.deep import check_headroom, collect_deep, record_of, run_probe
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.proc import process_table
+from gpu_actions.triage.checks.deep import measured
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.fakes import end
 from tests.gpu_actions.triage import builders as make
@@ -41,6 +42,8 @@ async def test_two_ranks_measure_everything_and_leave_no_process() -> None:
     assert reading.busbw_gbps == pytest.approx(2**20 / (reading.allreduce_ms / 1000) / 1e9)
     assert {(pair.source, pair.target) for pair in reading.pairs} == {(0, 1), (1, 0)}
     assert all(gpu.gemm_tflops and gpu.gemm_tflops > 0 for gpu in reading.gpus)
+    assert all(gpu.host_link_gbps and gpu.to_gpu_together_gbps for gpu in reading.gpus)
+    assert "GB/s while all copy" in measured(reading)
     assert reading.startup_s is not None and reading.measure_s is not None
     assert probe_processes() <= before
 

@@ -95,6 +95,13 @@ CASES: dict[str, tuple[Any, ...]] = {
         "healthy",
         "none",
     ),
+    "GPUs that reach full speed alone and share a switch": (
+        lambda: one_gpu(
+            to_gpu_gbps=55.1, from_gpu_gbps=54.8, to_gpu_together_gbps=27.2, from_gpu_together_gbps=26.9
+        ),
+        "healthy",
+        "none",
+    ),
     "a GPU below the memory bandwidth of its own baseline": (
         lambda: one_gpu(memory_gbps=2000),
         "watch",
