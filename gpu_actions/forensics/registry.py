@@ -17,6 +17,7 @@ EVIDENCE_FILES = (
     "metrics",
     "processes",
     "stacks",
+    "flight_recorder",
 )
 
 

@@ -64,41 +64,67 @@ def dump_file(process: RankProcess) -> Path | None:
     return Path(f"/proc/{process.pid}/root{prefix}{process.rank}") if prefix.startswith("/") else None
 
 
+Copies = list[tuple[RankProcess, Path, float]]
+"""Ranks with copies of their dumps, and the dumps' ages in seconds."""
+
+
 async def collect_flight_recorder(source: Source) -> FlightReading:
     """Read the dumps of the ranks. Raises CollectorSkipped if no token is missing or no rank has a dump."""
     ranks: RanksReading | None = source.readings.get("ranks")
     if not source.is_stuck():
         raise CollectorSkipped("requests are not stuck")
-    known = [
-        process for process in (ranks.processes if ranks is not None else ()) if process.rank is not None
-    ]
     with tempfile.TemporaryDirectory(prefix="gpu-oncall-flight-") as folder:
-        copies: list[tuple[RankProcess, Path, float]] = []
-        problems = []
-        for process in known[:MAX_DUMPS]:
-            file = dump_file(process)
-            if file is None or not file.exists():
-                continue
-            copy = Path(folder) / str(process.rank)
-            began_s = time.time() - (process.age_s or 0)
-            try:
-                found = file.stat()
-                owner = Path(f"/proc/{process.pid}").stat().st_uid
-                copy_contained(
-                    file, copy, folder=file.parent, owner_uid=owner, max_bytes=MAX_DUMP_BYTES, since_s=began_s
-                )
-                copies.append((process, copy, max(0.0, time.time() - found.st_mtime)))
-            except (FileRefused, OSError) as error:
-                problems.append(
-                    FlightDump(rank=process.rank or 0, pid=process.pid, age_s=0, problem=str(error)[:200])
-                )
+        copies, problems = copy_dumps(ranks, Path(folder))
         if not copies and not problems:
             raise CollectorSkipped("no rank has written a flight recorder dump")
         dumps = await _parse(copies)
     return FlightReading(dumps=tuple(sorted((*dumps, *problems), key=lambda dump: dump.rank)))
 
 
-async def _parse(copies: list[tuple[RankProcess, Path, float]]) -> list[FlightDump]:
+def copy_dumps(ranks: RanksReading | None, folder: Path) -> tuple[Copies, list[FlightDump]]:
+    """Copy the dumps that the running ranks wrote. Return the copies, and the dumps that are refused with the reason."""
+    copies: Copies = []
+    problems = []
+    rows = ranks.processes if ranks is not None else ()
+    by_rank = {
+        row.rank: row for row in reversed(rows) if row.rank is not None
+    }  # helpers of a rank have its environment
+    for _, process in sorted(by_rank.items())[:MAX_DUMPS]:
+        file = dump_file(process)
+        if file is None or not file.exists():
+            continue
+        copy = folder / str(process.rank)
+        began_s = time.time() - (process.age_s or 0)
+        try:
+            found = file.stat()
+            owner = Path(f"/proc/{process.pid}").stat().st_uid
+            copy_contained(
+                file, copy, folder=file.parent, owner_uid=owner, max_bytes=MAX_DUMP_BYTES, since_s=began_s
+            )
+            copies.append((process, copy, max(0.0, time.time() - found.st_mtime)))
+        except (FileRefused, OSError) as error:
+            problems.append(
+                FlightDump(rank=process.rank or 0, pid=process.pid, age_s=0, problem=str(error)[:200])
+            )
+    return copies, problems
+
+
+async def whole_dumps(copies: Copies) -> str:
+    """Return everything that the dumps say, one JSON object a line for each rank, parsed in the child."""
+    argv = [sys.executable, "-m", CHILD, "--whole", *(str(copy) for _, copy, _ in copies)]
+    result = await run_process(argv, timeout_s=PARSE_TIMEOUT_S)
+    lines = result.stdout.splitlines()
+    rows = []
+    for position, (process, _, age_s) in enumerate(copies):
+        about = {"rank": process.rank, "pid": process.pid, "age_s": round(age_s, 1)}
+        try:
+            rows.append({**about, **json.loads(lines[position])})
+        except (IndexError, ValueError):
+            rows.append({**about, "problem": "it could not be parsed"})
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+async def _parse(copies: Copies) -> list[FlightDump]:
     if not copies:
         return []
     argv = [sys.executable, "-m", CHILD, *(str(copy) for _, copy, _ in copies)]

@@ -1,4 +1,5 @@
-"""The child that parses dumps of PyTorch's flight recorder: `python -m ... FILE...` prints one JSON object per file.
+"""The child that parses dumps of PyTorch's flight recorder: `python -m ... FILE...` prints one JSON object per file, with the
+newest collective of each group; with `--whole` first, all that the dump says, with its newest entries.
 
 A dump is a pickle, and a pickle can run any code. This unpickler refuses every class and function, so only plain data comes
 out, in a process with limits of memory, time and files. It imports only the standard library.
@@ -15,6 +16,8 @@ from typing import Any, NoReturn
 MEMORY_BYTES = 1024**3
 CPU_S = 10
 MAX_GROUPS = 64
+MAX_ENTRIES = 100
+"""Entries of a rank that `whole` keeps. PyTorch records 2000 by default; what a hang waits for is among the last."""
 
 
 class PlainData(pickle.Unpickler):
@@ -56,17 +59,29 @@ def last_entries(dump: Any) -> list[dict[str, Any]]:
     return list(newest.values())[:MAX_GROUPS]
 
 
+def whole(dump: Any) -> dict[str, Any]:
+    """Return everything in a dump, with its newest entries. Raises ValueError for anything but a dump."""
+    entries = dump.get("entries") if isinstance(dump, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError("it has no list of entries")
+    kept = {str(name): value for name, value in dump.items() if name != "entries"}
+    return {**kept, "entries_in_dump": len(entries), "entries": entries[-MAX_ENTRIES:]}
+
+
 def main(argv: list[str]) -> int:
     """Print what each file says, or why it says nothing."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    for name in argv:
+    says_all = argv[:1] == ["--whole"]
+    for name in argv[says_all:]:
         try:
-            found = {"entries": last_entries(PlainData(io.BytesIO(Path(name).read_bytes())).load())}
+            dump = PlainData(io.BytesIO(Path(name).read_bytes())).load()
+            found: dict[str, Any] = whole(dump) if says_all else {"entries": last_entries(dump)}
+            text = json.dumps(found, default=str)
         except Exception as error:  # noqa: BLE001  (a broken dump may raise anything; it is named and the others are read)
-            found = {"entries": [], "problem": f"{type(error).__name__}: {error}"[:200]}  # type: ignore[dict-item]
-        print(json.dumps(found), flush=True)  # noqa: T201
+            text = json.dumps({"entries": [], "problem": f"{type(error).__name__}: {error}"[:200]})
+        print(text, flush=True)  # noqa: T201
     return 0
 
 

@@ -1,6 +1,7 @@
 """The capture against a real tier: a hung one, one whose unit fails, and one that must not be disturbed."""
 
 import asyncio
+import json
 import os
 import signal
 import tarfile
@@ -18,14 +19,17 @@ from gpu_actions.forensics.items.metrics import metrics as metrics_evidence
 from gpu_actions.serving.interfaces import UnitError, UnitState
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import data_of, statuses
+from tests.gpu_actions.snapshot.test_flight_recorder import dump
 
 
 async def test_a_bundle_of_a_frozen_tier_has_the_evidence_and_does_not_disturb_the_tier(
-    site_with: MakeSite,
+    site_with: MakeSite, tmp_path: Path
 ) -> None:
+    dumps = {"TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(tmp_path / "trace_"), "WORLD_SIZE": "2", "RANK": "1"}
     site = await site_with(
-        unit={"env": {"NCCL_DEBUG": "WARN", "NCCL_MYSTERY": "hidden", "HF_TOKEN": "verysecret"}}
+        unit={"env": {"NCCL_DEBUG": "WARN", "NCCL_MYSTERY": "hidden", "HF_TOKEN": "verysecret", **dumps}}
     )
+    (tmp_path / "trace_1").write_bytes(dump(251))
     rank = (await site.rank_pids())[0]
     os.kill(rank, signal.SIGSTOP)
     before = await site.host.tp.unit.state()
@@ -43,6 +47,8 @@ async def test_a_bundle_of_a_frozen_tier_has_the_evidence_and_does_not_disturb_t
     assert f"Process {before.main_pid}" in files[f"tp/stack_{before.main_pid}.txt"]
     assert "vllm:num_requests_running" in files["tp/metrics_1.txt"]
     assert files["tp/metrics_2.txt"].startswith("# HTTP 200")
+    recorded = json.loads(files["tp/flight_recorder.jsonl"])
+    assert (recorded["rank"], recorded["entries"][-1]["collective_seq_id"]) == (1, 251)
     assert "NCCL_DEBUG" in files["tp/environment.json"]
     assert "NCCL_MYSTERY" in files["tp/environment.json"]
     assert '"server": "tp"' in files["router/servers.json"]

@@ -1,5 +1,6 @@
 """Dumps of PyTorch's flight recorder: parsed in a child that runs none of their code, and what they say of the culprit."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -12,7 +13,12 @@ import pytest
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped, Source
-from gpu_actions.snapshot.collectors.flight_recorder import FlightReading, collect_flight_recorder
+from gpu_actions.snapshot.collectors.flight_recorder import (
+    FlightReading,
+    collect_flight_recorder,
+    copy_dumps,
+    whole_dumps,
+)
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.target import TriageTarget
@@ -111,6 +117,11 @@ async def test_a_dump_that_would_run_code_runs_none_and_the_others_are_read(
     assert reading.dumps[1].entries[0].sequence == 12
     assert "without following a link" in reading.dumps[2].problem
     assert culprits_of(stuck_with(reading)) == ()
+    copies, refused = copy_dumps(source_of(tier).readings["ranks"], tmp_path)
+    rows = [json.loads(line) for line in (await whole_dumps(copies)).splitlines()]
+    assert not ran.exists() and "posix.system" in rows[0]["problem"], "nor does evidence"
+    assert (rows[1]["entries_in_dump"], rows[1]["entries"][-1]["collective_seq_id"]) == (4, 12)
+    assert [one.rank for one in refused] == [2]
 
 
 BROKEN = (b"", b"no pickle", pickle.dumps([1]), pickle.dumps({"entries": 3}), dump(5)[:-9])
