@@ -9,7 +9,7 @@ A text is redacted before it is cut, never after: half a secret is still one, an
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,15 @@ _RULES: tuple[tuple[str, tuple[str, ...], re.Pattern[str], str], ...] = (
         "pem",
         ("-----END ",),
         re.compile(r"(?:[A-Za-z0-9+/=]{1,80}(?:\s|\\n){1,4})*[A-Za-z0-9+/=]{0,80}-----END [A-Z0-9 ]+-----"),
+        "[redacted:pem]",
+    ),
+    (  # a line from the middle, where a text is redacted line by line
+        "pem",
+        ("",),
+        re.compile(
+            r"(?m)(?<![\w+/=.-])(?=[A-Z0-9+/]{0,63}[a-z])(?=[a-z0-9+/]{0,63}[A-Z])(?=[A-Za-z+/]{0,63}\d)"
+            r"[A-Za-z0-9+/]{64}(?=[ \t\r]*$)"
+        ),
         "[redacted:pem]",
     ),
     (
@@ -196,6 +205,8 @@ _TOKENS = [
 _URL = re.compile(r"(?<=://)[^\s\"'<>`]+")
 _NEXT_URL = re.compile(r"([,;|][A-Za-z][\w+.-]{0,20}://)")
 _PORT = re.compile(r"\d{1,5}[/?#]")
+_PEM_END = re.compile(r"[A-Za-z0-9+/=]{0,80}\s*-----END ")
+_PEM_LINE = re.compile(r"\s*[A-Za-z0-9+/=]{1,80}\s*")
 _DONE = re.compile(r"(?:\[redacted:\w+\])+")
 
 
@@ -265,8 +276,28 @@ def redact_data(data: Any, *, name: str = "") -> Any:
     if isinstance(data, Mapping):
         return {_key(key): redact_data(value, name=str(key)) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [redact_data(value, name=name) for value in data]
+        return [redact_data(value, name=name) for value in _without_pem(data)]
     return data
+
+
+def _without_pem(rows: Sequence[Any]) -> list[Any]:
+    """Return rows without the PEM blocks that several of them hold line by line, as a list of a log's lines does."""
+    kept = list(rows)
+    first: int | None = None
+    for number, row in enumerate(rows):
+        if not isinstance(row, str):
+            continue
+        if first is None and (begins := row.rfind("-----BEGIN ")) >= 0 and "-----END " not in row[begins:]:
+            first = number
+        elif first is not None:
+            kept[number] = "[redacted:pem]" + row.partition("-----END ")[2].partition("-----")[2]
+            first = None if "-----END " in row else first
+        elif row.startswith("-----END ") or _PEM_END.match(row):
+            above = number - 1  # the first lines were cut off
+            while above >= 0 and isinstance(rows[above], str) and _PEM_LINE.fullmatch(rows[above]):
+                kept[above] = "[redacted:pem]"
+                above -= 1
+    return kept
 
 
 def _key(key: Any) -> Any:

@@ -159,6 +159,30 @@ def test_the_value_of_a_secretly_named_field_is_removed_from_data() -> None:
     assert json.loads(redacted_json('{"a": "password=\\"x y\\"", "b": 1.5}'))["b"] == 1.5
 
 
+@pytest.mark.parametrize(
+    "form", [form for form in FORMS if form.name.startswith("PEM")], ids=lambda form: form.name
+)
+def test_a_pem_block_is_removed_from_lists_of_lines_and_the_lines_around_it_stay(form: Form) -> None:
+    rows = ["INFO before", *form.text.split("\n"), *(["INFO after"] if "-----END" in form.text else [])]
+    for data in (rows, tuple(rows), {"log": {"lines": rows}}):
+        left = json.dumps(redact_data(data))
+        assert [secret for secret in form.secrets if secret in left] == []
+        assert "INFO before" in left and ("INFO after" in left or "-----END" not in form.text)
+
+
+def test_a_line_from_the_middle_of_a_key_is_removed_alone_and_hashes_stay() -> None:
+    line = "MIIEowIBAAKCAQEAq7XwZq8Lw3Rt6Yp1Vb4Nm7KdZq8Lw3Rt6Yp1Vb4Nm7Kd+/Ab"
+    assert redact(f"Nov 26 02:40:18 h vllm[7]: {line}").text.endswith("[redacted:pem]")
+    for ordinary in (
+        "a" * 64,
+        "0123456789abcdef" * 4,
+        f"/{line[:40]}/model.safetensors",
+        f"sha384-{line}",
+        line + line,
+    ):
+        assert redact(ordinary).text == ordinary
+
+
 ONLY_WHOLE = ("JSON list", "PEM without its end", "PEM without its start")
 """Forms of several lines that a cut may leave with no line that says what they are."""
 
