@@ -20,6 +20,7 @@ from gpu_actions.serving.registry import (
     rank_in_title,
 )
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
+from gpu_actions.snapshot.collectors.nvml import collect_nvml
 from gpu_actions.snapshot.target import TriageTarget, listener_of_url
 from gpu_actions.system.cgroups import is_frozen_by_cgroup, read_membership
 from gpu_actions.system.proc import (
@@ -37,7 +38,7 @@ from gpu_actions.system.proc import (
 MAX_PROCESSES = 256
 SUSPECT_STATES = "TtDZX"
 """States that mean something only if they last."""
-NVML_WAIT_S = 1.5
+NVML_WAIT_S = 2.0
 """How long the list of NVML's processes is waited for after the window. A driver that hangs must not hide the states."""
 GPU_PAUSE_S = 0.2
 """Between the two readings of a rank that was found by its GPU after the window."""
@@ -194,14 +195,23 @@ def elsewhere(
     return [], len(missing)
 
 
-async def gpus_by_pid(source: Source) -> dict[int, int]:
-    """Return the GPU of each process that NVML lists; empty if NVML is not read, or has not answered."""
-    if not source.reads_nvml or "nvml" not in source.finished:
-        return {}
-    with contextlib.suppress(TimeoutError):
+async def gpus_by_pid(source: Source, *, missing: int) -> dict[int, int]:
+    """Return the GPU of each process that NVML lists; empty if NVML has not answered.
+
+    A monitor's check does not read NVML. It does so here if ranks are missing while requests are stuck.
+    """
+    reading = None
+    with contextlib.suppress(TimeoutError, CollectorFailed, CollectorSkipped):
         async with asyncio.timeout(NVML_WAIT_S):
-            await source.finished["nvml"].wait()
-    reading = source.readings.get("nvml")
+            if source.reads_nvml and "nvml" in source.finished:
+                await source.finished["nvml"].wait()
+                reading = source.readings.get("nvml")
+            elif missing > 0 and not source.reads_nvml and "engine" in source.finished:
+                await source.finished["engine"].wait()
+                if source.is_stuck():
+                    reading = await collect_nvml(
+                        expect_gpus=source.target.expect_gpus, window_s=0, stall_s=NVML_WAIT_S / 2
+                    )
     return {
         row.pid: gpu.index for gpu in (reading.gpus if reading is not None else ()) for row in gpu.processes
     }
@@ -255,7 +265,9 @@ async def collect_ranks(source: Source) -> RanksReading:
     if not any(row.state in SUSPECT_STATES for row in rows):
         source.window.needs_no_more("ranks")
     await source.window_end()
-    gpus = await gpus_by_pid(source)
+    titled = titles_of({pid: title for pid, (_, _, title) in details.items()})
+    numbered_ranks = {pid for pid, (rank, _, _) in details.items() if rank is not None} | set(titled)
+    gpus = await gpus_by_pid(source, missing=(target.ranks or 1) - len(numbered_ranks))
     known = {row.pid for row in rows}
     ranked = {pid for pid in known if pid in gpus or details.get(pid, (None,))[0] is not None}
     late, unclaimed_by_gpu = by_gpu(
@@ -359,4 +371,4 @@ def _identify(row: ProcessRow) -> tuple[int | None, str | None, str]:
     return rank, wchan if wchan not in ("", "0") else None, command[0] if command else row.name
 
 
-RANKS = Collector(collect=collect_ranks, deadline_s=lambda source: source.window_s + 3, observes=True)
+RANKS = Collector(collect=collect_ranks, deadline_s=lambda source: source.window_s + 4, observes=True)

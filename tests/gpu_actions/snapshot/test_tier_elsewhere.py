@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from gpu_actions.snapshot.target import TriageTarget, target_of_host
 from gpu_actions.system.proc import process_table, read_command
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.suspicions import is_frozen
+from tests.gpu_actions.fakes import FakeEngine
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage.cases_serving import FLAT, HUNG
 from tests.ports import free_port
@@ -265,6 +266,31 @@ async def test_ranks_that_only_their_gpus_tell_are_found_with_their_gpu_and_stra
             target = target.model_copy(update={"other_pids": (two,)})
             other = await read(g4=one, g5=two)
             assert ([row.pid for row in other.processes], other.unclaimed) == ([front.pid], 1)
+    finally:
+        front.kill()
+        front.wait()
+
+
+async def test_a_monitors_check_reads_nvml_for_missing_ranks_only_once_requests_are_stuck(
+    start_engine: Callable[..., Awaitable[FakeEngine]], fake_nvml: Callable[..., Path]
+) -> None:
+    front = launcher()
+    only = frozenset({"engine", "ranks"})
+    try:
+        with titled("python3 worker a", "python3 worker b") as (one, two):
+            fake_nvml("gpus=2", f"gpu.0.process={one}", f"gpu.1.process={two}", "gpu.*.utilisation=0")
+            os.kill(two, signal.SIGSTOP)
+            for tokens_per_s, found in ((300.0, {}), (0.0, {one: 0, two: 1})):
+                engine = await start_engine(running=1, tokens_per_s=tokens_per_s)
+                target = TriageTarget(pids=(front.pid,), ranks=2, expect_gpus=2, engine_url=engine.url)
+                snapshot = await collect(target, window_s=0.5, only=only)
+                assert snapshot.ranks is not None
+                assert {
+                    row.pid: row.gpu for row in snapshot.ranks.processes if row.found_by == "gpu"
+                } == found
+            verdict = judge(snapshot)
+            assert (verdict.verdict, verdict.cause) == ("fall_back", "nccl_hang")
+            assert f"kill -CONT {two}" in verdict.action
     finally:
         front.kill()
         front.wait()
