@@ -32,8 +32,6 @@ RUN = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from {module
 """Starts a module in a new interpreter that finds the same packages as this one."""
 WITHOUT_RICH = "import sys; sys.modules['rich'] = None; "
 """structlog imports rich, 5 MB, if it is there, for colours that a log of a service does not have."""
-SHOWN_AS = ("bot.cli", "up")
-"""What the list of processes shows of the supervisor, the bot and the worker."""
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 """From linux/prctl.h."""
 
@@ -182,11 +180,10 @@ class Supervisor:
             self._selector.register(process.reports, selectors.EVENT_READ, process)
             os.set_inheritable(writing[process.name], True)
         _adopt(True)
-        orders = {"config": self._config, "reports": writing, "sign_s": SIGN_S}
+        orders: dict[str, object] = {"config": self._config, "reports": writing, "sign_s": SIGN_S}
         env = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
         code = WITHOUT_RICH + RUN.format(module="bot.nursery")
-        argv = [sys.executable, "-c", code, json.dumps(sys.path), *SHOWN_AS]
-        self._nursery = os.posix_spawn(sys.executable, [*argv, json.dumps(orders)], env)
+        self._nursery = os.posix_spawn(sys.executable, _argv(code, self._config, orders), env)
         for end in writing.values():
             os.close(end)
 
@@ -253,13 +250,19 @@ def _adopt(orphans: bool) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
 
 
+def _argv(code: str, config: str | None, orders: dict[str, object]) -> list[str]:
+    """Return the command line of a module started with `RUN`: its orders, behind the words that people know."""
+    shown = ["bot.cli", "up", *(["--config", config] if config is not None else [])]
+    return [sys.executable, "-c", code, json.dumps(sys.path), *shown, json.dumps(orders)]
+
+
 def become_supervisor(config: str | None, *, log_json: bool) -> None:
     """Replace this process, with all that it has imported, by the supervisor. The settings were checked."""
-    orders = {"config": config, "log_json": log_json}
-    argv = [sys.executable, "-c", RUN.format(module="bot.supervisor"), json.dumps(sys.path), *SHOWN_AS]
+    orders: dict[str, object] = {"config": config, "log_json": log_json}
+    argv = _argv(RUN.format(module="bot.supervisor"), config, orders)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [*argv, json.dumps(orders)])  # noqa: S606  (no shell is wanted)
+    os.execv(sys.executable, argv)  # noqa: S606  (no shell is wanted)
 
 
 def main() -> None:
