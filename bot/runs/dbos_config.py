@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, _workflow_commands
 
 from bot.store.database import create_sqlite_file
 
@@ -28,6 +28,9 @@ TASK_END_S = 0.5
 SWEEP_BATCH = 200
 NOTIFICATION_POLL_S = 1.0  # no workflow waits in recv; this only delays the end of the poller
 QUIET_QUEUE_POLL_S = 30.0
+BACKGROUND_JOBS_S = (
+    4.0  # delays and deadlines of workflows, which are not used; PostgreSQL's lock for it lasts 5 s
+)
 SCHEDULER_POLL_S = 3600.0  # DBOS schedules are not used
 
 
@@ -63,6 +66,7 @@ def refuse_pickle() -> None:
 def open_dbos(url: str) -> None:
     """Create the DBOS instance of this process, without launching it, on SQLite (created if missing) or PostgreSQL."""
     refuse_pickle()
+    _workflow_commands._BACKGROUND_JOBS_INTERVAL_SEC = BACKGROUND_JOBS_S
     if url.startswith("sqlite"):
         create_sqlite_file(url)
     config: DBOSConfig = {

@@ -28,6 +28,8 @@ RUN_FIELDS = frozenset(RunRecord.model_fields) - {"steps", "decisions", "artifac
 def run_records(connection: sa.Connection, query: sa.Select[Any]) -> list[RunRecord]:
     """Return the complete runs that a select on the runs table finds, in its order."""
     rows = connection.execute(query).all()
+    if not rows:
+        return []
     ids = [row.id for row in rows]
 
     def by_run(table: sa.Table, *order: sa.Column[Any]) -> dict[str, list[Any]]:
