@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+import structlog
 from slack_bolt.async_app import AsyncAck, AsyncApp, AsyncBoltContext, AsyncRespond
 from slack_sdk.web.async_client import AsyncWebClient
 
@@ -53,6 +54,8 @@ ACK_LIMIT_S = 3.0
 """Slack reports a command or button as failed if it is not acknowledged within this time."""
 EVENT_LIMIT_S = 300.0
 """A mention older than this is refused: Slack repeats an undelivered event for minutes, and the situation has changed."""
+
+log = structlog.get_logger()
 
 Body = dict[str, Any]
 Work = Callable[[Call, str], Awaitable[None]]
@@ -195,7 +198,9 @@ def _button(body: Body) -> Request | None:
 def _mention(body: Body) -> Request | None:
     event = body["event"]
     if event.get("bot_id") or not event.get("user"):
-        return None  # bots cannot give orders
+        # An app gives no orders. It is not answered either: two bots that answer each other never end.
+        log.warning("ignored: an app wrote to the bot", app=event.get("bot_id"), channel=event.get("channel"))
+        return None
     return Request(
         person=Person(id=str(event["user"])),
         channel=str(event["channel"]),

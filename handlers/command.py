@@ -132,10 +132,8 @@ async def _require_for_overrides(call: Call, action: str, host: str, options: Ma
 
 
 async def _require_seen(call: Call, action: str, place: Place) -> None:
-    """Raise UserError if an action that changes the host would run where nobody sees its messages."""
-    spec, services = call.services.actions.get(action), call.services
-    if spec is None or not (spec.changes_host or spec.disturbs_service):
-        return
+    """Raise UserError if a run would be where nobody sees its messages."""
+    services = call.services
     if POST_SCOPE in services.identity.missing_scopes:
         raise UserError(
             f"The app lacks the scope {POST_SCOPE}, so nobody would see what happens, and nothing was started. "

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from bot.presenter.home import HomeState, HostState, home_view
 from bot.store.records import IncidentRecord, RunRecord, RunStatus
+from bot.watch.scheduler import next_times
 from handlers import approvals, whoami
 from handlers.call import Call, permalink
 from handlers.command import Command
@@ -25,10 +27,18 @@ async def publish(call: Call, commands: Mapping[str, Command]) -> None:
         active=active,
         for_me=for_me,
         rights=await whoami.rights_of(call),
+        next_drill=_next_drill(call),
         links=await _links(call, hosts, active),
     )
     view = home_view(state, list(commands.values()), call.context)
     await call.client.views_publish(user_id=call.person.id, view=view)
+
+
+def _next_drill(call: Call) -> float | None:
+    if not (cron := call.services.settings.drills.cron):
+        return None
+    due = next_times(cron, datetime.fromtimestamp(call.services.store.clock(), UTC), 1)
+    return due[0].timestamp() if due else None
 
 
 def _host(call: Call, name: str) -> HostState:

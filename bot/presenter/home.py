@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bot.presenter.help import CommandText, overview_parts
-from bot.presenter.message import Lines, Part, compose, footnote, header
-from bot.presenter.mrkdwn import ago, code, gist, link, one_line
+from bot.presenter.message import Lines, Part, compose, footnote, header, section
+from bot.presenter.mrkdwn import ago, code, gist, link, moment, one_line
 from bot.presenter.private_answers import run_line
 from bot.presenter.render_context import RenderContext
 from bot.presenter.run_message import state_word
@@ -31,12 +31,16 @@ class HostState:
 
 @dataclass(frozen=True, kw_only=True)
 class HomeState:
-    """Everything on the Home tab. `links` maps the id of a run or an incident to the address of its message."""
+    """Everything on the Home tab. `next_drill` is when one is due by schedule.
+
+    `links` maps the id of a run or an incident to the address of its message.
+    """
 
     hosts: Sequence[HostState]
     active: Sequence[RunRecord]
     for_me: Sequence[RunRecord]
     rights: Rights
+    next_drill: float | None = None
     links: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -56,6 +60,7 @@ def home_view(state: HomeState, commands: Sequence[CommandText], context: Render
         Lines(tuple(_host_line(host, state, context) for host in state.hosts), noun="hosts"),
         header("Running now"),
         Lines(runs or ("Nothing is running.",), noun="runs"),
+        section(_drill(state, context)),
         header("What you may do"),
         Lines(tuple(rights_lines(state.rights)), noun="roles"),
         header("What you can ask for"),
@@ -63,6 +68,12 @@ def home_view(state: HomeState, commands: Sequence[CommandText], context: Render
         footnote(f"as of {ago(context.now)}; open this tab again to see it anew"),
     ]
     return {"type": "home", "blocks": list(compose("Home", parts, of_modal=True).blocks)}
+
+
+def _drill(state: HomeState, context: RenderContext) -> str:
+    if state.next_drill is None:
+        return f"*Next drill:* none is scheduled. {context.command('drill', 'start')}"
+    return f"*Next drill:* {moment(state.next_drill)}"
 
 
 def _open(key: str, state: HomeState) -> str:

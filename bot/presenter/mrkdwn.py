@@ -168,6 +168,12 @@ def ago(at: float) -> str:
     return f"<!date^{int(at)}^{{ago}}|{utc}>"
 
 
+def moment(at: float) -> str:
+    """Return a moment to come in the reader's time zone (`tomorrow at 10:00`); in UTC if the client cannot show that."""
+    utc = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"<!date^{int(at)}^{{date_short_pretty}} at {{time}}|{utc}>"
+
+
 def words(items: Sequence[str]) -> str:
     """Return `a`, `a and b` or `a, b and c`."""
     *others, final = items or ("",)

@@ -31,13 +31,19 @@ async def why_unseen(client: AsyncWebClient, channel: str, bot_name: str) -> str
     """
     try:
         async with asyncio.timeout(LOOKUP_S):
-            if not (await client.conversations_info(channel=channel))["channel"].get("is_member"):
+            found = (await client.conversations_info(channel=channel))["channel"]
+            if not found.get("is_member") and not found.get("is_im"):
                 await client.conversations_join(channel=channel)
     except SlackApiError as error:
         code = error.response.get("error")
         if code not in NOT_IN_CHANNEL:
             log.warning("membership of a channel is unknown", channel=channel, error=code)
             return ""
+        if channel.startswith("D"):
+            return (
+                "I am not in this conversation, so you would not see the answer, and nothing was started. "
+                f"Ask in a channel, or write to me alone: @{bot_name}."
+            )
         return (
             "I am not in this channel, so nobody would see what happens, and nothing was started. "
             f"Write `/invite @{bot_name}` here, then ask again. (Slack says {code}.)"

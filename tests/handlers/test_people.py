@@ -8,6 +8,7 @@ import pytest
 
 from bot.store.records import RunStatus
 from demo.workspace.client import WorkspaceError
+from demo.workspace.payloads import message_event
 from tests.bot.desk import Desk, desk
 
 ROLES = {"responder": ("#incidents",), "approver": ("@incident-leads",), "override": ("@incident-leads",)}
@@ -43,6 +44,24 @@ async def test_a_guest_reads_and_changes_nothing_and_a_deactivated_person_cannot
     assert (await at_desk.run("triage")).requester.name == "guest", "a triage only reads"
     with pytest.raises(WorkspaceError, match="deactivated"):
         await at_desk.people.say("former", "incidents", "/triage")
+
+
+async def test_an_app_gives_no_orders_and_the_attempt_is_logged(
+    at_desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state = at_desk.workspace.state
+    message = state.post("C0INCIDENTS", "U0ONCALL", "<@U0GPUONCALL> triage")
+    payload = message_event(state, "app_mention", state.channels["C0INCIDENTS"], message)
+    payload["event"]["bot_id"] = "B0OTHERAPP"
+    at_desk.workspace.socket_mode.deliver_event(payload)
+    printed = ""
+    async with asyncio.timeout(10):
+        while "an app wrote to the bot" not in printed:
+            await asyncio.sleep(0.02)
+            printed += "".join(capfd.readouterr())
+    assert "B0OTHERAPP" in printed
+    assert at_desk.bot.runs.list() == []
+    assert len(await at_desk.messages()) == 1, "two bots that answer each other never end"
 
 
 async def test_whoami_says_what_i_may_do_and_why(at_desk: Desk) -> None:

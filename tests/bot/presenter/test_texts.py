@@ -95,11 +95,14 @@ def test_slack_accepts_any_list_of_runs_and_any_incident(
         person=person, kind="a guest", holds={"responder": incident.title}, lacks={"approver": incident.title}
     )
     links = {run.id: "https://x/y?a=<b>|c" for run in runs}
-    state = HomeState(hosts=hosts, active=runs * 20, for_me=runs, rights=rights, links=links)
+    state = HomeState(
+        hosts=hosts, active=runs * 20, for_me=runs, rights=rights, next_drill=NOW + 3600, links=links
+    )
     accepted(whoami(rights, CONTEXT))
     view = home_view(state, HELPS, CONTEXT)
     assert checked_blocks(view["blocks"], limit=100, total=250_000, surface="home")
     assert SECRET not in str(view)
+    assert f"*Next drill:* <!date^{int(NOW + 3600)}^" in str(view)
 
 
 @FEW

@@ -158,6 +158,7 @@ async def test_a_run_that_nobody_would_see_is_refused_with_the_line_to_type(
         state = it.workspace.state
         state.channels["C0INCIDENTS"].members.remove(state.bot_user)
         it.workspace.faults.errors["conversations.join"] = ApiError(code)
-        answer = await it.answer("/fallback start")
-        assert "/invite @gpu-oncall" in answer
+        for command in ("/fallback start", "/triage"):
+            answer = await it.answer(command)
+            assert "/invite @gpu-oncall" in answer
         assert it.bot.runs.list() == []
