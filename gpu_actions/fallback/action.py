@@ -180,14 +180,16 @@ async def plan_fallback(request: PlanRequest) -> Plan:
 
 async def plan_start(request: PlanRequest) -> Plan:
     """Hold new requests as soon as tp seems to serve nothing, while the plan finds out. Without a plan, or if tp serves,
-    they are given back."""
-    holding = asyncio.create_task(hold.hold_first(request.host))
+    they are given back. A plan that is made sooner, of a hang that triage has found, is not kept waiting for that."""
+    planned = asyncio.Event()
+    holding = asyncio.create_task(hold.hold_first(request.host, planned))
     keep = False
     try:
         plan = await plan_fallback(request)
         keep = any(step.verb == "fallback.hold" for step in plan.steps)
         return plan
     finally:
+        planned.set()
         if await holding and not keep:
             await hold.give_back(request.host)
 

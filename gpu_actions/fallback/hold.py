@@ -26,16 +26,27 @@ SUSPECT_S = 0.6
 have waited for some seconds and are given back."""
 
 
-async def hold_first(host: Host) -> bool:
+async def hold_first(host: Host, planned: asyncio.Event | None = None) -> bool:
     """Hold new requests if the full tier seems to serve nothing. Return True if they are held. Never raises: planning says
-    what is wrong."""
+    what is wrong. If `planned` is set first, the plan knows better and its own step holds them, so this watch ends."""
+    watching = asyncio.ensure_future(_looks_well(host))
+    known = asyncio.ensure_future((planned or asyncio.Event()).wait())
     try:
-        if await _fallback_has_traffic(host) or await seems_to_serve(host.tp):
+        await asyncio.wait({watching, known}, return_when=asyncio.FIRST_COMPLETED)
+        if not watching.done() or watching.result():
             return False
         return await host.router.hold(**hold_limits(host))
     except (RouterError, UnitError, OSError) as error:
         logger.warning("new requests are not held: %s", error)
         return False
+    finally:
+        known.cancel()
+        watching.cancel()
+
+
+async def _looks_well(host: Host) -> bool:
+    """Return True if nothing is to be held: the fallback has the traffic, or the full tier seems to serve."""
+    return await _fallback_has_traffic(host) or await seems_to_serve(host.tp)
 
 
 async def give_back(host: Host) -> None:

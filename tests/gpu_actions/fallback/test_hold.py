@@ -9,6 +9,7 @@ import pytest
 
 from demo.traffic.schedule import Profile
 from gpu_actions.action import PlanRefused
+from gpu_actions.fallback import hold
 from gpu_actions.fallback.hold import hold_first
 from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
 from gpu_actions.system.urls import port_of
@@ -58,6 +59,21 @@ async def test_requests_wait_while_the_fallback_of_a_mute_tier_is_planned_and_st
     assert data_of(end, "backpressure")["held"] >= 5
     assert not await holds(site)
     await site.check_serving("fallback")
+
+
+async def test_a_plan_that_is_made_does_not_wait_for_the_watch_that_holds_requests_before_it(
+    site_with: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def watch_for_ever(tier: object) -> bool:
+        await asyncio.Event().wait()
+        return False
+
+    monkeypatch.setattr(hold, "seems_to_serve", watch_for_ever)
+    site = await site_with()
+    await stop_tp(site)
+    async with asyncio.timeout(30):
+        plan = await site.plan(starts=True, skip_validation=True)
+    assert plan.steps[0].id == "hold", "the plan's first step holds them"
 
 
 async def test_a_tier_that_serves_is_not_held(site_with: MakeSite) -> None:
