@@ -24,6 +24,7 @@ from pathlib import Path
 from aiohttp import web
 
 from gpu_actions.config.thresholds import TriageThresholds
+from gpu_actions.models import VerdictKind
 from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.triage.judge import judge
@@ -137,8 +138,8 @@ async def hang_to_verdict(limits: TriageThresholds) -> float:
         began = time.perf_counter()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         target = TriageTarget(expect_gpus=0, engine_url=url, model="m", pids=(rank.pid,), ranks=1)
-        while judge(await collect(target, limits), limits).cause != "nccl_hang":
-            pass
+        verdict = judge(await collect(target, limits), limits)
+        assert verdict.verdict is VerdictKind.FALL_BACK, verdict.findings
         return time.perf_counter() - began
     finally:
         rank.kill()

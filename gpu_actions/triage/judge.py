@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from gpu_actions.snapshot.activity import gpus_of_tier
+from gpu_actions.snapshot.collectors.kernel_log import normal_pci
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.check import CheckContext
@@ -21,6 +22,8 @@ from gpu_actions.triage.rule import CAUSES, rank_of_verdict
 _WORST_FIRST = (Severity.CRITICAL, Severity.UNKNOWN, Severity.WATCH, Severity.INFO, Severity.OK)
 
 GPU_COMPONENTS = ("gpu", "kernel_log", *LINK_COMPONENTS)
+OF_ONE_GPU = ("kernel_log.off_bus", "kernel_log.reset", "kernel_log.ecc", "kernel_log.recovery_open")
+"""Errors of the kernel log that concern the GPU of their bus id only; one of a link or a switch concerns its peers."""
 
 PERMANENT = ("not_supported", "function_not_found", "no_permission")
 """NVML's reasons for a field that this host does not have, or that this user may not read."""
@@ -92,10 +95,13 @@ def is_elsewhere(finding: Finding, context: CheckContext) -> bool:
     ):
         return False
     assert nvml is not None and ranks is not None and expected is not None  # noqa: S101
-    own = {row.pid for row in ranks.processes if row.is_alive}
-    used = {gpu.subject for gpu in gpus_of_tier(nvml.gpus, own)}
-    is_about_one = finding.subject in {gpu.subject for gpu in nvml.gpus} - used
-    return len(used) >= expected and (is_about_one or (finding.id == "gpu.lost" and finding.subject is None))
+    used = gpus_of_tier(nvml.gpus, {row.pid for row in ranks.processes if row.is_alive})
+    if len(used) < expected:
+        return False
+    if finding.id in OF_ONE_GPU and finding.evidence.get("pci"):  # also of a GPU that NVML lists no more
+        return normal_pci(finding.evidence["pci"]) not in {normal_pci(gpu.pci) for gpu in used}
+    others = {gpu.subject for gpu in nvml.gpus} - {gpu.subject for gpu in used}
+    return finding.subject in others or (finding.id == "gpu.lost" and finding.subject is None)
 
 
 def verdict_of_finding(finding: Finding, context: CheckContext) -> VerdictKind:

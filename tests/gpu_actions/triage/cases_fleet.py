@@ -5,6 +5,7 @@ from typing import Any
 
 from gpu_actions.serving.interfaces import ReplicaMetrics
 from gpu_actions.snapshot.collectors.engine import EngineReading
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
 from gpu_actions.snapshot.collectors.nvml import GpuProcess, NvmlReading
 from gpu_actions.snapshot.model import Snapshot
 from tests.gpu_actions.triage import builders as make
@@ -69,6 +70,11 @@ def partial(
     )
 
 
+def xid(code: int, pci: str) -> KernelLogReading:
+    log = make.log((code, "GPU has fallen off the bus"))
+    return log.model_copy(update={"events": (log.events[0].model_copy(update={"pci": pci}),)})
+
+
 LOST = {"error": "gpu_is_lost", "processes": ()}
 MPS = GpuProcess(pid=999, memory_mib=30, sm_percent=90, name="nvidia-cuda-mps")
 
@@ -119,10 +125,18 @@ CASES: dict[str, tuple[Make, str, str]] = {
         lambda: partial(4, changes={"g7": {"recovery_action": 1}}), "watch", "gpu_reset_required",
     ),
     "an Xid 79 of a GPU that the tier does not use": (
-        lambda: partial(4, changes={"g6": LOST}, kernel_log=make.log((79, "GPU has fallen off the bus"))).model_copy(
-            update={"kernel_log": make.log((79, "GPU has fallen off the bus")).model_copy(
-                update={"events": (make.log((79, "fallen")).events[0].model_copy(update={"pci": "0000:79:00"}),)})}
+        lambda: partial(4, changes={"g6": LOST}, kernel_log=xid(79, "0000:79:00")), "watch", "gpu_lost",
+    ),
+    "an Xid 79 of a GPU that NVML lists no more, beside a fallback tier that serves": (
+        lambda: partial(1, tier="fallback", kernel_log=xid(79, "0000:89:00")).model_copy(
+            update={"nvml": placed(1).model_copy(update={"count": 7, "gpus": placed(1).gpus[:7]})}
         ), "watch", "gpu_lost",
+    ),
+    "an Xid 119 of the fallback tier's own GPU": (
+        lambda: partial(1, tier="fallback", kernel_log=xid(119, "0000:19:00")), "fall_back", "gpu_reset_required",
+    ),
+    "a fatal error of a switch beside a tier on four GPUs": (
+        lambda: partial(4, kernel_log=make.sxid("Fatal, Link 12")), "fall_back", "nvlink_loss",
     ),
     "a GPU fewer than expected beside a fallback tier that serves": (
         lambda: partial(1, tier="fallback").model_copy(
