@@ -128,7 +128,8 @@ def _listener(
         answer = renamed_answer(answer, services.render_context().commands)
         late_s, limit_s = time.monotonic() - context[ARRIVED], ACK_LIMIT_S
         if request.sent_at is not None:
-            late_s, limit_s = services.store.clock() - request.sent_at, EVENT_LIMIT_S
+            now = services.store.clock() - services.identity.clock_ahead_s
+            late_s, limit_s = now - request.sent_at, EVENT_LIMIT_S
         call = Call(**vars(request), services=services, client=client, answer=answer)
         await guarded(call, work, late_s=late_s, limit_s=limit_s)
 

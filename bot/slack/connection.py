@@ -112,6 +112,11 @@ class Connection:
                 f"missing scopes: {', '.join(self._identity.missing_scopes)}; apply `gpu-oncall manifest` "
                 "and install the app again"
             )
+        if ahead_s := self._identity.clock_ahead_s:
+            found.append(
+                f"this machine's clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} Slack's: "
+                "set it right; times in messages and reports are wrong"
+            )
         if self._current is not None and self._current.connections > 1:
             found.append(
                 f"the app has {self._current.connections} sockets: another bot uses this app token "

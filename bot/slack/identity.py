@@ -4,6 +4,8 @@ Nothing waits for the answer: Bolt authorizes requests with what is known (`auth
 """
 
 import asyncio
+import time
+from email.utils import parsedate_to_datetime
 
 import structlog
 from aiohttp import ClientError
@@ -20,6 +22,8 @@ CHECK_S = 60.0
 RETRY_S = 2.0
 RETRY_MAX_S = 30.0
 TIMEOUT_S = 10
+CLOCK_MOMENT_S = 15.0
+"""Answers take time, and their date has whole seconds: a smaller difference of the clocks is none."""
 UNREACHABLE = (SlackClientError, ClientError, OSError, TimeoutError)
 TOKEN_REFUSED = frozenset(
     {
@@ -34,8 +38,19 @@ TOKEN_REFUSED = frozenset(
 """Slack's errors for a token that no repetition makes valid."""
 
 
+def _clock_ahead_s(date: str) -> float:
+    try:
+        ahead_s = time.time() - parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return 0.0
+    return ahead_s if abs(ahead_s) > CLOCK_MOMENT_S else 0.0
+
+
 class Identity:
-    """The bot's own ids, the scopes it lacks, and the reason why its token does not work (`problem`, empty if it does)."""
+    """The bot's own ids, the scopes it lacks, and the reason why its token does not work (`problem`, empty if it does).
+
+    `clock_ahead_s` is how far this machine's clock is ahead of Slack's, as far as they differ by more than a moment.
+    """
 
     def __init__(self, *, token: str = "", api_url: str = "", user_id: str = "", rooms: bool = False) -> None:
         self._token = token
@@ -46,6 +61,7 @@ class Identity:
         self.bot_id = self.team_id = self.team_url = ""
         self.problem = ""
         self.missing_scopes: tuple[str, ...] = ()
+        self.clock_ahead_s = 0.0
         self.known = asyncio.Event()
 
     def authorized(self) -> AuthorizeResult:
@@ -83,6 +99,7 @@ class Identity:
         self.user_id, self.bot_id = str(answer["user_id"]), str(answer.get("bot_id") or "")
         self.team_id, self.team_url = str(answer["team_id"]), str(answer.get("url") or "")
         self.name = str(answer.get("user") or self.name)
+        self.clock_ahead_s = _clock_ahead_s(answer.headers.get("Date", ""))
         granted = {scope.strip() for scope in answer.headers.get("x-oauth-scopes", "").split(",")} - {""}
         missing = tuple(sorted(self._needed - granted)) if granted else ()
         if missing and missing != self.missing_scopes:

@@ -29,8 +29,8 @@ POST_EVENT = "gpu_oncall_post"
 """A message that belongs to no run: an alert, an incident's root, a report."""
 PAGE = 200
 MAX_PAGES = 25
-CLOCK_SKEW_S = 300.0
-"""Slack's clock, which stamps messages, and ours differ by less than this."""
+CLOCK_SKEW_S = 3600.0
+"""Slack's clock, which stamps messages, and ours differ by less than this; health warns long before."""
 REFUSED_BLOCKS = frozenset({"invalid_blocks", "invalid_blocks_format", "msg_blocks_too_long"})
 """Slack's errors for blocks it does not accept. The message is then sent as text."""
 THREAD_GONE = "thread_not_found"

@@ -124,7 +124,7 @@ def reaction(state: State, user_id: str, channel: Channel, message: Message, nam
         "reaction": name,
         "item_user": message.user,
         "item": {"type": "message", "channel": channel.id, "ts": message.ts},
-        "event_ts": f"{time.time():.6f}",
+        "event_ts": f"{state.clock():.6f}",
     }
     return _event(state, event)
 

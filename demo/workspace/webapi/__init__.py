@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from email.utils import formatdate
 from functools import partial
 
 from aiohttp import web
@@ -46,6 +47,7 @@ class WebApi:
         headers = {
             "x-oauth-scopes": ",".join(self._state.team.app.scopes),
             "x-slack-req-id": self._state.new_id("R"),
+            "Date": formatdate(self._state.clock(), usegmt=True),
         }
         try:
             answer = await self._run(request)

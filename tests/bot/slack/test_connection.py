@@ -261,6 +261,31 @@ async def test_a_duplicate_or_late_envelope_starts_one_run(tmp_path: Path, works
         assert len(it.bot.runs.list()) == 1
 
 
+async def test_a_clock_half_an_hour_off_doubles_nothing_refuses_no_mention_and_is_said_on_health(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    workspace.faults.clock_s = -1800
+    async with sitting_down(tmp_path, workspace) as it:
+        workspace.faults.lost["chat.postMessage"] = 1
+        await it.say("@gpu-oncall fallback start")
+        run = await it.run("fallback")
+        await it.hears("Fallback on toy: done", timeout_s=20)
+        assert workspace.faults.lost["chat.postMessage"] == 0
+        assert len(await it.message_of(run.id)) == 1
+        assert "s ahead of Slack's" in str((await health(it))[1]["warnings"])
+
+
+async def test_a_new_connection_that_slack_asks_for_is_no_loss(tmp_path: Path, workspace: Workspace) -> None:
+    async with sitting_down(tmp_path, workspace) as it:
+        for _ in range(connection.FLAPS):
+            (old,) = workspace.socket_mode._connections
+            await workspace.socket_mode.close()
+            await until_replaced(workspace, old)
+            await turns(it, 200)
+        assert (await health(it))[1]["warnings"] == []
+        await answers_again(it)
+
+
 async def test_a_second_bot_on_the_app_token_is_noticed(tmp_path: Path, workspace: Workspace) -> None:
     async with (
         sitting_down(tmp_path / "one", workspace),
