@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpu_actions.trace.analysis import summarise_columns
 from gpu_actions.trace.columns import read_trace
+from gpu_actions.trace.perfetto import write_perfetto
 from gpu_actions.trace.summary import TraceSummary, find_straggler
 
 MEMORY_LIMIT_BYTES = 4 * 1024**3
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--picture", type=Path, metavar="PNG", help="also draw the summary")
+    parser.add_argument("--perfetto", type=Path, metavar="FILE", help="write an export of nsys as a Chrome trace too")
     options = parser.parse_args(argv)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     ranks, skipped = [], []
@@ -50,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         from gpu_actions.trace.picture import draw
 
         draw(summary, options.picture)
+    if options.perfetto is not None:
+        write_perfetto(options.files[0], options.perfetto)
     return 0
 
 

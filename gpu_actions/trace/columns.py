@@ -9,7 +9,7 @@ import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import ijson
 
@@ -140,9 +140,9 @@ def _read_nsys(path: Path) -> dict[int, Columns]:
     by_device: dict[int, Columns] = {}
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
-        for device, start, end, name in _nsys_rows(connection):
-            columns = by_device.setdefault(int(device), Columns())
-            columns.add_kernel(start / 1e3, (end - start) / 1e3, name)
+        for row in nsys_rows(connection):
+            columns = by_device.setdefault(row.device, Columns())
+            columns.add_kernel(row.start_ns / 1e3, (row.end_ns - row.start_ns) / 1e3, row.name)
     finally:
         connection.close()
     if not by_device:
@@ -150,13 +150,26 @@ def _read_nsys(path: Path) -> dict[int, Columns]:
     return by_device
 
 
-def _nsys_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, int, int, str]]:
+class NsysRow(NamedTuple):
+    """A GPU event of an export; times in nanoseconds."""
+
+    device: int
+    stream: int
+    start_ns: int
+    end_ns: int
+    name: str
+
+
+def nsys_rows(connection: sqlite3.Connection) -> Iterator[NsysRow]:
+    """Yield the kernels, then the copies, of an export; it has a table only if such events were collected."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if "CUPTI_ACTIVITY_KIND_KERNEL" in tables:
-        yield from connection.execute(
-            "SELECT k.deviceId, k.start, k.end, coalesce(s.value, 'kernel') FROM CUPTI_ACTIVITY_KIND_KERNEL k "
-            "LEFT JOIN StringIds s ON s.id = k.shortName"
+        rows = connection.execute(
+            "SELECT k.deviceId, k.streamId, k.start, k.end, coalesce(s.value, 'kernel') "
+            "FROM CUPTI_ACTIVITY_KIND_KERNEL k LEFT JOIN StringIds s ON s.id = k.shortName"
         )
+        yield from map(NsysRow._make, rows)
     for table, name in (("CUPTI_ACTIVITY_KIND_MEMCPY", "memcpy"), ("CUPTI_ACTIVITY_KIND_MEMSET", "memset")):
         if table in tables:
-            yield from connection.execute(f"SELECT deviceId, start, end, '{name}' FROM {table}")  # noqa: S608
+            copies = connection.execute(f"SELECT deviceId, streamId, start, end, '{name}' FROM {table}")  # noqa: S608
+            yield from map(NsysRow._make, copies)
