@@ -2,20 +2,18 @@
 
 import asyncio
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-NSYS_PLACES = (
-    "/usr/local/cuda*/bin/nsys",
-    "/opt/nvidia/nsight-systems/*/bin/nsys",
-    "/opt/nvidia/nsight-compute/*/host/target-linux-*/nsys",
-    "/usr/local/cuda*/nsight-*/**/nsys",
-)
+from gpu_actions.plan import Plan
+from gpu_actions.trace.in_plan import trace_steps
+from gpu_actions.trace.nsys import find_nsys
+from gpu_actions.walk import walk
+from tests.gpu_actions.site import make_site
+
 WORK = """
 import torch
 a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
@@ -50,14 +48,8 @@ async def traces(validation: Any) -> dict[str, Any]:
         record["nsys"] = await asyncio.to_thread(
             run_nsys, nsys, Path(validation.work), validation.out / "trace_nsys"
         )
+        record["nsys_live"] = await live(nsys, Path(validation.work), ranks)
     return record
-
-
-def find_nsys() -> str | None:
-    """Return nsys on PATH, or in the folders of CUDA and Nsight."""
-    places = (path for place in NSYS_PLACES for path in sorted(Path("/").glob(place.lstrip("/"))))
-    found = [str(path) for path in places if os.access(path, os.X_OK)]
-    return shutil.which("nsys") or (found[-1] if found else None)
 
 
 def run_nsys(nsys: str, work: Path, out: Path) -> dict[str, Any]:
@@ -87,6 +79,30 @@ def run_nsys(nsys: str, work: Path, out: Path) -> dict[str, Any]:
                 "words": (done.stderr + done.stdout)[-900:],
             }
     return summarise((export,), out)
+
+
+async def live(nsys: str, work: Path, ranks: int) -> dict[str, Any]:
+    """Trace an engine that was launched under nsys, as a fallback does by plan: start, load, stop, export, table."""
+    argv = [nsys, "launch", "--session-new=tp", "--trace=cuda,nvtx", sys.executable, "-m", "demo.engine"]
+    engine = {"kind": "reference", "argv": [*argv, "--model-name", "m", "--tensor-parallel-size", str(ranks)]}
+    folder = work / "nsys_live"
+    folder.mkdir()
+    site = make_site(folder, tp_engine=engine, trace={"in_plans": True, "duration_s": 3}, ready_timeout_s=180)
+    try:
+        await site.up()
+        plan = Plan(action="fallback", host="test", title="t", steps=trace_steps(site.host, site.host.tp))
+        end = await walk(plan, site.host, run_id="fb-live", workdir=folder / "run")
+        after = await site.host.tp.engine.complete("still here", max_tokens=2, timeout_s=60)
+    finally:
+        await site.down()
+    last = end.steps[-1].outcome
+    return {
+        "said": [step.outcome.summary for step in end.steps],
+        "seconds": {step.outcome.step_id: round(step.seconds, 1) for step in end.steps},
+        "artifacts": {one.name: one.size_bytes for one in end.steps[-1].artifacts},
+        "summary": last.data.get("summary"),
+        "tokens_after": after.completion_tokens,
+    }
 
 
 def summarise(files: Any, out: Path) -> dict[str, Any]:

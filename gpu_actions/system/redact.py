@@ -267,10 +267,15 @@ def redacted_json(text: str) -> str:
     return json.dumps(redact_data(json.loads(text)), indent=1, ensure_ascii=False)
 
 
+def is_secret_name(name: str) -> bool:
+    """Return True if a field or variable of this name holds a secret."""
+    return _SECRET_NAME.search(name) is not None and _NO_SECRET_NAME.search(name) is None
+
+
 def redact_data(data: Any, *, name: str = "") -> Any:
     """Return JSON-like data without its secrets: in strings, and as values of fields whose name is that of a secret."""
     if isinstance(data, str):
-        if data and _SECRET_NAME.search(name) and not _NO_SECRET_NAME.search(name):
+        if data and is_secret_name(name):
             return data if _DONE.fullmatch(data) else "[redacted:assignment]"
         return redact(data).text
     if isinstance(data, Mapping):

@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--picture", type=Path, metavar="PNG", help="also draw the summary")
-    parser.add_argument("--perfetto", type=Path, metavar="FILE", help="write an export of nsys as a Chrome trace too")
+    parser.add_argument(
+        "--perfetto", type=Path, metavar="FILE", help="write an export of nsys as a Chrome trace too"
+    )
     options = parser.parse_args(argv)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     ranks, skipped = [], []

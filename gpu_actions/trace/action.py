@@ -5,7 +5,6 @@ parsed in a child process (see `gpu_actions.trace.__main__`).
 """
 
 import asyncio
-import contextlib
 import os
 import sys
 import time
@@ -26,6 +25,9 @@ from gpu_actions.system.listening import listening_process
 from gpu_actions.system.processes import run_process
 from gpu_actions.system.redact import redacted_json, redacted_tail
 from gpu_actions.system.urls import port_of
+from gpu_actions.trace.leaks import leak_in, secrets_of
+from gpu_actions.trace.nsys import export
+from gpu_actions.trace.profilers import NsysProfiler, Profiler, how_traced, profiler_of
 from gpu_actions.trace.summary import TraceSummary, compare, short_table, table, top_chart
 
 ANALYSIS_TIMEOUT_S = 120
@@ -89,7 +91,7 @@ async def plan_trace(request: PlanRequest) -> Plan:
                     "max_iterations": policy.max_iterations,
                     "max_trace_mib": policy.max_trace_mib,
                 },
-                details=(f"POST {tier.engine.url}/start_profile, then /stop_profile",),
+                details=(how_traced(tier),),
                 timeout_s=duration_s + 120,
                 expected_s=duration_s + 5,
                 mutates=False,
@@ -132,10 +134,10 @@ async def profile(context: StepContext) -> StepResult:
     tier = context.host.tiers[context.args["tier"]]
     duration_s = float(context.args["duration_s"])
     started = time.time()
-    with contextlib.suppress(EngineError):
-        await tier.engine.stop_profile()  # an earlier run that was killed may have left it on
     try:
-        await tier.engine.start_profile(max_iterations=int(context.args["max_iterations"]))
+        profiler = await profiler_of(context, tier)
+        await profiler.stop_left_on()  # by an earlier run that was killed
+        await profiler.start(max_iterations=int(context.args["max_iterations"]))
     except EngineError as error:
         raise StepFailed(
             f"the profiler did not start: {error}", next_action="start the engine with its profiler"
@@ -151,34 +153,63 @@ async def profile(context: StepContext) -> StepResult:
     finally:
         loading.cancel()
         try:
-            files = await asyncio.shield(tier.engine.stop_profile())
+            files = await asyncio.shield(profiler.stop())
         except EngineError as error:
             raise StepFailed(
                 f"the profiler did not stop: {error}", next_action="it may still be on: see the engine's log"
             ) from error
-    artifacts, refused = await asyncio.to_thread(take, context, tier, files, started)
-    if not artifacts:
+    taken, refused = await take(context, tier, profiler, files, started)
+    if not taken.files:
         raise StepFailed(
             f"no trace was taken: {'; '.join(refused) or 'the engine wrote none'}",
             next_action="see the engine's log for its profiler's messages, or set trace.folder in the settings",
         )
     own = f", {finished} requests of our own meanwhile" if finished else ""
     return StepResult(
-        summary="; ".join([f"{len(artifacts)} trace file(s){own}", *refused]),
-        data={"files": [str(artifact.path) for artifact in artifacts], "requests": finished},
-        artifacts=artifacts,
+        summary="; ".join([f"{len(taken.files)} trace file(s){own}", *refused]),
+        data={"files": [str(path) for path in taken.files], "requests": finished},
+        artifacts=taken.artifacts,
         warning=bool(refused),
     )
 
 
-def take(
-    context: StepContext, tier: Tier, files: Sequence[Path], started: float
-) -> tuple[tuple[Artifact, ...], list[str]]:
-    """Copy the engine's fresh traces into the run's folder. Return them and why the others were refused.
+class Taken(Frozen):
+    """The files of a trace: those to tabulate, and those to publish."""
 
-    The engine only names files. What it names is taken only from its trace folder, and only if its own process owns it.
+    files: tuple[Path, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+
+
+async def take(
+    context: StepContext, tier: Tier, profiler: Profiler, files: Sequence[Path], started: float
+) -> tuple[Taken, list[str]]:
+    """Copy the fresh traces into the run's folder. Return them and why others were refused.
+
+    What a profiler names is taken only from its trace folder, and only if the engine's own process owns it.
     """
-    folder = context.host.config.trace.folder or tier.engine.profile_folder()
+    taken, refused = await asyncio.to_thread(_copy, context, tier, profiler, files, started)
+    if not isinstance(profiler, NsysProfiler) or not taken:
+        return Taken(files=tuple(one.path for one in taken), artifacts=taken), refused
+    report = taken[0].path
+    sqlite = report.with_suffix(".sqlite")
+    try:
+        await export(profiler.session, report, sqlite)
+    except EngineError as error:
+        return Taken(), [*refused, f"{error} ({report} is kept)"]
+    pids = (await tier.unit.state()).pids
+    leak = await asyncio.to_thread(lambda: leak_in((report, sqlite), secrets_of(pids)))
+    if leak:  # a report holds the environment and the arguments of the unit in clear
+        refused.append(
+            f"{report.name} holds a secret ({leak}), so it stays on {context.host.name} as {report}: "
+            "give the unit its secrets in files and not in its environment"
+        )
+    return Taken(files=(sqlite,), artifacts=() if leak else taken), refused
+
+
+def _copy(
+    context: StepContext, tier: Tier, profiler: Profiler, files: Sequence[Path], started: float
+) -> tuple[tuple[Artifact, ...], list[str]]:
+    folder = profiler.folder
     if folder is None:
         return (), ["the engine's trace folder is not known"]
     process = listening_process(port_of(tier.engine.url))
@@ -198,7 +229,7 @@ def take(
         except FileRefused as error:
             refused.append(str(error))
         else:
-            taken.append(artifact_of(kept, source=f"{tier.engine.kind} profiler of tier {tier.name}"))
+            taken.append(artifact_of(kept, source=profiler.name))
     return tuple(taken), refused
 
 
@@ -230,6 +261,10 @@ async def table_of(context: StepContext, files: Sequence[str], *, top: int, agai
     picture = context.workdir / "trace_summary.png"
     picture.unlink(missing_ok=True)
     options = ["--top", str(top), "--picture", str(picture)]
+    timeline = context.workdir / "trace_perfetto.json.gz"
+    timeline.unlink(missing_ok=True)
+    if str(files[0]).endswith(".sqlite"):
+        options += ["--perfetto", str(timeline)]
     result = await run_process(
         [sys.executable, "-m", "gpu_actions.trace", *options, *files], timeout_s=ANALYSIS_TIMEOUT_S
     )
@@ -248,11 +283,18 @@ async def table_of(context: StepContext, files: Sequence[str], *, top: int, agai
         context.workdir / SUMMARY_NAME,
         redacted_json(summary.model_dump_json()),
     )
+    for file in files:
+        if file.endswith(
+            ".sqlite"
+        ):  # an export is many times its report, and holds the environment of the unit
+            Path(file).unlink(missing_ok=True)
     changes = _changes(context.host, against, summary)
     artifacts = [artifact_of(path, source="python -m gpu_actions.trace")]
     if picture.is_file():
         drawn = artifact_of(picture, source="python -m gpu_actions.trace", title="trace", inline=True)
         artifacts.insert(0, drawn)
+    if timeline.is_file():
+        artifacts.append(artifact_of(timeline, source="the export of nsys, for Perfetto"))
     first = summary.ranks[0].top[0]
     return StepResult(
         summary=f"top: {first.name} {first.share_percent:.0f} % of {summary.ranks[0].span_ms:.0f} ms"

@@ -17,8 +17,9 @@ from gpu_actions.plan import Step
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.tier.condition import generates
 from gpu_actions.trace.action import ANALYSIS_TIMEOUT_S, load, table_of, take
+from gpu_actions.trace.nsys import EXPORT_TIMEOUT_S
+from gpu_actions.trace.profilers import STOP_TIMEOUT_S, how_traced, profiler_of
 
-STOP_TIMEOUT_S = 660.0
 LEFT_ON_S = 60.0
 SERVING_S = 1.0
 SERVING_ITERATIONS = 25
@@ -57,7 +58,7 @@ def trace_steps(host: Host, tier: Tier, *, before_traffic: bool = False) -> tupl
                 "before_traffic": before_traffic,
             },
             details=(
-                f"POST {tier.engine.url}/start_profile, then /stop_profile in the background; {bounds}",
+                f"{how_traced(tier)}; it is stopped in the background; {bounds}",
                 "an engine may stand still while it writes its trace; "
                 + (
                     "traffic waits until it generates again"
@@ -75,7 +76,7 @@ def trace_steps(host: Host, tier: Tier, *, before_traffic: bool = False) -> tupl
             verb="trace.finish",
             title="take the trace and tabulate it",
             args={"tier": tier.name, "max_trace_mib": policy.max_trace_mib, "top": policy.top_kernels},
-            timeout_s=STOP_TIMEOUT_S + ANALYSIS_TIMEOUT_S + 30,
+            timeout_s=STOP_TIMEOUT_S + EXPORT_TIMEOUT_S + ANALYSIS_TIMEOUT_S + 30,
             expected_s=5,
             mutates=False,
             on_failure="continue",
@@ -88,7 +89,11 @@ async def begin(context: StepContext) -> StepResult:
     """Effect: the engine is profiled for some seconds. Verified by the files that `trace.finish` takes."""
     tier = context.host.tiers[context.args["tier"]]
     needed = int(context.args["max_trace_mib"]) * DISK_FACTOR * 2**20
-    folder = context.host.config.trace.folder or tier.engine.profile_folder() or context.workdir
+    try:
+        profiler = await profiler_of(context, tier)
+    except EngineError as error:
+        return _without(str(error))
+    folder = profiler.folder or context.workdir
     free = shutil.disk_usage(folder if folder.is_dir() else context.workdir).free
     if free < needed:
         return _without(
@@ -98,13 +103,13 @@ async def begin(context: StepContext) -> StepResult:
     key = (context.run_id, tier.name)
     begun = context.workdir / f"{tier.name}_profiler_started"
     if begun.exists():  # this step was killed: the profiler may be on, or its trace is being written
-        left = _stops.pop(key, None) or asyncio.create_task(tier.engine.stop_profile())
+        left: asyncio.Task[object] = _stops.pop(key, None) or asyncio.create_task(profiler.stop_left_on())
         with contextlib.suppress(EngineError, TimeoutError):
             await asyncio.wait_for(left, LEFT_ON_S)
     begun.touch()
     started = time.time()
     try:
-        await tier.engine.start_profile(max_iterations=int(context.args["max_iterations"]))
+        await profiler.start(max_iterations=int(context.args["max_iterations"]))
     except EngineError as error:
         return _without(str(error))
     duration_s = float(context.args["duration_s"])
@@ -112,7 +117,7 @@ async def begin(context: StepContext) -> StepResult:
         context.report(f"tracing for {duration_s:g} s", None)
         finished = await load(tier, time.monotonic() + duration_s)
     finally:  # also when the run is stopped
-        _stops[key] = asyncio.create_task(tier.engine.stop_profile())
+        _stops[key] = asyncio.create_task(profiler.stop())
     if context.args.get("before_traffic"):
         await _generates_again(context, tier)
     return StepResult(
@@ -146,27 +151,26 @@ async def finish(context: StepContext) -> StepResult:
     if "started" not in begun:
         return StepResult(summary=f"no trace was taken: {begun.get('reason', 'the profiler did not start')}")
     tier = context.host.tiers[context.args["tier"]]
-    stopping = _stops.pop((context.run_id, tier.name), None) or asyncio.create_task(
-        tier.engine.stop_profile()
-    )
     context.report("waiting for the engine to write its trace", None)
     try:
+        profiler = await profiler_of(context, tier)
+        stopping = _stops.pop((context.run_id, tier.name), None) or asyncio.create_task(profiler.stop())
         files = await asyncio.wait_for(stopping, STOP_TIMEOUT_S)
     except (EngineError, TimeoutError) as error:
         raise StepFailed(
             f"the trace is not there: {error or f'not written within {STOP_TIMEOUT_S:g} s'}",
             next_action="the tier serves; see the engine's log, and take one by hand: /trace start",
         ) from error
-    artifacts, refused = await asyncio.to_thread(take, context, tier, files, float(begun["started"]))
-    if not artifacts:
+    taken, refused = await take(context, tier, profiler, files, float(begun["started"]))
+    if not taken.files:
         raise StepFailed(
             f"no trace was taken: {'; '.join(refused) or 'the engine wrote none'}",
             next_action="set trace.folder or raise trace.max_trace_mib in the settings",
         )
-    told = await table_of(context, [str(one.path) for one in artifacts], top=int(context.args["top"]))
+    told = await table_of(context, [str(path) for path in taken.files], top=int(context.args["top"]))
     return told.model_copy(
         update={
-            "artifacts": (*told.artifacts, *artifacts),
+            "artifacts": (*told.artifacts, *taken.artifacts),
             "summary": "; ".join([told.summary, *refused]),
             "warning": told.warning or bool(refused),
         }

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from gpu_actions.system.proc import read_command, read_environment
@@ -29,8 +30,12 @@ def secrets_of(pids: Iterable[int]) -> dict[str, str]:
             environment = {}
         found |= {value: name for name, value in environment.items() if is_secret_name(name)}
         argv = read_command(pid)
-        for word, following in zip(argv, argv[1:], strict=False):
-            if word.startswith("--") and "=" not in word and is_secret_name(word.strip("-").replace("-", "_")):
+        for word, following in pairwise(argv):
+            if (
+                word.startswith("--")
+                and "=" not in word
+                and is_secret_name(word.strip("-").replace("-", "_"))
+            ):
                 found[following] = f"the value of {word}"
     return {value: name for value, name in found.items() if len(value) >= SHORTEST}
 

@@ -1,8 +1,8 @@
 """Nsight Systems for a tier whose unit was launched under it, with its own commands: start, stop and export.
 
-nsys cannot attach to a running process. A unit that starts with `nsys launch --session-new=NAME --trace=cuda,nvtx COMMAND` costs
-little until a collection is started; the application survives the stop. nsys wants `env VAR=... COMMAND`, not `VAR=... COMMAND`,
-and an output folder that exists.
+nsys cannot attach to a running process. A unit that starts with `nsys launch --session-new=NAME --trace=cuda,nvtx COMMAND`
+costs little until a collection is started; the application survives the stop. nsys wants `env VAR=... COMMAND`, not
+`VAR=... COMMAND`, and an output folder that exists.
 """
 
 import os
@@ -88,7 +88,7 @@ def _option(argv: Sequence[str], option: str) -> str:
 def _program_of(pid: int, written: str) -> str | None:
     """Return the nsys to command a session with: the one that runs it, as it was written, or the one found here."""
     try:
-        running = os.readlink(f"/proc/{pid}/exe")
+        running = str(Path(f"/proc/{pid}/exe").readlink())
     except OSError:
         running = ""
     for path in (running, written):

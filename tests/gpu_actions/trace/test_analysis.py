@@ -107,12 +107,13 @@ def nsys_export(path: Path) -> None:
         connection.executescript(
             """
             CREATE TABLE StringIds (id INTEGER NOT NULL PRIMARY KEY, value TEXT NOT NULL);
-            CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER, end INTEGER, deviceId INTEGER, shortName INTEGER);
-            CREATE TABLE CUPTI_ACTIVITY_KIND_MEMCPY (start INTEGER, end INTEGER, deviceId INTEGER);
+            CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL
+                (start INTEGER, end INTEGER, deviceId INTEGER, streamId INTEGER, shortName INTEGER);
+            CREATE TABLE CUPTI_ACTIVITY_KIND_MEMCPY (start INTEGER, end INTEGER, deviceId INTEGER, streamId INTEGER);
             INSERT INTO StringIds VALUES (1, 'gemm'), (2, 'ncclDevKernel_AllReduce');
             INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES
-                (0, 400000, 0, 1), (300000, 500000, 0, 2), (900000, 1000000, 0, 1), (0, 1000000, 1, 2);
-            INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (600000, 700000, 0);
+                (0, 400000, 0, 7, 1), (300000, 500000, 0, 8, 2), (900000, 1000000, 0, 7, 1), (0, 1000000, 1, 8, 2);
+            INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (600000, 700000, 0, 9);
             """
         )
     connection.close()
