@@ -103,9 +103,8 @@ async def begin(context: StepContext) -> StepResult:
     key = (context.run_id, tier.name)
     begun = context.workdir / f"{tier.name}_profiler_started"
     if begun.exists():  # this step was killed: the profiler may be on, or its trace is being written
-        left: asyncio.Task[object] = _stops.pop(key, None) or asyncio.create_task(profiler.stop_left_on())
         with contextlib.suppress(EngineError, TimeoutError):
-            await asyncio.wait_for(left, LEFT_ON_S)
+            await asyncio.wait_for(_stops.pop(key, None) or profiler.stop_left_on(), LEFT_ON_S)
     begun.touch()
     started = time.time()
     try:
