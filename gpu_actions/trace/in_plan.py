@@ -104,7 +104,7 @@ async def begin(context: StepContext) -> StepResult:
     begun = context.workdir / f"{tier.name}_profiler_started"
     if begun.exists():  # this step was killed: the profiler may be on, or its trace is being written
         with contextlib.suppress(EngineError, TimeoutError):
-            await asyncio.wait_for(_stops.pop(key, None) or profiler.stop_left_on(), LEFT_ON_S)
+            await asyncio.wait_for(_stops.pop(key) if key in _stops else profiler.stop_left_on(), LEFT_ON_S)
     begun.touch()
     started = time.time()
     try:
