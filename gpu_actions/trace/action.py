@@ -137,7 +137,11 @@ async def profile(context: StepContext) -> StepResult:
     try:
         profiler = await profiler_of(context, tier)
         await profiler.stop_left_on()  # by an earlier run that was killed
-        await profiler.start(max_iterations=int(context.args["max_iterations"]))
+        try:
+            await profiler.start(max_iterations=int(context.args["max_iterations"]))
+        except asyncio.CancelledError:  # it may have started
+            await asyncio.shield(profiler.stop_left_on())
+            raise
     except EngineError as error:
         raise StepFailed(
             f"the profiler did not start: {error}", next_action="start the engine with its profiler"

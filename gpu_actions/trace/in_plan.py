@@ -111,6 +111,9 @@ async def begin(context: StepContext) -> StepResult:
         await profiler.start(max_iterations=int(context.args["max_iterations"]))
     except EngineError as error:
         return _without(str(error))
+    except asyncio.CancelledError:  # it may have started
+        _stops[key] = asyncio.create_task(profiler.stop())
+        raise
     duration_s = float(context.args["duration_s"])
     try:
         context.report(f"tracing for {duration_s:g} s", None)

@@ -92,7 +92,7 @@ async def test_a_collection_is_stopped_with_its_run_and_one_of_somebody_else_goe
     object.__setattr__(site.host.config, "trace", long)
     stop = asyncio.Event()
     walking = asyncio.create_task(trace(site, "fb-stopped", stop=stop))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not collecting(nsys):
             await asyncio.sleep(0.05)
         stop.set()
