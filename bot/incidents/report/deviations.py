@@ -93,7 +93,7 @@ def _of_steps(run: RunRecord) -> Iterable[Deviation]:
             text = f"{step.title}: attempt {step.attempt}"
             yield Deviation(run_id=run.id, step_id=step.step_id, kind="retried", text=text)
         if step.executions > 1:
-            text = f"{step.title}: ran again after the bot was interrupted"
+            text = f"{step.title}: ran again after the bot was interrupted; what was done already is not done twice"
             yield Deviation(run_id=run.id, step_id=step.step_id, kind="interrupted", text=text)
         usual, took = expected.get(step.step_id), _took_s(step.started_at, step.ended_at)
         if usual and took is not None and took > max(SLOW_FACTOR * usual, usual + SLOW_MIN_S):

@@ -1,5 +1,6 @@
 """Derive the facts of an incident's report from its record: runs, decisions, the audit trail. Pure."""
 
+import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from bot.store.records import (
     RunRecord,
     RunStatus,
     StepRecord,
+    StepStatus,
     TimelineEntry,
 )
 from gpu_actions.models import Frozen, Severity, Verdict, VerdictKind
@@ -27,6 +29,8 @@ SERVES_TP = "tp_serving"
 DRILL = "drill"
 """The cause of an incident that a drill plays."""
 SERVES_FALLBACK = "fallback_serving"
+FIRST_TOKEN = "first_token_through_router_s"
+GOLDEN, COMPARE, BUNDLE = "golden", "compare", "evidence bundle"
 
 
 class Clients(Frozen):
@@ -44,6 +48,7 @@ class Diagnosis(Frozen):
     run_id: str
     at: float
     verdict: Verdict
+    action: str = ""
 
 
 class LoadTest(Frozen):
@@ -53,6 +58,7 @@ class LoadTest(Frozen):
     action: str
     at: float
     verdict: str
+    title: str = Field(default="", description="of the step: what was loaded or traced")
     text: str
 
 
@@ -64,6 +70,7 @@ class Impact(Frozen):
     failed: int | None = None
     resent: int | None = None
     finished: int | None = None
+    client_left: int | None = None
     without_answer_s: float | None = None
     outages: dict[str, Outage] = Field(default_factory=dict, description="of each fallback, by run")
     usual_per_s: float | None = None
@@ -75,6 +82,7 @@ class Impact(Frozen):
         default=None, description="when the full tier stopped serving, as far as known"
     )
     degraded_to: float | None = None
+    fallback_from: float | None = Field(default=None, description="its first token through the router")
     incomplete: tuple[str, ...] = Field(default=(), description="why a figure may be too low")
 
     @property
@@ -131,7 +139,7 @@ def facts_of(
     ordered = tuple(sorted(runs, key=lambda run: run.created_at))
     clients = tuple(_clients(ordered))
     diagnoses = tuple(
-        Diagnosis(run_id=run.id, at=step.ended_at or run.created_at, verdict=step.verdict)
+        Diagnosis(run_id=run.id, at=step.ended_at or run.created_at, verdict=step.verdict, action=run.action)
         for run, step in _steps(ordered)
         if step.verdict is not None
     )
@@ -152,7 +160,7 @@ def facts_of(
         load_tests=tuple(_texts(ordered, "verdict")),
         traces=tuple(_texts(ordered, "summary")),
         runs=ordered,
-        timeline=tuple(sorted(_lines(entries, diagnoses), key=lambda line: line.at)),
+        timeline=tuple(sorted(_lines(entries, diagnoses, ordered), key=lambda line: line.at)),
         deviations=found,
         follow_ups=tuple(_follow_ups(incident, ordered, diagnoses, found)),
         artifacts=tuple(record for run in ordered for record in run.artifacts),
@@ -168,7 +176,9 @@ def _last(entries: Iterable[TimelineEntry], kind: str, field: str) -> str:
     return found[-1] if found else ""
 
 
-def _lines(entries: Iterable[TimelineEntry], diagnoses: Iterable[Diagnosis]) -> Iterable[Line]:
+def _lines(
+    entries: Iterable[TimelineEntry], diagnoses: Iterable[Diagnosis], runs: Sequence[RunRecord]
+) -> Iterable[Line]:
     for entry in entries:
         if entry.kind not in QUIET_KINDS:
             text = f"opened the incident: {entry.text}" if entry.kind == "incident.open" else entry.text
@@ -178,6 +188,11 @@ def _lines(entries: Iterable[TimelineEntry], diagnoses: Iterable[Diagnosis]) -> 
         cause = "" if one.verdict.cause == "none" else f"{one.verdict.cause}: "
         text = f"verdict: {word}: {cause}{one.verdict.summary}"
         yield Line(at=one.at, who="bot", run_id=one.run_id, text=text)
+    for run, step in _steps(runs):
+        if step.ended_at is not None and FIRST_TOKEN in step.data:
+            yield Line(at=step.ended_at, who="bot", run_id=run.id, text=f"{step.title}: it serves")
+    for test in _texts(runs, "verdict"):
+        yield Line(at=test.at, who="bot", run_id=test.run_id, text=f"{test.title}: {test.verdict}")
 
 
 def _clients(runs: Iterable[RunRecord]) -> Iterable[Clients]:
@@ -203,6 +218,7 @@ def _texts(runs: Iterable[RunRecord], mark: str) -> Iterable[LoadTest]:
                 action=run.action,
                 at=step.ended_at or run.created_at,
                 verdict=verdict,
+                title=step.title,
                 text=str(step.data["thread_text"]),
             )
 
@@ -233,11 +249,17 @@ def _impact(
     if degraded_from is not None:
         back = [at for at, state in _moves(runs) if state == SERVES_TP and at > degraded_from]
         degraded_to = back[-1] if back else (incident.closed_at or now)
+    served_from = [step.ended_at for _, step in _steps(runs) if FIRST_TOKEN in step.data and step.ended_at]
+    fallback_from = served_from[0] if served_from and degraded_from is not None else None
     if not clients:
-        return Impact(degraded_from=degraded_from, degraded_to=degraded_to)
+        return Impact(degraded_from=degraded_from, degraded_to=degraded_to, fallback_from=fallback_from)
     accounts = [one.account for one in clients]
     gaps = [account.without_answer.seconds for account in accounts if account.without_answer is not None]
-    before = [account.before_per_s for account in accounts if account.before_per_s is not None]
+    before = [
+        one.account.before_per_s
+        for one in clients
+        if one.action == "fallback" and one.account.before_per_s is not None
+    ]  # before a restore, the rate is the fallback's
     served = [one.served_per_s for one in clients if one.served_per_s is not None]
     peaks = [account.refused_peak_percent for account in accounts if account.refused_peak_percent is not None]
     return Impact(
@@ -246,6 +268,7 @@ def _impact(
         failed=sum(account.failed for account in accounts),
         resent=sum(account.resent for account in accounts),
         finished=sum(account.finished for account in accounts),
+        client_left=sum(account.client_left for account in accounts),
         without_answer_s=max(gaps, default=0.0),
         outages={run.id: outage for run in runs if (outage := outage_of(run)) is not None},
         usual_per_s=before[0] if before else None,
@@ -253,6 +276,7 @@ def _impact(
         refused_peak_percent=max(peaks, default=None),
         degraded_from=degraded_from,
         degraded_to=degraded_to,
+        fallback_from=fallback_from,
         incomplete=tuple(dict.fromkeys(account.incomplete for account in accounts if account.incomplete)),
     )
 
@@ -287,7 +311,12 @@ def _summary(
     if impact.refused is not None:
         yield _clients_sentence(impact)
     if impact.degraded_s is not None:
-        yield f"The full tier did not serve for {impact.degraded_s / 60:.1f} minutes."
+        since, until = impact.fallback_from, impact.degraded_to
+        served = f"; the fallback served from {_clock(since)} to {_clock(until)} UTC" if since and until else ""
+        yield f"The full tier did not serve for {impact.degraded_s / 60:.1f} minutes{served}."
+        if impact.served_percent is not None:
+            verb = "carried" if impact.served_percent >= 100 else "did not carry"
+            yield f"The fallback {verb} the usual rate of requests: {impact.served_per_s:.3g} of {impact.usual_per_s:.3g} per second."
     states = _moves(runs)
     if not states:
         yield "No run of this incident changed what serves."
@@ -310,7 +339,7 @@ def _rungs(run: RunRecord) -> Iterable[str]:
 
 
 def _clients_sentence(impact: Impact) -> str:
-    """Return what clients saw in one sentence; a figure of zero that matters is said."""
+    """Return what clients saw in one sentence."""
     lost = (impact.broke_off or 0) + (impact.failed or 0)
     parts = [f"{_requests(impact.refused or 0)} refused with Retry-After"] if impact.refused else []
     if lost:
@@ -320,6 +349,10 @@ def _clients_sentence(impact: Impact) -> str:
     if impact.without_answer_s:
         parts.append(f"the longest time without an answer was {impact.without_answer_s:.0f} s")
     return f"What clients saw: {', '.join(parts)}."
+
+
+def _clock(at: float) -> str:
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%H:%M:%S")
 
 
 def _requests(number: int) -> str:
@@ -351,7 +384,14 @@ def _follow_ups(
                 yield f"{finding.summary}: {finding.action}"
     bad = [one for one in diagnoses if one.verdict.verdict is VerdictKind.FALL_BACK]
     if bad and incident.cause != DRILL:
-        yield f"Find the root cause of {bad[0].verdict.cause}: the evidence is in the artifacts below."
+        bundles = [run.id for run in runs for one in run.artifacts if one.artifact.title == BUNDLE]
+        first = f"open the evidence bundle of {bundles[0]} first" if bundles else "the evidence is in the artifacts below"
+        yield f"Find the root cause of {bad[0].verdict.cause}, which is not known: {first}."
+    for _, step in _steps(runs):
+        if step.status is StepStatus.WARNING and step.step_id == GOLDEN:
+            yield f"Golden prompts: {step.summary}"
+        elif step.status is StepStatus.WARNING and step.step_id == COMPARE:
+            yield f"Baseline: {step.summary}. To record one: /loadtest start {incident.host} baseline=NAME"
     if found:
         yield "Decide for each deviation whether the runbook or the practice must change."
 

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from bot.incidents.report.facts import IncidentFacts
-from bot.store.records import ArtifactRecord, Person, RunRecord
+from bot.store.records import ArtifactRecord, Person, RunRecord, StepRecord
 from gpu_actions.system.redact import redact
 
 TEMPLATES = Path(__file__).parent
@@ -69,6 +69,8 @@ def markdown(
         "person": lambda person: _person(person, known),
         "name": lambda user_id: known.get(user_id, "") or user_id,
         "took": _took,
+        "step_took": _step_took,
+        "zone": lambda at: _zone(at, zone),
         "linked": lambda record: _linked(record, links or {}),
     }
     environment.filters.update(filters)
@@ -123,6 +125,17 @@ def _took(run: RunRecord) -> str:
     if run.started_at is None or run.ended_at is None:
         return ""
     return f"{run.ended_at - run.started_at:.0f} s"
+
+
+def _step_took(step: StepRecord) -> str:
+    if step.started_at is None or step.ended_at is None:
+        return str(step.status)
+    return f"{step.ended_at - step.started_at:.1f} s"
+
+
+def _zone(at: float, zone: datetime.tzinfo | None) -> str:
+    local = datetime.datetime.fromtimestamp(at, datetime.UTC).astimezone(zone)
+    return f"local ({local.strftime('%Z')})"
 
 
 def _linked(record: ArtifactRecord, links: Mapping[int, str]) -> str:

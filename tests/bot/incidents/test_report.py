@@ -61,6 +61,7 @@ def test_the_recorded_incident_in_figures(recorded: Store) -> None:
     impact = found.impact
     assert (impact.refused, impact.broke_off, impact.failed, impact.resent) == (5, 1, 0, 3)
     assert impact.degraded_s is not None and 55 < impact.degraded_s < 65
+    assert impact.usual_per_s is None  # the rate before the restore is not the usual one
     assert [one.verdict.cause for one in found.diagnoses] == ["nccl_hang", "none"]
     assert {(one.kind, one.step_id) for one in found.deviations} == {
         ("interrupted", "launch"), ("warning", "drain"), ("warning", "golden"), ("warning", "compare"),
@@ -97,13 +98,14 @@ QUESTIONS = {
         "Impact", "2026-11-26 11:09:14 UTC to 2026-11-26 11:10:14 UTC",
     ),
     "What did clients see?": ("Impact", "requests refused with Retry-After | 5 |"),
-    "How much could the fallback carry?": ("Impact", "served by the fallback | 3.11 requests/s"),
+    "What served meanwhile?": ("Summary", "the fallback served from 11:09:19 to 11:10:14 UTC"),
+    "How much could the fallback carry?": ("Impact", "answered by the fallback, its load test included | 3.11 requests/s"),
     "Who opened the incident, and when?": ("Timeline", "| oncall |  | opened the incident"),
     "What was done, in which order, and with what result?": ("Commands and their outcomes", "| fb-qf5c | fallback | oncall |"),
     "Who approved the restore, and which plan?": ("Approvals", "lead approved at 11-26 11:09:50 UTC, plan 9d11dcba6924"),
     "Was the restored tier proved under load?": ("Load tests", "PASSED: restore validation, 12 of 12"),
     "Where was the runbook not followed?": ("Deviations from the runbook", "ran again after the bot was interrupted"),
-    "What is left to do, and where is the evidence?": ("Follow-ups", "root cause of nccl_hang: the evidence is in"),
+    "What is left to do, and where is the evidence?": ("Follow-ups", "is not known: open the evidence bundle of fb-qf5c first"),
 }  # fmt: skip
 """What a reader who was not there asks the day after, and where in the report the answer stands."""
 
