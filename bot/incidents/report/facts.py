@@ -285,7 +285,6 @@ def _summary(
     incident: IncidentRecord, runs: Sequence[RunRecord], diagnoses: Sequence[Diagnosis], impact: Impact
 ) -> Iterable[str]:
     """Yield the sentences of the summary: what was wrong, what was done, how it stands."""
-    host = incident.host
     if incident.cause == DRILL:
         for run in runs:
             yield f"The drill {run.id} {run.status.value}: {_sentence(run.outcome)}"
@@ -293,7 +292,7 @@ def _summary(
         return
     bad = [one for one in diagnoses if one.verdict.verdict is VerdictKind.FALL_BACK]
     if bad:
-        yield f"Triage found {bad[0].verdict.cause} on {host}: {bad[0].verdict.summary}."
+        yield f"Triage found {bad[0].verdict.cause} on {incident.host}: {bad[0].verdict.summary}."
     else:
         yield f"{incident.title}; no triage of this incident said fall back."
     changes = [run for run in runs if run.action in ("fallback", "restore")]
@@ -316,7 +315,8 @@ def _summary(
         yield f"The full tier did not serve for {impact.degraded_s / 60:.1f} minutes{served}."
         if impact.served_percent is not None:
             verb = "carried" if impact.served_percent >= 100 else "did not carry"
-            yield f"The fallback {verb} the usual rate of requests: {impact.served_per_s:.3g} of {impact.usual_per_s:.3g} per second."
+            rates = f"{impact.served_per_s:.3g} of {impact.usual_per_s:.3g} requests per second"
+            yield f"The fallback {verb} the usual rate: {rates}."
     states = _moves(runs)
     if not states:
         yield "No run of this incident changed what serves."
