@@ -29,7 +29,7 @@ SERVES_TP = "tp_serving"
 DRILL = "drill"
 """The cause of an incident that a drill plays."""
 SERVES_FALLBACK = "fallback_serving"
-FIRST_TOKEN = "first_token_through_router_s"
+FIRST_ANSWER = "first_token_through_router_s"
 GOLDEN, COMPARE, BUNDLE = "golden", "compare", "evidence bundle"
 
 
@@ -189,7 +189,7 @@ def _lines(
         text = f"verdict: {word}: {cause}{one.verdict.summary}"
         yield Line(at=one.at, who="bot", run_id=one.run_id, text=text)
     for run, step in _steps(runs):
-        if step.ended_at is not None and FIRST_TOKEN in step.data:
+        if step.ended_at is not None and FIRST_ANSWER in step.data:
             yield Line(at=step.ended_at, who="bot", run_id=run.id, text=f"{step.title}: it serves")
     for test in _texts(runs, "verdict"):
         yield Line(at=test.at, who="bot", run_id=test.run_id, text=f"{test.title}: {test.verdict}")
@@ -249,7 +249,7 @@ def _impact(
     if degraded_from is not None:
         back = [at for at, state in _moves(runs) if state == SERVES_TP and at > degraded_from]
         degraded_to = back[-1] if back else (incident.closed_at or now)
-    served_from = [step.ended_at for _, step in _steps(runs) if FIRST_TOKEN in step.data and step.ended_at]
+    served_from = [step.ended_at for _, step in _steps(runs) if FIRST_ANSWER in step.data and step.ended_at]
     fallback_from = served_from[0] if served_from and degraded_from is not None else None
     if not clients:
         return Impact(degraded_from=degraded_from, degraded_to=degraded_to, fallback_from=fallback_from)
@@ -311,7 +311,9 @@ def _summary(
         yield _clients_sentence(impact)
     if impact.degraded_s is not None:
         since, until = impact.fallback_from, impact.degraded_to
-        served = f"; the fallback served from {_clock(since)} to {_clock(until)} UTC" if since and until else ""
+        served = (
+            f"; the fallback served from {_clock(since)} to {_clock(until)} UTC" if since and until else ""
+        )
         yield f"The full tier did not serve for {impact.degraded_s / 60:.1f} minutes{served}."
         if impact.served_percent is not None:
             verb = "carried" if impact.served_percent >= 100 else "did not carry"
@@ -385,7 +387,11 @@ def _follow_ups(
     bad = [one for one in diagnoses if one.verdict.verdict is VerdictKind.FALL_BACK]
     if bad and incident.cause != DRILL:
         bundles = [run.id for run in runs for one in run.artifacts if one.artifact.title == BUNDLE]
-        first = f"open the evidence bundle of {bundles[0]} first" if bundles else "the evidence is in the artifacts below"
+        first = (
+            f"open the evidence bundle of {bundles[0]} first"
+            if bundles
+            else "the evidence is in the artifacts below"
+        )
         yield f"Find the root cause of {bad[0].verdict.cause}, which is not known: {first}."
     for _, step in _steps(runs):
         if step.status is StepStatus.WARNING and step.step_id == GOLDEN:
