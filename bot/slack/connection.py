@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import structlog
 from aiohttp import ClientError, ClientSession, ClientTimeout, WSServerHandshakeError, web
+from aiohttp.typedefs import Handler, Middleware
 from slack_bolt.async_app import AsyncApp
 from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.web.async_client import AsyncWebClient
@@ -35,8 +36,6 @@ RENEW_RETRY_S = 60.0
 """`apps.connections.open` is asked at most this often while a socket is only suspect (Slack: once a minute and more)."""
 PROBE_S, FIRST_PROBE_S = 180.0, 20.0
 """A socket without an envelope for this long is tried with an event of our own: a process soon tries its first one."""
-ARRIVES_S, PROBES = 15.0, 2
-"""The socket is deaf if so many events in a row have not arrived within this time."""
 TICK_S = 5.0
 RED_S = 45.0
 """Without a sign of life for this long the health turns red."""
@@ -75,7 +74,7 @@ class Connection:
         self._refused = False
         self._web_answers = False
         self._deaf_since: float | None = None
-        self._never_came_back = False
+        self._request_at = clock()
         self._try_at = self._renew_at = 0.0
         self._current: Socket | None = None
         self._losses: list[tuple[float, str]] = []
@@ -94,7 +93,14 @@ class Connection:
         """Return why Slack does not reach the bot or the bot Slack, or an empty string."""
         if self._identity.problem:
             return self._identity.problem
-        if not self._socket_mode or self._current is not None:
+        if not self._socket_mode:
+            if self._deaf_since is None:
+                return ""
+            return (
+                f"no request of Slack has come for {self._clock() - self._request_at:.0f} s, although I caused an event: check "
+                "the reverse proxy, and the request URLs of the app"
+            )
+        if self._current is not None:
             silent_s = self.silent_s() or 0.0
             if self._deaf_since is not None:
                 return (
@@ -122,7 +128,7 @@ class Connection:
                 f"the app has {self._current.connections} sockets: another bot uses this app token "
                 "and gets some of the commands"
             )
-        if self._never_came_back:
+        if self._self_event is not None and self._self_event.never_came_back:
             found.append(
                 "an event that I caused did not arrive, and none ever did: apply `gpu-oncall manifest` (it subscribes to "
                 "reaction_added), or else a deaf socket is noticed only by its age"
@@ -161,6 +167,32 @@ class Connection:
                     await self._current.close()
                 for task in tuple(self._closing):
                     task.cancel()
+
+    def requests_noted(self) -> Middleware:
+        """Return a middleware of HTTP mode that notes the requests that Slack has signed: Bolt refuses all others."""
+
+        @web.middleware
+        async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
+            answer = await handler(request)
+            if answer.status < 400:
+                self._request_at = self._clock()
+                self._hears()
+            return answer
+
+        return noted
+
+    async def watch_requests(self) -> None:
+        """In HTTP mode, cause an event while no request comes, until cancelled: does Slack reach us?"""
+        try_at = self._clock() + FIRST_PROBE_S
+        while self._self_event is not None:
+            await asyncio.sleep(TICK_S)
+            try_at = max(try_at, self._request_at + PROBE_S) if self._deaf_since is None else try_at
+            if self._clock() < try_at:
+                continue
+            try_at = self._clock() + PROBE_S
+            if await self._self_event.arrives(lambda: self._request_at) is False and self._deaf_since is None:
+                self._deaf_since = self._clock()
+                log.error("Slack's requests do not arrive: an event of our own did not")
 
     def _recent_losses(self) -> list[tuple[float, str]]:
         return [loss for loss in self._losses if self._clock() - loss[0] < FLAPS_S]
@@ -230,25 +262,10 @@ class Connection:
 
     async def _is_deaf(self, event: SelfEvent, socket: Socket, listening: "asyncio.Task[None]") -> bool:
         """Cause events until the socket delivers one. Return True if it delivered none, though it should have."""
-        for _ in range(PROBES):
-            began = time.monotonic()
-            if not await event.cause():
-                return False
-            caused_at = time.monotonic()
-            while socket.delivered_at < began and not listening.done():
-                if time.monotonic() - caused_at > ARRIVES_S:
-                    break
-                await asyncio.sleep(ARRIVES_S / 50)
-            await event.clear()
-            if listening.done():
-                return False
-            if socket.delivered_at >= began:
-                await event.came_back()
-                self._never_came_back = False
-                self._hears()
-                return False
-        self._never_came_back = not await event.ever_came_back()
-        if self._never_came_back:
+        heard = await event.arrives(lambda: socket.delivered_at, is_over=listening.done)
+        if heard:
+            self._hears()
+        if heard is not False:
             return False
         if self._deaf_since is None:
             self._deaf_since = self._clock()
@@ -318,12 +335,13 @@ async def connected(
     async with contextlib.AsyncExitStack() as stack:
         tasks = [asyncio.create_task(identity.follow())]
         if slack.mode == "http":
-            runner = web.AppRunner(
-                app.server(port=settings.web.port + 1, path="/slack/events").web_app, access_log=None
-            )
+            application = app.server(port=settings.web.port + 1, path="/slack/events").web_app
+            application.middlewares.append(connection.requests_noted())
+            runner = web.AppRunner(application, access_log=None)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             await web.TCPSite(runner, settings.web.host, settings.web.port + 1).start()
+            tasks.append(asyncio.create_task(connection.watch_requests()))
         else:
             tasks.append(asyncio.create_task(connection.run()))
         try:

@@ -13,7 +13,7 @@ import pytest
 
 from bot.app import running
 from bot.cli.doctor.slack import check_slack
-from bot.slack import connection, identity, socket
+from bot.slack import connection, identity, self_event, socket
 from bot.slack.self_event import CAME_BACK
 from bot.store.records import RunStatus
 from demo.workspace import Workspace, WorkspaceClient
@@ -130,7 +130,8 @@ async def until_replaced(workspace: Workspace, old: object) -> None:
 
 
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PROBE_S", 0.5), ("FIRST_PROBE_S", 0.2), ("ARRIVES_S", 0.6)):
+    monkeypatch.setattr(self_event, "ARRIVES_S", 0.6)
+    for name, value in (("PROBE_S", 0.5), ("FIRST_PROBE_S", 0.2)):
         monkeypatch.setattr(connection, name, value)
     monkeypatch.setattr(connection, "RENEW_RETRY_S", 2.0)
 
