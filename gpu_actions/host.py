@@ -37,7 +37,9 @@ class Tier:
     @property
     def label(self) -> str:
         """Return its name for people: its role, and which rung of the ladder it is unless it is the last one."""
-        return self.name if self.key == self.name else f"{self.name} (rung {self.key})"
+        if self.key == self.name:
+            return self.name
+        return f"rung {self.key}" if self.name == "tp" else f"{self.name} (rung {self.key})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class Host:
     baselines_dir: Path | None = None
     pinned: str = ""
     """The rung that is the fallback for a plan, whatever the file says."""
+    whole: "Host | None" = None
+    """The host itself, if this is the view of a step up: its `tp` is the bigger rung, its fallback the smaller one."""
 
     @property
     def fallback(self) -> Tier:
@@ -101,6 +105,24 @@ class Host:
     def forget_rung(self) -> None:
         """Make the last rung the fallback again: tp serves, or nothing does."""
         self._rung_file.unlink(missing_ok=True)
+
+    def settle_rung(self) -> None:
+        """Record that the tier `tp` serves: no rung does, or the one that was stepped up to."""
+        if self.whole is None:
+            self.forget_rung()
+        else:
+            self.whole.keep_rung(self.tp.key)
+
+    def stepping_up(self, below: str, to: str) -> "Host":
+        """Return this host as the steps of a restore see it when rung `to` takes the traffic from the smaller rung `below`.
+
+        The bigger rung plays tp and the smaller one the fallback. Raises KeyError for a rung that the ladder does not have.
+        """
+        rungs = {below: self.rungs[below]}
+        big = replace(self.rungs[to], name="tp")
+        tiers = {"tp": big.config, "fallback": rungs[below].config}
+        config = self.config.model_copy(update={"tiers": tiers, "ladder": ()})
+        return replace(self, config=config, tp=big, rungs=rungs, pinned=below, whole=self)
 
     @property
     def _rung_file(self) -> Path:

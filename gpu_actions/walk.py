@@ -10,7 +10,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -157,6 +157,7 @@ async def run_step(move: RunStep, context: StepContext) -> StepEnd:
     title, timeout_s = move.step.title, move.step.timeout_s
     result: StepResult | StepFailed
     try:
+        context = _of_step_up(context)
         async with asyncio.timeout(timeout_s):
             result = await step_function(move.step.verb)(context)
     except StepFailed as failure:
@@ -175,6 +176,20 @@ async def run_step(move: RunStep, context: StepContext) -> StepEnd:
             next_action="this is a defect of gpu-oncall: its log has the traceback",
         )
     return _step_end(move, result, time.monotonic() - started)
+
+
+def _of_step_up(context: StepContext) -> StepContext:
+    """Return the context with the host as a step up sees it, if the step belongs to one."""
+    rungs = context.args.get("steps_up")
+    if rungs is None:
+        return context
+    try:
+        return replace(context, host=context.host.stepping_up(rungs["from"], rungs["to"]))
+    except KeyError as rung:
+        raise StepFailed(
+            f"the ladder has no rung {rung} any more",
+            next_action="the settings have changed since the plan: plan the step up again",
+        ) from None
 
 
 def _step_end(move: RunStep, result: StepResult | StepFailed, seconds: float) -> StepEnd:

@@ -78,7 +78,11 @@ def problems_of(config: HostConfig, facts: Facts) -> list[str]:
         problems.append(
             f"the fallback tier already serves (weight {server.weight}) and tp is stopped, so there is nothing to do; "
             f"to return to tp: /restore plan {config.name}"
-            + ("; a rung is not started beside another one that serves" if config.ladder else "")
+            + (
+                f"; to step up to a bigger rung beside it: /restore start {config.name} rung=NAME"
+                if config.ladder
+                else ""
+            )
         )
     return problems
 
@@ -123,12 +127,12 @@ def choose(host: Host, facts: Facts, request: PlanRequest) -> Choice:
         last,
         pick_rungs(needs_of(host.config.ladder), gpus),
         wanted=wanted,
-        blocked=_blocked(host, facts, links_are_known=bool(request.verdict and request.verdict.gpus)),
+        blocked=blocked_rungs(host, facts, links_are_known=bool(request.verdict and request.verdict.gpus)),
         standby_is_ready=standby.asleep_on is not None or resident,
     )
 
 
-def _blocked(host: Host, facts: Facts, *, links_are_known: bool) -> dict[str, str]:
+def blocked_rungs(host: Host, facts: Facts, *, links_are_known: bool) -> dict[str, str]:
     """Return by rung why it cannot start now, whatever the GPUs are."""
     blocked = {}
     for name, tier in host.rungs.items():

@@ -22,7 +22,7 @@ from gpu_actions.tier.condition import generates, read_condition
 from gpu_actions.tier.drain import drain_tier
 from gpu_actions.tier.standby import forget_note, is_asleep
 from gpu_actions.tier.stop import unfreeze_own
-from gpu_actions.tier.traffic import SATURATED, prove_route, ready_router, route_to
+from gpu_actions.tier.traffic import SATURATED, lift_limits, prove_route, ready_router, route_to
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,11 @@ class ServingState(StrEnum):
     TP = "tp_serving"
     FALLBACK = "fallback_serving"
     NOTHING = "nothing_serving"
+
+
+def serves_word(host: Host) -> str:
+    """Return the state in which the tier `tp` serves. A rung that was stepped up to is the fallback."""
+    return (ServingState.TP if host.whole is None else ServingState.FALLBACK).value
 
 
 class Found(Frozen):
@@ -139,11 +144,11 @@ class Cleanup:
         await self.attempt("unfreeze tp", unfreeze_own(host.tp))
         if not await self._route(host, host.tp, fallback):
             return
-        await self.attempt("lift the limits", host.router.clear_back_pressure(fallback.config.server))
+        await self.attempt("lift the limits", lift_limits(host))
         state = await self.state_of(fallback)
         if state is not None and await is_asleep(fallback, state):
             self.notes.append("The standby of the fallback still sleeps")
-            host.forget_rung()
+            host.settle_rung()
             return
         if state is None or state.active:
             await self.attempt("drain the fallback", self._drain(context, fallback))
@@ -151,7 +156,7 @@ class Cleanup:
         await self.attempt("clear the fallback's scope", fallback.unit.set_scope({}))
         # Ready with weight 0 is the fallback's normal state on a healthy host.
         await self.attempt("make the fallback's server ready", host.router.undrain(fallback.config.server))
-        host.forget_rung()
+        host.settle_rung()
 
     async def settle_on_fallback(self, context: StepContext, *, freeze_reason: str) -> None:
         """Move all traffic to the fallback under its limits, then drain, freeze and stop the full tier.
@@ -164,8 +169,9 @@ class Cleanup:
         await self.attempt("apply the limits", host.router.apply_back_pressure(host.fallback.config.server))
         await self.save_evidence_first(context)
         await self.attempt("drain tp", self._drain(context, tp))
-        await self.attempt("freeze tp", tp.unit.freeze(freeze_reason))
-        await self.attempt("stop tp", tp.unit.stop(grace_s=2))
+        if host.whole is None:  # a rung is not frozen: the next fallback may start it
+            await self.attempt("freeze tp", tp.unit.freeze(freeze_reason))
+        await self.attempt(f"stop {tp.label}", tp.unit.stop(grace_s=2))
 
     async def settle_on_nothing(self, context: StepContext) -> None:
         """No tier generates: stop the fallback and remove its scope. A tp that still runs gets its traffic back; a stopped
@@ -223,8 +229,9 @@ class Cleanup:
             state = await self._proved(host, state)
         tp, fallback = await self.state_of(host.tp), await self.state_of(host.fallback)
         summary = {
-            ServingState.TP: f"the tp tier serves (tp_serving); the fallback {_described(fallback)}",
-            ServingState.FALLBACK: f"the {host.fallback.label} tier serves (fallback_serving); the tp tier {_described(tp)}",
+            ServingState.TP: f"the {host.tp.label} tier serves ({serves_word(host)}); the fallback {_described(fallback)}",
+            ServingState.FALLBACK: f"the {host.fallback.label} tier serves (fallback_serving); the {host.tp.label} tier "
+            f"{_described(tp)}",
             ServingState.NOTHING: "NOTHING IS SERVING (nothing_serving)",
         }[state]
         if state is ServingState.NOTHING:
@@ -240,7 +247,7 @@ class Cleanup:
         return StepResult(
             summary=summary,
             data={
-                "state": state.value,
+                "state": serves_word(host) if state is ServingState.TP else state.value,
                 "tp": {"active": tp and tp.active, "frozen": tp and tp.frozen},
                 "fallback": {"active": fallback and fallback.active, "frozen": fallback and fallback.frozen},
                 "troubles": self.failures,

@@ -72,7 +72,13 @@ folder), so a bot that is killed goes on with it, and `/restore` restores from i
 `/fallback start rung=NAME` begins with that rung, and is refused with the reason if it cannot be carried. `gpu=` chooses a
 GPU of the last rung. If a standby is ready it serves first, because that takes a second.
 
-A rung is not started beside another one that serves, bigger or smaller: while a rung serves, a plan is refused.
+While a rung serves, a fallback is refused. `/restore start rung=NAME` steps **up** to a bigger rung beside the smaller one, if
+triage rules out none of its GPUs and they have room now: a [restore](restore.md) in which the bigger rung plays tp. It is
+checked (its GPUs and their links, not the whole host), started, warmed, compared with its golden prompts where it has any,
+load-tested off the router with `fallback.validate_load`, and takes the traffic in the judged stages of `[hosts.restore]`. If
+a stage fails, the smaller rung has all the traffic again and the bigger one is stopped. There is no comparison with a
+baseline, which is tp's, and the bigger rung gets its limits when it has all the traffic. The smaller rung is never stopped
+to make room for the bigger one.
 
 ## Which rung is taken
 

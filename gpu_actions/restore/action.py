@@ -21,6 +21,7 @@ from gpu_actions.restore.plan_steps import (
     restore_steps,
     stepback_step,
 )
+from gpu_actions.restore.step_up import plan_step_up
 from gpu_actions.tier import drain, launch, stop, warm
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
 from gpu_actions.trace.in_plan import trace_steps
@@ -40,6 +41,11 @@ class RestoreArguments(Frozen):
     )
     accept_no_baseline: bool = Field(
         default=False, description="yes: restore without a baseline to compare with"
+    )
+    rung: str = Field(
+        default="",
+        pattern=r"^[a-z0-9_-]*$",
+        description="step up to this rung of the ladder beside the smaller one that serves, instead of returning to tp",
     )
     cut_over: bool = Field(default=False, description="stop the fallback first even where both would fit")
 
@@ -78,6 +84,8 @@ def losses_of(way: Way, host: Host) -> str:
 async def plan_restore(request: PlanRequest) -> Plan:
     """Plan a restore. Raises PlanRefused with every problem found. Reads only."""
     arguments: RestoreArguments = request.arguments
+    if arguments.rung:
+        return await plan_step_up(request, arguments.rung)
     host, policy = request.host, request.host.config.restore
     facts = await gather_facts(host)
     problems = problems_of(host.config, facts)

@@ -4,13 +4,14 @@ A leftover CUDA_VISIBLE_DEVICES=0 breaks the tier that needs all GPUs, and a lef
 PCIe-only failover: both are cleared and named.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.config.host import TierConfig
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.host import Host
-from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
+from gpu_actions.models import Artifact, Finding, Severity, Verdict, VerdictKind
 from gpu_actions.restore.watch import keep_known_xids
 from gpu_actions.snapshot.model import Snapshot, save_snapshot
 from gpu_actions.system.files import artifact_of
@@ -76,6 +77,8 @@ async def check(context: StepContext) -> StepResult:
     snapshot, verdict = await judge_host(host, deep=bool(args["deep"]))
     path = save_snapshot(snapshot, context.workdir / "snapshot.json")
     artifact = artifact_of(path, source="gpu_actions.triage", title="snapshot before the restore")
+    if host.whole is not None:
+        return _checked_rung(context, verdict, artifact)
     reason = blocks(verdict, override_reason=override)
     unread = deep_unread(verdict)
     if reason is not None and unread:
@@ -107,6 +110,40 @@ async def check(context: StepContext) -> StepResult:
     )
 
 
+def rung_problems(verdict: Verdict, gpus: Sequence[str], *, needs_links: bool) -> tuple[str, ...]:
+    """Return why these GPUs, by UUID, cannot carry a rung now. What the rest of the host has is no matter of a step up."""
+    known = {gpu.uuid: gpu for gpu in verdict.gpus}
+    problems = [f"{uuid} could not be judged" for uuid in gpus if uuid not in known]
+    rows = [known[uuid] for uuid in gpus if uuid in known]
+    problems += [f"GPU {row.index}: {row.ruled_out}" for row in rows if row.ruled_out]
+    apart = [
+        f"GPU {one.index} does not reach GPU {other.index} over NVLink"
+        for one, other in itertools.combinations(rows, 2)
+        if needs_links and other.index not in one.reaches
+    ]
+    return (*problems, *apart)
+
+
+def _checked_rung(context: StepContext, verdict: Verdict, artifact: Artifact) -> StepResult:
+    """Return the result for a step up, where the GPUs of the rung must be well and the rest of the host is known not to be."""
+    gpus = [str(uuid) for uuid in context.args.get("gpus", ())]
+    problems = rung_problems(verdict, gpus, needs_links=bool(context.args.get("needs_links")))
+    if problems:
+        raise StepFailed(
+            f"{context.host.tp.label} cannot be carried now: {'; '.join(problems)}",
+            next_action="the smaller rung goes on serving; see /triage",
+            artifacts=(artifact,),
+            findings=verdict.findings,
+        )
+    where = f"its {len(gpus)} GPUs have no fault that rules them out" if gpus else "it runs on the CPU"
+    return StepResult(
+        summary=f"{context.host.tp.label}: {where}",
+        data={"verdict": verdict.verdict.value, "cause": verdict.cause},
+        findings=verdict.findings,
+        artifacts=(artifact,),
+    )
+
+
 @step("restore.prepare")
 async def prepare(context: StepContext) -> StepResult:
     """Effect: the tier may start again, without a scope, and gets no request yet. Verified by reading its freeze back."""
@@ -130,11 +167,12 @@ async def prepare(context: StepContext) -> StepResult:
     await unfreeze_own(tp)
     scoped = await tp.unit.scope()
     unset = [str(name) for name in context.args["unset"]]
-    await tp.unit.set_scope({}, unset=unset)
+    variables = {str(name): str(value) for name, value in context.args.get("variables", {}).items()}
+    await tp.unit.set_scope(variables, unset=unset)
     after = await tp.unit.state()
     if after.frozen:
         raise StepFailed(
-            f"tp is still frozen: {after.frozen_reason}",
+            f"{tp.label} is still frozen: {after.frozen_reason}",
             next_action="another operator froze it: ask them, then plan the restore again",
         )
     cleared = [
@@ -143,7 +181,7 @@ async def prepare(context: StepContext) -> StepResult:
     ]
     was = f"unfrozen ({state.frozen_reason})" if state.frozen else "was not frozen"
     return StepResult(
-        summary=f"tp {was}; cleared: {', '.join(cleared) if cleared else 'no leftovers found'}",
+        summary=f"{tp.label} {was}; cleared: {', '.join(cleared) if cleared else 'no leftovers found'}",
         data={"was_frozen": state.frozen, "cleared": cleared, "unset": unset},
     )
 

@@ -1,10 +1,11 @@
 """The last step of a restore: remove the fallback's limits and scope, and prove that tp serves."""
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
+from gpu_actions.fallback.cleanup import serves_word
 from gpu_actions.serving.interfaces import EngineError, RouterError
 from gpu_actions.tier.client_account import with_clients
 from gpu_actions.tier.standby import is_asleep
-from gpu_actions.tier.traffic import prove_route, ready_router
+from gpu_actions.tier.traffic import lift_limits, prove_route, ready_router
 
 
 @step("restore.finish")
@@ -17,10 +18,10 @@ async def finish(context: StepContext) -> StepResult:
     server = await host.router.server(tp.config.server)
     if server.admin_state != "ready" or server.weight == 0:
         raise StepFailed(
-            f"tp does not have the traffic (weight {server.weight}, {server.admin_state})",
+            f"{tp.label} does not have the traffic (weight {server.weight}, {server.admin_state})",
             next_action=f"an operator changed the router meanwhile: check its weights, then /triage {host.name}",
         )
-    await host.router.clear_back_pressure(fallback.config.server)
+    await lift_limits(host)
     await fallback.unit.set_scope({})
     await host.router.set_weight(fallback.config.server, 0)
     await host.router.undrain(fallback.config.server)
@@ -36,11 +37,11 @@ async def finish(context: StepContext) -> StepResult:
     if (states["fallback"].active and not may_run) or states["tp"].frozen:
         left = "the fallback still runs" if states["fallback"].active and not may_run else "tp is frozen"
         raise StepFailed(f"tp serves, but {left}", next_action="check the unit's log")
-    host.forget_rung()
+    host.settle_rung()
     rests = "asleep" if asleep else "resident" if may_run else "stopped"
     result = StepResult(
-        summary=f"the tp tier serves (tp_serving): weight {tp.config.weight}, "
+        summary=f"the {tp.label} tier serves ({serves_word(host)}): weight {tp.config.weight}, "
         f"a token through the router in {proof.ttft_ms:.0f} ms; the fallback is {rests}, its limits are lifted",
-        data={"state": "tp_serving", "proof": proof.model_dump(mode="json")},
+        data={"state": serves_word(host), "proof": proof.model_dump(mode="json")},
     )
     return await with_clients(context, result)

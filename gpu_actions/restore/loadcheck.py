@@ -82,7 +82,7 @@ async def loadtest(context: StepContext) -> StepResult:
     data = tested.data
     if not tested.passed and context.args["enforce"]:
         raise StepFailed(
-            f"tp under load: {tested.summary}",
+            f"{tp.label} under load: {tested.summary}",
             next_action="tp gets no traffic; read the report and run /triage",
             data=data,
             artifacts=tested.artifacts,

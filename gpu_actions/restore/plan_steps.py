@@ -106,7 +106,7 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
         Step(
             id="prepare",
             verb="restore.prepare",
-            title="unfreeze tp and clear leftovers",
+            title=f"unfreeze {host.tp.label} and clear leftovers",
             args={"unset": sorted({*CLEARED, *configured}), "found": list(configured)},
             details=(
                 f"freeze now: {facts.tp.state.frozen_reason or 'none'}"
@@ -119,7 +119,10 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
             expected_s=0.2,
         ),
         start_step(
-            host.tp, facts.tp, step_id="start", title="start tp" + (" beside the fallback" if beside else "")
+            host.tp,
+            facts.tp,
+            step_id="start",
+            title=f"start {host.tp.label}" + (" beside the fallback" if beside else ""),
         ),
         warm_step(host, host.tp),
         Step(
@@ -135,7 +138,7 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
         Step(
             id="loadtest",
             verb="restore.loadtest",
-            title="load-test tp" + (" off the router" if beside else ""),
+            title=f"load-test {host.tp.label}" + (" off the router" if beside else ""),
             args={"load": load.model_dump(mode="json"), "enforce": beside},
             details=(*load_details(load, tp.engine.url), *options.get("load_notes", ())),
             timeout_s=load.duration_s * 3 + 120 + load.timeout_s,
@@ -202,7 +205,7 @@ def restore_steps(host: Host, facts: Facts, way: Way, *, options: JsonObject) ->
 
 def _golden_step(host: Host, options: JsonObject) -> Step:
     folder = options["baselines_dir"]
-    path = None if folder is None else golden_path(Path(folder), host=host.name, tier="tp")
+    path = None if folder is None else golden_path(Path(folder), host=host.name, tier=host.tp.key)
     recorded = path is not None and path.is_file()
     return Step(
         id="golden",
@@ -235,7 +238,7 @@ def _shift_step(host: Host, percent: int) -> Step:
     return Step(
         id=f"shift-{percent}",
         verb="restore.shift",
-        title=f"{percent} % to tp",
+        title=f"{percent} % to {host.tp.label}",
         args={
             "percent": percent,
             "hold_s": policy.hold_s,

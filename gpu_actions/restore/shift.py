@@ -48,7 +48,7 @@ async def shift(context: StepContext) -> StepResult:
     if not tp:
         back = await move_back(context)
         raise StepFailed(
-            f"tp does not generate, so it gets no traffic (stage {percent} %). {back}",
+            f"{host.tp.label} does not generate, so it gets no traffic (stage {percent} %). {back}",
             next_action=f"/triage {host.name}",
         )
     asked_percent = percent
@@ -65,7 +65,7 @@ async def shift(context: StepContext) -> StepResult:
         probing.cancel()
         await asyncio.wait({probing})
     if percent != asked_percent:
-        note = f"the fallback generates nothing, so tp got 100 % instead of {asked_percent} %"
+        note = f"the fallback generates nothing, so {host.tp.label} got 100 % instead of {asked_percent} %"
         reason = f"{note}; {reason}" if reason else note
     data = {"percent": percent, "window": window.model_dump(mode="json"), "reason": reason}
     if then is Then.STEP_BACK:
@@ -77,7 +77,7 @@ async def shift(context: StepContext) -> StepResult:
         )
     because = f" ({reason})" if reason else ""
     return StepResult(
-        summary=f"{percent} % to tp: {describe(window)}{because}",
+        summary=f"{percent} % to {host.tp.label}: {describe(window)}{because}",
         data=data,
         warning=bool(window.missing or reason),
     )

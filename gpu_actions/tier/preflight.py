@@ -98,7 +98,7 @@ async def gather_facts(host: Host, *, known: KnownHang | None = None) -> Facts:
         router_error = str(error)
         obstacle = await host.router.obstacle()
     return Facts(
-        tp=facts.pop("tp"),
+        tp=facts.pop(host.tp.key),
         fallback=facts[host.rung],
         rungs=facts if host.has_ladder else {},
         router_error=router_error,

@@ -9,6 +9,7 @@ import time
 
 from gpu_actions.action import StepContext, StepFailed, StepResult, step
 from gpu_actions.host import Host, Tier
+from gpu_actions.loadtest.knee_limits import fallback_limits
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.base import RefusedError
 from gpu_actions.serving.interfaces import EngineError, Router, RouterError
@@ -40,6 +41,14 @@ async def ready_router(router: Router) -> None:
     except RouterError:
         await asyncio.sleep(SECOND_TRY_AFTER_S)
         await router.ensure_running()
+
+
+async def lift_limits(host: Host) -> None:
+    """Lift the fallback's limits, because `tp` serves. A rung that was stepped up to is a fallback too and gets its own."""
+    await host.router.clear_back_pressure(host.fallback.config.server)
+    if host.whole is not None:
+        limits = fallback_limits(host.whole.on_rung(host.tp.key))
+        await host.router.apply_back_pressure(host.tp.config.server, dict(limits.given))
 
 
 class RouteProof(Frozen):

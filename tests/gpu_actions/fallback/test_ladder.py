@@ -276,7 +276,7 @@ async def test_a_rung_that_does_not_generate_is_stepped_down_from_and_a_restore_
     await site.check_serving("fallback")
     # Another process that reads the same folder knows the rung too.
     assert site.host.on_rung("").rung == "small"
-    with pytest.raises(PlanRefused, match="a rung is not started beside another one that serves"):
+    with pytest.raises(PlanRefused, match="to step up to a bigger rung beside it"):
         await site.plan()
     async with site.traffic() as seen:
         end = await site.run(await site.plan(RESTORE, accept_no_baseline=True))
