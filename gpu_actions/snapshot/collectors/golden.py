@@ -4,13 +4,21 @@ They are asked after the window, and only if the synthetic completion was answer
 down, hung or overloaded has a clearer fault.
 """
 
+import asyncio
+
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.settings import EngineSettings
-from gpu_actions.serving.golden.judgement import GoldenJudgement, judge_golden, unknown_golden
+from gpu_actions.serving.golden.judgement import (
+    GoldenJudgement,
+    GoldenOutcome,
+    judge_golden,
+    unknown_golden,
+)
 from gpu_actions.serving.golden.reading import read_golden
-from gpu_actions.serving.golden.record import GoldenUnreadable, load_golden
+from gpu_actions.serving.golden.record import GoldenRecord, GoldenUnreadable, load_golden
 from gpu_actions.serving.registry import build_engine
 from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
+from gpu_actions.snapshot.collectors.engine import name_of
 
 
 class GoldenCheckReading(Frozen):
@@ -38,6 +46,20 @@ async def collect_golden(source: Source) -> GoldenCheckReading:
         raise CollectorSkipped("the synthetic completion was not answered")
     if engine is not None and engine.samples and engine.samples[-1].waiting:
         raise CollectorSkipped("requests are queued at the engine")
+    urls = [one.url for one in completion.replicas if one.outcome == "ok"] or [url]
+    readings = await asyncio.gather(*(_ask(one, record, source) for one in urls))
+    named = zip(urls, readings, strict=True) if len(urls) > 1 else ()
+    wrong = {one: reading for one, reading in named if reading.judgement.outcome is not GoldenOutcome.MATCHES}
+    if not wrong:
+        return readings[0]
+    # A replica that answers wrongly counts before one that could not be compared.
+    where, worst = min(wrong.items(), key=lambda row: row[1].judgement.outcome is not GoldenOutcome.DIFFERS)
+    summary = f"replica {name_of(where)}: {worst.judgement.summary}"
+    return worst.model_copy(update={"judgement": worst.judgement.model_copy(update={"summary": summary})})
+
+
+async def _ask(url: str, record: GoldenRecord, source: Source) -> GoldenCheckReading:
+    target = source.target
     settings = EngineSettings(
         kind=target.engine_kind or record.engine_kind,
         url=url,

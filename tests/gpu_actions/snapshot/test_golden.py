@@ -68,6 +68,25 @@ async def test_a_tier_that_begins_to_lie_is_a_reason_to_fall_back(site_with: Mak
     assert judge(Snapshot.model_validate_json(snapshot.model_dump_json()), LIMITS) == verdict
 
 
+async def test_the_replica_that_lies_is_named(site_with: MakeSite) -> None:
+    site = await site_with()
+    host = await record(site)
+    await host.fallback.unit.start()
+    await host.fallback.engine.wait_ready(timeout_s=30)
+    urls = (host.tp.engine.url, host.fallback.engine.url)
+    target = (await target_of_host(host)).model_copy(update={"replica_urls": urls})
+    for lies in (False, True):
+        if lies:
+            (site.folder / "wrong_fallback").touch()
+        snapshot = await collect(target, LIMITS, only=frozenset({"engine", "completion", "golden"}))
+        verdict = judge(snapshot, LIMITS)
+        expected = (VerdictKind.FALL_BACK, "wrong_output") if lies else (VerdictKind.HEALTHY, "none")
+        assert (verdict.verdict, verdict.cause) == expected, verdict.findings
+    assert verdict.summary.startswith(
+        f"replica {urls[1].removeprefix('http://')}: the engine answers wrongly"
+    )
+
+
 async def test_a_lie_is_found_beside_traffic_too(site_with: MakeSite) -> None:
     site = await site_with()
     host = await record(site)
