@@ -22,7 +22,7 @@ from gpu_actions.system.proc import process_table
 from gpu_actions.triage.judge import judge
 from tests.ports import free_port
 
-LIMITS = TriageThresholds(window_s=0.4, completion_deadline_s=0.6, metrics_timeout_s=0.5)
+LIMITS = TriageThresholds(window_s=0.4, completion_deadline_s=1, metrics_timeout_s=1)
 
 SERVER = r"""
 import json, os, sys, time
@@ -74,7 +74,7 @@ def servers(*lies: str) -> Iterator[tuple[list[str], list[subprocess.Popen[bytes
 async def triage_of(
     urls: list[str], *, front: str = "", lies: tuple[str, ...] = (), only: frozenset[str] | None = None
 ) -> tuple[Snapshot, Verdict]:
-    for url, lie in zip(urls, lies, strict=False):
+    for url, lie in zip((*urls, front) if front else urls, lies, strict=False):
         if lie != "down":
             await until_listening(url, deadline=asyncio.get_running_loop().time() + 30)
     target = TriageTarget(
