@@ -18,6 +18,7 @@ EVIDENCE_FILES = (
     "processes",
     "stacks",
     "flight_recorder",
+    "results",
 )
 
 

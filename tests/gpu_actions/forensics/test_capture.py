@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import tarfile
 import time
@@ -132,3 +133,39 @@ async def test_the_whole_metrics_page_is_kept_and_a_longer_one_is_called_truncat
     assert entry.note == ("only the first 2,048.0 KiB; the source has more" if truncated else "")
     whole_lines = page[: 2 * 1024**2].rpartition("\n")[0] if truncated else page
     assert abs(entry.size_bytes - len(whole_lines)) < 40
+
+
+async def test_a_log_of_ten_gigabytes_gives_its_end_and_the_runbook_s_results_are_in_the_bundle(
+    site_with: MakeSite,
+) -> None:
+    site = await site_with(up=False)
+    folder = site.host.state_dir / "runs"
+    for run, content in (("fb-old", "old"), ("fb-new", "new")):
+        (folder / run / "single_gpu_fallback").mkdir(parents=True)
+        for name in ("fallback_benchmark.json", "single_gpu_fallback/load_test.json", "trace_summary.json"):
+            (folder / run / name).write_text(f'{{"run": "{content}"}}')
+            os.utime(folder / run / name, (1, 1) if content == "old" else None)
+    log = site.host.tp.unit.folder / "log"  # type: ignore[attr-defined]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        file.truncate(10 * 1024**3)
+        file.seek(0, os.SEEK_END)
+        file.write(b"".join(b"\nstep %d of the engine" % number for number in range(50_000)))
+        file.write(b"\nthe last words of the engine\n")
+    began, peak = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    end = await site.run(await site.plan(FORENSICS, budget=8))
+    assert time.monotonic() - began < 60
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300 * 1024  # KiB
+    bundle = end.steps[0].artifacts[0].path
+    assert bundle.stat().st_size < 4 * 1024**2
+    entries = {entry.path: entry for entry in read_manifest(bundle).entries}
+    assert entries["tp/log.txt"].truncated and entries["tp/log.txt"].size_bytes <= 512 * 1024
+    with tarfile.open(bundle) as tar:
+        kept = {name: tar.extractfile(f"bundle/{name}").read().decode() for name in entries}  # type: ignore[union-attr]
+    assert kept["tp/log.txt"].endswith("the last words of the engine\n")
+    for name in (
+        "fallback_benchmark.json",
+        "single_gpu_fallback/load_test.json",
+        "load_test_latest/load_test.json",
+    ):
+        assert kept[f"artifacts/{name}"] == '{"run": "new"}'
