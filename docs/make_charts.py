@@ -19,7 +19,8 @@ STANDBY = DOCS / "validation" / "2026-11-27-h100-x2"
 CAMPAIGNS = {
     "2 and 4 ranks on the CPU": [DOCS / "benchmarks" / "hangs-cpu.json"],
     "2 and 4 ranks on H100s": [
-        STANDBY.with_name("2026-11-27-h100-x4") / name for name in ("hangs.json", "hangs-2.json", "hangs-3.json")
+        STANDBY.with_name("2026-11-27-h100-x4") / name
+        for name in ("hangs.json", "hangs-2.json", "hangs-3.json")
     ],
 }
 COLOURS = {"done": "#009e73", "warning": "#e69f00"}
