@@ -66,7 +66,10 @@ def serve(folder: Path, minutes: float) -> int:
     every = Schedule.every
 
     def faster(self: Schedule, seconds: float, name: str, work: Any, **first: float) -> None:
-        every(self, seconds / speed if seconds >= 3600 else seconds, name, work, **first)
+        if seconds >= 3600:
+            seconds /= speed
+            first = {name: min(after_s, seconds) for name, after_s in first.items()}
+        every(self, seconds, name, work, **first)
 
     Schedule.every = faster  # type: ignore[method-assign]
     bot.runs.run_engine.WATCH_PERIOD_S = bot.runs.run_engine.SWEEP_PERIOD_S = 3600 * 6 / speed
