@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from bot.store.records import RunStatus
+from gpu_actions.forensics.action import SPEC as FORENSICS
+from gpu_actions.forensics.verify import check_bundle
 from gpu_actions.serving.interfaces import UnitError
 from gpu_actions.serving.units.process import ProcessUnit, SupervisedProcess
 from tests.chaos.conftest import MakeSite
@@ -72,6 +75,29 @@ async def test_a_full_disk_does_not_prevent_the_fallback_of_a_hung_host(
     assert "No space left" in summary_of(end, "warm")
     assert data_of(end, "route")["first_token_through_router_s"] > 0
     await site.check_serving("fallback")
+
+
+@pytest.mark.chaos(
+    fault="disk full",
+    at="the run's folder, in the middle of an evidence bundle",
+    after="failed and said; no half bundle; the tier serves on; with room again the bundle is whole",
+)
+async def test_a_disk_that_fills_in_the_middle_of_a_bundle_leaves_no_half_of_one(
+    site_with: MakeSite, small_disk: SmallDisk
+) -> None:
+    site = await site_with()
+    folder = small_disk(site.folder / "runs" / "fo-full", "256k")
+    filler = fill(folder)
+    os.truncate(filler, filler.stat().st_size - 2 * 4096)  # a note's page, and the bundle's first
+    plan = await site.plan(FORENSICS, budget=4)
+    end = await site.run(plan, run_id="fo-full")
+    assert "No space left" in summary_of(end, "capture") and not end.steps[0].artifacts
+    assert {path.name for path in folder.iterdir()} == {"filler", ".began.note.json"}
+    assert (await site.through.complete("still here", max_tokens=2, timeout_s=10)).text
+    filler.unlink()
+    end = await site.run(plan, run_id="fo-full")
+    (bundle,) = end.steps[0].artifacts
+    assert check_bundle(bundle.path.read_bytes()).problem == ""
 
 
 @pytest.mark.chaos(

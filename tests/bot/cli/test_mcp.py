@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
 
 from bot.cli.mcp_server import TOOLS, build_server, http_app
 from bot.settings.model import McpSettings
@@ -112,6 +113,7 @@ async def test_over_http_only_the_token_opens_the_door(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{settings.mcp.port}/mcp"
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
         accept = {"Accept": "application/json, text/event-stream"}
+        allowed = create_mcp_http_client(headers={"Authorization": "Bearer a-long-token"})
         try:
             while not running.started:
                 await asyncio.sleep(0.02)
@@ -119,11 +121,10 @@ async def test_over_http_only_the_token_opens_the_door(tmp_path: Path) -> None:
                 for token in ("", "Bearer wrong", "a-long-token"):
                     async with session.post(url, json=body, headers={"Authorization": token}) as answer:
                         assert answer.status == 401
-                async with session.post(
-                    url, json=body, headers={"Authorization": "Bearer a-long-token"}
-                ) as answer:
-                    assert answer.status == 200
-                    assert "propose_plan" in await answer.text()
+            async with allowed, Client(streamable_http_client(url, http_client=allowed)) as client:
+                tools = {tool.name for tool in (await client.list_tools()).tools}
+                assert {"propose_plan", "hosts"} <= tools
+                assert await call(client, "list_runs") == []
         finally:
             running.should_exit = True
             await task
