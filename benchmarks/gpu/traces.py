@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actions.plan import Plan
+from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.trace.in_plan import trace_steps
 from gpu_actions.trace.nsys import find_nsys
 from gpu_actions.walk import walk
@@ -93,6 +94,8 @@ async def live(nsys: str, work: Path, ranks: int) -> dict[str, Any]:
         plan = Plan(action="fallback", host="test", title="t", steps=trace_steps(site.host, site.host.tp))
         end = await walk(plan, site.host, run_id="fb-live", workdir=folder / "run")
         after = await site.host.tp.engine.complete("still here", max_tokens=2, timeout_s=60)
+    except EngineError as error:
+        return {"failed": str(error), "log": (await site.host.tp.unit.log_tail(3000))[-3000:]}
     finally:
         await site.down()
     last = end.steps[-1].outcome

@@ -83,7 +83,7 @@ class Site:
         """Start tp and the router, and wait for a token through it."""
         await self.host.router.ensure_running()
         await self.host.tp.unit.start()
-        await self.host.tp.engine.wait_ready(timeout_s=60)
+        await self.host.tp.engine.wait_ready(timeout_s=180)
         await self.through.complete("hello", max_tokens=2, timeout_s=10)
 
     async def down(self) -> None:
