@@ -7,6 +7,8 @@ from gpu_actions.models import Frozen
 from gpu_actions.serving.request_account import Gap, RequestAccount
 
 LEAST_S = 1.0
+SHOWN_PERCENT = 10
+"""A card names the phases with at least this share; the report names all."""
 PHASES = ("detection", "decision", "evidence", "drain", "start", "first token", "between steps")
 PHASE_OF_STEP = {
     "capture": "evidence",
@@ -30,6 +32,16 @@ class Outage(Frozen):
 
     gap: Gap
     seconds: dict[str, float]
+
+    @property
+    def short(self) -> str:
+        """Return the outage for a card on a phone: the phases that count, and what the others took together."""
+        total_s = self.gap.seconds
+        large = {name: s for name, s in self.seconds.items() if round(100 * s / total_s) >= SHOWN_PERCENT}
+        parts = [f"{name} {s:.1f} s ({100 * s / total_s:.0f} %)" for name, s in large.items()]
+        rest_s = total_s - sum(large.values())
+        parts += [f"the rest {rest_s:.1f} s"] if rest_s >= 0.05 else []
+        return f"{total_s:.1f} s without a token, of which {', '.join(parts)}"
 
     @property
     def text(self) -> str:
@@ -66,7 +78,7 @@ def card_lines(run: RunRecord) -> dict[str, str]:
         for label, text in step.data["card"].items()
     }
     outage = outage_of(run)
-    return lines if outage is None else {**lines, "Outage": outage.text}
+    return lines if outage is None else {**lines, "Outage": outage.short}
 
 
 def _boundaries(run: RunRecord) -> Iterator[tuple[str, float]]:

@@ -518,9 +518,12 @@ def test_the_card_says_what_a_start_spent_and_what_the_time_without_a_token_went
     text = json.dumps(run_message(run, CONTEXT).blocks)
     assert "*Start-up:* 3.5 s: weights 2.0 s, the rest 1.5 s" in text
     assert (
-        "*Outage:* 10.0 s without a token, of which detection 4.0 s (40 %), decision 1.0 s (10 %), drain 0.5 s (5 %), "
-        "start 3.5 s (35 %), first token 1.0 s (10 %)"
+        "*Outage:* 10.0 s without a token, of which detection 4.0 s (40 %), decision 1.0 s (10 %), start 3.5 s (35 %), "
+        "first token 1.0 s (10 %), the rest 0.5 s"
     ) in text
+    outage = outage_of(run)
+    assert outage is not None
+    assert "drain 0.5 s (5 %)" in outage.text, "the report names every phase"
     assert outage_of(a_run(action="restore", steps=run.steps)) is None
 
 
