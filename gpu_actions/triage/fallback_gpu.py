@@ -10,6 +10,9 @@ from gpu_actions.snapshot.collectors.nvml import GpuReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.gpu_health import LINK_COMPONENTS, about_gpus, why_not
 
+HOTTER_THAN_ANY = 1000
+"""Stands for a temperature that could not be read: such a GPU comes after those that are known to be cool."""
+
 
 def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> FallbackGpu | None:
     """Choose from the GPUs that were read. Return None if none of them works and fits."""
@@ -29,7 +32,8 @@ def choose_fallback_gpu(snapshot: Snapshot, findings: Sequence[Finding]) -> Fall
         rows = about.get(gpu.subject, ())
         own = sum(row.component not in LINK_COMPONENTS and row.severity is not Severity.INFO for row in rows)
         links = sum(row.component in LINK_COMPONENTS for row in rows)
-        return own, links, gpu.latest.temperature_c or 0, gpu.index
+        celsius = gpu.latest.temperature_c
+        return own, links, celsius if celsius is not None else HOTTER_THAN_ANY, gpu.index
 
     best = min(candidates, key=order)
     return FallbackGpu(uuid=best.uuid, index=best.index, reason=_reason(best, about, candidates, snapshot))

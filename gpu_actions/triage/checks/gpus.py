@@ -166,8 +166,13 @@ def _host(context: CheckContext, nvml: NvmlReading) -> Iterator[Finding]:
         where = "" if nvml.hung_gpu is None else f" on GPU {nvml.hung_gpu}"
         text = f"{nvml.hung_call}{where} did not return within {context.thresholds.nvml_stall_s:g} s"
         if (stuck := too_many(nvml.wedged)) or nvml.wedged:
-            killed = count(len(nvml.wedged), "process that read", "processes that read")
-            text = stuck or f"{text}; {killed} the driver were killed and do not end"
+            alone = len(nvml.wedged) == 1
+            killed = (
+                "1 process that read the driver was"
+                if alone
+                else f"{len(nvml.wedged)} processes that read the driver were"
+            )
+            text = stuck or f"{text}; {killed} killed and {'does' if alone else 'do'} not end"
         yield RULES.finding(
             "gpu.driver_hang",
             text,
@@ -261,8 +266,9 @@ def _recovery_and_memory(context: CheckContext, gpu: GpuReading) -> Iterator[Fin
         )
     first, latest = gpu.first, gpu.latest
     if latest.ecc_uncorrected:
-        grown = latest.ecc_uncorrected - (first.ecc_uncorrected or 0)
-        text = f"{count(latest.ecc_uncorrected, 'uncorrected ECC error')}"
+        before = latest.ecc_uncorrected if first.ecc_uncorrected is None else first.ecc_uncorrected
+        grown = latest.ecc_uncorrected - before
+        text = count(latest.ecc_uncorrected, "uncorrected ECC error")
         yield RULES.on_gpu(
             gpu,
             "gpu.ecc_uncorrected",

@@ -10,6 +10,7 @@ from gpu_actions.models import Verdict
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import (
+    cases_clocks,
     cases_crashes,
     cases_deep,
     cases_fleet,
@@ -26,6 +27,7 @@ PARTS = (
     cases_ranks,
     cases_crashes,
     cases_gpus,
+    cases_clocks,
     cases_links,
     cases_slots,
     cases_kernel_log,
