@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hang_faults import NO_MULTICAST
 from gpu_actions.plan import Plan
 from gpu_actions.serving.interfaces import EngineError
 from gpu_actions.trace.in_plan import trace_steps
@@ -88,7 +90,13 @@ async def live(nsys: str, work: Path, ranks: int) -> dict[str, Any]:
     engine = {"kind": "reference", "argv": [*argv, "--model-name", "m", "--tensor-parallel-size", str(ranks)]}
     folder = work / "nsys_live"
     folder.mkdir()
-    site = make_site(folder, tp_engine=engine, trace={"in_plans": True, "duration_s": 3}, ready_timeout_s=180)
+    site = make_site(
+        folder,
+        tp_engine=engine,
+        trace={"in_plans": True, "duration_s": 3},
+        ready_timeout_s=180,
+        unit={"env": {"PYTHONPATH": os.environ.get("PYTHONPATH", str(Path.cwd())), **NO_MULTICAST}},
+    )
     try:
         await site.up()
         plan = Plan(action="fallback", host="test", title="t", steps=trace_steps(site.host, site.host.tp))
