@@ -29,6 +29,7 @@ START_TIMEOUT_S = 60.0
 """CUPTI is loaded into every process of the session."""
 EXPORT_TIMEOUT_S = 300.0
 NAME_OPTION = "--session-new"
+IMPORTER = "QdstrmImporter"
 
 
 class Session(Frozen):
@@ -107,6 +108,27 @@ async def start(session: Session, output: Path) -> None:
 async def stop(session: Session, *, timeout_s: float) -> None:
     """Stop the collection; the application goes on. Raises EngineError with nsys's own words."""
     await _run(session, "stop", f"--session={session.name}", timeout_s=timeout_s)
+
+
+async def import_raw(session: Session, raw: Path, report: Path) -> None:
+    """Make a report of what a collection wrote, which nsys does itself where its importer runs.
+
+    Raises EngineError with what to install: on a host with Nsight Compute only, the importer lacks libdw.so.1.
+    """
+    beside = Path(session.program).resolve().parent.parent
+    importer = next(iter(sorted(beside.glob(f"*/{IMPORTER}"))), None)
+    if importer is None:
+        raise EngineError(
+            f"nsys wrote {raw} and no report: its importer is not installed beside {session.program}; "
+            "install the whole nsight-systems package"
+        )
+    result = await run_process((str(importer), "-i", str(raw), "-o", str(report)), timeout_s=EXPORT_TIMEOUT_S)
+    if not report.is_file():
+        said = " ".join(f"{result.stderr} {result.stdout}".split())
+        raise EngineError(
+            f"nsys wrote {raw} and no report: its importer says: {redacted_tail(said, 300)}; "
+            "install what it lacks (for libdw.so.1: the package libdw1)"
+        )
 
 
 async def export(session: Session, report: Path, sqlite: Path) -> None:

@@ -93,10 +93,8 @@ class NsysProfiler:
             return (report,)
         raw = report.with_suffix(".qdstrm")
         if raw.is_file():
-            raise EngineError(
-                f"nsys wrote {raw} and no report: its importer is not installed beside {self.session.program}; "
-                "install the whole nsight-systems package"
-            )
+            await nsys.import_raw(self.session, raw, report)
+            return (report,)
         raise EngineError(f"nsys wrote no report to {self.folder}")
 
     async def stop_left_on(self) -> None:

@@ -106,18 +106,30 @@ async def test_a_collection_is_stopped_with_its_run_and_one_of_somebody_else_goe
     assert collecting(nsys)
 
 
+LACKS = "echo error while loading shared libraries: libdw.so.1: cannot open shared object file >&2; exit 127"
+
+
 @pytest.mark.parametrize(
     ("option", "importer", "says"),
     [
-        ("--trace=cuda", True, "start it with --session-new=tp"),
-        ("--session-new=tp", False, "install the whole nsight-systems package"),
+        ("--trace=cuda", None, "start it with --session-new=tp"),
+        ("--session-new=tp", "", "install the whole nsight-systems package"),
+        ("--session-new=tp", LACKS, "the package libdw1"),
+        ("--session-new=tp", 'cp "$2" "$4"', "top:"),
     ],
+    ids=["no name", "no importer", "an importer that lacks a library", "nsys alone does not call it"],
 )
 async def test_what_nsys_cannot_do_here_is_said_with_what_would_allow_it(
-    launched: Launched, nsys: Path, option: str, importer: bool, says: str
+    launched: Launched, nsys: Path, option: str, importer: str | None, says: str
 ) -> None:
-    if not importer:
+    """`importer`: the program that nsys could not run itself, as a shell command; empty if there is none."""
+    if importer is not None:
         (nsys.parent / "no_importer").touch()
+    if importer:
+        program = nsys.parent.parent / "host-linux-x64" / "QdstrmImporter"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{importer}\n")
+        program.chmod(0o755)
     end = await trace(await launched(option))
     assert end.ended.status == "succeeded"
     assert says in " ".join(step.outcome.summary for step in end.steps)
