@@ -63,7 +63,7 @@ async def test_a_fallback_among_kills_loses_no_request(tmp_path: Path, mode: str
 @pytest.mark.parametrize(
     "mode",
     [
-        pytest.param("inside:drain", id="drain"),
+        pytest.param("inside:drain", id="drain", marks=pytest.mark.heavy),
         pytest.param("inside", marks=pytest.mark.heavy),
         pytest.param("before-row", marks=pytest.mark.heavy),
         pytest.param("after-row", marks=pytest.mark.heavy),

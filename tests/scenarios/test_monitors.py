@@ -14,6 +14,7 @@ WITHIN_S = 30
 """The promise: a live hang is told within this time."""
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(240)
 async def test_a_hang_opens_one_incident_with_its_card_and_the_end_of_it_is_told(tmp_path: Path) -> None:
     async with incident(tmp_path, monitors=True) as it:
