@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, LogMarker, XidEvent
 from gpu_actions.snapshot.model import Snapshot
 from tests.gpu_actions.triage import builders as make
 
@@ -27,6 +28,18 @@ def init_failed(pci: str) -> KernelLogReading:
     return KernelLogReading(source="/dev/kmsg", lines_read=100, events=(event,))
 
 
+def marked(*codes: int, text: str = "", **marker: Any) -> KernelLogReading:
+    """Return a log of Xids of GPU 1, one a line, with a marker: of what, on which line, of which GPU."""
+    events = tuple(
+        XidEvent(kind="xid", code=code, pci="0000:29:00", line=line, text=text)
+        for line, code in enumerate(codes, 1)
+    )
+    return KernelLogReading(
+        source="/dev/kmsg", lines_read=100, events=events, markers=(LogMarker(**marker),), since=make.TAKEN
+    )
+
+
+RESET_AT = make.TAKEN - timedelta(seconds=60)
 Make = Callable[[], Snapshot]
 CASES: dict[str, tuple[Make, str, str]] = {
     **{
@@ -144,4 +157,63 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "kernel_error",
     ),
     "the kernel log cannot be read": (lambda: make.healthy(kernel_log=None), "unknown", "unknown"),
+    "an Xid from before a reset of its GPU, by UUID": (
+        lambda: make.healthy(kernel_log=marked(95, kind="gpu_reset", line=2, uuid="gpu-1", at=RESET_AT)),
+        "healthy",
+        "none",
+    ),
+    "an Xid on the line of the reset of its GPU, by bus id, at an unknown time": (
+        lambda: make.healthy(kernel_log=marked(95, kind="gpu_reset", line=1, pci="0000:29:00")),
+        "healthy",
+        "none",
+    ),
+    "an Xid after the reset of its GPU": (
+        lambda: make.healthy(kernel_log=marked(95, kind="gpu_reset", line=0, uuid="GPU-1")),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "an Xid before the reset of another GPU": (
+        lambda: make.healthy(kernel_log=marked(95, kind="gpu_reset", line=2, uuid="GPU-2", pci="0000:39:00")),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "an Xid before a reset of which the log names no GPU": (
+        lambda: make.healthy(kernel_log=marked(95, kind="gpu_reset", line=2)),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "two Xids before and one after the driver was loaded": (
+        lambda: make.healthy(kernel_log=marked(95, 95, 95, kind="driver_load", line=2, at=RESET_AT)),
+        "fall_back",
+        "gpu_reset_required",
+    ),
+    "two alike Xids": (
+        lambda: make.healthy(kernel_log=marked(13, 13, kind="boot", line=0)),
+        "watch",
+        "application_fault",
+    ),
+    "a kernel log of which messages were lost": (
+        lambda: make.healthy(
+            kernel_log=KernelLogReading(source="/dev/kmsg", lines_read=9, lost="12 messages were overwritten")
+        ),
+        "unknown",
+        "unknown",
+    ),
+    "a kernel log longer than the limit": (
+        lambda: make.healthy(
+            kernel_log=KernelLogReading(source="/dev/kmsg", lines_read=9, truncated=True, since=make.TAKEN)
+        ),
+        "healthy",
+        "none",
+    ),
+    "a recovery action that was taken back": (
+        lambda: make.healthy(
+            nvml=make.with_gpu(1, recovery_action=None),
+            kernel_log=make.log(
+                (154, "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)")
+            ),
+        ),
+        "watch",
+        "gpu_reset_required",
+    ),
 }

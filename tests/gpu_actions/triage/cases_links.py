@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.snapshot.collectors.nvml import LinkReading, NvmlReading
+from gpu_actions.snapshot.collectors.nvml import FabricReading, LinkReading, NvmlReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from tests.gpu_actions.triage import builders as make
@@ -221,6 +221,18 @@ CASES: dict[str, tuple[Any, ...]] = {
         ),
         "fall_back",
         "nvlink_partial",
+    ),
+    "a GPU with a broken route through the fabric": (
+        lambda: make.healthy(nvml=make.with_gpu(3, fabric=FabricReading(state=3, route_unhealthy=True))),
+        "fall_back",
+        "nvlink_loss",
+    ),
+    "a GPU that lost bandwidth in the fabric and recovers": (
+        lambda: make.healthy(
+            nvml=make.with_gpu(3, fabric=FabricReading(state=3, degraded_bandwidth=True, route_recovery=True))
+        ),
+        "watch",
+        "nvlink_errors",
     ),
     "a GPU model without links": (
         lambda: make.healthy(nvml=of_model("NVIDIA L40S", links=(), fabric=None)),

@@ -3,13 +3,15 @@
 import pytest
 
 from gpu_actions.config.thresholds import TriageThresholds
-from gpu_actions.models import Severity, VerdictKind
+from gpu_actions.models import Finding, Severity, VerdictKind
 from gpu_actions.snapshot.collectors.deep import DeepPair, DeepReading
 from gpu_actions.snapshot.collectors.nvml import GpuProcess
 from gpu_actions.snapshot.collectors.ranks import RanksReading
-from gpu_actions.snapshot.model import Snapshot
+from gpu_actions.snapshot.model import COLLECTORS, CollectorOutcome, Expectation, Snapshot
 from gpu_actions.triage.baselines import TriageBaseline, baseline_from
-from gpu_actions.triage.judge import judge
+from gpu_actions.triage.fallback_gpu import choose_fallback_gpu
+from gpu_actions.triage.judge import judge, summary_of_healthy
+from gpu_actions.triage.rule import CRITICAL, INFO, OK, UNKNOWN, WATCH, Rule, Rules, rule
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage import cases_crashes, cases_deep, cases_gpus
 from tests.gpu_actions.triage.cases import CASES, judge_case, snapshot_of
@@ -294,3 +296,105 @@ def test_links_that_hide_their_remote_end_while_down_are_grouped_by_the_baseline
 def test_a_snapshot_without_readings_is_unknown() -> None:
     verdict = judge(Snapshot(host="h", taken_at=make.TAKEN, window_s=3))
     assert verdict.verdict is VerdictKind.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("severity", "verdict", "cause"),
+    [
+        (OK, "healthy", "none"),
+        (INFO, "healthy", "none"),
+        (WATCH, "watch", ""),
+        (UNKNOWN, "unknown", "unknown"),
+        (CRITICAL, "fall_back", ""),
+    ],
+)
+def test_a_rule_that_names_no_verdict_has_that_of_its_severity(
+    severity: Severity, verdict: str, cause: str
+) -> None:
+    usual = rule("gpu.a.b", severity, "what it finds", source="NVML")
+    assert usual == Rule(
+        id="gpu.a.b",
+        component="gpu",
+        severity=severity,
+        verdict=VerdictKind(verdict),
+        cause=cause,
+        finds="what it finds",
+        action="",
+        source="NVML",
+    )
+    named = rule(
+        "gpu.a", severity, "what it finds", "do this", source="NVML", cause="thermal",
+        verdict=VerdictKind.WATCH, when_broken=VerdictKind.FALL_BACK, threshold="stall_s",
+    )  # fmt: skip
+    assert (named.verdict, named.cause, named.action) == (VerdictKind.WATCH, "thermal", "do this")
+    assert (named.when_broken, named.threshold) == (VerdictKind.FALL_BACK, "stall_s")
+
+
+def test_a_finding_has_the_words_of_its_rule_where_it_has_none_and_at_most_300_characters() -> None:
+    rules = Rules(rule("gpu.a", WATCH, "what it finds", "do this", source="NVML", cause="thermal"))
+    assert list(rules) == ["gpu.a"]
+    bare = rules.finding("gpu.a", "  ", subject="GPU-1", celsius=90)
+    assert bare == Finding(
+        id="gpu.a", component="gpu", severity=WATCH, summary="what it finds", evidence={"celsius": 90},
+        action="do this", subject="GPU-1",
+    )  # fmt: skip
+    assert rules.finding("gpu.a", "a  b\n" * 200).summary == ("a b " * 75)[:300]
+
+
+def test_where_nothing_was_read_the_verdict_says_what_to_name() -> None:
+    nothing = Snapshot(
+        host="h1", taken_at=make.TAKEN, window_s=1, expected=Expectation(),
+        collectors={name: CollectorOutcome(status="skipped", reason="it does not apply") for name in COLLECTORS},
+    )  # fmt: skip
+    verdict = judge(nothing)
+    assert (verdict.verdict, verdict.cause) == (VerdictKind.UNKNOWN, "unknown")
+    assert verdict.summary == "nothing was checked: no engine, no process and no GPU is configured"
+    assert verdict.action == "Name what to check, for example --engine-url URL."
+
+
+@pytest.mark.parametrize(("number", "more"), [(1, ""), (2, " (and 1 more)"), (4, " (and 3 more)")])
+def test_a_healthy_verdict_counts_what_was_not_read(number: int, more: str) -> None:
+    rules = Rules(
+        rule("gpu.a", UNKNOWN, "no answer", "", source="NVML"), rule("gpu.b", OK, "well", source="NVML")
+    )
+    findings = [rules.finding("gpu.b", "well"), *(rules.finding("gpu.a", "no answer") for _ in range(number))]
+    said = "no fault found, but not everything could be checked: gpu.a: no answer"
+    assert summary_of_healthy(findings) == said + more
+    assert summary_of_healthy(findings[:1]) == "all checks passed"
+
+
+@pytest.mark.parametrize(
+    ("of_gpu_0", "severity", "chosen"),
+    [
+        ("gpu.a", WATCH, 1),
+        ("gpu.a", INFO, 0),
+        ("nvlink.a", WATCH, 1),
+    ],
+    ids=["a finding of its own", "a remark", "a link"],
+)
+def test_a_gpu_with_findings_comes_after_those_without(
+    of_gpu_0: str, severity: Severity, chosen: int
+) -> None:
+    snapshot = make.healthy()
+    rules = Rules(rule(of_gpu_0, severity, "odd", "", source="NVML", cause="thermal"))
+    gpus = choose_fallback_gpu(snapshot, [rules.finding(of_gpu_0, "odd", subject="GPU-0")])
+    assert gpus is not None and gpus.index == chosen
+
+
+def test_a_gpu_with_a_finding_of_its_own_comes_after_one_with_a_bad_link() -> None:
+    snapshot = make.healthy(nvml=make.nvml(2))
+    rules = Rules(
+        rule("gpu.a", WATCH, "hot", "", source="NVML", cause="thermal"),
+        rule("nvlink.a", WATCH, "odd", "", source="NVML", cause="nvlink_errors"),
+    )
+    own, link = (
+        rules.finding("gpu.a", "hot", subject="GPU-0"),
+        rules.finding("nvlink.a", "odd", subject="GPU-1"),
+    )
+    chosen = choose_fallback_gpu(snapshot, [own, link])
+    assert chosen is not None and chosen.index == 1
+
+
+def test_a_gpu_with_exactly_the_memory_that_is_needed_is_chosen() -> None:
+    gib = (make.gpu(0).memory_total_mib or 0) / 1024
+    assert judge(make.healthy(expected={"fallback_memory_gib": gib})).fallback_gpu is not None
