@@ -78,6 +78,8 @@ class Account:
         self.totals: Counter[Ending] = Counter()
         self.sent = 0
         self.last_token_at: float | None = None
+        self.stopped_at: float | None = None
+        """When the clients stopped asking. The last answers still come afterwards."""
         self._silences: deque[tuple[float, float]] = deque(maxlen=KEPT_SILENCES)
 
     def opened(self, answer: Answer) -> None:
@@ -124,8 +126,12 @@ class Account:
         return 0.0 if self.last_token_at is None else time.monotonic() - self.last_token_at
 
     def longest_silence_s(self, start: float = 0.0, end: float | None = None) -> float:
-        """Return the longest time in which no client got a token, within an interval of monotonic time."""
-        now = time.monotonic() if end is None else end
+        """Return the longest time in which no client got a token, within an interval of monotonic time.
+
+        It ends at the latest when the clients stopped asking: of the few answers that are left then, those that are not
+        streamed show no token before they are complete.
+        """
+        now = end if end is not None else self.stopped_at or time.monotonic()
         silences = [*self._silences]
         if self.last_token_at is not None:
             silences.append((self.last_token_at, now))

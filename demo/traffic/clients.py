@@ -40,6 +40,7 @@ class Clients:
             try:
                 yield self.account
             finally:
+                self.account.stopped_at = time.monotonic()
                 sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await sending

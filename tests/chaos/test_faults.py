@@ -14,6 +14,7 @@ from gpu_actions.tier.preflight import gather_facts
 from tests.chaos.conftest import MakeSite
 from tests.gpu_actions.restore.test_restore import on_fallback, restore_plan
 from tests.gpu_actions.site import At, data_of, statuses, summary_of
+from tests.scenarios.saturated import busy_clients, check_only_begun_were_lost, lost_text
 
 HOUR_S = 3600.0
 
@@ -23,14 +24,14 @@ HOUR_S = 3600.0
     at="warm",
     after="failed; tp never stopped serving, the engine that hung is gone",
 )
-async def test_an_engine_that_never_gets_ready_is_given_up_and_nothing_was_lost(site_with: MakeSite) -> None:
-    site = await site_with(fb=["--startup-s", "600"], ready_timeout_s=2)
-    async with site.traffic() as seen:
+async def test_an_engine_that_never_gets_ready_is_given_up_and_nothing_was_lost(busy_with: MakeSite) -> None:
+    site = await busy_with(fb=["--startup-s", "600"], ready_timeout_s=2)
+    async with busy_clients(site) as account:
         end = await site.run(await site.plan(skip_validation=True))
     assert (end.ended.status, end.ended.failed_step) == ("failed", "warm")
     assert "never became ready" in summary_of(end, "warm")
     assert data_of(end, "settle")["state"] == "tp_serving"
-    assert (seen.lost, seen.refused) == ([], 0)
+    assert (account.lost, account.refused) == ([], []), lost_text(account)
     await site.check_serving("tp")
 
 
@@ -60,11 +61,11 @@ async def test_an_engine_that_never_gets_ready_beside_a_hung_tier_leaves_one_sta
     at="between plan and launch",
     after="failed, naming the process that has it; tp never stopped serving",
 )
-async def test_a_port_that_is_taken_after_the_plan_was_made_is_named(site_with: MakeSite) -> None:
-    site = await site_with()
+async def test_a_port_that_is_taken_after_the_plan_was_made_is_named(busy_with: MakeSite) -> None:
+    site = await busy_with()
     plan = await site.plan(skip_validation=True)
     port = int(site.host.fallback.engine.url.rsplit(":", 1)[1])
-    async with site.traffic() as seen:
+    async with busy_clients(site) as account:
         with socket.create_server(("127.0.0.1", port)):
             end = await site.run(plan)
     assert end.ended.failed_step == "launch"
@@ -72,7 +73,7 @@ async def test_a_port_that_is_taken_after_the_plan_was_made_is_named(site_with: 
         end, "launch"
     )
     assert data_of(end, "settle")["state"] == "tp_serving"
-    assert (seen.lost, seen.refused) == ([], 0)
+    assert (account.lost, account.refused) == ([], []), lost_text(account)
     await site.check_serving("tp")
 
 
@@ -105,16 +106,15 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     ],
 )
 async def test_a_clock_that_is_set_changes_nothing_in_a_fallback(
-    site_with: MakeSite, set_clock: Callable[[float], None], step: str, jump_s: float
+    busy_with: MakeSite, set_clock: Callable[[float], None], step: str, jump_s: float
 ) -> None:
-    # A token takes longer than two looks of the drain: between them the counter stands still, and the tier does not hang.
-    site = await site_with(tp=["--token-s", "0.4"], fallback={"drain_stall_s": 3})
+    site = await busy_with(fallback={"drain_stall_s": 3})
     began = time.monotonic()
-    async with site.traffic(tokens=4) as seen:
+    async with busy_clients(site) as account:
         plan = await site.plan(skip_validation=True)
         end = await site.run(plan, report=At(step, lambda: set_clock(jump_s), after_s=0.3))
     assert end.ended.status == "succeeded", summary_of(end, end.ended.failed_step or "settle")
-    assert (seen.lost, seen.refused) == ([], 0)
+    assert account.lost == [], lost_text(account)
     assert data_of(end, "drain")["cut"] == 0
     assert data_of(end, "route")["first_token_through_router_s"] >= 0
     assert time.monotonic() - began < 25
@@ -128,16 +128,16 @@ async def test_a_clock_that_is_set_changes_nothing_in_a_fallback(
 )
 @pytest.mark.parametrize("jump_s", [pytest.param(HOUR_S, marks=pytest.mark.heavy), -HOUR_S])
 async def test_a_clock_that_is_set_neither_shortens_nor_stretches_a_stage(
-    site_with: MakeSite, set_clock: Callable[[float], None], jump_s: float
+    busy_with: MakeSite, set_clock: Callable[[float], None], jump_s: float
 ) -> None:
-    site = await on_fallback(site_with, restore={"stages_percent": [50, 100], "hold_s": 2})
+    site = await on_fallback(busy_with, restore={"stages_percent": [50, 100], "hold_s": 2})
     report = At("shift-50", lambda: set_clock(jump_s), after_s=0.5)
-    async with site.traffic() as seen:
+    async with busy_clients(site) as account:
         end = await site.run(await restore_plan(site), report=report)
     assert end.ended.status == "succeeded", statuses(end)
     seconds = next(step.seconds for step in end.steps if step.outcome.step_id == "shift-50")
     assert 2 <= seconds < 6
-    assert seen.lost == []
+    assert account.lost == [], lost_text(account)
     await site.check_serving("tp")
 
 
@@ -149,9 +149,9 @@ async def test_a_clock_that_is_set_neither_shortens_nor_stretches_a_stage(
 @pytest.mark.heavy
 @pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
 async def test_a_clock_that_is_set_does_not_hide_a_hang(
-    site_with: MakeSite, set_clock: Callable[[float], None], jump_s: float
+    busy_with: MakeSite, set_clock: Callable[[float], None], jump_s: float
 ) -> None:
-    site = await on_fallback(site_with, restore={"hold_s": 20})
+    site = await on_fallback(busy_with, restore={"hold_s": 20})
     tasks: list[asyncio.Future[None]] = []
 
     def jump_and_freeze() -> None:
@@ -159,9 +159,9 @@ async def test_a_clock_that_is_set_does_not_hide_a_hang(
         tasks.append(asyncio.ensure_future(site.freeze_rank()))
 
     report = At("shift-50", jump_and_freeze, after_s=0.7)
-    async with site.traffic(clients=4) as seen:
+    async with busy_clients(site) as account:
         end = await site.run(await restore_plan(site), report=report)
     assert end.ended.failed_step == "shift-50"
     assert "token counter does not move" in summary_of(end, "shift-50")
-    assert len(seen.lost) <= 4
+    check_only_begun_were_lost(account, "tp", time.monotonic())
     await site.check_serving("fallback")

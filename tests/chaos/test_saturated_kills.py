@@ -8,20 +8,54 @@ from pathlib import Path
 
 import pytest
 
-from bot.store.records import RunStatus
+from bot.store.records import RunRecord, RunStatus
 from demo.traffic.account import Ending
 from gpu_actions.serving.routers.haproxy_managed import ManagedRouter
-from tests.chaos.real_host import real_host
-from tests.chaos.test_real_runs import on_the_fallback
-from tests.scenarios.saturated import BUSY, PROFILE, SLACK_S, check_refusals, lost_text, servers_of
+from tests.bot.toys import ONCALL
+from tests.chaos.real_host import RealHost, real_host
+from tests.scenarios.saturated import (
+    BUSY,
+    PROFILE,
+    SLACK_S,
+    busy_clients,
+    check_shares,
+    lost_text,
+    servers_of,
+    watched_weights,
+)
 
+RESTORE_STAGES = (25, 100)
 RESTORE = {
-    "stages_percent": [25, 100],
+    "stages_percent": RESTORE_STAGES,
     "hold_s": 2,
     "keep_fallback_warm_s": 0,
     "load": {"duration_s": 1, "target_qps": 10},
 }
-HOST = {**BUSY, "restore": RESTORE}
+HOST = {
+    **BUSY,
+    "restore": RESTORE,
+    "fallback": {**BUSY["fallback"], "validate_load": {"duration_s": 1, "target_qps": 10}},
+}
+
+
+def check_repeats(run: RunRecord, mode: str, died: int) -> None:
+    """A step whose row was written runs once, an interrupted one twice. Some steps end before the kill comes."""
+    counts = {step.step_id: step.executions for step in run.steps if not step.compensating}
+    if mode == "inside":
+        # A kill meant for a short step falls into the next one.
+        assert set(counts.values()) <= {1, 2, 3}, counts
+        assert sum(count > 1 for count in counts.values()) >= len(counts) // 2, counts
+        assert died >= len(counts) // 2
+    elif ":" not in mode:
+        times = 1 if mode == "after-row" else 2
+        assert {name: count for name, count in counts.items() if count != times} == {}
+        assert died == len(counts)
+
+
+async def on_the_fallback(it: RealHost) -> None:
+    """Move the host to its fallback without a bot."""
+    end = await it.site.run(await it.site.plan(skip_validation=True))
+    assert end.ended.status == "succeeded", end
 
 
 @pytest.mark.chaos(
@@ -35,20 +69,26 @@ HOST = {**BUSY, "restore": RESTORE}
     [
         pytest.param("inside:route", id="route"),
         pytest.param("inside", marks=pytest.mark.heavy),
+        pytest.param("before-row", marks=pytest.mark.heavy),
         pytest.param("after-row", marks=pytest.mark.heavy),
     ],
 )
 async def test_a_fallback_among_kills_loses_no_request(tmp_path: Path, mode: str) -> None:
     async with real_host(tmp_path, **HOST) as it:
         await it.ready(it.worker(mode))
-        async with it.site.real_traffic(PROFILE) as account:
+        async with watched_weights(it.site) as weights, busy_clients(it.site) as account:
             run = await it.start("fallback", skip_validation="yes")
             run, died = await it.ended_among_kills(run.id, mode, timeout_s=300)
             await asyncio.sleep(1)
         print(f"{died} kills", account.describe(), servers_of(list(account.answers)), sep="\n")
         assert run.status is RunStatus.SUCCEEDED, run
         assert died >= 1
+        check_repeats(run, mode, died)
         assert account.lost == [], lost_text(account)
+        for shares, server in (((100, 0), "tp"), ((0, 100), "fallback")):
+            start, end = weights.span(shares)
+            served = set(servers_of(account.sent_between(start + 0.1, end - 0.1)))
+            assert served - {"refused", "hung up"} == {server}, (shares, served)
         await it.site.check_serving("fallback")
         it.end_workers()
         assert await it.strays() == []
@@ -74,7 +114,7 @@ async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
 ) -> None:
     async with real_host(tmp_path, **HOST) as it:
         await it.ready(it.worker(mode))
-        async with it.site.real_traffic(PROFILE) as account:
+        async with busy_clients(it.site) as account:
             await asyncio.sleep(2.5)
             assert account.open >= 40
             await it.site.freeze_rank()
@@ -82,7 +122,7 @@ async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
             run = await it.start("fallback", skip_validation="yes")
             run, died = await it.ended_among_kills(run.id, mode, timeout_s=300)
             await asyncio.sleep(1)
-        silence_s = account.longest_silence_s(frozen, account.last_token_at)
+        silence_s = account.longest_silence_s(frozen)
         print(f"{died} kills, {silence_s:.1f} s without a token", account.describe(), sep="\n")
         assert run.status is RunStatus.SUCCEEDED, run
         assert died >= (1 if ":" in mode else len(run.steps) // 2)
@@ -98,8 +138,8 @@ async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
 
 @pytest.mark.chaos(
     fault="kill -9 of the worker",
-    at="every step of a real restore under 60 streams",
-    after="succeeded; tp serves; no request is lost",
+    at="every step of a real restore under 60 streams, and its approval, which is given while the worker is down",
+    after="succeeded; tp serves; no request is lost; each stage has its share",
 )
 @pytest.mark.heavy
 @pytest.mark.timeout(500)
@@ -107,18 +147,22 @@ async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
 async def test_a_restore_among_kills_loses_no_request(tmp_path: Path, mode: str) -> None:
     async with real_host(tmp_path, **HOST) as it:
         await on_the_fallback(it)
-        await it.ready(it.worker(mode))
-        async with it.site.real_traffic(PROFILE) as account:
+        worker = it.worker(mode)
+        await it.ready(worker)
+        async with watched_weights(it.site) as weights, busy_clients(it.site) as account:
             run = await it.start("restore", accept_no_baseline="yes")
             await it.until(run.id, lambda run: run.status is RunStatus.WAITING)
-            await it.approve(run.id)
+            worker.kill()
+            worker.wait()
+            await it.approve(run.id)  # while no worker runs
+            it.worker(mode)
             run, died = await it.ended_among_kills(run.id, mode, timeout_s=400)
             await asyncio.sleep(1)
         print(f"{died} kills", account.describe(), servers_of(list(account.answers)), sep="\n")
         assert run.status is RunStatus.SUCCEEDED, run
-        assert died >= 3
+        check_repeats(run, mode, died)
         assert account.lost == [], lost_text(account)
-        check_refusals(account)
+        check_shares(account, weights, RESTORE_STAGES)
         await it.site.check_serving("tp")
         it.end_workers()
         assert await it.strays() == []
@@ -163,3 +207,36 @@ async def test_a_worker_killed_while_it_holds_requests_leaves_no_hold(tmp_path: 
         late = [answer for answer in account.lost if answer.sent_at > again + SLACK_S]
         assert late == [], "lost are only those that nobody held, between the two workers"
         await it.site.check_serving("fallback")
+
+
+@pytest.mark.chaos(
+    fault="kill -9 of the worker",
+    at="during every step of a real fallback under 60 streams, and of its cleanup after a stop",
+    after="cancelled; fallback_serving; no request is lost",
+)
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+async def test_a_stop_among_kills_leaves_one_defined_state(tmp_path: Path) -> None:
+    """The stop comes after the tier was stopped. The compensation is killed at each step too, and ends in fallback_serving."""
+    async with real_host(tmp_path, **HOST) as it:
+        await it.ready(it.worker("inside"))
+        async with busy_clients(it.site) as account:
+            run = await it.start("fallback")
+            while True:
+                current, _ = it.store.get(run.id), await asyncio.sleep(0.05)
+                assert current is not None
+                assert not current.status.final, current
+                if any(step.step_id == "validate" for step in current.steps):
+                    break
+                if it.workers[-1].poll() is not None:
+                    it.worker("inside")
+            await it.bot_process.stop(run.id, by=ONCALL)
+            run, _ = await it.ended_among_kills(run.id, "inside")
+        assert run.status is RunStatus.CANCELLED
+        assert "fallback_serving" in run.outcome or any(
+            "fallback_serving" in step.summary for step in run.steps
+        )
+        assert account.lost == [], lost_text(account)
+        await it.site.check_serving("fallback")
+        it.end_workers()
+        assert await it.strays() == []

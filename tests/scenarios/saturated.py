@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from demo.traffic.account import Account, Answer, Ending
 from demo.traffic.schedule import Profile
+from gpu_actions.restore.analysis import weights_for
 from gpu_actions.serving.interfaces import RouterError
 from tests.gpu_actions.conftest import MakeSite
 from tests.gpu_actions.site import Site
@@ -131,6 +132,27 @@ def servers_of(answers: list[Answer]) -> Counter[str]:
     return Counter(answer.served_by or str(answer.ending) for answer in answers)
 
 
+def check_shares(
+    account: Account, weights: Weights, stages: Sequence[int], *, streamed_only: bool = False
+) -> None:
+    """Check the share of each stage, and that no request sent to tp waited behind another tier.
+
+    With `streamed_only` requests whose answer comes as a whole do not count: a dying tier has answered no byte of them.
+    """
+    for percent in stages:
+        start, end = weights.span(weights_for(percent, tp_weight=100, fallback_weight=100, standby_weight=1))
+        asked = account.sent_between(start + 0.1, end - 0.1)
+        if streamed_only:
+            asked = [answer for answer in asked if answer.request.streamed]
+        served = servers_of(asked)
+        assert len(asked) >= 30, f"{percent} %: only {len(asked)} requests in {end - start:.1f} s"
+        assert is_binomial(served["tp"], len(asked), percent / 100), f"{percent} % sent {served}"
+        waits = sorted(a.wait_s or 0 for a in asked if a.served_by == "tp" and a.request.streamed)
+        assert not waits or waits[-1] <= SLACK_S + account.lateness_s(), (
+            f"{percent} %: waited {waits[-1]:.2f} s for tp"
+        )
+
+
 def check_refusals(account: Account, *, since: float = 0.0) -> None:
     """Check that each refusal was fast and named the time of the next attempt. A request that a tier held when it died at
     `since` was asked of the other tier then."""
@@ -150,6 +172,14 @@ def check_only_begun_were_lost(account: Account, server: str, since: float) -> N
         assert answer.served_by in (server, ""), answer
         assert answer.ending is Ending.ABORTED, answer
         assert answer.sent_at < since, answer
+
+
+@asynccontextmanager
+async def busy_clients(site: Site) -> AsyncIterator[Account]:
+    """Put the 60 streams on a `BUSY` host until the block ends, and check that all that was refused was refused fast."""
+    async with site.real_traffic(PROFILE) as account:
+        yield account
+    check_refusals(account)
 
 
 def lost_text(account: Account) -> str:

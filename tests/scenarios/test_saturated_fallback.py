@@ -50,7 +50,7 @@ async def test_a_fallback_from_a_hang_answers_or_refuses_all_who_had_no_byte_yet
         end = await site.run(plan)
         ended = time.monotonic()
         await asyncio.sleep(2)
-    silence_s = account.longest_silence_s(frozen, account.last_token_at)
+    silence_s = account.longest_silence_s(frozen)
     print(account.describe(), f"{silence_s:.1f} s without a token", sep="\n")
     assert end.ended.status == "succeeded"
     assert {answer.ending for answer in account.lost} <= {Ending.ABORTED}, lost_text(account)
@@ -120,7 +120,7 @@ async def test_a_one_process_tier_that_answers_nothing_costs_no_new_request(
         end = await site.run(plan)
         ended = time.monotonic()
         await asyncio.sleep(2)
-    silence_s = account.longest_silence_s(frozen, account.last_token_at)
+    silence_s = account.longest_silence_s(frozen)
     tokens = [answer for answer in account.answers if answer.served_by == "fallback" and answer.last_token_at]
     first_s = min(answer.first_byte_at or ended for answer in tokens) - asked
     waited = account.sent_between(asked, asked + first_s)
@@ -158,11 +158,11 @@ async def test_a_fallback_from_lost_links_on_all_gpus_loses_no_request(
         assert (verdict.verdict, verdict.cause) == ("fall_back", "nvlink_loss")
         end = await site.run(await site.plan(starts=True, verdict=verdict, skip_validation=True))
         await asyncio.sleep(1)
-    print(account.describe(), account.longest_silence_s(end=account.last_token_at))
+    print(account.describe(), account.longest_silence_s())
     assert end.ended.status == "succeeded"
     assert account.lost == [], lost_text(account)
     check_refusals(account)
-    assert account.longest_silence_s(end=account.last_token_at) < 2
+    assert account.longest_silence_s() < 2
     await site.check_serving("fallback")
 
 

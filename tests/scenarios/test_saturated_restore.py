@@ -9,7 +9,6 @@ import pytest
 
 from demo.traffic.account import Account
 from gpu_actions.action import Signal
-from gpu_actions.restore.analysis import weights_for
 from gpu_actions.tier.traffic import prove_route
 from gpu_actions.walk import WalkEnd
 from tests.gpu_actions.conftest import MakeSite
@@ -19,13 +18,12 @@ from tests.gpu_actions.site import At, Site, data_of, summary_of
 from tests.scenarios.saturated import (
     BOTH,
     NIGHT,
-    SLACK_S,
     Load,
     Weights,
     busy_site,
     check_only_begun_were_lost,
     check_refusals,
-    is_binomial,
+    check_shares,
     lost_text,
     servers_of,
     watched_weights,
@@ -55,20 +53,6 @@ async def saturating(site: Site, load: Load) -> AsyncIterator[tuple[Account, Wei
         yield account, weights
 
 
-def check_shares(account: Account, weights: Weights, stages: Sequence[int]) -> None:
-    """Check the share of each stage, and that no request sent to tp waited behind another tier."""
-    for percent in stages:
-        start, end = weights.span(weights_for(percent, tp_weight=100, fallback_weight=100, standby_weight=1))
-        asked = account.sent_between(start + 0.1, end - 0.1)
-        served = servers_of(asked)
-        assert len(asked) >= 50, f"{percent} %: only {len(asked)} requests in {end - start:.1f} s"
-        assert is_binomial(served["tp"], len(asked), percent / 100), f"{percent} % sent {served}"
-        waits = sorted(a.wait_s or 0 for a in asked if a.served_by == "tp" and a.request.streamed)
-        assert not waits or waits[-1] <= SLACK_S + account.lateness_s(), (
-            f"{percent} %: waited {waits[-1]:.2f} s for tp"
-        )
-
-
 def summaries(end: WalkEnd) -> str:
     return "\n".join(f"{step.outcome.step_id}: {step.outcome.summary}" for step in end.steps)
 
@@ -92,7 +76,7 @@ async def test_each_stage_has_its_share_and_costs_no_request_while_the_fallback_
     full, _ = weights.span((100, 1))
     after = account.sent_between(full + 0.1, float("inf"))
     assert set(servers_of(after)) == {"tp"}, "nothing is refused once tp has all"
-    assert account.longest_silence_s(end=account.last_token_at) < 3
+    assert account.longest_silence_s() < 1 + account.lateness_s()
     # What is asserted above held although a busy machine sends late; beyond this the traffic is not the one that was meant.
     assert account.lateness_s() < 2, "the client was the bottleneck"
     await site.check_serving("tp")
@@ -118,7 +102,7 @@ async def test_an_abort_at_a_stage_costs_no_request(site_with: MakeSite, percent
     assert account.lost == [], lost_text(account)
     check_refusals(account)
     check_shares(account, weights, STAGES[: STAGES.index(percent)])
-    assert account.longest_silence_s(end=account.last_token_at) < 3
+    assert account.longest_silence_s() < 1 + account.lateness_s()
     await site.check_serving("fallback")
 
 
@@ -143,8 +127,9 @@ async def restore_with_a_death(
     print(account.describe(), summaries(end), sep="\n")
     assert "NOTHING IS SERVING" not in summaries(end)
     check_only_begun_were_lost(account, tier, died[0])
-    check_shares(account, weights, STAGES[: STAGES.index(percent)])
-    assert account.longest_silence_s(died[0], account.last_token_at) < 3
+    # What tp held without a byte of answer when it died was answered by the fallback: that says nothing of the stage.
+    check_shares(account, weights, STAGES[: STAGES.index(percent)], streamed_only=tier == "tp")
+    assert account.longest_silence_s(died[0]) < 3
     return site, end, account, died[0]
 
 
