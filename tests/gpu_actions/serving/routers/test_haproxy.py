@@ -146,7 +146,7 @@ async def test_a_drained_server_finishes_its_stream_and_gets_no_new_request(make
     assert site.tp.broken == 0
     await router.undrain("tp")
     assert (await router.server("tp")).admin_state == "ready"
-    assert "tp" in await answers(site, 4)
+    assert "tp" in await answers(site, 60)  # by lot, a tenth or more of them
 
 
 async def test_a_stream_is_forwarded_chunk_by_chunk(make_router: MakeRouter) -> None:
