@@ -117,7 +117,7 @@ async def test_a_clock_that_is_set_changes_nothing_in_a_fallback(
     assert account.lost == [], lost_text(account)
     assert data_of(end, "drain")["cut"] == 0
     assert data_of(end, "route")["first_token_through_router_s"] >= 0
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 90
     await site.check_serving("fallback")
 
 
