@@ -157,17 +157,23 @@ def sum_of(pages: Sequence[EngineMetrics]) -> EngineMetrics:
 
     A figure that one of them lacks is that of the others; histograms of different buckets cannot be added and are left out.
     """
+    figures = summed(pages, (*FIGURES, "progress"))
+    missing = tuple(name for name in FIGURES if figures[name] is None)
+    return EngineMetrics.model_validate({"taken_at_s": pages[-1].taken_at_s, "missing": missing, **figures})
+
+
+def summed(rows: Sequence[object], names: Iterable[str]) -> dict[str, Figure]:
+    """Return the figures of these names over the rows of several replicas; None where no row has one."""
     figures: dict[str, Figure] = {}
-    for name in (*FIGURES, "progress"):
-        values = [value for page in pages if (value := getattr(page, name)) is not None]
+    for name in names:
+        values = [value for row in rows if (value := getattr(row, name)) is not None]
         if name == "kv_cache_usage":
             figures[name] = max(values, default=None)
         elif values and isinstance(values[0], Histogram | TokenHistogram):
             figures[name] = _histogram_sum(values)
         else:
             figures[name] = math.fsum(values) if values else None
-    missing = tuple(name for name in FIGURES if figures[name] is None)
-    return EngineMetrics.model_validate({"taken_at_s": pages[-1].taken_at_s, "missing": missing, **figures})
+    return figures
 
 
 def _histogram_sum(values: list[Any]) -> Figure:

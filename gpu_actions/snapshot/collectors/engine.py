@@ -14,7 +14,7 @@ from pydantic import Field
 
 from gpu_actions.models import Frozen
 from gpu_actions.serving.condition import TokenSample, held_of
-from gpu_actions.serving.engines.metrics import histogram_count
+from gpu_actions.serving.engines.metrics import histogram_count, summed
 from gpu_actions.serving.http import HttpFailure, fetch
 from gpu_actions.serving.interfaces import ReplicaMetrics
 from gpu_actions.serving.registry import engine_of_page
@@ -133,11 +133,7 @@ def tier_sample(
         return samples[0]
     good = [one for one in samples if one.outcome == "ok"]
     whole = [one for one, at_both in zip(samples, counted, strict=False) if at_both] or good
-    figures = {
-        name: (max if name == "kv_cache_usage" else math.fsum)(values) if values else None
-        for name in (*FIGURES, "ttft_count", "ttft_sum_s")
-        if (values := [value for one in whole if (value := getattr(one, name)) is not None]) is not None
-    }
+    figures = summed(whole, (*FIGURES, "ttft_count", "ttft_sum_s"))
     silent = next((one for one in samples if one.outcome == "timeout"), samples[0])
     return (whole or [silent])[0].model_copy(
         update={
