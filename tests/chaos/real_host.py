@@ -122,6 +122,12 @@ class RealHost:
                 worker.terminate()
                 worker.wait(20)
 
+    async def check_end(self, tier: str) -> None:
+        """Check that a tier serves, and that no process is left of the workers once they have ended."""
+        await self.site.check_serving(tier)
+        self.end_workers()
+        assert await self.strays() == []
+
     async def strays(self) -> list[str]:
         """Return the processes of this host that belong to neither a tier nor the router; there should be none."""
         known: set[int] = {os.getpid()}

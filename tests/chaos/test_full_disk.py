@@ -127,9 +127,7 @@ async def test_a_run_whose_database_is_full_continues_when_there_is_room_again(
         assert died == 0
         assert run.status is RunStatus.SUCCEEDED, run
         assert account.lost == [], lost_text(account)
-        await it.site.check_serving("fallback")
-        it.end_workers()
-        assert await it.strays() == []
+        await it.check_end("fallback")
 
 
 @pytest.mark.chaos(

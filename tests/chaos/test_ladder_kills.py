@@ -41,9 +41,7 @@ async def test_a_step_down_survives_a_kill_at_every_step_and_one_rung_is_left(tm
         assert (run.status, it.site.host.rung) == (RunStatus.SUCCEEDED, "small"), run
         assert died >= 4
         assert seen.lost == []
-        await it.site.check_serving("fallback")
-        it.end_workers()
-        assert await it.strays() == []
+        await it.check_end("fallback")
 
 
 @pytest.mark.chaos(
@@ -66,6 +64,4 @@ async def test_a_step_up_survives_a_kill_at_every_step(tmp_path: Path, mode: str
         assert (run.status, it.site.host.rung) == (RunStatus.SUCCEEDED, "big"), run
         assert died >= 6
         assert seen.lost == []
-        await it.site.check_serving("fallback")
-        it.end_workers()
-        assert await it.strays() == []
+        await it.check_end("fallback")

@@ -89,9 +89,7 @@ async def test_a_fallback_among_kills_loses_no_request(tmp_path: Path, mode: str
             start, end = weights.span(shares)
             served = set(servers_of(account.sent_between(start + 0.1, end - 0.1)))
             assert served - {"refused", "hung up"} == {server}, (shares, served)
-        await it.site.check_serving("fallback")
-        it.end_workers()
-        assert await it.strays() == []
+        await it.check_end("fallback")
 
 
 @pytest.mark.chaos(
@@ -131,9 +129,7 @@ async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
             assert (answer.first_byte_at or frozen + 1) <= frozen + 0.3, f"{answer} had not begun on tp"
         drain = next(step for step in run.steps if step.step_id == "drain")
         assert drain.data["cut"] == len(account.lost), (drain.data, lost_text(account))
-        await it.site.check_serving("fallback")
-        it.end_workers()
-        assert await it.strays() == []
+        await it.check_end("fallback")
 
 
 @pytest.mark.chaos(
@@ -163,9 +159,7 @@ async def test_a_restore_among_kills_loses_no_request(tmp_path: Path, mode: str)
         check_repeats(run, mode, died)
         assert account.lost == [], lost_text(account)
         check_shares(account, weights, RESTORE_STAGES)
-        await it.site.check_serving("tp")
-        it.end_workers()
-        assert await it.strays() == []
+        await it.check_end("tp")
 
 
 @pytest.mark.chaos(
@@ -237,6 +231,4 @@ async def test_a_stop_among_kills_leaves_one_defined_state(tmp_path: Path) -> No
             "fallback_serving" in step.summary for step in run.steps
         )
         assert account.lost == [], lost_text(account)
-        await it.site.check_serving("fallback")
-        it.end_workers()
-        assert await it.strays() == []
+        await it.check_end("fallback")
