@@ -24,6 +24,11 @@ def process_age_s(pid: int) -> float | None:
     return None if row is None else max(0.0, boot_clock_s() - row.started * TICK_S)
 
 
+def utc_clock(moment_s: float) -> str:
+    """Return the time of day of a moment (seconds since 1970) for people: `10:04:05`, in UTC."""
+    return time.strftime("%H:%M:%S", time.gmtime(moment_s))
+
+
 class Moment(Frozen):
     """A moment that is kept in a file and compared with later ones by any process of this machine."""
 

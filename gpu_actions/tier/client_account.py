@@ -11,6 +11,7 @@ from gpu_actions.action import StepContext, StepResult
 from gpu_actions.models import Frozen, JsonObject
 from gpu_actions.serving.interfaces import RouterError
 from gpu_actions.serving.request_account import RequestAccount
+from gpu_actions.system.clock import utc_clock
 from gpu_actions.tier import run_notes
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def _gap(account: RequestAccount) -> str:
     gap = account.without_answer
     if gap is None or gap.seconds < 1:
         return ""
-    return f"{gap.seconds:.0f} s without an answer, {_clock(gap.from_s)} to {_clock(gap.to_s)} UTC"
+    return f"{gap.seconds:.0f} s without an answer, {utc_clock(gap.from_s)} to {utc_clock(gap.to_s)} UTC"
 
 
 def capacity_text(account: RequestAccount, served_per_s: float | None) -> str:
@@ -121,7 +122,3 @@ def capacity_text(account: RequestAccount, served_per_s: float | None) -> str:
     if account.refused_peak_percent is not None:
         parts.append(f"{account.refused_peak_percent:.0f} % refused at peak")
     return ", ".join(parts)
-
-
-def _clock(moment_s: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(moment_s))

@@ -21,6 +21,7 @@ from gpu_actions.serving.routers.haproxy_log import (
     request_end,
     served_answer,
 )
+from gpu_actions.system.clock import utc_clock
 from gpu_actions.system.files import write_json
 
 MARK_TIMEOUT_S = 3.0
@@ -93,7 +94,9 @@ class RequestRecord:
                 if moment_s < since_s:
                     lost = 0
                 elif moment_s < until_s and END not in line:
-                    reasons.append(_EVENTS[STARTED if STARTED in line else ADOPTED].format(_clock(moment_s)))
+                    reasons.append(
+                        _EVENTS[STARTED if STARTED in line else ADOPTED].format(f"{utc_clock(moment_s)} UTC")
+                    )
                 if END in line and not is_mark(line):
                     counter.add(request_end(line))
             except (KeyError, TypeError, ValueError, IndexError):
@@ -103,7 +106,7 @@ class RequestRecord:
                 0,
                 "the record of requests begins later"
                 if first_s is None
-                else f"the record begins at {_clock(first_s)}",
+                else f"the record begins at {utc_clock(first_s)} UTC",
             )
         if lost:
             reasons.append(f"{lost} lines of the record could not be written")
@@ -134,7 +137,3 @@ class RequestRecord:
             write_json(file, {"dropped": dropped.model_dump(), "seen_s": time.time()})
             return True
         return bool(known["seen_s"] > since_s)
-
-
-def _clock(moment_s: float) -> str:
-    return time.strftime("%H:%M:%S UTC", time.gmtime(moment_s))
