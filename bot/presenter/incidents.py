@@ -13,7 +13,7 @@ from bot.presenter.vocabulary import count
 from bot.store.records import IncidentRecord, IncidentStatus, Person, RunRecord, TimelineEntry
 
 if TYPE_CHECKING:
-    from bot.incidents.report.facts import IncidentFacts
+    from bot.incidents.report.model import IncidentFacts
 
 
 MAX_ROOM_RUNS = 3

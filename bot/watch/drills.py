@@ -10,7 +10,7 @@ import structlog
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.incidents.incidents import Incidents
-from bot.incidents.report.facts import DRILL
+from bot.incidents.report.model import DRILL
 from bot.presenter import drills as texts
 from bot.runs.runs import Runs
 from bot.settings.model import Settings

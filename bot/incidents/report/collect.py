@@ -5,7 +5,8 @@ from pathlib import Path
 
 from bot.incidents.artifacts import ArtifactStore
 from bot.incidents.incidents import Incidents
-from bot.incidents.report.facts import IncidentFacts, as_data, facts_of
+from bot.incidents.report.facts import as_data, facts_of
+from bot.incidents.report.model import IncidentFacts
 from bot.incidents.report.render import html, markdown
 from bot.store.records import UserError
 from bot.store.store import Store

@@ -1,15 +1,23 @@
 """Derive the facts of an incident's report from its record: runs, decisions, the audit trail. Pure."""
 
-import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import Field
-
-from bot.incidents.outage import Outage, card_lines, outage_of
+from bot.incidents.outage import outage_of
 from bot.incidents.report.deviations import Deviation, deviations
+from bot.incidents.report.model import (
+    DRILL,
+    SERVES_FALLBACK,
+    SERVES_TP,
+    Clients,
+    Diagnosis,
+    Impact,
+    IncidentFacts,
+    Line,
+    LoadTest,
+)
+from bot.incidents.report.sentences import summary_of
 from bot.store.records import (
-    ArtifactRecord,
     IncidentRecord,
     IncidentStatus,
     RunRecord,
@@ -18,113 +26,15 @@ from bot.store.records import (
     StepStatus,
     TimelineEntry,
 )
-from gpu_actions.models import Frozen, Severity, Verdict, VerdictKind
+from gpu_actions.models import Severity, VerdictKind
 from gpu_actions.serving.request_account import RequestAccount
 
 QUIET_KINDS = frozenset(
     {"step.done", "artifact.stored", "incident.join", "run.running", "run.queued", "run.planned"}
 )
 """Entries that say nothing new beside the tables of runs and artifacts."""
-SERVES_TP = "tp_serving"
-DRILL = "drill"
-"""The cause of an incident that a drill plays."""
-SERVES_FALLBACK = "fallback_serving"
 FIRST_ANSWER = "first_token_through_router_s"
 GOLDEN, COMPARE, BUNDLE = "golden", "compare", "evidence bundle"
-
-
-class Clients(Frozen):
-    """What clients saw during one run, from the router's record of requests."""
-
-    run_id: str
-    action: str
-    account: RequestAccount
-    served_per_s: float | None = None
-
-
-class Diagnosis(Frozen):
-    """A verdict of triage, with the run and the time of it."""
-
-    run_id: str
-    at: float
-    verdict: Verdict
-    action: str = ""
-
-
-class LoadTest(Frozen):
-    """A load test's result as it was shown in the thread."""
-
-    run_id: str
-    action: str
-    at: float
-    verdict: str
-    title: str = Field(default="", description="of the step: what was loaded or traced")
-    text: str
-
-
-class Impact(Frozen):
-    """Totals over the runs that changed the host; None where the record has no account of any of them."""
-
-    refused: int | None = None
-    broke_off: int | None = None
-    failed: int | None = None
-    resent: int | None = None
-    finished: int | None = None
-    client_left: int | None = None
-    without_answer_s: float | None = None
-    outages: dict[str, Outage] = Field(default_factory=dict, description="of each fallback, by run")
-    usual_per_s: float | None = None
-    served_per_s: float | None = None
-    refused_peak_percent: float | None = Field(
-        default=None, description="of the requests of the worst seconds"
-    )
-    degraded_from: float | None = Field(
-        default=None, description="when the full tier stopped serving, as far as known"
-    )
-    degraded_to: float | None = None
-    fallback_from: float | None = Field(default=None, description="its first token through the router")
-    incomplete: tuple[str, ...] = Field(default=(), description="why a figure may be too low")
-
-    @property
-    def served_percent(self) -> float | None:
-        """Return the share of the usual rate that was served."""
-        return 100 * self.served_per_s / self.usual_per_s if self.served_per_s and self.usual_per_s else None
-
-    @property
-    def degraded_s(self) -> float | None:
-        if self.degraded_from is None or self.degraded_to is None:
-            return None
-        return self.degraded_to - self.degraded_from
-
-
-class Line(Frozen):
-    """One line of the timeline."""
-
-    at: float
-    who: str
-    run_id: str = ""
-    text: str
-
-
-class IncidentFacts(Frozen):
-    """Everything that the report says."""
-
-    incident: IncidentRecord
-    made_at: float
-    is_drill: bool = Field(default=False, description="played by a drill, on a tier of its own")
-    severity: str = ""
-    roles: dict[str, str] = Field(default_factory=dict, description="lead, scribe: who")
-    summary: tuple[str, ...]
-    impact: Impact
-    clients: tuple[Clients, ...]
-    diagnoses: tuple[Diagnosis, ...]
-    load_tests: tuple[LoadTest, ...]
-    traces: tuple[LoadTest, ...]
-    runs: tuple[RunRecord, ...]
-    timeline: tuple[Line, ...]
-    deviations: tuple[Deviation, ...]
-    follow_ups: tuple[str, ...]
-    artifacts: tuple[ArtifactRecord, ...]
 
 
 def facts_of(
@@ -145,6 +55,7 @@ def facts_of(
     )
     found = deviations(ordered, diagnoses=[(one.at, one.verdict) for one in diagnoses], earlier=earlier)
     impact = _impact(incident, ordered, clients, now)
+    moves = _moves(ordered)
     return IncidentFacts(
         incident=incident,
         made_at=now,
@@ -153,7 +64,7 @@ def facts_of(
         roles={
             role: name for role in ("lead", "scribe") if (name := _last(entries, f"incident.{role}", "name"))
         },
-        summary=tuple(_summary(incident, ordered, diagnoses, impact)),
+        summary=tuple(summary_of(incident, ordered, diagnoses, impact, moves[-1][1] if moves else None)),
         impact=impact,
         clients=clients,
         diagnoses=diagnoses,
@@ -255,11 +166,9 @@ def _impact(
         return Impact(degraded_from=degraded_from, degraded_to=degraded_to, fallback_from=fallback_from)
     accounts = [one.account for one in clients]
     gaps = [account.without_answer.seconds for account in accounts if account.without_answer is not None]
-    before = [
-        one.account.before_per_s
-        for one in clients
-        if one.action == "fallback" and one.account.before_per_s is not None
-    ]  # before a restore, the rate is the fallback's
+    # Before a restore, the rate is the fallback's.
+    of_fallbacks = [one.account for one in clients if one.action == "fallback"]
+    before = [account.before_per_s for account in of_fallbacks if account.before_per_s is not None]
     served = [one.served_per_s for one in clients if one.served_per_s is not None]
     peaks = [account.refused_peak_percent for account in accounts if account.refused_peak_percent is not None]
     return Impact(
@@ -279,91 +188,6 @@ def _impact(
         fallback_from=fallback_from,
         incomplete=tuple(dict.fromkeys(account.incomplete for account in accounts if account.incomplete)),
     )
-
-
-def _summary(
-    incident: IncidentRecord, runs: Sequence[RunRecord], diagnoses: Sequence[Diagnosis], impact: Impact
-) -> Iterable[str]:
-    """Yield the sentences of the summary: what was wrong, what was done, how it stands."""
-    if incident.cause == DRILL:
-        for run in runs:
-            yield f"The drill {run.id} {run.status.value}: {_sentence(run.outcome)}"
-        yield "No client was concerned: the drill ran on a tier of its own."
-        return
-    bad = [one for one in diagnoses if one.verdict.verdict is VerdictKind.FALL_BACK]
-    if bad:
-        yield f"Triage found {bad[0].verdict.cause} on {incident.host}: {bad[0].verdict.summary}."
-    else:
-        yield f"{incident.title}; no triage of this incident said fall back."
-    changes = [run for run in runs if run.action in ("fallback", "restore")]
-    for run in changes:
-        took = f" in {run.ended_at - run.started_at:.0f} s" if run.ended_at and run.started_at else ""
-        word = {"succeeded": "succeeded", "failed": "failed", "cancelled": "was stopped"}.get(
-            run.status, run.status
-        )
-        why = f": {_sentence(run.outcome)}" if run.status is not RunStatus.SUCCEEDED else "."
-        yield f"The {run.action} {run.id} {word}{took}{why}"
-        yield from _rungs(run)
-        yield from (
-            f"{label}: {_sentence(text)}" for label, text in card_lines(run).items() if label != "Outage"
-        )
-    if impact.refused is not None:
-        yield _clients_sentence(impact)
-    if impact.degraded_s is not None:
-        since, until = impact.fallback_from, impact.degraded_to
-        served = (
-            f"; the fallback served from {_clock(since)} to {_clock(until)} UTC" if since and until else ""
-        )
-        yield f"The full tier did not serve for {impact.degraded_s / 60:.1f} minutes{served}."
-        if impact.served_percent is not None:
-            verb = "carried" if impact.served_percent >= 100 else "did not carry"
-            rates = f"{impact.served_per_s:.3g} of {impact.usual_per_s:.3g} requests per second"
-            yield f"The fallback {verb} the usual rate: {rates}."
-    states = _moves(runs)
-    if not states:
-        yield "No run of this incident changed what serves."
-    elif states[-1][1] == SERVES_TP:
-        yield "The full tier serves again."
-    elif states[-1][1] == SERVES_FALLBACK:
-        yield "The service still runs on its fallback."
-    else:
-        yield "After the last run nothing served: check the host."
-
-
-def _rungs(run: RunRecord) -> Iterable[str]:
-    """Yield which rung of the ladder a fallback serves from, and why rungs were passed over."""
-    scoped = [step for step in run.steps if step.data.get("rung")]
-    if scoped:
-        yield f"Its last attempt was rung {scoped[-1].data['rung']}."
-        yield from (
-            _sentence(f"{one[:1].upper()}{one[1:]}") for one in scoped[-1].data.get("passed_over", ())
-        )
-
-
-def _clients_sentence(impact: Impact) -> str:
-    """Return what clients saw in one sentence."""
-    lost = (impact.broke_off or 0) + (impact.failed or 0)
-    parts = [f"{_requests(impact.refused or 0)} refused with Retry-After"] if impact.refused else []
-    if lost:
-        parts.append(f"{_requests(lost)} lost")
-    else:
-        parts.append("no request is known to be lost" if impact.incomplete else "no request was lost")
-    if impact.without_answer_s:
-        parts.append(f"the longest time without an answer was {impact.without_answer_s:.0f} s")
-    return f"What clients saw: {', '.join(parts)}."
-
-
-def _clock(at: float) -> str:
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%H:%M:%S")
-
-
-def _requests(number: int) -> str:
-    return "1 request was" if number == 1 else f"{number} requests were"
-
-
-def _sentence(text: str) -> str:
-    text = text.strip() or "no outcome was recorded"
-    return text if text.endswith((".", "!", "?")) else text + "."
 
 
 def _follow_ups(

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from bot.incidents.report.facts import IncidentFacts
+from bot.incidents.report.model import IncidentFacts
 from bot.store.records import ArtifactRecord, Person, RunRecord, StepRecord
 from gpu_actions.system.redact import redact
 

@@ -18,7 +18,8 @@ import pytest
 from bot.incidents.artifacts import ArtifactStore
 from bot.incidents.incidents import Incidents
 from bot.incidents.report.collect import read_facts, write_report
-from bot.incidents.report.facts import IncidentFacts, facts_of
+from bot.incidents.report.facts import facts_of
+from bot.incidents.report.model import IncidentFacts
 from bot.incidents.report.render import html, markdown, text
 from bot.store.records import Person, RunRecord, RunStatus, UserError
 from bot.store.store import Store
