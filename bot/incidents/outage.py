@@ -1,6 +1,6 @@
 """An outage as the clients saw it: how long no token came, from the router's record, and what that time was spent on. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from bot.store.records import RunRecord
 from gpu_actions.models import Frozen
@@ -38,15 +38,17 @@ class Outage(Frozen):
         """Return the outage for a card on a phone: the phases that count, and what the others took together."""
         total_s = self.gap.seconds
         large = {name: s for name, s in self.seconds.items() if round(100 * s / total_s) >= SHOWN_PERCENT}
-        parts = [f"{name} {s:.1f} s ({100 * s / total_s:.0f} %)" for name, s in large.items()]
         rest_s = total_s - sum(large.values())
-        parts += [f"the rest {rest_s:.1f} s"] if rest_s >= 0.05 else []
-        return f"{total_s:.1f} s without a token, of which {', '.join(parts)}"
+        return self._of_which(large, f"the rest {rest_s:.1f} s" if rest_s >= 0.05 else "")
 
     @property
     def text(self) -> str:
+        return self._of_which(self.seconds)
+
+    def _of_which(self, phases: Mapping[str, float], rest: str = "") -> str:
         total_s = self.gap.seconds
-        parts = [f"{name} {s:.1f} s ({100 * s / total_s:.0f} %)" for name, s in self.seconds.items()]
+        parts = [f"{name} {s:.1f} s ({100 * s / total_s:.0f} %)" for name, s in phases.items()]
+        parts += [rest] if rest else []
         return f"{total_s:.1f} s without a token, of which {', '.join(parts)}"
 
 

@@ -288,9 +288,8 @@ async def table_of(context: StepContext, files: Sequence[str], *, top: int, agai
         redacted_json(summary.model_dump_json()),
     )
     for file in files:
-        if file.endswith(
-            ".sqlite"
-        ):  # an export is many times its report, and holds the environment of the unit
+        # An export is many times its report, and holds the environment of the unit.
+        if file.endswith(".sqlite"):
             Path(file).unlink(missing_ok=True)
     changes = _changes(context.host, against, summary)
     artifacts = [artifact_of(path, source="python -m gpu_actions.trace")]

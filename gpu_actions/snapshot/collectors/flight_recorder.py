@@ -86,9 +86,8 @@ def copy_dumps(ranks: RanksReading | None, folder: Path) -> tuple[Copies, list[F
     copies: Copies = []
     problems = []
     rows = ranks.processes if ranks is not None else ()
-    by_rank = {
-        row.rank: row for row in reversed(rows) if row.rank is not None
-    }  # helpers of a rank have its environment
+    # Helpers of a rank have its environment: the first process of each counts.
+    by_rank = {row.rank: row for row in reversed(rows) if row.rank is not None}
     for _, process in sorted(by_rank.items())[:MAX_DUMPS]:
         file = dump_file(process)
         if file is None or not file.exists():

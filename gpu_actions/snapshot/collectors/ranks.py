@@ -251,7 +251,7 @@ async def collect_ranks(source: Source) -> RanksReading:
     rows = tree_of(dict.fromkeys((*roots, *target.members, *listeners)), table)
     details = {row.pid: _identify(row) for row in rows[:MAX_PROCESSES]}
     found_by: dict[int, Literal["title", "gpu"]] = {}
-    inside = titles_of({pid: title for pid, (_, _, title) in details.items()})
+    inside = titles_of(_titles(details))
     numbers = {rank for rank, _, _ in details.values() if rank is not None}
     other_tiers = {row.pid for row in tree_of(target.other_pids, table)}
     unclaimed = 0
@@ -265,9 +265,9 @@ async def collect_ranks(source: Source) -> RanksReading:
     if not any(row.state in SUSPECT_STATES for row in rows):
         source.window.needs_no_more("ranks")
     await source.window_end()
-    titled = titles_of({pid: title for pid, (_, _, title) in details.items()})
-    numbered_ranks = {pid for pid, (rank, _, _) in details.items() if rank is not None} | set(titled)
-    gpus = await gpus_by_pid(source, missing=(target.ranks or 1) - len(numbered_ranks))
+    with_number = {pid for pid, (rank, _, _) in details.items() if rank is not None}
+    with_number |= titles_of(_titles(details)).keys()
+    gpus = await gpus_by_pid(source, missing=(target.ranks or 1) - len(with_number))
     known = {row.pid for row in rows}
     ranked = {pid for pid in known if pid in gpus or details.get(pid, (None,))[0] is not None}
     late, unclaimed_by_gpu = by_gpu(
@@ -278,7 +278,7 @@ async def collect_ranks(source: Source) -> RanksReading:
         rows += late
         details |= {row.pid: _identify(row) for row in late}
         await asyncio.sleep(GPU_PAUSE_S)
-    titles = {pid: title for pid, (_, _, title) in details.items()}
+    titles = _titles(details)
     coordinates = in_replicas(titles_of(titles), listeners, table, titles)
     ranks = numbered(coordinates)
     first = _rank_0(roots, {pid: rank for pid, (rank, _, _) in details.items()}, target.ranks)
@@ -317,6 +317,10 @@ async def collect_ranks(source: Source) -> RanksReading:
         unclaimed=0 if late else max(unclaimed, unclaimed_by_gpu),
         unit_active=source.target.unit_active,
     )
+
+
+def _titles(details: Mapping[int, tuple[int | None, str | None, str]]) -> dict[int, str]:
+    return {pid: title for pid, (_, _, title) in details.items()}
 
 
 async def listeners_of(target: TriageTarget) -> dict[int, int]:

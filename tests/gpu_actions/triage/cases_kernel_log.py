@@ -39,6 +39,12 @@ def marked(*codes: int, text: str = "", **marker: Any) -> KernelLogReading:
     )
 
 
+def recovery_changed(change: str) -> Snapshot:
+    """Return a host whose log says how a GPU's recovery action changed, while NVML cannot read it."""
+    log = make.log((154, f"GPU recovery action changed from {change}"))
+    return make.healthy(nvml=make.with_gpu(1, recovery_action=None), kernel_log=log)
+
+
 RESET_AT = make.TAKEN - timedelta(seconds=60)
 Make = Callable[[], Snapshot]
 CASES: dict[str, tuple[Make, str, str]] = {
@@ -130,12 +136,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "gpu_reset_required",
     ),
     "Xid 154 while field 230 cannot be read": (
-        lambda: make.healthy(
-            nvml=make.with_gpu(1, recovery_action=None),
-            kernel_log=make.log(
-                (154, "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)")
-            ),
-        ),
+        lambda: recovery_changed("0x0 (None) to 0x1 (GPU Reset Required)"),
         "fall_back",
         "gpu_reset_required",
     ),
@@ -207,12 +208,7 @@ CASES: dict[str, tuple[Make, str, str]] = {
         "none",
     ),
     "a recovery action that was taken back": (
-        lambda: make.healthy(
-            nvml=make.with_gpu(1, recovery_action=None),
-            kernel_log=make.log(
-                (154, "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)")
-            ),
-        ),
+        lambda: recovery_changed("0x1 (GPU Reset Required) to 0x0 (None)"),
         "watch",
         "gpu_reset_required",
     ),
