@@ -36,17 +36,11 @@ class PageRows:
 
     def unsent(self, key: str) -> Page | None:
         """Return a page that is still to be sent."""
-        with self._store.database.read() as connection:
-            row = connection.execute(sa.select(pages.c.page).where(pages.c.key == key, _unsent)).one_or_none()
-        return None if row is None else readable(Page, row.page)
+        return self._page(key, _unsent)
 
     def closing(self, key: str) -> Page | None:
         """Return a page that was sent and is to be closed."""
-        with self._store.database.read() as connection:
-            row = connection.execute(
-                sa.select(pages.c.page).where(pages.c.key == key, _closing)
-            ).one_or_none()
-        return None if row is None else readable(Page, row.page)
+        return self._page(key, _closing)
 
     def drop_unsent(self, key: str) -> None:
         """Forget a page that need not be sent any more."""
@@ -93,6 +87,11 @@ class PageRows:
             connection.execute(pages.delete().where(these, _unsent))
             connection.execute(pages.update().where(these).values(close_asked_at=self._store.clock()))
         return keys
+
+    def _page(self, key: str, is_so: sa.ColumnElement[bool]) -> Page | None:
+        with self._store.database.read() as connection:
+            row = connection.execute(sa.select(pages.c.page).where(pages.c.key == key, is_so)).one_or_none()
+        return None if row is None else readable(Page, row.page)
 
     def _set(self, key: str, **values: float) -> None:
         with self._store.database.write() as connection:
