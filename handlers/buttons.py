@@ -72,8 +72,7 @@ async def _acknowledge(call: Call, value: str) -> None:
     services = call.services
     await services.access.require(call.person, services.access.change_role, f"acknowledge {cause} on {host}")
     quiet_s = await asyncio.to_thread(services.monitors.acknowledge, host, cause, by=call.person)
-    if (incident := services.incidents.active(host)) is not None:
-        services.incidents.note(incident.id, by=call.person, text=f"acknowledged {cause}")
+    await services.monitors.alerts.note(host, by=call.person, text=f"acknowledged {cause}")
     await call.answer(alerts.acknowledged(host, cause, quiet_s=quiet_s))
 
 

@@ -124,6 +124,13 @@ class Alerts:
             return None
         return Place(channel=await self.channel_id())
 
+    async def note(self, host: str, *, by: Person, text: str) -> None:
+        """Note a person's act in the host's incident, also in the one that an alert is opening just now."""
+        async with self._host_locks[host]:
+            incident = await asyncio.to_thread(self.incidents.active, host)
+        if incident is not None:
+            await asyncio.to_thread(self.incidents.note, incident.id, by=by, text=text)
+
     def say(self, host: str, message: Message) -> None:
         """Post a message into the thread of the host's open incident, if there is one."""
         self._spawn(self._say(host, message))

@@ -1,8 +1,10 @@
 """From an alert to people: one incident, one card, related alerts, and an automatic fallback only if the settings allow it."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -246,6 +248,18 @@ def open_access() -> JsonObject:
     return {"roles": {"responder": ["@oncall-engineers"]}, "approvals": {}}
 
 
+def hold_back(owner: object, method: str) -> threading.Event:
+    """Let a method wait until the returned event is set."""
+    go, real = threading.Event(), getattr(owner, method)
+
+    def waits(*args: Any, **kwargs: Any) -> Any:
+        go.wait(30)
+        return real(*args, **kwargs)
+
+    setattr(owner, method, waits)
+    return go
+
+
 async def press_acknowledge(it: Desk, user: str) -> None:
     await it.press("Acknowledge", user=user)
 
@@ -253,12 +267,16 @@ async def press_acknowledge(it: Desk, user: str) -> None:
 async def test_acknowledge_needs_the_role_and_is_a_line_in_the_timeline(tmp_path: Path) -> None:
     off = {f"{kind.name}_period_s": 0 for kind in MONITOR_KINDS}
     async with desk(tmp_path, scripts=FALLS, monitors={"enabled": True, **off}) as it:
+        opened = hold_back(it.bot.services.incidents, "open")
         it.bot.alerts.report(an_alert())
         await it.hears("ALERT")
         await press_acknowledge(it, "viewer")
         await it.hears("You may not acknowledge nccl_hang on toy")
         assert not it.bot.alerts.acknowledged("toy", "nccl_hang")
-        await press_acknowledge(it, "oncall")
+        await press_acknowledge(it, "oncall")  # the alert is there to press before its incident is open
+        while not it.bot.alerts.acknowledged("toy", "nccl_hang"):
+            await asyncio.sleep(0.02)
+        opened.set()
         await it.hears("is acknowledged: no new alert about it for 15 min")
         assert it.bot.alerts.acknowledged("toy", "nccl_hang")
         incident = it.bot.services.incidents.active("toy")
