@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.hang_faults import FAULTS, Fault, Rig
 from benchmarks.hang_stretches import STRETCHES
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.watch.monitor_kinds import MONITOR_KINDS
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Verdict

@@ -17,7 +17,7 @@ import psutil
 from aiohttp import web
 
 from benchmarks.triage_passive import REAL_CALL_US, fake_driver
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.store.store import Store
 from bot.watch.monitor_kinds import MONITOR_KINDS
 from bot.watch.monitor_memory import MonitorMemory

@@ -19,7 +19,7 @@ from bot.presenter.message import Message
 from bot.presenter.render_context import RenderContext
 from bot.presenter.verdict_card import verdict_of
 from bot.runs.runs import Runs
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.slack.channels import Channels
 from bot.slack.posts import PostOnce, edit
 from bot.slack.retry import AWAY, until_accepted

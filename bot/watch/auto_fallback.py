@@ -5,7 +5,7 @@ It is off unless `monitors.auto_fallback` names the cause. Any doubt keeps it fr
 
 from bot.presenter.mrkdwn import duration
 from bot.presenter.verdict_card import verdict_of
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.store.records import RunRecord
 from gpu_actions.models import VerdictKind
 

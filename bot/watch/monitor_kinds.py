@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from gpu_actions.config.host import HostConfig
 from gpu_actions.loadtest.mirror import SKIPPED, mirror
 from gpu_actions.models import Verdict

@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from bot.presenter import alerts as texts
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.store.records import Alert, Person, RunStatus
 from bot.store.store import Store
 from bot.watch.alerts import Alerts

@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.watch.scheduler import Schedule
 from gpu_actions.config.host import HostConfig, PageCacheSettings
 from gpu_actions.tier.page_cache_state import GIB, PageCacheState, page_cache_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import structlog
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from bot.settings.model import PagingSettings
+from bot.settings.watch import PagingSettings
 from bot.store.records import Alert
 from bot.store.store import Store
 from bot.watch.page_rows import PageRows

@@ -16,7 +16,7 @@ import structlog
 from bot.incidents.incidents import Incidents
 from bot.presenter.verdict_card import verdict_of
 from bot.runs.runs import Runs
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.store.records import Place, RunRecord, UserError
 from bot.store.store import Store
 from bot.watch.alerts import MONITOR, Alerts

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from bot.incidents.settings_record import record_settings
-from bot.settings.model import MonitorSettings, WebSettings
+from bot.settings.model import WebSettings
+from bot.settings.watch import MonitorSettings
 from bot.store.records import TimelineEntry
 from bot.store.store import Store
 from tests.bot.desk import Desk, desk

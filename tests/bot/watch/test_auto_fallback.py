@@ -2,7 +2,7 @@
 
 import pytest
 
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.store.records import Person, Place, RunRecord, RunStatus, StepRecord, StepStatus
 from bot.watch.auto_fallback import FRESH_S, why_not
 from gpu_actions.models import Verdict, VerdictKind

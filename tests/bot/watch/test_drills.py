@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bot.settings.cron import cron_trigger
-from bot.settings.model import DrillSettings
+from bot.settings.watch import DrillSettings
 from bot.store.records import Person, Place, RunStatus
 from bot.watch.drills import incident_host
 from bot.watch.scheduler import FastCron, next_times

@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from bot.presenter.message import Message
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.store.records import Alert, Place, RunRecord, RunStatus
 from bot.store.store import Store
 from bot.watch.monitor_kinds import MONITOR_KINDS, MonitorKind, monitors_for

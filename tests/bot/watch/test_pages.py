@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 import bot.watch.pages
 from bot.cli.doctor.paging import check_paging
-from bot.settings.model import PagingSettings
+from bot.settings.watch import PagingSettings
 from bot.store.records import Alert
 from bot.store.store import Store
 from bot.watch.pages import Pages

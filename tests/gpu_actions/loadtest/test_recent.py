@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 import pytest
 
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.watch.monitor_kinds import MONITOR_KINDS
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.monitors import Monitors

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.settings.model import MonitorSettings
+from bot.settings.watch import MonitorSettings
 from bot.watch.page_cache_keeper import PageCacheKeeper
 from gpu_actions.config.host import PageCacheSettings
 from gpu_actions.tier import page_cache
