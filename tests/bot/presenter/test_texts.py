@@ -17,7 +17,7 @@ from demo.workspace.blocks import checked_blocks
 from gpu_actions.loadtest.comparison import Change, Comparison, MetricComparison
 from gpu_actions.models import VerdictKind
 from handlers import COMMANDS
-from tests.bot.presenter.test_messages import (
+from tests.bot.presenter.test_any_message import (
     CONTEXT,
     LONG,
     NOW,
