@@ -191,7 +191,7 @@ def words_of(message: Message) -> int:
     return sum(any(letter.isalnum() for letter in word) for word in shown.split())
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(RUNS)
 def test_slack_accepts_the_message_and_notes_of_any_run_and_a_phone_shows_them(run: RunRecord) -> None:
     accepted(run_message(run, CONTEXT))
@@ -221,7 +221,7 @@ def short_enough(run: RunRecord) -> None:
             assert words_of(note.message) <= 80, words_of(note.message)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(PLANS)
 def test_slack_accepts_the_message_of_any_plan(plan: Plan) -> None:
     accepted(plan_message(plan, CONTEXT))

@@ -31,7 +31,7 @@ from tests.bot.presenter.test_any_message import (
 )
 
 HELPS = list(COMMANDS.values())
-FEW = settings(max_examples=40)
+FEW = settings(max_examples=25)
 INCIDENTS = st.builds(
     IncidentRecord,
     id=st.just("inc-1"),

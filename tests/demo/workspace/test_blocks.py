@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demo.workspace.blocks import BlocksError, checked_blocks
@@ -170,6 +170,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(
     st.lists(
         st.dictionaries(st.sampled_from(["type", "text", "elements", "rows", "tasks", "accessory"]), JSON)

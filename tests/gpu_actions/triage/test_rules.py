@@ -75,11 +75,17 @@ class ReadFields(Snapshot):
         return super().__getattribute__(name)
 
 
+@pytest.fixture(scope="module")
+def snapshots() -> list[ReadFields]:
+    return [ReadFields.model_validate(build().model_dump()) for build, *_ in CASES.values()]
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.title)
-def test_a_check_reads_exactly_the_readings_that_it_declares(check: Check) -> None:
+def test_a_check_reads_exactly_the_readings_that_it_declares(
+    check: Check, snapshots: list[ReadFields]
+) -> None:
     seen: set[str] = set()
-    for build, *_ in CASES.values():
-        snapshot = ReadFields.model_validate(build().model_dump())
+    for snapshot in snapshots:
         snapshot.__dict__["_seen"] = set()
         list(check.judge(CheckContext(snapshot=snapshot, thresholds=TriageThresholds())))
         seen |= snapshot.__dict__["_seen"]
