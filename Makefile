@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Most of the suite's time is waiting, so more workers than cores.
-WORKERS ?= 5
+WORKERS ?= 4
 # Needs exactly the torch version of constraints.txt; upgrade both together.
 VLLM ?= 0.32.0
 MUTMUT ?= 3.8.1
