@@ -10,6 +10,7 @@ import pytest
 from gpu_actions.action import PlanRefused
 from gpu_actions.snapshot.collect import collect
 from gpu_actions.snapshot.target import target_of_host
+from gpu_actions.standby.action import SPEC as STANDBY
 from gpu_actions.tier import stop as stop_module
 from gpu_actions.tier.gpu_memory import read_gpus
 from gpu_actions.tier.launch import environment_of
@@ -111,3 +112,27 @@ async def test_a_gpu_that_another_process_fills_is_refused_before_anything_is_st
     assert {candidate["gpu"] for candidate in (await site.plan()).alternatives["serve"]} == {
         (await read_gpus()).gpus[0].uuid
     }
+
+
+async def test_a_standby_whose_gpu_is_faulty_is_not_woken_and_the_fallback_starts_cold_on_another(
+    site_with: MakeSite, fake_nvml: Install
+) -> None:
+    fake_nvml("gpus=2")
+    site = await site_with(**{**GPUS, "fallback_tier": {**GPUS["fallback_tier"], "standby": "sleep"}})
+    end = await site.run(await site.plan(STANDBY))
+    assert end.ended.status == "succeeded", [step.outcome.summary for step in end.steps]
+    asleep_on = data_of(end, "scope")["variables"]["CUDA_VISIBLE_DEVICES"]
+    uuids = [gpu.uuid for gpu in (await read_gpus()).gpus]
+    faulty = uuids.index(asleep_on)
+    fake_nvml("gpus=2", f"gpu.{faulty}.remap_failure=1")
+    target = await target_of_host(site.host)
+    verdict = judge(await collect(target, site.host.thresholds, window_s=0.5), site.host.thresholds)
+    plan = await site.plan(verdict=verdict, skip_validation=True)
+    assert f"the standby on GPU {faulty} is not woken: GPU {faulty} is faulty" in " ".join(plan.warnings)
+    end = await site.run(plan)
+    assert end.ended.status == "succeeded", [step.outcome.summary for step in end.steps]
+    assert data_of(end, "warm")["woken"] is False
+    main = (await site.host.fallback.unit.state()).main_pid
+    assert main is not None
+    assert (environment_of(main) or {}).get("CUDA_VISIBLE_DEVICES") == uuids[1 - faulty]
+    await site.check_serving("fallback")

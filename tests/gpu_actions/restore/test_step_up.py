@@ -1,14 +1,27 @@
 """Stepping up the ladder on real processes and a real HAProxy: a bigger rung takes the traffic beside the smaller one."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from gpu_actions.action import PlanRefused
 from gpu_actions.models import GpuHealth, Verdict, VerdictKind
 from gpu_actions.restore.action import SPEC as RESTORE
 from gpu_actions.restore.check import rung_problems
+from gpu_actions.snapshot.collect import collect
+from gpu_actions.snapshot.target import target_of_host
+from gpu_actions.tier import stop as stop_module
+from gpu_actions.tier.gpu_memory import read_gpus
+from gpu_actions.tier.launch import environment_of
+from gpu_actions.triage.judge import judge
 from tests.gpu_actions.conftest import MakeSite
+from tests.gpu_actions.fakes import build_fake_nvml, fake_nvml
 from tests.gpu_actions.site import At, Site, data_of, statuses, summary_of
 
+__all__ = ["build_fake_nvml", "fake_nvml"]
+
+Install = Callable[..., Path]
 QUICK = {"stages_percent": [50, 100], "hold_s": 1, "keep_fallback_warm_s": 0.2}
 
 
@@ -90,3 +103,42 @@ def test_the_gpus_of_the_rung_must_be_well_and_linked_whatever_the_others_are() 
     )
     assert rung_problems(verdict, ["GPU-3"], needs_links=False) == ("GPU 3: uncorrected ECC errors",)
     assert rung_problems(verdict, ["GPU-9"], needs_links=False) == ("GPU-9 could not be judged",)
+
+
+async def test_over_a_driver_the_bigger_rung_gets_linked_gpus_beside_the_smaller_one(
+    site_with: MakeSite, fake_nvml: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_module, "RELEASE_TIMEOUT_S", 0.2)
+    lost = [f"gpu.{gpu}.link.7.active=0" for gpu in range(5)]
+    fake_nvml("gpus=8", *lost)
+    site = await site_with(
+        ladder={
+            "tp4": {"gpus": 4, "memory_gib_per_gpu": 20},
+            "tp2": {"gpus": 2, "memory_gib_per_gpu": 20},
+        },
+        tp_tier={"gpus": 8},
+        fallback_tier={"gpus": 1, "memory_gib_per_gpu": 20},
+        restore=QUICK,
+    )
+    host = site.host
+    verdict = judge(await collect(await target_of_host(host), host.thresholds, window_s=0.5), host.thresholds)
+    end = await site.run(await site.plan(verdict=verdict, skip_validation=True, rung="fallback"))
+    assert (end.ended.status, host.rung) == ("succeeded", "fallback")
+    taken = data_of(end, "scope")["variables"]["CUDA_VISIBLE_DEVICES"]
+    with pytest.raises(PlanRefused, match=r"rung tp4 does not fit .* too few of them are linked"):
+        await site.plan(RESTORE, verdict=verdict, rung="tp4")
+    with pytest.raises(PlanRefused, match="no triage of the last hour says which GPUs reach each other"):
+        await site.plan(RESTORE, rung="tp2")
+    pid = (await host.fallback.unit.state()).main_pid
+    uuids = [gpu.uuid for gpu in (await read_gpus()).gpus]
+    full = uuids.index(taken)
+    fake_nvml("gpus=8", *lost, f"gpu.{full}.process={pid}", f"gpu.{full}.memory_free_mib=11000")
+    free = [uuid for uuid in uuids[5:] if uuid != taken][:2]
+    plan = await site.plan(RESTORE, verdict=verdict, rung="tp2")
+    quick = [step for step in plan.steps if step.id not in ("loadtest", "environment")]
+    end = await site.run(plan.model_copy(update={"steps": tuple(quick)}))
+    assert end.ended.status == "succeeded", [step.outcome.summary for step in end.steps]
+    assert host.rung == "tp2"
+    main = (await host.fallback.unit.state()).main_pid
+    assert main is not None
+    assert (environment_of(main) or {}).get("CUDA_VISIBLE_DEVICES") == ",".join(free)
