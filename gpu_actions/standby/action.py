@@ -5,7 +5,7 @@ fallback could use it. A standby never gets traffic and is no capacity.
 """
 
 from gpu_actions.action import ActionSpec, PlanRefused, PlanRequest, StepContext, StepResult, step
-from gpu_actions.config.host import LAST_RUNG
+from gpu_actions.config.host import LAST_RUNG, TierConfig
 from gpu_actions.fallback.gpus import Candidate, Choice, choose_gpus
 from gpu_actions.fallback.plan_steps import launch_step, scope_step
 from gpu_actions.host import Host
@@ -13,6 +13,7 @@ from gpu_actions.models import Frozen
 from gpu_actions.plan import Plan, Step
 from gpu_actions.serving.condition import Condition
 from gpu_actions.serving.interfaces import RouterError
+from gpu_actions.serving.registry import ENGINES
 from gpu_actions.tier import launch, scope, sleep, warm
 from gpu_actions.tier.plan_steps import sleep_step, warm_step
 from gpu_actions.tier.preflight import Facts, common_problems, gather_facts, start_problems
@@ -89,6 +90,17 @@ def _gpus_of_tp(facts: Facts) -> frozenset[str]:
     return frozenset(gpu.uuid for gpu in facts.memories.gpus if pids & set(gpu.pids or ()))
 
 
+def flags_missing(tier: TierConfig) -> tuple[str, ...]:
+    """Return a warning if the unit's command line, where it is known, lacks a flag that sleeping needs."""
+    argv = getattr(tier.unit, "argv", None)
+    if tier.standby != "sleep" or not argv:
+        return ()
+    kind = ENGINES[tier.engine.kind]
+    named = {str(word).split("=", 1)[0] for word in argv}
+    missing = [flag for flag in kind.sleep_flags if flag not in named]
+    return (f"unit.argv does not name {', '.join(missing)}: {kind.sleep_hint}",) if missing else ()
+
+
 def lay_out(host: Host, facts: Facts, choice: Choice) -> Plan:
     """Build the plan from the facts and the chosen GPUs."""
     first, sleeps = choice.candidates[0], host.fallback.config.standby == "sleep"
@@ -125,7 +137,7 @@ def lay_out(host: Host, facts: Facts, choice: Choice) -> Plan:
         ),
         losses="nothing: tp keeps its traffic; the GPU's bandwidth is shared while the weights move"
         + (f"; it costs {facts.fallback.asleep_note}" if facts.fallback.asleep_note else ""),
-        warnings=choice.warnings,
+        warnings=(*choice.warnings, *flags_missing(host.fallback.config)),
     )
 
 

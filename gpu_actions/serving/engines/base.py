@@ -131,6 +131,9 @@ class HttpEngine:
     sleep_hint: ClassVar[str] = "this kind of engine has no sleep mode"
     """How to enable it."""
 
+    sleep_flags: ClassVar[tuple[str, ...]] = ()
+    """Flags of its command line without which it answers 200 and keeps its memory, or loses its weights."""
+
     startup_phases: ClassVar[tuple[StartupPhase, ...]] = ()
     """The lines of its log that say how long a phase of its start took."""
 

@@ -59,7 +59,8 @@ class SglangEngine(HttpEngine):
     )
     sleep_path = "/release_memory_occupation"
     wake_path = "/resume_memory_occupation"
-    sleep_hint = "start SGLang with --enable-memory-saver --enable-weights-cpu-backup (without the backup the weights are lost)"
+    sleep_flags = ("--enable-memory-saver", "--enable-weights-cpu-backup")
+    sleep_hint = f"start SGLang with {' '.join(sleep_flags)} (without the backup the weights are lost)"
     version_paths = ("/server_info", "/get_server_info")
     default_trace_folder = "/tmp"  # noqa: S108  (SGLang's own default)
 
