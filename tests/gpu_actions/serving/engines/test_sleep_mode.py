@@ -83,4 +83,4 @@ def test_a_command_line_without_a_flag_that_goes_unnoticed_is_warned_about(
     warnings = flags_missing(tier())
     assert [text.startswith(missing) for text in warnings] == ([True] if missing else [])
     assert flags_missing(tier(standby="resident")) == ()
-    assert flags_missing(tier(unit={"driver": "systemd", "name": "fallback"})) == ()
+    assert flags_missing(tier(unit={"driver": "systemd", "name": "fallback.service"})) == ()
