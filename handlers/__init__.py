@@ -8,6 +8,7 @@ Every listener acknowledges before it looks anything up.
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.presenter import private_answers
 from bot.presenter.help import CommandText
+from bot.presenter.message import Message
 from bot.services import Services
 from bot.settings.load import SettingsError
 from bot.settings.model import SlackSettings
@@ -36,7 +38,7 @@ from handlers import (
     reactions,
 )
 from handlers.arguments import did_you_mean
-from handlers.call import Call, Request, ephemeral_answer, guarded, renamed_answer, respond_answer
+from handlers.call import Call, Request, ephemeral_answer, guarded, record, renamed_answer, respond_answer
 from handlers.command import Command, action_command
 
 COMMANDS: Mapping[str, Command] = {
@@ -122,6 +124,12 @@ def _listener(
         request = read(body)
         if request is None:
             return
+        call = Call(**vars(request), services=services, client=client, answer=_no_answer)
+        if request.from_app:
+            # An app gives no orders. It is not answered either: two bots that answer each other never end.
+            log.warning("ignored: an app wrote to the bot", app=request.person.id, channel=request.channel)
+            await record(call, "request.refused", f"an app gives no orders: {call.words}")
+            return
         answer = ephemeral_answer(client, request.channel, request.person.id, request.thread_ts)
         if body.get("response_url"):
             answer = respond_answer(respond, request.thread_ts, answer)
@@ -130,10 +138,13 @@ def _listener(
         if request.sent_at is not None:
             now = services.store.clock() - services.identity.clock_ahead_s
             late_s, limit_s = now - request.sent_at, EVENT_LIMIT_S
-        call = Call(**vars(request), services=services, client=client, answer=answer)
-        await guarded(call, work, late_s=late_s, limit_s=limit_s)
+        await guarded(replace(call, answer=answer), work, late_s=late_s, limit_s=limit_s)
 
     return listener
+
+
+async def _no_answer(message: Message) -> None:
+    """Answer nobody."""
 
 
 def _form_listener(services: Services, form: modals.Form) -> Callable[..., Awaitable[None]]:
@@ -198,12 +209,10 @@ def _button(body: Body) -> Request | None:
 
 def _mention(body: Body) -> Request | None:
     event = body["event"]
-    if event.get("bot_id") or not event.get("user"):
-        # An app gives no orders. It is not answered either: two bots that answer each other never end.
-        log.warning("ignored: an app wrote to the bot", app=event.get("bot_id"), channel=event.get("channel"))
-        return None
+    from_app = bool(event.get("bot_id")) or not event.get("user")
     return Request(
-        person=Person(id=str(event["user"])),
+        person=Person(id=str(event.get("bot_id") or event.get("user") or "an app")),
+        from_app=from_app,
         channel=str(event["channel"]),
         thread_ts=event.get("thread_ts"),
         key=f"event:{body.get('event_id') or event.get('ts')}",

@@ -48,6 +48,8 @@ class Request:
     trigger_id: str = ""
     what_was_asked: bool = True
     """False for an event that asks for nothing, such as opening the Home tab."""
+    from_app: bool = False
+    """True for the words of another app, which gives no orders."""
 
     @property
     def words(self) -> str:
@@ -100,7 +102,7 @@ async def guarded(
         if late_s > limit_s:
             log.warning("request refused: it arrived too late", what=call.what, late_s=round(late_s, 2))
             await call.answer(private_answers.too_late(late_s, call.what))
-            await _record(call, "request.refused", f"{call.what} arrived {late_s:.0f} s late")
+            await record(call, "request.refused", f"{call.what} arrived {late_s:.0f} s late")
         elif not await asyncio.to_thread(
             call.services.store.deliveries.first_time, call.key, _entry(call, "request", call.words)
         ):
@@ -109,7 +111,7 @@ async def guarded(
             await work(call, call.text)
     except UserError as error:
         await call.answer(private_answers.refused(str(error)))
-        await _record(call, "request.refused", f"{call.words}: {error}")
+        await record(call, "request.refused", f"{call.words}: {error}")
     except Exception as error:
         error_id = f"e-{secrets.token_hex(3)}"
         log.error("request failed", what=call.what, error_id=error_id, user=call.person.id, exc_info=error)
@@ -136,7 +138,8 @@ def _entry(call: Call, kind: str, text: str) -> TimelineEntry | None:
     )
 
 
-async def _record(call: Call, kind: str, text: str) -> None:
+async def record(call: Call, kind: str, text: str) -> None:
+    """Write what became of a request to the audit trail."""
     if (entry := _entry(call, kind, text)) is not None:
         await asyncio.to_thread(call.services.store.audit.record, entry)
 

@@ -3,6 +3,7 @@
 import typer
 
 from bot.settings.model import Settings
+from bot.store import local_record
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
 
@@ -26,10 +27,14 @@ def verify(settings: Settings, *, expected: str = "") -> int:
         report = store.audit.verify(expected=expected)
     finally:
         store.close()
+    lines, last, changed = local_record.verify(settings.state_dir)
     if report.problem:
         typer.echo(
             f"CHANGED: {report.problem}. Find out who can write the database, and restore it from a backup."
         )
+    if changed:
+        typer.echo(f"CHANGED: {changed}. Find out who can write {settings.state_dir}.")
+    if report.problem or changed:
         return 1
     older = (
         f"; older entries, up to {report.removed_through}, were removed by retention"
@@ -37,9 +42,9 @@ def verify(settings: Settings, *, expected: str = "") -> int:
         else ""
     )
     typer.echo(f"intact: {report.entries} entries{older}. Last hash: {report.last_hash}")
-    typer.echo(
-        "Keep this hash elsewhere: a later check must still find it, or the whole chain was written anew."
-    )
+    if lines:
+        typer.echo(f"intact: {lines} lines of {local_record.NAME}. Last hash: {last}")
+    typer.echo("Keep a hash elsewhere: a later check must still find it, or a whole chain was written anew.")
     return 0
 
 

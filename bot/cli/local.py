@@ -9,12 +9,10 @@ folder.
 import asyncio
 import contextlib
 import getpass
-import json
 import signal
 import sys
 import time
 import uuid
-from pathlib import Path
 
 import structlog
 import typer
@@ -25,12 +23,14 @@ from bot.runs.planning import Planner
 from bot.runs.process_lock import AlreadyRunning, ProcessLock
 from bot.runs.runs import Runs
 from bot.settings.model import Settings
+from bot.store import local_record
 from bot.store.records import NOT_YET, Person, RunRecord, RunStatus, UserError
 from bot.store.store import Store, random_id
 from gpu_actions.action import ActionSpec, PlanRefused
 from gpu_actions.host import Host
 from gpu_actions.plan import Plan
 from gpu_actions.registry import actions
+from gpu_actions.system.redact import redacted_head
 from gpu_actions.walk import RunStep, StepEnd, WalkEnd, WalkReport, walk
 
 log = structlog.get_logger()
@@ -140,7 +140,7 @@ async def _through_worker(
             dedupe_key=f"shell:{uuid.uuid4().hex}",
         )
         run_id = started.run.id
-        _record(settings.state_dir, {"run": run_id, "event": "start", "action": spec.name, "by": "worker"})
+        local_record.append(settings.state_dir, run=run_id, event="start", action=spec.name, by="worker")
         out = sys.stderr if as_json else sys.stdout
         print(f"{spec.name} on {host} ({run_id}): the running worker carries it", file=out, flush=True)
         try:
@@ -169,7 +169,7 @@ async def _through_worker(
     finally:
         await runs.engine.close()
         store.close()
-    _record(settings.state_dir, {"run": run_id, "event": "end", "status": run.status.value})
+    local_record.append(settings.state_dir, run=run_id, event="end", status=run.status.value)
     problems = [f"refused: {problem}" for problem in run.problems]
     end = run.model_dump_json(indent=1) if as_json else f"{run.status.value.upper()}: {run.outcome}"
     typer.echo("\n".join([*problems, end]))
@@ -184,7 +184,16 @@ async def _stop_when(stop: asyncio.Event, runs: Runs, run_id: str, by: Person) -
 
 async def _walk(settings: Settings, spec: ActionSpec, plan: Plan, host: Host, as_json: bool) -> int:
     run_id = random_id(spec.prefix)
-    _record(settings.state_dir, {"run": run_id, "event": "start", "plan": plan.hash, "action": plan.action})
+    folder = settings.state_dir
+    local_record.append(
+        folder,
+        run=run_id,
+        event="start",
+        action=plan.action,
+        host=host.name,
+        plan=plan.hash,
+        title=plan.title,
+    )
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -195,6 +204,14 @@ async def _walk(settings: Settings, spec: ActionSpec, plan: Plan, host: Host, as
 
     def ended(move: RunStep, end: StepEnd) -> None:
         outcome = end.outcome
+        local_record.append(
+            folder,
+            run=run_id,
+            event="step",
+            step=move.step.id,
+            status=outcome.status,
+            summary=redacted_head(outcome.summary, 2000),
+        )
         print(
             f"  {outcome.status:>9}  {move.step.id}: {outcome.summary} ({end.seconds:.1f} s)",
             file=out,
@@ -212,7 +229,7 @@ async def _walk(settings: Settings, spec: ActionSpec, plan: Plan, host: Host, as
         report=WalkReport(began=began, ended=ended),
         stop=stop,
     )
-    _record(settings.state_dir, {"run": run_id, "event": "end", "status": end.ended.status})
+    local_record.append(folder, run=run_id, event="end", status=end.ended.status)
     typer.echo(end.model_dump_json(indent=1) if as_json else _outcome(end))
     return 0 if end.ended.status == "succeeded" else 1
 
@@ -233,10 +250,3 @@ def render_plan(plan: Plan) -> str:
         lines.append(f"{number:>3}. {step.title}")
         lines += [f"       {detail}" for detail in step.details]
     return "\n".join(lines)
-
-
-def _record(state_dir: Path, line: dict[str, str]) -> None:
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    entry = {"at": time.time(), "user": getpass.getuser(), **line}
-    with (state_dir / "local.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")

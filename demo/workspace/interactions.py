@@ -95,7 +95,7 @@ class Interactions:
         if self._state.bot_user in place.members:
             is_mention = f"<@{self._state.bot_user}>" in message.text and not place.is_im
             for kind in ("message", "app_mention") if is_mention else ("message",):
-                if self._subscribes(kind, place):
+                if self._state.team.app.subscribes(kind, in_dm=place.is_im):
                     event = payloads.message_event(self._state, kind, place, message)
                     self._socket_mode.deliver_event(event)
         return ActResult(ok=True, kind="message", ts=message.ts)
@@ -113,17 +113,6 @@ class Interactions:
         elif not add_reaction(self._state, self._socket_mode, person.id, place, message, name):
             raise ActError(f"{person.name} has put :{name}: there already")
         return ActResult(ok=True, kind="reaction", ts=ts)
-
-    def _subscribes(self, kind: str, place: Channel) -> bool:
-        """Return True if the app asked for this event and has its scope."""
-        app = self._state.team.app
-        if kind == "app_mention":
-            name, scope = "app_mention", "app_mentions:read"
-        else:
-            name, scope = (
-                ("message.im", "im:history") if place.is_im else ("message.channels", "channels:history")
-            )
-        return (app.events is None or name in app.events) and scope in app.scopes
 
     async def open_home(self, *, user: str) -> ActResult:
         """Open the app's Home tab as `user`. Raises ActError if the app has none."""

@@ -104,8 +104,8 @@ def message_event(state: State, kind: str, channel: Channel, message: Message) -
         "event_ts": message.ts,
         "team": state.team.id,
         "channel": channel.id,
-        "client_msg_id": str(uuid.uuid4()),
     }
+    event |= {"bot_id": state.team.app.bot_id} if message.from_app else {"client_msg_id": str(uuid.uuid4())}
     if message.thread_ts:
         event["thread_ts"] = message.thread_ts
     if kind == "message":

@@ -71,6 +71,13 @@ class App:
     has_home_tab: bool = True
     has_messages_tab: bool = True
 
+    def subscribes(self, kind: str, *, in_dm: bool) -> bool:
+        """Return True if the app asked for `message` or `app_mention` events of such a conversation and has their scope."""
+        name, scope = ("message.im", "im:history") if in_dm else ("message.channels", "channels:history")
+        if kind == "app_mention":
+            name, scope = kind, "app_mentions:read"
+        return (self.events is None or name in self.events) and scope in self.scopes
+
 
 @dataclass(frozen=True, slots=True)
 class SlashCommand:

@@ -60,6 +60,8 @@ async def test_an_app_gives_no_orders_and_the_attempt_is_logged(
             await asyncio.sleep(0.02)
             printed += "".join(capfd.readouterr())
     assert "B0OTHERAPP" in printed
+    said = '"actor": "B0OTHERAPP"'
+    assert any(said in line and "triage" in line for line in at_desk.bot.store.audit.json_lines(since=0))
     assert at_desk.bot.runs.list() == []
     assert len(await at_desk.messages()) == 1, "two bots that answer each other never end"
 
@@ -96,6 +98,8 @@ async def test_messages_to_the_bot_alone_are_commands_but_change_nothing_there(a
     await at_desk.say("triaje", channel="@gpu-oncall")
     await at_desk.hears("Did you mean 'triage'?", channel="D0ONCALL")
     assert at_desk.bot.runs.list(action="fallback") == []
+    # Slack sends the bot its own messages there too; they are no orders of an app.
+    assert not any("an app gives no orders" in line for line in at_desk.bot.store.audit.json_lines(since=0))
 
 
 async def test_the_home_tab_shows_what_waits_for_me_and_what_i_may_do(at_desk: Desk) -> None:

@@ -2,6 +2,7 @@
 
 import time
 
+from demo.workspace import payloads
 from demo.workspace.records import Channel, JsonObject, Message
 from demo.workspace.webapi.call import ApiCall, ApiError, api_method
 
@@ -51,8 +52,12 @@ def _posted(call: ApiCall, channel: Channel, message: Message) -> JsonObject:
 
 @api_method("chat.postMessage", "chat:write")
 async def post_message(call: ApiCall) -> JsonObject:
+    """Post a message. As in Slack, an app that subscribes to a conversation's messages gets its own ones too."""
     channel = call.channel(member=True)
-    return _posted(call, channel, _post(call, channel))
+    message = _post(call, channel)
+    if call.state.team.app.subscribes("message", in_dm=channel.is_im):
+        call.socket_mode.deliver_event(payloads.message_event(call.state, "message", channel, message))
+    return _posted(call, channel, message)
 
 
 @api_method("chat.postEphemeral", "chat:write")

@@ -88,7 +88,10 @@ def test_break_glass_runs_forensics_without_slack_or_database(config: Path, tmp_
     assert end["ended"]["status"] == "succeeded"
     assert list((tmp_path / "state").rglob("evidence_*.tar.gz"))
     lines = [json.loads(line) for line in (tmp_path / "state" / "local.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines] == ["start", "end"]
+    assert [line["event"] for line in lines] == ["start", "step", "end"]
+    assert shell("forensics", "start", "--config", str(config)).returncode == 0
+    said = shell("audit", "verify", "--config", str(config))
+    assert (said.returncode, "intact: 6 lines of local.jsonl" in said.stdout) == (0, True), said.stdout
 
 
 def test_break_glass_is_refused_beside_a_process_that_does_not_take_its_run(

@@ -254,3 +254,20 @@ async def test_the_app_receives_slacks_error_codes(api: AsyncWebClient) -> None:
             answers[name] = error.response["error"]
     assert answers == {name: name for name in answers}
     assert len(answers) == 6
+
+
+async def test_an_app_gets_its_own_messages_where_it_reads_them(
+    api: AsyncWebClient, start_bolt: BoltStarter
+) -> None:
+    seen: list[dict[str, Any]] = []
+    bolt_app = AsyncApp(client=api, ignoring_self_events_enabled=False)
+
+    @bolt_app.event("message")
+    async def message(event: dict[str, Any]) -> None:
+        seen.append(event)
+
+    await start_bolt(bolt_app)
+    opened = await api.conversations_open(users="U0ONCALL")
+    await api.chat_postMessage(channel=opened["channel"]["id"], text="hello")
+    await until(lambda: seen)
+    assert (seen[0]["bot_id"], seen[0]["channel_type"], seen[0]["text"]) == ("B0GPUONCALL", "im", "hello")
