@@ -341,7 +341,9 @@ def _only_ours_moved(context: CheckContext) -> bool:
     Replicas are judged one by one.
     """
     engine, progress = context.snapshot.engine, context.progress
-    if engine is None or engine.samples[-1].replicas or progress.activity is Activity.WORKING:
+    if engine is None or len(engine.samples) < 2 or progress.activity is Activity.WORKING:
+        return False
+    if engine.samples[-1].replicas:
         return False
     first, last = engine.samples[0], engine.samples[-1]
     fills = (last.kv_cache_usage or 0) > (first.kv_cache_usage or 0)

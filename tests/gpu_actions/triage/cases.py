@@ -13,6 +13,7 @@ from tests.gpu_actions.triage import (
     cases_clocks,
     cases_crashes,
     cases_deep,
+    cases_engine,
     cases_fleet,
     cases_gpus,
     cases_kernel_log,
@@ -24,6 +25,7 @@ from tests.gpu_actions.triage import (
 
 PARTS = (
     cases_serving,
+    cases_engine,
     cases_ranks,
     cases_crashes,
     cases_gpus,

@@ -10,8 +10,9 @@ from gpu_actions.snapshot.target import UnitFacts
 from tests.gpu_actions.triage import builders as make
 
 
-def oom_kill(name: str) -> KernelLogReading:
-    kill = OomKill(pid=7, name=name, at=make.TAKEN - timedelta(seconds=301))
+def oom_kill(name: str, ago_s: float | None = 301) -> KernelLogReading:
+    at = None if ago_s is None else make.TAKEN - timedelta(seconds=ago_s)
+    kill = OomKill(pid=7, name=name, at=at)
     return KernelLogReading(source="/dev/kmsg", lines_read=100, oom_kills=(kill,))
 
 
@@ -79,6 +80,47 @@ CASES: dict[str, tuple[Make, str, str]] = {
     ),
     "a restart beside the OOM killer's end of another program": (
         lambda: crashes(minutes=(15,), kernel_log=oom_kill("stress")),
+        "healthy",
+        "none",
+    ),
+    "restarts of which the first is just within the time that counts": (
+        lambda: crashes(minutes=(10, 12, 30), log="Engine core died"),
+        "watch",
+        "crash_loop",
+    ),
+    "a restart just as long ago as a steady tier runs": (
+        lambda: crashes(minutes=(10,), log="Engine core died"),
+        "healthy",
+        "none",
+    ),
+    "restarts at unknown times of a process that is just as old as counts": (
+        lambda: crashes(minutes=(), restarts=4, age_min=30),
+        "watch",
+        "crash_loop",
+    ),
+    "a restart at the moment of the reading": (lambda: crashes(minutes=(0,)), "watch", "engine_crashed"),
+    "a restart after a rank died": (
+        lambda: crashes(minutes=(5,), log="rank 3 (pid 203) died: exit code -9"),
+        "watch",
+        "engine_crashed",
+    ),
+    "a restart after the OOM killer, at an unknown time": (
+        lambda: crashes(minutes=(5,), kernel_log=oom_kill("python", None)),
+        "watch",
+        "engine_crashed",
+    ),
+    "a restart after the OOM killer, just within the time that counts": (
+        lambda: crashes(minutes=(5,), kernel_log=oom_kill("python", 1800)),
+        "watch",
+        "engine_crashed",
+    ),
+    "a restart long after the OOM killer": (
+        lambda: crashes(minutes=(15,), kernel_log=oom_kill("python", 1801)),
+        "healthy",
+        "none",
+    ),
+    "a tier that is stopped on purpose after restarts": (
+        lambda: crashes(minutes=(1, 4, 7), expected={"tier_expected": False}),
         "healthy",
         "none",
     ),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpu_actions.models import Verdict
+from gpu_actions.triage.registry import RULES
 from tests.gpu_actions.snapshot import test_engine_collectors, test_nvml
 from tests.gpu_actions.triage.cases import CASES, PARTS, judge_case
 
@@ -58,6 +59,8 @@ def says_of(name: str, verdict: Verdict, usual: Verdict) -> str:
         if row not in usual.findings:
             evidence = json.dumps(row.evidence, sort_keys=True, default=str)
             lines.append(f"- {row.id} | {row.severity.value} | {row.subject} | {row.summary} | {evidence}")
+            if row.action != RULES[row.id].action:
+                lines.append(f"  action: {row.action}")
     return "\n".join(lines)
 
 
