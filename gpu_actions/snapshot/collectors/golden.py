@@ -6,6 +6,8 @@ down, hung or overloaded has a clearer fault.
 
 import asyncio
 
+from pydantic import Field
+
 from gpu_actions.models import Frozen
 from gpu_actions.serving.engines.settings import EngineSettings
 from gpu_actions.serving.golden.judgement import (
@@ -20,11 +22,22 @@ from gpu_actions.serving.registry import build_engine
 from gpu_actions.snapshot.collector import Collector, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.engine import name_of
 
+_WORST_FIRST = (
+    (GoldenOutcome.DIFFERS, "logprobs"),
+    (GoldenOutcome.DIFFERS, "tokens"),
+    (GoldenOutcome.UNKNOWN, ""),
+    (GoldenOutcome.MATCHES, ""),
+)
+
 
 class GoldenCheckReading(Frozen):
-    """How the tier's answers compare with the record. The snapshot has only the judgement, not a copy of the record."""
+    """How the tier's answers compare with the record. The snapshot has only the judgement, not a copy of the record.
+
+    `replicas` has that of each replica with an address of its own, by name; `judgement` is then the worst of them.
+    """
 
     judgement: GoldenJudgement
+    replicas: dict[str, GoldenJudgement] = Field(default_factory=dict)
     idle: bool = False
     seconds: float = 0.0
 
@@ -48,14 +61,18 @@ async def collect_golden(source: Source) -> GoldenCheckReading:
         raise CollectorSkipped("requests are queued at the engine")
     urls = [one.url for one in completion.replicas if one.outcome == "ok"] or [url]
     readings = await asyncio.gather(*(_ask(one, record, source) for one in urls))
-    named = zip(urls, readings, strict=True) if len(urls) > 1 else ()
-    wrong = {one: reading for one, reading in named if reading.judgement.outcome is not GoldenOutcome.MATCHES}
-    if not wrong:
+    if len(urls) == 1:
         return readings[0]
-    # A replica that answers wrongly counts before one that could not be compared.
-    where, worst = min(wrong.items(), key=lambda row: row[1].judgement.outcome is not GoldenOutcome.DIFFERS)
-    summary = f"replica {name_of(where)}: {worst.judgement.summary}"
-    return worst.model_copy(update={"judgement": worst.judgement.model_copy(update={"summary": summary})})
+    replicas = {name_of(one): reading.judgement for one, reading in zip(urls, readings, strict=True)}
+    where, worst = min(replicas.items(), key=lambda row: _WORST_FIRST.index((row[1].outcome, row[1].basis)))
+    if worst.outcome is not GoldenOutcome.MATCHES:
+        worst = worst.model_copy(update={"summary": f"replica {where}: {worst.summary}"})
+    return GoldenCheckReading(
+        judgement=worst,
+        replicas=replicas,
+        idle=all(one.idle for one in readings),
+        seconds=max(one.seconds for one in readings),
+    )
 
 
 async def _ask(url: str, record: GoldenRecord, source: Source) -> GoldenCheckReading:

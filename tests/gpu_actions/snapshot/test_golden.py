@@ -68,23 +68,32 @@ async def test_a_tier_that_begins_to_lie_is_a_reason_to_fall_back(site_with: Mak
     assert judge(Snapshot.model_validate_json(snapshot.model_dump_json()), LIMITS) == verdict
 
 
-async def test_the_replica_that_lies_is_named(site_with: MakeSite) -> None:
+async def test_a_replica_that_lies_is_named_and_is_no_reason_to_give_up_those_that_do_not(
+    site_with: MakeSite,
+) -> None:
     site = await site_with()
     host = await record(site)
     await host.fallback.unit.start()
     await host.fallback.engine.wait_ready(timeout_s=30)
     urls = (host.tp.engine.url, host.fallback.engine.url)
     target = (await target_of_host(host)).model_copy(update={"replica_urls": urls})
-    for lies in (False, True):
-        if lies:
-            (site.folder / "wrong_fallback").touch()
+    name = urls[1].removeprefix("http://")
+    for lies, expected in (
+        ((), (VerdictKind.HEALTHY, "none")),
+        (("fallback",), (VerdictKind.WATCH, "wrong_output")),
+        (("fallback", "tp"), (VerdictKind.FALL_BACK, "wrong_output")),
+    ):
+        for tier in lies:
+            (site.folder / f"wrong_{tier}").touch()
         snapshot = await collect(target, LIMITS, only=frozenset({"engine", "completion", "golden"}))
         verdict = judge(snapshot, LIMITS)
-        expected = (VerdictKind.FALL_BACK, "wrong_output") if lies else (VerdictKind.HEALTHY, "none")
         assert (verdict.verdict, verdict.cause) == expected, verdict.findings
-    assert verdict.summary.startswith(
-        f"replica {urls[1].removeprefix('http://')}: the engine answers wrongly"
-    )
+        if lies == ("fallback",):
+            assert verdict.summary.startswith(
+                f"replica {name} of 2 answers wrongly: the engine answers wrongly"
+            )
+            assert verdict.action.startswith("Stop this replica")
+            assert finding(verdict, "serving.replica_wrong").subject == f"replica {name}"
 
 
 async def test_a_lie_is_found_beside_traffic_too(site_with: MakeSite) -> None:

@@ -1,4 +1,4 @@
-"""Engines that load, refuse, hide their counters or answer late, and replicas that differ, with the verdict that must follow."""
+"""Engines that load, refuse, answer late or hide their counters, and replicas that differ, and the verdict that must follow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.collectors.engine import EngineReading
+from gpu_actions.snapshot.collectors.golden import GoldenCheckReading
 from gpu_actions.snapshot.collectors.ranks import RanksReading
 from gpu_actions.snapshot.collectors.stacks import StackReading, StacksReading
 from gpu_actions.snapshot.model import Snapshot
@@ -13,7 +14,7 @@ from gpu_actions.snapshot.target import UnitFacts
 from gpu_actions.triage.baselines import TriageBaseline
 from tests.gpu_actions.triage import builders as make
 from tests.gpu_actions.triage.cases_fleet import replicated
-from tests.gpu_actions.triage.cases_serving import FLAT, HUNG, IDLE, REFUSED, SILENT, root, router
+from tests.gpu_actions.triage.cases_serving import FLAT, HUNG, IDLE, REFUSED, SILENT, golden, root, router
 
 LOADS = make.completion("http_error", status=503, detail="Model is loading", tokens=0, e2e_ms=None)
 BUSY = make.completion("http_error", status=503, detail="too many requests", tokens=0, e2e_ms=None)
@@ -119,6 +120,16 @@ def wedged(deadline_s: float = 4, **changes: Any) -> Snapshot:
         router=reading.model_copy(update={"before": reading.servers}),
         **changes,
     )
+
+
+WRONG, WELL, OTHER = golden("differs", "logprobs"), golden("matches"), golden("differs", "tokens")
+UNKNOWN = golden("unknown")
+
+
+def answers(first: GoldenCheckReading, *others: GoldenCheckReading) -> GoldenCheckReading:
+    """Return how replicas answer their golden prompts, of which the first is the worst."""
+    each = {f"127.0.0.1:{9000 + number}": one.judgement for number, one in enumerate((first, *others))}
+    return first.model_copy(update={"replicas": each, "idle": True})
 
 
 def died(*lines: str) -> Snapshot:
@@ -323,6 +334,19 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     # the router and the golden prompts
     "golden prompts that could not be asked": (lambda: make.healthy(golden=None), "watch", "unknown"),
+    "one of three replicas answers wrongly": (
+        lambda: make.healthy(golden=answers(WRONG, WELL, WELL)), "watch", "wrong_output",
+    ),
+    "two of three replicas answer wrongly": (
+        lambda: make.healthy(golden=answers(WRONG, WELL, WRONG)), "watch", "wrong_output",
+    ),
+    "one of two replicas answers wrongly, the other could not be compared": (
+        lambda: make.healthy(golden=answers(WRONG, UNKNOWN)), "fall_back", "wrong_output",
+    ),
+    "one of two replicas generates other tokens within the spread": (
+        lambda: make.healthy(golden=answers(OTHER, WELL)), "watch", "wrong_output",
+    ),
+    "all replicas answer wrongly": (lambda: make.healthy(golden=answers(WRONG, WRONG)), "fall_back", "wrong_output"),
     "a router without the backend, although a server takes requests": (
         lambda: make.healthy(router=router().model_copy(update={"outcome": "no_backend"})),
         "watch", "router_down",
