@@ -13,14 +13,10 @@ from typing import Literal
 from pydantic import Field
 
 from gpu_actions.models import Frozen
-from gpu_actions.serving.registry import (
-    PROCESS_WORDS,
-    coordinates_in_title,
-    is_core_title,
-    rank_in_title,
-)
+from gpu_actions.serving.registry import is_core_title
 from gpu_actions.snapshot.collector import Collector, CollectorFailed, CollectorSkipped, Source
 from gpu_actions.snapshot.collectors.nvml import collect_nvml
+from gpu_actions.snapshot.rank_numbers import may_be_rank, numbered, others_of_job, rank_of, titles_of
 from gpu_actions.snapshot.target import TriageTarget, listener_of_url
 from gpu_actions.system.cgroups import is_frozen_by_cgroup, read_membership
 from gpu_actions.system.proc import (
@@ -42,7 +38,6 @@ NVML_WAIT_S = 2.0
 """How long the list of NVML's processes is waited for after the window. A driver that hangs must not hide the states."""
 GPU_PAUSE_S = 0.2
 """Between the two readings of a rank that was found by its GPU after the window."""
-RANK_WORDS = ("python", "pt_main", *PROCESS_WORDS)
 
 
 class RankProcess(Frozen):
@@ -57,9 +52,10 @@ class RankProcess(Frozen):
     )
     root: bool = False
     gpu: int | None = Field(default=None, description="the GPU whose memory it holds, as NVML lists it")
-    found_by: Literal["unit", "listener", "title", "gpu"] = Field(
+    found_by: Literal["unit", "listener", "title", "job", "gpu"] = Field(
         default="unit",
-        description="how it was found: by its unit, as the listener on the engine's port, by its title, or by its GPU",
+        description="how it was found: by its unit, as the listener on the engine's port, by its title, as a numbered rank of "
+        "the same job, or by its GPU",
     )
     container_pid: int | None = Field(
         default=None, description="its pid in its own pid namespace, if it has one"
@@ -94,53 +90,6 @@ class RanksReading(Frozen):
         description="processes that may be ranks that were not found: workers by title, or on a GPU without a known rank",
     )
     unit_active: bool | None = None
-
-
-def rank_of(name: str, command: list[str], environment: dict[str, str]) -> int | None:
-    """Return a process's rank: from `--rank N`, else from the worker's title, else from torchrun's RANK."""
-    for position, part in enumerate(command):
-        value = command[position + 1] if part == "--rank" and position + 1 < len(command) else None
-        if part.startswith("--rank="):
-            value = part.partition("=")[2]
-        if value is not None and value.isdigit():
-            return int(value)
-    title = command[0] if command else name
-    if (rank := rank_in_title(title)) is not None:
-        return rank
-    if "WORLD_SIZE" in environment and environment.get("RANK", "").isdigit():
-        return int(environment["RANK"])
-    return None
-
-
-def numbered(titles: Mapping[int, dict[str, int]]) -> dict[int, int]:
-    """Return the ranks of processes, by pid, from the coordinates in their titles.
-
-    Ranks are numbered as engines do: data-parallel replicas outermost, then pipeline stages, then tensor-parallel ranks. A
-    tensor-parallel number that never repeats is the rank itself (SGLang's data-parallel attention).
-    """
-    axes = ("DP", "PP", "TP")
-    inner = [where.get("TP") for where in titles.values()]
-    if None not in inner and len(set(inner)) == len(inner):
-        return {pid: where["TP"] for pid, where in titles.items()}
-    sizes = {axis: 1 + max((where.get(axis, 0) for where in titles.values()), default=0) for axis in axes}
-    ranks = {}
-    for pid, where in titles.items():
-        rank = 0
-        for axis in axes:
-            rank = rank * sizes[axis] + where.get(axis, 0)
-        ranks[pid] = rank
-    return ranks
-
-
-def titles_of(titles: Mapping[int, str]) -> dict[int, dict[str, int]]:
-    """Return the coordinates of the workers, by pid; those of the engines' cores if there are no workers."""
-    for core in (False, True):
-        found = {
-            pid: where for pid, title in titles.items() if (where := coordinates_in_title(title, core=core))
-        }
-        if found:
-            return found
-    return {}
 
 
 def roots_of(target: TriageTarget, listeners: Sequence[int] = ()) -> tuple[int, ...]:
@@ -228,16 +177,15 @@ def by_gpu(
     taken = {gpus[pid] for pid in (*own, *others) if pid in gpus}
     free = [pid for pid, gpu in gpus.items() if gpu not in taken and pid not in others]
     rows = [
-        row for pid in free if (row := read_process(pid)) is not None and not row.zombie and _may_be_rank(row)
+        row
+        for pid in free
+        if (row := read_process(pid)) is not None
+        and not row.zombie
+        and may_be_rank(row.name, read_command(pid))
     ]
     if missing and len(rows) == missing == len({gpus[row.pid] for row in rows}):
         return rows, 0
     return [], len(rows) if missing else 0
-
-
-def _may_be_rank(row: ProcessRow) -> bool:
-    words = f"{row.name} {' '.join(read_command(row.pid)[:2])}".lower()
-    return any(word in words for word in RANK_WORDS)
 
 
 async def collect_ranks(source: Source) -> RanksReading:
@@ -250,15 +198,21 @@ async def collect_ranks(source: Source) -> RanksReading:
     read_at = time.monotonic()
     rows = tree_of(dict.fromkeys((*roots, *target.members, *listeners)), table)
     details = {row.pid: _identify(row) for row in rows[:MAX_PROCESSES]}
-    found_by: dict[int, Literal["title", "gpu"]] = {}
+    found_by: dict[int, Literal["title", "job", "gpu"]] = {}
     inside = titles_of(_titles(details))
     numbers = {rank for rank, _, _ in details.values() if rank is not None}
     other_tiers = {row.pid for row in tree_of(target.other_pids, table)}
-    unclaimed = 0
-    if len(inside) < (target.ranks or 0) and (inside or not numbers) and not listeners:
-        known = {*details, *(row.pid for row in rows), *other_tiers}
-        others, unclaimed = elsewhere(table, known=known, inside=inside, expected=target.ranks)
+    unclaimed, expected = 0, target.ranks or 0
+    known = {*details, *(row.pid for row in rows), *other_tiers}
+    if len(inside) < expected and (inside or not numbers) and not listeners:
+        others, unclaimed = elsewhere(table, known=known, inside=inside, expected=expected)
         found_by |= {row.pid: "title" for row in others}
+        rows += others
+        details |= {row.pid: _identify(row) for row in others}
+    # A main process without a number may be rank 0.
+    if not inside and not found_by and len(numbers | {0}) < expected and not listeners:
+        others = others_of_job(table, known=known, inside=rows, expected=expected)
+        found_by |= {row.pid: "job" for row in others}
         rows += others
         details |= {row.pid: _identify(row) for row in others}
     default = "unit" if target.pids or target.members or target.pid_file else "listener"

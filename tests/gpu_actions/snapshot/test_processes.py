@@ -21,12 +21,10 @@ from gpu_actions.snapshot.collectors.environment import collect_environment
 from gpu_actions.snapshot.collectors.ranks import (
     RanksReading,
     collect_ranks,
-    numbered,
-    rank_of,
     roots_of,
-    titles_of,
 )
 from gpu_actions.snapshot.collectors.stacks import collect_stacks, parse_dump
+from gpu_actions.snapshot.rank_numbers import numbered, rank_of, titles_of
 from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.proc import blocked_threads, parse_stat, process_table
 from gpu_actions.triage.judge import judge
