@@ -28,7 +28,8 @@ from gpu_actions.serving.interfaces import (
 )
 from gpu_actions.serving.routers.driver import summed
 from gpu_actions.snapshot.collector import CollectorFailed, CollectorSkipped
-from gpu_actions.snapshot.collectors.kernel_log import XidEvent, collect_kernel_log
+from gpu_actions.snapshot.collectors.kernel_log import collect_kernel_log
+from gpu_actions.snapshot.kernel_log_lines import XidEvent
 from gpu_actions.system.clock import Moment
 from gpu_actions.tier import run_notes
 from gpu_actions.tier.condition import judge_with_activity

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from gpu_actions.models import Finding, GpuHealth, Severity
-from gpu_actions.snapshot.collectors.kernel_log import normal_pci
 from gpu_actions.snapshot.collectors.nvml import GpuReading, LinkReading
+from gpu_actions.snapshot.kernel_log_lines import normal_pci
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.registry import RULES
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Finding, Severity, Verdict, VerdictKind
 from gpu_actions.snapshot.activity import gpus_of_tier
-from gpu_actions.snapshot.collectors.kernel_log import normal_pci
+from gpu_actions.snapshot.kernel_log_lines import normal_pci
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.baselines import TriageBaseline
 from gpu_actions.triage.check import CheckContext

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from gpu_actions.forensics.item import ITEM_CAP_BYTES, Collected, Missing, Scope, evidence
 from gpu_actions.forensics.program import run_for_evidence
 from gpu_actions.snapshot.collector import CollectorFailed
-from gpu_actions.snapshot.collectors.kernel_log import boot_time, read_kmsg, tail_of, time_of
+from gpu_actions.snapshot.collectors.kernel_log import boot_time, read_kmsg, tail_of
+from gpu_actions.snapshot.kernel_log_lines import time_of
 
 SPAN = timedelta(minutes=15)
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from gpu_actions.models import Finding, VerdictKind
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent, normal_pci
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
 from gpu_actions.snapshot.collectors.nvml import GpuReading
+from gpu_actions.snapshot.kernel_log_lines import XidEvent, normal_pci
 from gpu_actions.snapshot.model import utc_text
 from gpu_actions.snapshot.progress import READS
 from gpu_actions.triage.check import Check, CheckContext

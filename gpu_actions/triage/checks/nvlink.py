@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gpu_actions.models import Finding
-from gpu_actions.snapshot.collectors.kernel_log import normal_pci
 from gpu_actions.snapshot.collectors.nvml import GpuReading, LinkReading, NvmlReading
+from gpu_actions.snapshot.kernel_log_lines import normal_pci
 from gpu_actions.triage.check import Check, CheckContext, count
 from gpu_actions.triage.gpu_models import expected_links, model_facts
 from gpu_actions.triage.rule import CRITICAL, OK, UNKNOWN, WATCH, Rules, rule

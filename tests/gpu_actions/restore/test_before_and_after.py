@@ -12,7 +12,8 @@ from gpu_actions.restore.check import blocks, deep_unread, leftovers_of, too_few
 from gpu_actions.restore.plan_steps import Way, fits_beside, order_of
 from gpu_actions.restore.stepback import decide_back
 from gpu_actions.restore.watch import _new, name_of
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
+from gpu_actions.snapshot.kernel_log_lines import XidEvent
 from gpu_actions.snapshot.model import CollectorOutcome, Snapshot
 from gpu_actions.snapshot.target import Expectation
 from gpu_actions.tier.gpu_memory import GpuMemories, GpuMemory

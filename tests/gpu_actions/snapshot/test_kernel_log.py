@@ -15,13 +15,11 @@ from gpu_actions.snapshot.collectors.kernel_log import (
     KernelLogReading,
     boot_time,
     collect_kernel_log,
-    event_of,
     journal_lines,
     lost_records,
-    normal_pci,
     read_lines,
-    time_of,
 )
+from gpu_actions.snapshot.kernel_log_lines import event_of, normal_pci, time_of
 from gpu_actions.triage.judge import judge
 from tests.gpu_actions.triage import builders as make
 

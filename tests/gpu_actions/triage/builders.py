@@ -7,7 +7,7 @@ from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.collectors.engine import EngineReading, EngineSample
 from gpu_actions.snapshot.collectors.environment import EnvironmentReading
 from gpu_actions.snapshot.collectors.fabric_manager import FabricManagerReading
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
 from gpu_actions.snapshot.collectors.nvml import (
     FabricReading,
     GpuReading,
@@ -19,6 +19,7 @@ from gpu_actions.snapshot.collectors.nvml import (
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.collectors.ras import RasCommunicator, RasPoll, RasRank, RasReading
 from gpu_actions.snapshot.collectors.router import RouterReading, RouterServer
+from gpu_actions.snapshot.kernel_log_lines import XidEvent
 from gpu_actions.snapshot.model import CollectorOutcome, Snapshot
 from gpu_actions.snapshot.target import Expectation
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, OomKill
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
+from gpu_actions.snapshot.kernel_log_lines import OomKill
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.target import UnitFacts
 from tests.gpu_actions.triage import builders as make

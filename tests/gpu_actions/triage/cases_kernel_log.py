@@ -4,7 +4,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, LogMarker, XidEvent
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
+from gpu_actions.snapshot.kernel_log_lines import LogMarker, XidEvent
 from gpu_actions.snapshot.model import Snapshot
 from tests.gpu_actions.triage import builders as make
 

@@ -9,11 +9,12 @@ from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.collectors.engine import EngineReading, EngineSample
 from gpu_actions.snapshot.collectors.fabric_manager import FabricManagerReading
-from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading, XidEvent
+from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
 from gpu_actions.snapshot.collectors.nvml import GpuSample, LinkReading, NvmlReading
 from gpu_actions.snapshot.collectors.ranks import RankProcess, RanksReading
 from gpu_actions.snapshot.collectors.router import RouterReading
 from gpu_actions.snapshot.collectors.stacks import StacksReading
+from gpu_actions.snapshot.kernel_log_lines import XidEvent
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.triage.judge import judge
 from gpu_actions.triage.registry import RULES

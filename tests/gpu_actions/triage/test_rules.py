@@ -7,7 +7,7 @@ import pytest
 
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.models import Severity, VerdictKind
-from gpu_actions.snapshot.collectors.kernel_log import APPLICATION_XIDS
+from gpu_actions.snapshot.kernel_log_lines import APPLICATION_XIDS
 from gpu_actions.snapshot.model import COLLECTORS, Snapshot
 from gpu_actions.triage.check import Check, CheckContext
 from gpu_actions.triage.checks.kernel_log import XIDS
