@@ -16,8 +16,11 @@ from typing import Any
 from gpu_actions.system.detectors import library_findings
 
 _QUOTE = r"(?:\\{0,3}[\"'])"
+_GENERATED = "".join(rf"(?<!{word}\s)" for word in ("first", "next", "last", "no", "each", "output"))
+"""Before `token`: what a model generates, not what opens a door ("first token: later than planned")."""
+
 _NAME = (
-    r"(?:keys?|tokens?|secrets?|passwords?|passwds?|passphrases?|credentials?|(?<=_)pass|(?<![A-Za-z])pwd(?![=:]\s?[\"']?[/~.])|(?<=_)pwd|(?<=_)auth)"
+    rf"(?:keys?|{_GENERATED}tokens?|secrets?|passwords?|passwds?|passphrases?|credentials?|(?<=_)pass|(?<![A-Za-z])pwd(?![=:]\s?[\"']?[/~.])|(?<=_)pwd|(?<=_)auth)"
     r"(?:_base|_?\d{1,2})?"
 )
 """How the name of a secret ends. Its prefix (HF_TOKEN, api-key) is not matched, which keeps the time linear."""

@@ -109,6 +109,7 @@ FORMS = (
 )  # fmt: skip
 
 ORDINARY = (
+    "first token: later than planned, next token: waiting, no token: the engine is dead",
     "max_new_tokens=64",
     "baseline=None",
     "--max-num-batched-tokens 8192 --tokenizer m --port 1",
