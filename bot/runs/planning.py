@@ -89,6 +89,21 @@ class Planner:
             await spec.give_back(self._hosts.get(host))
 
 
+SAYS = {
+    "float_parsing": "write a number, such as {field}=10",
+    "int_parsing": "write a whole number, such as {field}=10",
+    "int_from_float": "write a whole number, such as {field}=10",
+    "bool_parsing": "write {field}=yes or {field}=no",
+    "literal_error": "write {field}= with one of: {expected}",
+    "enum": "write {field}= with one of: {expected}",
+    "greater_than": "it must be above {gt:g}",
+    "greater_than_equal": "it must be at least {ge:g}",
+    "less_than": "it must be below {lt:g}",
+    "less_than_equal": "it must be at most {le:g}",
+}
+"""What to write instead, by the type of pydantic's error."""
+
+
 def typed_options(spec: ActionSpec, options: Mapping[str, str]) -> Frozen:
     """Validate typed options against the action's arguments. Raise UserError with one line for the first problem."""
     known = tuple(spec.arguments.model_fields)
@@ -105,4 +120,6 @@ def typed_options(spec: ActionSpec, options: Mapping[str, str]) -> Frozen:
             raise UserError(f"{spec.name} needs the option {field}: {field}=...") from None
         if not first["loc"]:
             raise UserError(f"{spec.name}: {reason}") from None
+        if say := SAYS.get(first["type"]):
+            reason = say.format(field=field, **first.get("ctx", {}))
         raise UserError(f"{field}={first['input']}: {reason}") from None

@@ -229,8 +229,8 @@ async def test_progress_is_stored_and_raises_the_version(runs: Runs, tmp_path: P
     ("options", "message"),
     [
         ({"qsp": "3"}, r"unknown option 'qsp'; did you mean qps\? options: script, settle"),
-        ({"qps": "many"}, r"qps=many: Input should be a valid number"),
-        ({"qps": "900"}, r"qps=900: Input should be less than or equal to 100"),
+        ({"qps": "many"}, r"qps=many: write a number, such as qps=10"),
+        ({"qps": "900"}, r"qps=900: it must be at most 100"),
     ],
 )
 async def test_wrong_options_are_answered_in_one_line(
