@@ -127,7 +127,8 @@ async def test_a_clock_that_is_set_changes_nothing_in_a_fallback(
     at="a stage of a restore",
     after="succeeded; the stage lasts as long as planned, neither less nor an hour",
 )
-@pytest.mark.parametrize("jump_s", [pytest.param(HOUR_S, marks=pytest.mark.heavy), -HOUR_S])
+@pytest.mark.heavy
+@pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
 async def test_a_clock_that_is_set_neither_shortens_nor_stretches_a_stage(
     busy_with: MakeSite, set_clock: Callable[[float], None], jump_s: float
 ) -> None:

@@ -57,7 +57,7 @@ async def test_a_hung_tier_is_replaced_by_its_woken_standby(site_with: MakeSite)
     await site.check_serving("fallback")
 
 
-@pytest.mark.parametrize("how", ["refuse", "hang", "die"])
+@pytest.mark.parametrize("how", [pytest.param("refuse", marks=pytest.mark.heavy), "hang", "die"])
 async def test_a_standby_that_does_not_wake_is_replaced_by_a_cold_start(
     site_with: MakeSite, how: str
 ) -> None:

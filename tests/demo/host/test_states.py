@@ -147,11 +147,11 @@ async def a_damaged_layout_file(demo: Demonstration) -> None:
 @pytest.mark.parametrize(
     "leave",
     [
-        a_folder_that_was_never_used,
         kill_9_of_the_demonstration_alone_and_damaged_pid_files,
         *(
             pytest.param(leave, marks=pytest.mark.heavy)
             for leave in (
+                a_folder_that_was_never_used,
                 a_clean_stop,
                 a_router_left_behind_that_no_unit_knows_of,
                 an_engine_left_behind_without_its_supervisor,
