@@ -132,8 +132,6 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
     if progress.state == "not_expected":
         yield RULES.finding("serving.stopped", "the tier is stopped on purpose")
         return
-    if progress.state == "not_asked":
-        return
     if progress.state == "down":
         yield _down(context)
         return
@@ -149,12 +147,11 @@ def check_serving(context: CheckContext) -> Iterator[Finding]:
     else:
         yield from _stall(context, progress)
     yield from _replicas(context, progress)
-    if front_is_silent(context.snapshot.completion):
+    if (front := snapshot.completion) is not None and front_is_silent(front):
         yield RULES.finding(
             "serving.front",
-            f"{context.snapshot.completion.url if context.snapshot.completion else ''} leaves a completion unanswered, each "
-            "replica behind it answers",
-            **summary_of(context.snapshot.completion),
+            f"{front.url} leaves a completion unanswered, each replica behind it answers",
+            **summary_of(front),
         )
     yield from _counters(context, progress)
     if progress.state in ("flowing", "idle"):
@@ -225,7 +222,7 @@ def _starting(context: CheckContext) -> Iterator[Finding]:
 
 def _stall(context: CheckContext, progress: TierProgress) -> Iterator[Finding]:
     completion = context.snapshot.completion
-    if progress.state in ("idle", "unread") and completion is not None and completion.outcome == "timeout":
+    if progress.state == "unread" and completion is not None and completion.outcome == "timeout":
         late = f"no completion within {completion.deadline_s:g} s"
         yield RULES.finding("serving.stalled", late, **summary_of(completion))
     if not progress.stuck or any(True for _ in suspicions_of(context)):

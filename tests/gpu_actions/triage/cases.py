@@ -19,6 +19,7 @@ from tests.gpu_actions.triage import (
     cases_kernel_log,
     cases_links,
     cases_ranks,
+    cases_replicas,
     cases_serving,
     cases_slots,
 )
@@ -26,6 +27,7 @@ from tests.gpu_actions.triage import (
 PARTS = (
     cases_serving,
     cases_engine,
+    cases_replicas,
     cases_ranks,
     cases_crashes,
     cases_gpus,

@@ -128,6 +128,12 @@ CASES: dict[str, tuple[Any, ...]] = {
     "a GPU that gets an uncorrected ECC error": seen(
         "fall_back", "ecc_uncorrected", {"ecc_uncorrected": 1}, {"ecc_uncorrected": 3}
     ),
+    "a GPU that gets its first uncorrected ECC error": seen(
+        "fall_back", "ecc_uncorrected", {"ecc_uncorrected": 0}, {"ecc_uncorrected": 1}
+    ),
+    "a GPU whose links and recovery action cannot be read": one(
+        "unknown", "unknown", unread={"links": "not_supported", "recovery_action": "unknown"}
+    ),
     "a GPU with one uncorrected ECC error of an hour ago": always(
         "fall_back", "ecc_uncorrected", {"ecc_uncorrected": 1}
     ),
@@ -332,6 +338,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "two strangers that take less than a fifth of a GPU": (
         beside(train(900, sm_percent=12), train(901, sm_percent=7.5)), "healthy", "none",
+    ),
+    "four strangers on a GPU": (
+        beside(*(train(900 + n, sm_percent=n or None) for n in range(4))), "healthy", "none",
     ),
     "five strangers on a GPU": (
         beside(*(train(900 + n, sm_percent=n or None) for n in range(5))), "healthy", "none",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collectors.kernel_log import KernelLogReading
 from gpu_actions.snapshot.kernel_log_lines import OomKill
 from gpu_actions.snapshot.model import Snapshot
@@ -48,7 +49,7 @@ def ended(**facts: Any) -> Snapshot:
 
 
 Make = Callable[[], Snapshot]
-CASES: dict[str, tuple[Make, str, str]] = {
+CASES: dict[str, tuple[Any, ...]] = {
     "a crash loop": (lambda: crashes(minutes=(1, 4, 7, 10)), "fall_back", "crash_loop"),
     "a crash loop of a tier that loads": (
         lambda: crashes(minutes=(1, 4, 7), engine=make.engine(outcome="refused"), completion=None),
@@ -88,6 +89,17 @@ CASES: dict[str, tuple[Make, str, str]] = {
         lambda: crashes(minutes=(10, 12, 30), log="Engine core died"),
         "watch",
         "crash_loop",
+    ),
+    "restarts within an hour that all count": (
+        lambda: crashes(minutes=(5, 40, 60)),
+        "fall_back",
+        "crash_loop",
+        {"thresholds": TriageThresholds(crash_loop_s=3600)},
+    ),
+    "a restart a while ago, the kernel log is not read": (
+        lambda: crashes(minutes=(5,), kernel_log=None),
+        "unknown",
+        "unknown",
     ),
     "a restart just as long ago as a steady tier runs": (
         lambda: crashes(minutes=(10,), log="Engine core died"),

@@ -1,4 +1,4 @@
-"""Engines that load, refuse, answer late or hide their counters, and replicas that differ, and the verdict that must follow."""
+"""Engines that load, refuse, answer late or hide their counters, and the verdict that must follow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,29 +6,26 @@ from typing import Any
 from gpu_actions.config.thresholds import TriageThresholds
 from gpu_actions.snapshot.collectors.completion import CompletionReading
 from gpu_actions.snapshot.collectors.engine import EngineReading
-from gpu_actions.snapshot.collectors.golden import GoldenCheckReading
 from gpu_actions.snapshot.collectors.ranks import RanksReading
-from gpu_actions.snapshot.collectors.stacks import StackReading, StacksReading
 from gpu_actions.snapshot.model import Snapshot
 from gpu_actions.snapshot.target import UnitFacts
 from gpu_actions.triage.baselines import TriageBaseline
 from tests.gpu_actions.triage import builders as make
-from tests.gpu_actions.triage.cases_fleet import replicated
-from tests.gpu_actions.triage.cases_serving import FLAT, HUNG, IDLE, REFUSED, SILENT, golden, root, router
+from tests.gpu_actions.triage.cases_serving import (
+    FLAT,
+    HUNG,
+    IDLE,
+    REFUSED,
+    SILENT,
+    paused,
+    root,
+    router,
+)
 
 LOADS = make.completion("http_error", status=503, detail="Model is loading", tokens=0, e2e_ms=None)
 BUSY = make.completion("http_error", status=503, detail="too many requests", tokens=0, e2e_ms=None)
 BROKEN = make.completion("http_error", status=500, detail="CUDA error", tokens=0, e2e_ms=None)
 LIMITS = TriageThresholds()
-
-
-def asked(*outcomes: CompletionReading, first: CompletionReading | None = None) -> CompletionReading:
-    """Return the completion of a tier, and one of each of its replicas, by address."""
-    rows = tuple(
-        one.model_copy(update={"url": f"http://127.0.0.1:{9000 + number}"})
-        for number, one in enumerate(outcomes)
-    )
-    return (first or make.completion()).model_copy(update={"replicas": rows})
 
 
 def loading(age_s: float | None, completion: CompletionReading | None = LOADS, **changes: Any) -> Snapshot:
@@ -91,26 +88,6 @@ def slow(e2e_ms: float, known_ms: float | None = None) -> tuple[Any, ...]:
     )
 
 
-def parallel(*states: str, hung: tuple[int, ...], stacks: bool = False) -> Snapshot:
-    """Return a host of data-parallel replicas with two ranks each, of which some hang; a state for each rank."""
-    rows = [make.process(100, None, root=True)]
-    rows += [
-        make.process(200 + number, number, state, coordinates={"DP": number // 2, "TP": number % 2})
-        for number, state in enumerate(states)
-    ]
-    moved = [0.0 if number in hung else 90.0 for number in range(len(states) // 2)]
-    inside = tuple(
-        StackReading(pid=200 + number, rank=number, collective="all_reduce") for number in range(len(states))
-    )
-    return make.healthy(
-        engine=replicated(*moved),
-        ranks=RanksReading(roots=(100,), processes=tuple(rows)),
-        ras=None,
-        stacks=StacksReading(stacks=inside) if stacks else None,
-        expected={"ranks": len(states)},
-    )
-
-
 def wedged(deadline_s: float = 4, **changes: Any) -> Snapshot:
     """Return an engine that reports no request, while the router holds three open on it."""
     reading = router(sessions=3)
@@ -120,16 +97,6 @@ def wedged(deadline_s: float = 4, **changes: Any) -> Snapshot:
         router=reading.model_copy(update={"before": reading.servers}),
         **changes,
     )
-
-
-WRONG, WELL, OTHER = golden("differs", "logprobs"), golden("matches"), golden("differs", "tokens")
-UNKNOWN = golden("unknown")
-
-
-def answers(first: GoldenCheckReading, *others: GoldenCheckReading) -> GoldenCheckReading:
-    """Return how replicas answer their golden prompts, of which the first is the worst."""
-    each = {f"127.0.0.1:{9000 + number}": one.judgement for number, one in enumerate((first, *others))}
-    return first.model_copy(update={"replicas": each, "idle": True})
 
 
 def died(*lines: str) -> Snapshot:
@@ -169,6 +136,14 @@ CASES: dict[str, tuple[Any, ...]] = {
     # the completion
     "no engine is configured": (
         lambda: make.skipping(make.healthy(), "engine", "completion"), "healthy", "none",
+    ),
+    "a paused container of a tier whose engine is not configured": (
+        lambda: make.skipping(make.healthy(ranks=paused(*range(8)), ras=None), "engine", "completion"),
+        "watch", "engine_paused",
+    ),
+    "two frozen tiers that run": (
+        lambda: make.healthy(expected={"unwanted": ("tp (process 5)", "rung 1 (process 6)")}),
+        "watch", "frozen_tier_runs",
     ),
     "no engine is configured, whose completion failed": (
         lambda: make.without(make.skipping(make.healthy(), "engine"), "completion"), "healthy", "none",
@@ -282,44 +257,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     "no counters are asked, a completion is answered": (
         lambda: make.skipping(make.healthy(), "engine"), "healthy", "none",
     ),
-    # replicas
-    "a front that is silent before replicas that answer": (
-        lambda: make.healthy(
-            engine=replicated(90, 80), completion=asked(make.completion(), make.completion(), first=HUNG)
-        ), "unknown", "engine_stalled",
-    ),
-    "a front that is silent before replicas of which one answers": (
-        lambda: make.healthy(engine=replicated(90, 80), completion=asked(make.completion(), HUNG, first=HUNG)),
-        "watch", "serving_regression",
-    ),
-    "replicas of which one fails, one sheds load, one loads, and others are well": (
-        lambda: make.healthy(
-            engine=replicated(90, 80, 0, 70, 60, running=0),
-            completion=asked(BROKEN, BUSY, LOADS, make.completion(), make.completion("rejected", detail="no such model")),
-        ), "watch", "engine_down",
-    ),
-    "one of two replicas refuses, one answers nothing, beside a front that fails": (
-        lambda: make.healthy(
-            engine=replicated(90, 80), completion=asked(BROKEN, make.completion(), first=BROKEN)
-        ), "watch", "engine_errors",
-    ),
-    "a replica that says that it loads, with no completion of its own": (
-        lambda: make.healthy(
-            engine=replicated(90, 0, running=0, r1="not_metrics"), completion=asked(make.completion(), make.completion())
-        ), "watch", "unknown",
-    ),
-    "one of eight replicas hangs, a rank of it is stopped": (
-        lambda: parallel(*("S" if number != 7 else "T" for number in range(16)), hung=(3,)), "watch", "nccl_hang",
-    ),
-    "three of eight replicas hang, four of their ranks are stopped": (
-        lambda: parallel(*("T" if number in (2, 3, 8, 9, 14) else "S" for number in range(16)), hung=(1, 4, 7)),
-        "watch", "nccl_hang",
-    ),
-    "one of two replicas hangs inside a collective": (
-        lambda: parallel("S", "S", "S", "S", hung=(1,), stacks=True), "watch", "engine_stalled",
-    ),
-    "two of four replicas are down": (
-        lambda: make.healthy(engine=replicated(70, 0, 80, 0, r1="refused", r3="refused")), "watch", "engine_down",
+    "a page that fails at the end": (lambda: make.healthy(engine=pages("ok", "http_error")), "watch", "unknown"),
+    "a page that fails at the end and says nothing": (
+        lambda: make.healthy(engine=both(pages("ok", "http_error"), detail="")), "watch", "unknown",
     ),
     # what ended it
     "a tier that is down after a rank died": (
@@ -334,19 +274,6 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     # the router and the golden prompts
     "golden prompts that could not be asked": (lambda: make.healthy(golden=None), "watch", "unknown"),
-    "one of three replicas answers wrongly": (
-        lambda: make.healthy(golden=answers(WRONG, WELL, WELL)), "watch", "wrong_output",
-    ),
-    "two of three replicas answer wrongly": (
-        lambda: make.healthy(golden=answers(WRONG, WELL, WRONG)), "watch", "wrong_output",
-    ),
-    "one of two replicas answers wrongly, the other could not be compared": (
-        lambda: make.healthy(golden=answers(WRONG, UNKNOWN)), "fall_back", "wrong_output",
-    ),
-    "one of two replicas generates other tokens within the spread": (
-        lambda: make.healthy(golden=answers(OTHER, WELL)), "watch", "wrong_output",
-    ),
-    "all replicas answer wrongly": (lambda: make.healthy(golden=answers(WRONG, WRONG)), "fall_back", "wrong_output"),
     "a router without the backend, although a server takes requests": (
         lambda: make.healthy(router=router().model_copy(update={"outcome": "no_backend"})),
         "watch", "router_down",
