@@ -203,11 +203,28 @@ async def test_stacks_are_read_of_ranks_in_another_pid_namespace_that_only_their
     assert sorted((row.rank, row.outcome) for row in stacks) == [(0, "ok"), (1, "ok")]
 
 
-async def test_the_hung_replica_is_named_from_the_page_of_an_engine_with_two_and_its_process_with_it() -> (
-    None
-):
+def page_of(lines: list[str], replicas: int) -> list[str]:
+    """Return the page of an engine with so many replicas: the second one of the record is the last, the others are like the
+    first."""
+    found = []
+    for line in lines:
+        if 'engine="0"' in line:
+            found += [line.replace('engine="0"', f'engine="{number}"') for number in range(replicas - 1)]
+        else:
+            found.append(line.replace('engine="1"', f'engine="{replicas - 1}"'))
+    return found
+
+
+@pytest.mark.parametrize("replicas", [2, 8])
+async def test_the_hung_replica_is_named_from_the_page_of_the_engine_and_its_process_with_it(
+    replicas: int,
+) -> None:
     record = json.loads(VLLM_WITH_TWO.read_text(encoding="utf-8"))
-    pages = [record["metrics"]["busy"]] + [record["metrics"]["hung"]] * 9
+    busy, stuck = (page_of(record["metrics"][name], replicas) for name in ("busy", "hung"))
+    pages = [busy] + [stuck] * 9
+    titles = [f"VLLM::EngineCore_DP{number}" for number in range(replicas)]
+    assert set(record["titles"]) <= set(titles)
+    last = replicas - 1
 
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(text="\n".join(pages.pop(0)) + "\n")
@@ -218,21 +235,23 @@ async def test_the_hung_replica_is_named_from_the_page_of_an_engine_with_two_and
     await server.start_server()
     front = launcher()
     try:
-        with titled(*record["titles"]) as (_, hung):
+        with titled(*titles) as (*_, hung):
             os.kill(hung, signal.SIGSTOP)
-            target = TriageTarget(pids=(front.pid,), ranks=2, engine_url=str(server.make_url("")))
+            target = TriageTarget(pids=(front.pid,), ranks=replicas, engine_url=str(server.make_url("")))
             snapshot = await collect(target, window_s=0.5, only=frozenset({"engine", "ranks"}))
     finally:
         front.kill()
         front.wait()
         await server.close()
     verdict = judge(snapshot)
-    assert verdict.verdict == "watch", "the other replica serves better than one GPU"
-    summary = next(row.summary for row in verdict.findings if row.id == "serving.replica_flat")
-    assert (
-        summary.startswith("replica 1 of 2 generates no token: requests wait") and "; rank 1 DP1" in summary
+    assert verdict.verdict == "watch", "the other replicas serve better than one GPU"
+    found = next(row for row in verdict.findings if row.id == "serving.replica_flat")
+    assert found.summary.startswith(f"replica {last} of {replicas} generates no token: requests wait")
+    assert found.subject == f"replica {last}" and f"; rank {last} DP{last}" in found.summary
+    assert found.action.endswith(
+        f"restart that replica: the others still serve. kill -CONT {hung} lets it go on."
     )
-    assert f"rank 1 DP1 (pid {hung}) is stopped (T)" in verdict.summary
+    assert f"rank {last} DP{last} (pid {hung}) is stopped (T)" in verdict.summary
     alone = judge(snapshot.model_copy(update={"ranks": None}))
     assert (alone.verdict, alone.cause) == ("watch", "engine_stalled")
 

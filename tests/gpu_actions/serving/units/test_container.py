@@ -28,6 +28,7 @@ from gpu_actions.snapshot.target import TriageTarget
 from gpu_actions.system.cgroups import cgroup_of, cgroup_pids, is_frozen_by_cgroup
 from gpu_actions.system.files import write_json
 from gpu_actions.system.proc import namespace_pid
+from gpu_actions.triage.judge import judge
 from tests.gpu_actions.serving.units.test_container_facts import shown
 from tests.ports import free_port
 
@@ -128,6 +129,8 @@ async def test_a_paused_container_is_stopped_and_started_again(make_container: M
     assert snapshot.ranks is not None and {row.pid for row in snapshot.ranks.processes} == set(state.pids)
     for row in snapshot.ranks.processes:
         assert row.paused and row.container.startswith("container ") and row.container_pid is not None
+    snapshot = await collect(target, window_s=0.1, only=frozenset({"ranks", "engine", "completion"}))
+    assert judge(snapshot).cause == "engine_paused"
     await unit.start()
     assert not (await unit.state()).paused
     facts = await unit.inspect()
