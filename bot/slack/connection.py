@@ -34,8 +34,9 @@ RENEW_S = 900.0
 """A socket without an envelope for this long is replaced: no event of our own could be caused either."""
 RENEW_RETRY_S = 60.0
 """`apps.connections.open` is asked at most this often while a socket is only suspect (Slack: once a minute and more)."""
-PROBE_S, FIRST_PROBE_S = 180.0, 20.0
-"""A socket without an envelope for this long is tried with an event of our own: a process soon tries its first one."""
+PROBE_S = 20.0
+"""A socket without an envelope for this long is tried with an event of our own. With the two tries of `SelfEvent` a deaf one
+turns the health red within a minute."""
 TICK_S = 5.0
 RED_S = 45.0
 """Without a sign of life for this long the health turns red."""
@@ -183,7 +184,7 @@ class Connection:
 
     async def watch_requests(self) -> None:
         """In HTTP mode, cause an event while no request comes, until cancelled: does Slack reach us?"""
-        try_at = self._clock() + FIRST_PROBE_S
+        try_at = self._clock() + PROBE_S
         while self._self_event is not None:
             await asyncio.sleep(TICK_S)
             try_at = max(try_at, self._request_at + PROBE_S) if self._deaf_since is None else try_at
@@ -241,7 +242,7 @@ class Connection:
         if self._deaf_since is not None:
             self._try_at = 0.0  # the last one was deaf: is this one?
         else:
-            self._try_at = self._try_at or socket.opened_at + FIRST_PROBE_S
+            self._try_at = self._try_at or socket.opened_at + PROBE_S
         while True:
             done, _ = await asyncio.wait({listening}, timeout=min(TICK_S, RENEW_S))
             if done:

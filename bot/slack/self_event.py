@@ -1,7 +1,8 @@
 """An event that the bot causes itself, to find out whether Slack's events still reach it.
 
-It puts a reaction on its newest message and takes it away again. Slack sends `reaction_added` to the app that reacted, too
-(Bolt acknowledges and drops it). A reaction notifies nobody but the author of the message, and marks no channel as unread.
+It puts a reaction on one of its older messages, at which nobody looks, and takes it away again. Slack sends `reaction_added`
+to the app that reacted, too (Bolt acknowledges and drops it). A reaction notifies nobody but the author of the message, and
+marks no channel as unread.
 """
 
 import asyncio
@@ -20,7 +21,8 @@ from gpu_actions.system.redact import redacted_head
 log = structlog.get_logger()
 
 EMOJI = "satellite_antenna"
-NEWEST = 5
+NEWEST = 20
+"""The oldest of so many newest messages gets the reaction; if it is gone, the next one."""
 GONE = frozenset({"message_not_found", "channel_not_found", "not_in_channel", "is_archived", "thread_locked"})
 """Slack's errors for a message that can take no reaction; the next one is tried."""
 CAME_BACK = "self-event"
@@ -73,7 +75,7 @@ class SelfEvent:
         """Cause an event. Return False if Slack refuses, or there is no message yet to react to."""
         await self._clear()
         try:
-            for place in await asyncio.to_thread(self._store.newest_messages, NEWEST):
+            for place in reversed(await asyncio.to_thread(self._store.newest_messages, NEWEST)):
                 if await self._react(*place):
                     return True
         except SLACK_FAILURES as error:

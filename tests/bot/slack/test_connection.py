@@ -131,9 +131,13 @@ async def until_replaced(workspace: Workspace, old: object) -> None:
 
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_event, "ARRIVES_S", 0.6)
-    for name, value in (("PROBE_S", 0.5), ("FIRST_PROBE_S", 0.2)):
-        monkeypatch.setattr(connection, name, value)
+    monkeypatch.setattr(connection, "PROBE_S", 0.4)
     monkeypatch.setattr(connection, "RENEW_RETRY_S", 2.0)
+
+
+def test_a_deaf_socket_turns_the_health_red_within_a_minute() -> None:
+    tries_s = self_event.PROBES * self_event.ARRIVES_S
+    assert connection.PROBE_S + connection.TICK_S + tries_s <= 60
 
 
 async def test_a_socket_that_answers_pings_and_delivers_nothing_is_noticed_by_an_event_of_our_own(
