@@ -141,6 +141,25 @@ CASES: dict[str, tuple[Any, ...]] = {
     "ranks that run outside the unit": (
         serving(ranks=workers(2), expected={"ranks": 8}), *HEALTHY
     ),
+    "two of eight ranks were not found, one process elsewhere may be one": (
+        serving(ranks=make.ranks(6).model_copy(update={"unclaimed": 1})), *HEALTHY
+    ),
+    "one of eight ranks was not found, three processes elsewhere may be it, under a stall": (
+        stuck(ranks=make.ranks(7).model_copy(update={"unclaimed": 3})), "unknown", "engine_stalled"
+    ),
+    "all ranks were found beside processes that may be some": (
+        serving(ranks=make.ranks(8).model_copy(update={"unclaimed": 2})), *HEALTHY
+    ),
+    "one of three ranks is gone, and one process elsewhere may be another": (
+        serving(
+            ranks=tier(make.process(200, 0), make.process(201, 1, "gone")).model_copy(update={"unclaimed": 1}),
+            expected={"ranks": 3},
+        ),
+        *WATCH,
+    ),
+    "a stopped rank on a known GPU": (
+        stuck(ranks=tier(*(make.process(200 + n, n, "T" if n == 5 else "S", gpu=n) for n in range(8)))), *HANG
+    ),
     "one process of two ranks is seen": (
         serving(ranks=workers(0), expected={"ranks": 2}), *HEALTHY
     ),
