@@ -136,6 +136,33 @@ def test_a_rank_of_which_the_kernel_blocks_a_thread_is_told_from_one_that_is_onl
     assert behind.rank == 3 and behind.kind is (kind if frame else Kind.BEHIND)
 
 
+@pytest.mark.parametrize(
+    ("held", "read", "expected", "named"),
+    [
+        ((0,), 2, 2, [0]),
+        ((0, 1), 2, 2, []),
+        ((1,), 2, 4, []),
+        ((0,), 3, 3, [0]),
+        ((1, 2), 3, 3, []),
+        ((2, 4, 7), 8, 8, [2, 4, 7]),
+        ((0, 2, 4, 7), 8, 8, []),
+        ((0, 2, 4, 7, 1), 8, 8, []),
+    ],
+)
+def test_ranks_of_which_the_kernel_blocks_a_thread_are_named_if_they_are_the_fewer_ones(
+    held: tuple[int, ...], read: int, expected: int, named: list[int]
+) -> None:
+    rows = tuple(
+        one.model_copy(update={"blocked": "uvm_wait"}) if one.rank in held else one
+        for one in stacks(*[None] * read).stacks
+    )
+    found = culprits_of(
+        stuck(stacks=StacksReading(stacks=rows), ranks=make.ranks(expected), expected={"ranks": expected})
+    )
+    assert [one.rank for one in found] == named
+    assert all(one.where.endswith(f"pid {200 + one.rank}") for one in found)
+
+
 @pytest.mark.parametrize("wchan", ["", "jbd2_log_wait_commit"])
 def test_a_thread_that_writes_a_file_makes_no_rank_inside_a_collective_the_culprit(wchan: str) -> None:
     assert culprits_of(stuck(stacks=blocked_in(wchan, None), ranks=make.ranks(4))) == ()
