@@ -43,6 +43,7 @@ class _Tracked:
     """A run's posts and when to look at them next (monotonic seconds)."""
 
     posts: RunPosts
+    shown: RunRecord | None = None
     shown_at: float = 0.0
     refused_since: float | None = None
     failures: int = 0
@@ -105,9 +106,9 @@ class LiveMessages:
         return {run.id for run in recent if not (run.status.final and seen(_end_key(run)))}
 
     async def _pass(self) -> float:
-        """Show what is due, final states first. Return the seconds until the next pass."""
+        """Show what is due, by `urgency`, then the longest unseen first. Return the seconds until the next pass."""
         now = self.clock()
-        due: list[tuple[bool, float, RunRecord]] = []
+        due: list[tuple[int, float, RunRecord]] = []
         pause_s = REFRESH_S
         for run_id in tuple(self._changed):
             run = await asyncio.to_thread(self.store.get, run_id)
@@ -121,7 +122,7 @@ class LiveMessages:
             if wait_s > 0:
                 pause_s = min(pause_s, wait_s)
             else:
-                due.append((not run.status.final, tracked.shown_at, run))
+                due.append((urgency(run, tracked.shown), tracked.shown_at, run))
         for _, _, run in sorted(due, key=lambda entry: entry[:2]):
             if (wait_s := self._budget.wait_s()) > 0:
                 pause_s = min(pause_s, wait_s)
@@ -157,7 +158,7 @@ class LiveMessages:
             return False
         except AWAY as error:
             return self._failed(run, tracked, error)
-        tracked.shown_at = self.clock()
+        tracked.shown, tracked.shown_at = run, self.clock()
         tracked.refused_since, tracked.failures = None, 0
         if run.status.final:
             await asyncio.to_thread(self.store.deliveries.first_time, _end_key(run))
@@ -187,6 +188,26 @@ class LiveMessages:
             )
             tracked.ended = True
         return tracked.ended
+
+
+def urgency(run: RunRecord, shown: RunRecord | None) -> int:
+    """Return the rank of a run's next edit among those of all runs; `shown` is what its message shows, if it has one.
+
+    0: its end. 1: a state that someone may have to act on, or its first message. 2: a step. 3: only time has passed.
+    """
+    if run.status.final:
+        return 0
+    if shown is None or _needs_people(run) != _needs_people(shown):
+        return 1
+    return 2 if _steps(run) != _steps(shown) else 3
+
+
+def _needs_people(run: RunRecord) -> tuple[object, ...]:
+    return run.status, run.decisions, run.problems
+
+
+def _steps(run: RunRecord) -> list[tuple[object, ...]]:
+    return [(one.step_id, one.attempt, one.status) for one in run.steps]
 
 
 def _end_key(run: RunRecord) -> str:

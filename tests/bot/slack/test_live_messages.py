@@ -11,7 +11,8 @@ import pytest
 from bot.presenter.message import Message
 from bot.presenter.render_context import RenderContext
 from bot.slack import live_messages, run_posts
-from bot.store.records import RunRecord, RunStatus
+from bot.slack.live_messages import urgency
+from bot.store.records import Person, Place, RunRecord, RunStatus, StepRecord, StepStatus
 from demo.workspace import Workspace
 from demo.workspace.webapi import ApiCall, ApiError, Handler
 from gpu_actions.models import JsonObject
@@ -73,6 +74,24 @@ async def test_a_busy_run_respects_its_edit_interval_and_still_shows_its_end(tmp
         assert len(edits) <= 2 + took_s / 1.0
         assert all(gap > 0.9 for gap in gaps[:-1]), gaps  # the final state may follow at once
     assert slack.calls["chat.postMessage"] == 1
+
+
+def test_an_end_is_shown_before_a_state_a_state_before_a_step_and_the_time_last() -> None:
+    first = StepRecord(step_id="a", title="a", status=StepStatus.RUNNING, started_at=1.0)
+    shown = RunRecord(
+        id="fb-7k2m", action="fallback", host="toy", status=RunStatus.RUNNING, requester=Person(id="U1"),
+        place=Place(channel="C1"), created_at=1.0, steps=(first,),
+    )  # fmt: skip
+    later = {
+        "ended": {"status": RunStatus.FAILED},
+        "settles": {"status": RunStatus.SETTLING},
+        "step": {"steps": (first.model_copy(update={"status": StepStatus.DONE, "ended_at": 2.0}),)},
+        "progress": {"steps": (first.model_copy(update={"progress": 0.5}),), "version": 7},
+    }
+    ranks = {name: urgency(shown.model_copy(update=change), shown) for name, change in later.items()}
+    assert ranks == {"ended": 0, "settles": 1, "step": 2, "progress": 3}
+    assert urgency(shown, None) == 1
+    assert urgency(shown, shown) == 3
 
 
 async def test_no_edit_is_sent_before_retry_after_is_over_and_the_final_state_follows(tmp_path: Path) -> None:
