@@ -46,7 +46,7 @@ from bot.watch.pages import Pages
 from bot.watch.scheduler import Schedule
 from bot.watch.standby_keeper import StandbyKeeper
 from bot.web.server import web_app
-from bot.web.service_notify import CANNOT_START, notify
+from bot.web.service_notify import CANNOT_START, keep_alive, notify
 from bot.worker import prepare, storage, until
 from gpu_actions.action import ActionSpec
 from gpu_actions.registry import actions
@@ -81,12 +81,36 @@ async def serve(
     """Run the bot until SIGTERM or SIGINT. Return the exit code: 0, or 1 if it cannot start (the log says why)."""
     stop = prepare(settings, process=role if role != "all" else "")
     try:
-        async with running(settings, stop=stop, role=role):
-            await until(stop, tell)
+        async with _standing_by(settings, stop, tell) as is_first:
+            if is_first:
+                async with running(settings, stop=stop, role=role):
+                    await until(stop, tell)
     except (CannotStart, AlreadyRunning, DatabaseTooNew) as error:
         log.error(str(error))
         return CANNOT_START
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _standing_by(
+    settings: Settings, stop: asyncio.Event, tell: Callable[[str], None]
+) -> AsyncIterator[bool]:
+    """Wait until no other bot serves this database. Report meanwhile that this process lives. Yield False if it is to stop.
+
+    With SQLite there is one machine, and its process lock.
+    """
+    if not (settings.fleet.is_bot and settings.own_database_url.startswith("postgresql")):
+        yield True
+        return
+    from bot.fleet.standby import first_bot
+
+    alive = asyncio.create_task(keep_alive(tell))
+    try:
+        async with first_bot(settings, stop) as is_first:
+            alive.cancel()
+            yield is_first
+    finally:
+        alive.cancel()
 
 
 @contextlib.asynccontextmanager

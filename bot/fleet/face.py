@@ -7,8 +7,8 @@ for the database a few seconds at most and is then refused in words; nothing is 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 
@@ -28,7 +28,7 @@ from bot.fleet.orders import (
     issue,
     read_order,
 )
-from bot.fleet.postbox import BOT_CHANNEL, Away, BotEnd, Report
+from bot.fleet.postbox import BOT_CHANNEL, Away, BotEnd, Report, keep_trying
 from bot.fleet.received_files import receive_file
 from bot.hosts import AWAY_AFTER_S
 from bot.incidents.artifacts import ArtifactStore
@@ -45,7 +45,6 @@ from gpu_actions.system.redact import redacted_head
 log = structlog.get_logger()
 
 LOOK_S = 5.0
-RETRY_S = 2.0
 PLAN_S = 60.0
 UNTAKEN_S = LIFE_S - 10.0
 """An order that no worker took is withdrawn before it expires, so an expired one means that a clock is wrong."""
@@ -95,7 +94,7 @@ class FleetRuns(Runs):
                 "the fleet's database does not answer, retrying", error=redacted_head(str(error), 200)
             )
         for name, loop in (("reports", self._follow), ("hosts", self._look)):
-            self._tasks.append(asyncio.create_task(_keep(name, loop)))
+            self._tasks.append(asyncio.create_task(keep_trying(name, loop)))
 
     async def refresh_hosts(self) -> None:
         """Read the workers' signs of life anew; while the database is away, keep what is known."""
@@ -375,20 +374,3 @@ class FleetRuns(Runs):
             due = time.monotonic() - self._decided_at.get(row.id, -RESEND_S) >= RESEND_S
             if due and run is not None and run.decisions:
                 await self.decided(run)
-
-
-async def _keep(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
-    """Run a loop for ever; begin it anew when the database is back."""
-    away = False
-    while True:
-        try:
-            await loop()
-        except Away as error:
-            if not away:
-                log.warning(
-                    "the fleet's database is away, retrying", loop=name, error=redacted_head(str(error), 200)
-                )
-            away = True
-        except Exception:
-            log.exception("a loop of the fleet failed, retrying", loop=name)
-        await asyncio.sleep(RETRY_S)

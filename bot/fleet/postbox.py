@@ -7,8 +7,8 @@ CONNECT_S and LOCK_S for it and then sees a `psycopg.OperationalError`: nothing 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, NoReturn
 
 import psycopg
 import structlog
@@ -18,10 +18,12 @@ from psycopg.types.json import Jsonb
 
 from bot.fleet.orders import SignedOrder
 from gpu_actions.models import Frozen, JsonObject
+from gpu_actions.system.redact import redacted_head
 
 log = structlog.get_logger()
 
 CONNECT_S = 5
+RETRY_S = 2.0
 STATEMENT_TIMEOUT_MS = 15_000
 BOT_CHANNEL = "oncall_bot"
 HOST_CHANNEL = "oncall_host_"
@@ -57,19 +59,45 @@ class Report(Frozen):
     body: JsonObject
 
 
+def conninfo(url: str, *, application: str, options: str) -> str:
+    """Return how to connect so that a lost peer is noticed within seconds."""
+    return make_conninfo(
+        url.replace("postgresql+psycopg://", "postgresql://", 1),
+        connect_timeout=CONNECT_S,
+        application_name=application,
+        options=options,
+        keepalives_idle=5,
+        keepalives_interval=2,
+        keepalives_count=3,
+        tcp_user_timeout=10_000,
+    )
+
+
+async def keep_trying(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
+    """Run a loop for ever; begin it anew when the database is back."""
+    away = False
+    while True:
+        try:
+            await loop()
+        except Away as error:
+            if not away:
+                log.warning(
+                    "the fleet's database is away, retrying", loop=name, error=redacted_head(str(error), 200)
+                )
+            away = True
+        except Exception:
+            log.exception("a loop of the fleet failed, retrying", loop=name)
+        else:
+            away = False
+        await asyncio.sleep(RETRY_S)
+
+
 class _End:
     """One connection with its lock, in autocommit mode."""
 
     def __init__(self, url: str, *, application: str) -> None:
-        self._conninfo = make_conninfo(
-            url.replace("postgresql+psycopg://", "postgresql://", 1),
-            connect_timeout=CONNECT_S,
-            application_name=application,
-            options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
-            tcp_user_timeout=10_000,
+        self._conninfo = conninfo(
+            url, application=application, options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
         )
         self._connection: psycopg.AsyncConnection[dict[str, Any]] | None = None
         self._lock = asyncio.Lock()

@@ -24,7 +24,7 @@ from bot.fleet.orders import (
     StopRun,
     Verifier,
 )
-from bot.fleet.postbox import HOST_CHANNEL, Away, HostEnd, PendingOrder
+from bot.fleet.postbox import HOST_CHANNEL, Away, HostEnd, PendingOrder, keep_trying
 from bot.runs.approvals import Approvals
 from bot.runs.runs import Runs
 from bot.settings.model import Settings
@@ -39,7 +39,6 @@ log = structlog.get_logger()
 BEAT_S = 5.0
 LOOK_S = 15.0
 """A notification brings an order at once; this only limits how late a lost notification is noticed."""
-RETRY_S = 2.0
 REPORT_PAUSE_S = 0.2
 MIB = 1024 * 1024
 
@@ -92,7 +91,7 @@ class WorkerLink:
         except Away as error:
             log.warning("the fleet's database does not answer, retrying", error=_short(error))
         for name, loop in (("orders", self._orders), ("reports", self._reports), ("signs", self._signs)):
-            self._spawn(self._keep(name, loop))
+            self._spawn(keep_trying(name, loop))
 
     async def close(self) -> None:
         """End the link. Orders in progress are taken up again by the next start."""
@@ -106,22 +105,6 @@ class WorkerLink:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _keep(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a loop for ever; begin it anew when the database is back."""
-        away = False
-        while True:
-            try:
-                await loop()
-            except Away as error:
-                if not away:
-                    log.warning("the fleet's database is away, retrying", loop=name, error=_short(error))
-                away = True
-            except Exception:
-                log.exception("a loop of the fleet link failed, retrying", loop=name)
-            else:
-                away = False
-            await asyncio.sleep(RETRY_S)
 
     # -- orders --------------------------------------------------------------------------------------------------
 
