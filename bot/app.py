@@ -33,6 +33,7 @@ from bot.slack.live_messages import LiveMessages
 from bot.slack.reports import Reports
 from bot.slack.self_event import SelfEvent
 from bot.slack.tokens import CannotStart, check_tokens
+from bot.store.records import Alert
 from bot.store.retention import sweep_rows
 from bot.store.store import Store
 from bot.store.upgrade import DatabaseTooNew
@@ -164,7 +165,11 @@ def build(
         pages=Pages(settings.paging, store),
     )
     monitors = Monitors(settings.monitors, store=store, hosts=runs.hosts.get, alerts=alerts, memory=memory)
-    runs.on_alert = alerts.report
+
+    async def keep_alert(key: str, alert: Alert) -> bool:
+        return bool(await alerts.keep_new([(key, alert)]))
+
+    runs.on_alert, runs.on_notice, runs.keep_alert = alerts.report, alerts.notice, keep_alert
     services = Services(
         settings=settings,
         runs=runs,
@@ -173,6 +178,7 @@ def build(
         store=store,
         access=access,
         monitors=monitors,
+        alerts=alerts,
         reports=Reports(
             client=client,
             store=store,

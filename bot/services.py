@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bot.runs.runs import Runs
     from bot.slack.reports import Reports
     from bot.store.store import Store
+    from bot.watch.alerts import Alerts
     from bot.watch.monitors import Monitors
     from gpu_actions.action import ActionSpec
 
@@ -30,6 +31,7 @@ class Services:
     store: "Store"
     access: Access
     monitors: "Monitors"
+    alerts: "Alerts"
     reports: "Reports"
     actions: Mapping[str, "ActionSpec"] = field(default_factory=dict)
     identity: Identity = field(default_factory=Identity)

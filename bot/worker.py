@@ -28,6 +28,7 @@ from gpu_actions.serving.interfaces import RouterError
 
 if TYPE_CHECKING:
     from bot.fleet.worker_link import WorkerLink
+    from bot.watch.host_watch import HostWatch
 
 log = structlog.get_logger()
 
@@ -62,10 +63,13 @@ async def serve_worker(settings: Settings, *, tell: Callable[[str], None] = noti
     )  # of a fleet: its requests come as the bot's signed orders
     runs = Runs(settings, store=store, artifacts=artifacts, actions=actions(), role=role)
     link: WorkerLink | None = None
+    watch: HostWatch | None = None
     try:
         await runs.engine.launch()
         if is_of_fleet:
-            link = await _linked(settings, runs, store)
+            watch = _watch(settings, runs, store)
+            link = await _linked(settings, runs, store, watch)
+            watch.start()
         log.info("the worker is up", hosts=[host.name for host in settings.hosts])
         await until(stop, tell)
         log.info("the worker is stopping; its runs continue at the next start")
@@ -73,6 +77,8 @@ async def serve_worker(settings: Settings, *, tell: Callable[[str], None] = noti
         log.error(str(error))
         return CANNOT_START
     finally:
+        if watch is not None:
+            await watch.close()
         if link is not None:
             await link.close()
         await runs.engine.close()
@@ -80,12 +86,25 @@ async def serve_worker(settings: Settings, *, tell: Callable[[str], None] = noti
     return 0
 
 
-async def _linked(settings: Settings, runs: Runs, store: Store) -> "WorkerLink":
+def _watch(settings: Settings, runs: Runs, store: Store) -> "HostWatch":
+    from bot.watch.host_watch import HostWatch
+
+    return HostWatch(settings, runs=runs, store=store)
+
+
+async def _linked(settings: Settings, runs: Runs, store: Store, watch: "HostWatch") -> "WorkerLink":
     """Connect the runs of this host to its fleet. Raise CannotLink."""
     from bot.fleet.worker_link import NotEnrolled, WorkerLink
 
     try:
-        link = WorkerLink(settings, runs=runs, store=store, state=lambda: host_state(runs.hosts, store))
+        link = WorkerLink(
+            settings,
+            runs=runs,
+            store=store,
+            state=lambda: host_state(runs.hosts, store),
+            send_alerts=watch.alerts.send,
+            acknowledge=watch.acknowledge,
+        )
         await link.start()
     except (NotEnrolled, ValueError) as error:
         raise CannotLink(str(error)) from None

@@ -75,7 +75,7 @@ async def close(call: Call, host: str, *, cause: str = "", repair: str = "") -> 
         if text:
             call.services.incidents.note(incident.id, by=call.person, text=f"{word}: {text}")
     closed = call.services.incidents.close(incident.id, by=call.person)
-    call.services.monitors.alerts.work_on_pages()
+    call.services.alerts.work_on_pages()
     message = texts.closed(closed, call.person, call.context, cause=cause, repair=repair)
     await post(call.client, message, closed.place)
     where = await call.services.reports.publish(closed, by=call.person)

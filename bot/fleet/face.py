@@ -17,6 +17,7 @@ from bot.fleet.hosts import FleetHosts
 from bot.fleet.mirror import apply_report
 from bot.fleet.orders import (
     LIFE_S,
+    Acknowledge,
     Decide,
     MakePlan,
     Order,
@@ -35,7 +36,7 @@ from bot.incidents.artifacts import ArtifactStore
 from bot.runs.planning import typed_options
 from bot.runs.runs import Runs, Started
 from bot.settings.model import Settings
-from bot.store.records import Alert, Person, RunRecord, RunStatus, UserError
+from bot.store.records import Alert, MonitorNotice, Person, RunRecord, RunStatus, UserError
 from bot.store.store import Store
 from gpu_actions.action import ActionSpec, Signal
 from gpu_actions.models import JsonObject, VerdictKind
@@ -227,6 +228,11 @@ class FleetRuns(Runs):
         except UserError as error:
             await self._never_started(run.id, str(error))
 
+    async def acknowledge(self, host: str, cause: str, *, by: Person) -> None:
+        """Tell the host's own monitors to keep quiet. Raise UserError if the database does not answer."""
+        order = self._order(Acknowledge, self.hosts.name(host), cause=cause, by=by)
+        await self._send(order, what=f"{host} does not know of it yet", command="triage")
+
     async def _worker_comes(self, host: str) -> bool:
         """Return True if the host's worker is alive; one that restarts has a few seconds."""
         deadline = time.monotonic() + LOOK_S
@@ -351,10 +357,16 @@ class FleetRuns(Runs):
                 content = await self._box.content(report)
                 return await receive_file(self._store, self._artifacts, self._files, report, content)
             case "alert":
-                alert = Alert.model_validate(report.body)
+                said = MonitorNotice if "notice" in report.body else Alert
+                alert = said.model_validate(report.body)
                 if alert.host != report.host:
                     return f"the alert is about {alert.host}"
-                self.on_alert(alert)
+                if isinstance(alert, MonitorNotice):
+                    self.on_notice(alert)
+                elif await self.keep_alert(f"alert:{report.host}:{alert.id}", alert):
+                    self.on_alert(
+                        alert
+                    )  # kept before the report is marked as read, so that a kill loses none
                 return ""
         return f"this version does not know reports of the kind {report.kind!r}"
 

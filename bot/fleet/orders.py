@@ -94,9 +94,17 @@ class MakePlan(_Order):
     requester: Person
 
 
-Order = StartRun | Decide | StopRun | SignalRun | MakePlan
+class Acknowledge(_Order):
+    """A person handles the cause of an alert: the host's monitors keep quiet about it for a while."""
+
+    verb: Literal["acknowledge"] = "acknowledge"
+    cause: str = Field(min_length=1, max_length=200)
+    by: Person
+
+
+Order = StartRun | Decide | StopRun | SignalRun | MakePlan | Acknowledge
 _ORDER: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="verb")])
-VERBS = ("start", "decide", "stop", "signal", "plan")
+VERBS = ("start", "decide", "stop", "signal", "plan", "acknowledge")
 
 
 class SignedOrder(Frozen):

@@ -285,6 +285,11 @@ class HostEnd(_End):
             content,
         )
 
+    async def is_unread(self, kind: str, key: str) -> bool:
+        """Return True while the bot has not read a report."""
+        query = "SELECT 1 AS one FROM fleet.reports WHERE host = %s AND kind = %s AND key = %s"
+        return bool(await self._all(query, self.host, kind, key))
+
 
 def _without_nul(body: JsonObject) -> JsonObject:
     """Replace NUL characters, which PostgreSQL's JSON cannot hold and a log line may contain."""

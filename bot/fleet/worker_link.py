@@ -15,6 +15,7 @@ import structlog
 
 from bot.fleet.mirror import export_run, remember_sent, sent_version
 from bot.fleet.orders import (
+    Acknowledge,
     Decide,
     MakePlan,
     Order,
@@ -28,7 +29,7 @@ from bot.fleet.postbox import HOST_CHANNEL, Away, HostEnd, PendingOrder, keep_tr
 from bot.runs.approvals import Approvals
 from bot.runs.runs import Runs
 from bot.settings.model import Settings
-from bot.store.records import RunRecord, RunStatus, UserError
+from bot.store.records import Person, RunRecord, RunStatus, UserError
 from bot.store.run_changes import RunChanges
 from bot.store.store import Store
 from gpu_actions.models import JsonObject
@@ -65,7 +66,10 @@ class WorkerLink:
         runs: Runs,
         store: Store,
         state: Callable[[], Awaitable[JsonObject]],
+        send_alerts: Callable[[HostEnd], Coroutine[Any, Any, None]] | None = None,
+        acknowledge: Callable[[str, str, Person], None] = lambda host, cause, by: None,
     ) -> None:
+        self._send_alerts, self._acknowledge = send_alerts, acknowledge
         self._settings = settings.fleet
         self._has_shared_store = bool(settings.artifacts.url)
         self._runs = runs
@@ -92,6 +96,8 @@ class WorkerLink:
             log.warning("the fleet's database does not answer, retrying", error=_short(error))
         for name, loop in (("orders", self._orders), ("reports", self._reports), ("signs", self._signs)):
             self._spawn(keep_trying(name, loop))
+        if (send := self._send_alerts) is not None:
+            self._spawn(keep_trying("alerts", lambda: send(self._end)))
 
     async def close(self) -> None:
         """End the link. Orders in progress are taken up again by the next start."""
@@ -154,7 +160,7 @@ class WorkerLink:
 
     def _check_policy(self, order: Order) -> None:
         """Raise OrderRefused if this host's own settings do not allow it."""
-        if isinstance(order, StopRun | SignalRun):
+        if isinstance(order, StopRun | SignalRun | Acknowledge):
             return
         allowed = self._settings.actions
         if allowed is not None and order.action not in allowed:
@@ -173,6 +179,8 @@ class WorkerLink:
                 await self._runs.stop(self._run(order.run_id).id, by=order.by)
             case SignalRun():
                 await self._runs.signal(self._run(order.run_id).id, order.signal, by=order.by)
+            case Acknowledge():
+                await asyncio.to_thread(self._acknowledge, self.host, order.cause, order.by)
             case MakePlan():
                 plan = await self._runs.plan(
                     action=order.action, host=self.host, options=order.arguments, requester=order.requester

@@ -3,7 +3,7 @@
 from bot.presenter.message import Block, Message, actions, button, compose, footnote, header, section
 from bot.presenter.mrkdwn import capitalized, code, duration, gist, one_line
 from bot.presenter.render_context import RenderContext
-from bot.store.records import Alert
+from bot.store.records import Alert, MonitorNotice
 from gpu_actions.models import VerdictKind
 
 ACKNOWLEDGE = "acknowledge"
@@ -53,6 +53,20 @@ def group(alert: Alert, *, is_root: bool, total: int, firing: int) -> Message:
     shown = opened(alert) if is_root else joined(alert)
     counted = f"{count} so far, {firing} firing; the last one: {gist(alert.reason, 10)}"
     return compose(f"{shown.text} ({count})", [*shown.blocks, footnote(counted)])
+
+
+def noticed(notice: MonitorNotice) -> Message:
+    """Return the reply about what a monitor says that is no alert."""
+    host, source, reason = notice.host, notice.source, notice.reason
+    match notice.notice:
+        case "clear":
+            return cleared(host, source=source, reason=reason)
+        case "ease":
+            return eased(host, source=source, cause=notice.cause, reason=reason)
+        case "blind":
+            return blind(host, source=source, reason=reason)
+        case "sighted":
+            return sighted(host, source=source)
 
 
 def cleared(host: str, *, source: str, reason: str) -> Message:

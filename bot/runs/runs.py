@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from bot.hosts import Hosts
 from bot.incidents.artifacts import ArtifactStore
@@ -12,7 +12,7 @@ from bot.runs.approvals import replace_plan
 from bot.runs.planning import VERDICT_MAX_AGE_S, Planner, typed_options
 from bot.runs.run_engine import ProcessRole, RunEngine
 from bot.settings.model import Settings
-from bot.store.records import Alert, Person, Place, RunRecord, RunStatus, UserError
+from bot.store.records import Alert, MonitorNotice, Person, Place, RunRecord, RunStatus, UserError
 from bot.store.run_changes import RunChanges
 from bot.store.store import HostBusy, Store
 from gpu_actions.action import ActionSpec, PlanRefused, Signal
@@ -32,6 +32,10 @@ class Started(Frozen):
     duplicate: bool
 
 
+async def _is_new(key: str, alert: Alert) -> bool:
+    return True
+
+
 class Runs:
     """The requests of people. `engine` executes the runs; `hosts` may bring hosts that are built already (tests)."""
 
@@ -48,6 +52,9 @@ class Runs:
         self._store = store
         self.on_alert: Callable[[Alert], None] = lambda alert: None
         """Called with the alert of a host that monitors itself (a fleet)."""
+        self.on_notice: Callable[[MonitorNotice], None] = lambda notice: None
+        self.keep_alert: Callable[[str, Alert], Awaitable[bool]] = _is_new
+        """Keeps an alert until it is delivered. Returns False if its delivery key is known (a fleet)."""
         self.hosts = hosts or Hosts(settings)
         self._planner = Planner(
             settings,
@@ -73,6 +80,9 @@ class Runs:
 
     async def decided(self, run: RunRecord) -> None:
         """Act on a settled decision. Here the waiting run sees it by itself."""
+
+    async def acknowledge(self, host: str, cause: str, *, by: Person) -> None:
+        """Tell the host's own monitors that a person handles a cause. Here they run in this process."""
 
     async def plan(
         self, *, action: str, host: str | None, options: Mapping[str, str], requester: Person

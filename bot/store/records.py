@@ -5,6 +5,7 @@ The store writes them and the presenter reads them; nothing else keeps state. Ti
 
 import hashlib
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 
@@ -197,6 +198,25 @@ class Alert(Frozen):
             name for name in ("fingerprint", "resolved") if not getattr(self, name)
         }  # rows from before them keep their id
         return hashlib.sha256(self.model_dump_json(exclude=later).encode()).hexdigest()[:32]
+
+
+class MonitorNotice(Frozen):
+    """What a monitor says of a host that is no alert: a fault is gone, or the host cannot be read, or can be again."""
+
+    notice: Literal["clear", "ease", "blind", "sighted"]
+    host: str
+    source: str
+    cause: str = ""
+    reason: str = ""
+    at_s: float
+
+    @property
+    def kind(self) -> str:
+        return self.notice
+
+    @property
+    def key(self) -> str:
+        return f"{self.notice}:{self.source}:{self.at_s}"[:300]
 
 
 class TimelineEntry(Frozen):

@@ -23,15 +23,23 @@ from bot.settings.watch import MonitorSettings
 from bot.slack.channels import Channels
 from bot.slack.posts import PostOnce, edit
 from bot.slack.retry import AWAY, until_accepted
-from bot.store.records import NOT_YET, Alert, IncidentRecord, Person, Place, RunRecord, UserError
+from bot.store.records import (
+    NOT_YET,
+    Alert,
+    IncidentRecord,
+    MonitorNotice,
+    Person,
+    Place,
+    RunRecord,
+    UserError,
+)
 from bot.store.store import Store
 from bot.watch.alert_groups import AlertGroup, AlertGroups
-from bot.watch.auto_fallback import why_not
+from bot.watch.auto_fallback import serves_for, why_not
 from bot.watch.pages import Pages
 from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.models import VerdictKind
 from gpu_actions.system.redact import redacted_head
-from gpu_actions.triage.rule import rank_of_verdict
 
 log = structlog.get_logger()
 
@@ -41,11 +49,6 @@ FIRST_POST_S = 3.0
 EDIT_PAUSE_S = 2.0
 """The count of a group is edited at most this often: a storm of alerts costs few of the edits that Slack allows."""
 ALERT_EVENT = "gpu_oncall_alert"
-RECENT_TRIAGE_S = 60.0
-"""A triage that started within this time before an alert may serve for it."""
-SAME_MOMENT_S = 15.0
-"""Within this time a triage serves for an alert whatever its verdict; later, only if its verdict is at least as bad: a stall
-that has become a reason to fall back needs its own card, with the button."""
 
 
 @dataclass(eq=False)
@@ -135,10 +138,11 @@ class Alerts:
         """Post a message into the thread of the host's open incident, if there is one."""
         self._spawn(self._say(host, message))
 
-    def clear(self, host: str, source: str, message: Message) -> None:
-        """Say in the host's incident that a source no longer reports a fault, and close its pages."""
-        self.say(host, message)
-        self._spawn(self.pages.resolve(host, matches=lambda reported_by, _: reported_by == source))
+    def notice(self, notice: MonitorNotice) -> None:
+        """Say in the host's incident what a monitor says. The end of a fault closes its pages."""
+        self.say(notice.host, texts.noticed(notice))
+        if notice.kind == "clear":
+            self._spawn(self.pages.resolve(notice.host, matches=lambda source, _: source == notice.source))
 
     def work_on_pages(self) -> None:
         """Send the pages that are due, and close those of closed incidents."""
@@ -294,7 +298,7 @@ class Alerts:
 
     async def _start_triage(self, alert: Alert, place: Place, incident_id: str | None) -> RunRecord | None:
         latest = self.runs.latest(action="triage", host=alert.host)
-        if latest is not None and _serves_for(latest, alert):
+        if latest is not None and serves_for(latest, alert, by_monitor=latest.requester.id == MONITOR.id):
             return latest
         try:
             started = await self.runs.start(
@@ -385,14 +389,3 @@ class Alerts:
     async def _post(self, place: Place, message: Message, *, in_channel_too: bool = False) -> str:
         """Post a message, however long Slack is away, and return its ts."""
         return await until_accepted(PostOnce(self.client, message, place, in_channel_too=in_channel_too).send)
-
-
-def _serves_for(triage: RunRecord, alert: Alert) -> bool:
-    """Return True if an earlier triage already shows what the alert is about."""
-    age_s = alert.at_s - triage.created_at
-    if age_s >= RECENT_TRIAGE_S or (triage.requester.id != MONITOR.id and triage.status.final):
-        return False
-    if age_s < SAME_MOMENT_S or not triage.status.final:
-        return True
-    verdict = verdict_of(triage)
-    return verdict is not None and rank_of_verdict(verdict.verdict) >= rank_of_verdict(alert.verdict)

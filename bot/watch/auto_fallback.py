@@ -6,11 +6,17 @@ It is off unless `monitors.auto_fallback` names the cause. Any doubt keeps it fr
 from bot.presenter.mrkdwn import duration
 from bot.presenter.verdict_card import verdict_of
 from bot.settings.watch import MonitorSettings
-from bot.store.records import RunRecord
+from bot.store.records import Alert, RunRecord
 from gpu_actions.models import VerdictKind
+from gpu_actions.triage.rule import rank_of_verdict
 
 FRESH_S = 180.0
 """An older verdict is not trusted: Slack may have been away for an hour between the triage and now."""
+RECENT_TRIAGE_S = 60.0
+"""A triage that started within this time before an alert may serve for it."""
+SAME_MOMENT_S = 15.0
+"""Within this time a triage serves for an alert whatever its verdict; later, only if its verdict is at least as bad: a stall
+that has become a reason to fall back needs its own card, with the button."""
 
 
 def why_not(
@@ -48,3 +54,14 @@ def why_not(
             ago = duration(pause_s)
             return f"{restore.id} ended less than {ago} ago (monitors.auto_fallback_after_restore_s)"
     return ""
+
+
+def serves_for(triage: RunRecord, alert: Alert, *, by_monitor: bool) -> bool:
+    """Return True if an earlier triage already shows what the alert is about."""
+    age_s = alert.at_s - triage.created_at
+    if age_s >= RECENT_TRIAGE_S or (not by_monitor and triage.status.final):
+        return False
+    if age_s < SAME_MOMENT_S or not triage.status.final:
+        return True
+    verdict = verdict_of(triage)
+    return verdict is not None and rank_of_verdict(verdict.verdict) >= rank_of_verdict(alert.verdict)

@@ -8,17 +8,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from bot.presenter import alerts as texts
 from bot.settings.watch import MonitorSettings
-from bot.store.records import Alert, Person, RunStatus
+from bot.store.records import Alert, MonitorNotice, Person, RunStatus
 from bot.store.store import Store
-from bot.watch.alerts import Alerts
 from bot.watch.monitor_kinds import MonitorKind, NothingRead, monitors_for
 from bot.watch.monitor_memory import MonitorMemory
 from bot.watch.scheduler import Schedule
@@ -46,6 +44,16 @@ MAX_WINDOW_S = 120.0
 METRIC_VALUES = {VerdictKind.HEALTHY: 0, VerdictKind.WATCH: 1, VerdictKind.FALL_BACK: 2}
 
 
+class AlertSink(Protocol):
+    """Takes what monitors report: `Alerts` in the bot, `HostAlerts` on a host of a fleet. Both return at once."""
+
+    def report(self, alert: Alert) -> None:
+        """Report an alert."""
+
+    def notice(self, notice: MonitorNotice) -> None:
+        """Report what is no alert."""
+
+
 @dataclass(eq=False)
 class Monitors(Collector):
     """Runs the checks. `hosts` returns the built host of a name; `schedule` arranges the calls of `check`."""
@@ -54,7 +62,7 @@ class Monitors(Collector):
     _: KW_ONLY
     store: Store
     hosts: "Callable[[str], Host]"
-    alerts: Alerts
+    alerts: AlertSink
     memory: MonitorMemory
 
     def __post_init__(self) -> None:
@@ -157,17 +165,17 @@ class Monitors(Collector):
             reason=signal.reason,
         )
         match signal.kind:
-            case "clear":
-                cleared = texts.cleared(host, source=kind.title, reason=signal.reason)
-                self.alerts.clear(host, kind.title, cleared)
-            case "ease":
-                self.alerts.say(
-                    host, texts.eased(host, source=kind.title, cause=signal.cause, reason=signal.reason)
+            case "clear" | "ease" | "blind" | "sighted":
+                self.alerts.notice(
+                    MonitorNotice(
+                        notice=signal.kind,
+                        host=host,
+                        source=kind.title,
+                        cause=signal.cause,
+                        reason=signal.reason,
+                        at_s=self.store.clock(),
+                    )
                 )
-            case "blind":
-                self.alerts.say(host, texts.blind(host, source=kind.title, reason=signal.reason))
-            case "sighted":
-                self.alerts.say(host, texts.sighted(host, source=kind.title))
 
     def _alert(
         self, host: str, kind: MonitorKind, signal: Signal, verdict: Verdict | None, *, stalled_s: float

@@ -24,7 +24,7 @@ from tests.postgres import postgresql
 from tests.scenarios.test_procfile import ROOT, hears
 
 BOT = """
-state_dir = "{folder}/bot"
+state_dir = "{folder}/{name}"
 [slack]
 bot_token = "{bot_token}"
 app_token = "{app_token}"
@@ -74,7 +74,7 @@ echo report > "$3.log"
 class Fleet:
     """The processes `bot`, `a` and `b`, each with its own settings file and state folder."""
 
-    def __init__(self, folder: Path, admin: str, workspace: Workspace) -> None:
+    def __init__(self, folder: Path, admin: str, workspace: Workspace, *, database_url: str = "") -> None:
         self.folder, self.admin = folder, admin
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         kept = enrolment.init(admin, folder / "keys")
@@ -82,9 +82,10 @@ class Fleet:
             enrolment.add(admin, folder / "keys", name, [f"zone={name}1", "pool=chat"])
         public = Signer.load(kept.signing_key).public_key
         self.box_of_bot = enrolment.bot_url(admin, kept)
-        (folder / "bot.toml").write_text(
-            BOT.format(
+        for name in ("bot", "bot2") if database_url else ("bot",):
+            text = BOT.format(
                 folder=folder,
+                name=name,
                 bot_token=workspace.bot_token,
                 app_token=workspace.app_token,
                 url=workspace.url,
@@ -92,7 +93,7 @@ class Fleet:
                 box=self.box_of_bot,
                 key=kept.signing_key,
             )
-        )
+            (folder / f"{name}.toml").write_text(f'database_url = "{database_url}"\n{text}')
         for name in ("a", "b"):
             (folder / name).mkdir()
             tool = folder / name / "nvidia-bug-report.sh"
@@ -107,7 +108,7 @@ class Fleet:
         return path.read_text() if path.exists() else ""
 
     def spawn(self, name: str) -> None:
-        command = "bot" if name == "bot" else "worker"
+        command = "bot" if name.startswith("bot") else "worker"
         env = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(

@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from bot.presenter.message import Message
+from bot.presenter.alerts import noticed
 from bot.settings.watch import MonitorSettings
-from bot.store.records import Alert, Place, RunRecord, RunStatus
+from bot.store.records import Alert, MonitorNotice, Place, RunRecord, RunStatus
 from bot.store.store import Store
 from bot.watch.monitor_kinds import MONITOR_KINDS, MonitorKind, monitors_for
 from bot.watch.monitor_memory import MonitorMemory
@@ -47,11 +47,8 @@ class People:
     def report(self, alert: Alert) -> None:
         self.alerts.append(alert)
 
-    def say(self, host: str, message: Message) -> None:
-        self.said.append(message.text)
-
-    def clear(self, host: str, source: str, message: Message) -> None:
-        self.said.append(message.text)
+    def notice(self, notice: MonitorNotice) -> None:
+        self.said.append(noticed(notice).text)
 
 
 def monitors_of(store: Store, host: Host, people: People, **settings: object) -> Monitors:
@@ -60,7 +57,7 @@ def monitors_of(store: Store, host: Host, people: People, **settings: object) ->
         chosen,
         store=store,
         hosts=lambda _: host,
-        alerts=people,  # type: ignore[arg-type]
+        alerts=people,
         memory=MonitorMemory(store, chosen),
     )
 
