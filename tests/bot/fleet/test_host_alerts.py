@@ -12,6 +12,7 @@ from aiohttp import web
 import bot.watch.host_alerts
 from bot.fleet.postbox import HostEnd
 from bot.settings.model import Settings
+from bot.settings.watch import PagingSettings
 from bot.store.records import Alert, MonitorNotice
 from bot.store.store import Store
 from bot.watch.host_watch import HostWatch
@@ -146,9 +147,7 @@ async def test_the_host_pages_the_on_call_if_the_bot_does_not_read_its_alert(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
-        paging = Settings(_env_file=None).paging.model_copy(
-            update={"url": f"http://127.0.0.1:{port}/page", "after_s": 1.0, "when": "slack_away"}
-        )
+        paging = PagingSettings(url=f"http://127.0.0.1:{port}/page", after_s=1.0)
         async with watch_of(site, paging=paging) as watch:
             raised(watch, watch.monitors.store, alert())
             await until(lambda: taken)
