@@ -22,7 +22,6 @@ from tests.bot.fleet.conftest import Bot, Site, bot_of, link_of, until
 from tests.bot.toys import ONCALL
 from tests.ports import free_port
 
-
 NOW_S = time.time()
 
 
