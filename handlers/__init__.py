@@ -110,7 +110,7 @@ def register(app: AsyncApp, services: Services) -> None:
     app.event("app_mention")(listener(_mention, mention))
     app.event("app_home_opened")(listener(_home_tab, home_opened))
     app.event("reaction_added")(listener(partial(_reaction, services), reactions.record))
-    app.event({"type": "message", "subtype": None})(listener(_direct_message, mention))
+    app.event({"type": "message", "subtype": (None, "bot_message")})(listener(_direct_message, mention))
     app.event("message")(_ignore)
 
 
@@ -127,8 +127,8 @@ def _listener(
         call = Call(**vars(request), services=services, client=client, answer=_no_answer)
         if request.from_app:
             # An app gives no orders. It is not answered either: two bots that answer each other never end.
-            log.warning("ignored: an app wrote to the bot", app=request.person.id, channel=request.channel)
             await record(call, "request.refused", f"an app gives no orders: {call.words}")
+            log.warning("ignored: an app wrote to the bot", app=request.person.id, channel=request.channel)
             return
         answer = ephemeral_answer(client, request.channel, request.person.id, request.thread_ts)
         if body.get("response_url"):

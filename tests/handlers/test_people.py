@@ -46,13 +46,17 @@ async def test_a_guest_reads_and_changes_nothing_and_a_deactivated_person_cannot
         await at_desk.people.say("former", "incidents", "/triage")
 
 
+@pytest.mark.parametrize("event", ["app_mention", "message"])
 async def test_an_app_gives_no_orders_and_the_attempt_is_logged(
-    at_desk: Desk, capfd: pytest.CaptureFixture[str]
+    at_desk: Desk, capfd: pytest.CaptureFixture[str], event: str
 ) -> None:
     state = at_desk.workspace.state
     message = state.post("C0INCIDENTS", "U0ONCALL", "<@U0GPUONCALL> triage")
-    payload = message_event(state, "app_mention", state.channels["C0INCIDENTS"], message)
+    payload = message_event(state, event, state.channels["C0INCIDENTS"], message)
     payload["event"]["bot_id"] = "B0OTHERAPP"
+    if event == "message":  # as an incoming webhook writes to the bot alone
+        payload["event"] |= {"subtype": "bot_message", "channel_type": "im"}
+        del payload["event"]["user"]
     at_desk.workspace.socket_mode.deliver_event(payload)
     printed = ""
     async with asyncio.timeout(10):
