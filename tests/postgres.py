@@ -54,7 +54,7 @@ def postgresql() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def server(*, port: int = 0) -> Iterator[Server]:
+def server(*, port: int = 0, max_connections: int = 100) -> Iterator[Server]:
     """Run a server during the block, with a TCP port on this machine if one is given."""
     if (bin_dir := programs()) is None:
         pytest.skip("PostgreSQL is not installed (deploy/packages.sh postgresql)")
@@ -65,7 +65,7 @@ def server(*, port: int = 0) -> Iterator[Server]:
     data = f"{folder}/data"
     made.run("initdb", "-D", data, "-A", "trust", "-U", "oncall", "--no-sync")
     listen = f"-c listen_addresses=127.0.0.1 -c port={port}" if port else "-c listen_addresses="
-    options = f"{listen} -c unix_socket_directories={folder} -c fsync=off"
+    options = f"{listen} -c unix_socket_directories={folder} -c fsync=off -c max_connections={max_connections}"
     made.run("pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
     try:
         yield made
