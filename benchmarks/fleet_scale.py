@@ -1,7 +1,7 @@
 """Measure a fleet's post box with many workers: how late an order begins, what the database does at rest, a burst to all hosts.
 
-The database, the bot's end, the signed orders and each worker's link (`WorkerLink`, with its connections, its signs of life and its
-check against repeats) are the real ones. Simulated is the host behind a link: its engine notes when it was asked to start a
+The database, the bot's end, the signed orders and each worker's link (`WorkerLink`: connections, signs of life, check
+against repeats) are the real ones. Simulated is the host behind a link: its engine notes when it was asked to start a
 run and does nothing. Many links share a process and its SQLite. `--workers 10,100,1000` takes some minutes.
 """
 
@@ -91,8 +91,7 @@ async def _workers(urls: dict[str, str], key: str, folder: Path, ready: Any, ove
     for link in links:
         await link.start()
     ready.release()
-    while not over.is_set():
-        await asyncio.sleep(0.2)
+    await asyncio.to_thread(over.wait)
     (folder / "began.json").write_text(json.dumps(runs.began))
     await asyncio.gather(*(link.close() for link in links))
     store.close()
@@ -151,7 +150,7 @@ def database_use(admin: str, postmaster: psutil.Process) -> tuple[int, float, in
             "SELECT (SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()), "
             "(SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'gpu-oncall%')"
         ).fetchone()
-    assert row is not None  # noqa: S101  (an aggregate always has a row)
+    assert row is not None
     cpu_s = 0.0
     for process in (postmaster, *postmaster.children()):
         with contextlib.suppress(psutil.NoSuchProcess):
