@@ -65,7 +65,9 @@ def server(*, port: int = 0, max_connections: int = 100) -> Iterator[Server]:
     data = f"{folder}/data"
     made.run("initdb", "-D", data, "-A", "trust", "-U", "oncall", "--no-sync")
     listen = f"-c listen_addresses=127.0.0.1 -c port={port}" if port else "-c listen_addresses="
-    options = f"{listen} -c unix_socket_directories={folder} -c fsync=off -c max_connections={max_connections}"
+    options = (
+        f"{listen} -c unix_socket_directories={folder} -c fsync=off -c max_connections={max_connections}"
+    )
     made.run("pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
     try:
         yield made
