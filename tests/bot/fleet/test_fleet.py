@@ -25,8 +25,8 @@ from tests.bot.toys import HERE, LEAD, ONCALL, effects, effects_dir, ended, toy_
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bot.fleet.face, "RETRY_S", 0.2)
-    monkeypatch.setattr(bot.fleet.worker_link, "RETRY_S", 0.2)
+    monkeypatch.setattr("bot.fleet.postbox.RETRY_S", 0.2)
+    monkeypatch.setattr("bot.fleet.postbox.RETRY_S", 0.2)
 
 
 async def start(runs: Runs, action: str = "toy", *, host: str = "toy", **options: str) -> RunRecord:
