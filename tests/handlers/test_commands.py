@@ -40,7 +40,7 @@ async def test_every_command_and_its_help_are_answered_and_start_nothing(at_desk
         ("/fallback start tou", "I know no host 'tou'. Did you mean 'toy'?"),
         ("/fallback start scirpt=x", "unknown option 'scirpt'; did you mean script?"),
         ("/fallback start tries=none", "tries=none"),
-        ("/fallback start tries=99", "less than or equal to 5"),
+        ("/fallback start tries=99", "it must be at most 5"),
         ("/fallback start tries", "I know no host 'tries'"),
         ("/fallback start script=", "script has no value"),
         ("/fallback start tries=1 tries=2", "given twice"),
@@ -173,7 +173,7 @@ async def test_the_options_of_a_load_test_are_filled_in_on_a_form_that_names_the
             await asyncio.sleep(0.02)
     refused = await at_desk.people.submit("oncall", {"option:window": "soon"})
     assert refused["response_action"] == "errors"
-    assert "valid number" in refused["errors"]["option:window"]
+    assert "write a number" in refused["errors"]["option:window"]
     assert await at_desk.people.submit("oncall", {"option:window": "4.5", "option:deep": "true"}) == {}
     run = await at_desk.run("loadtest", until=lambda run: True)
     assert (run.options["window"], run.options["deep"]) == ("4.5", "true")

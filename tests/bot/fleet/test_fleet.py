@@ -26,7 +26,6 @@ from tests.bot.toys import HERE, LEAD, ONCALL, effects, effects_dir, ended, toy_
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.fleet.postbox.RETRY_S", 0.2)
-    monkeypatch.setattr("bot.fleet.postbox.RETRY_S", 0.2)
 
 
 async def start(runs: Runs, action: str = "toy", *, host: str = "toy", **options: str) -> RunRecord:
