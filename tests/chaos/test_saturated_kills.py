@@ -18,6 +18,7 @@ from tests.scenarios.saturated import (
     PROFILE,
     SLACK_S,
     busy_clients,
+    check_refusals,
     check_shares,
     lost_text,
     servers_of,
@@ -112,7 +113,7 @@ async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
 ) -> None:
     async with real_host(tmp_path, **HOST) as it:
         await it.ready(it.worker(mode))
-        async with busy_clients(it.site) as account:
+        async with it.site.real_traffic(PROFILE) as account:
             await asyncio.sleep(2.5)
             assert account.open >= 40
             await it.site.freeze_rank()
@@ -128,6 +129,9 @@ async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
             assert answer.ending is Ending.ABORTED, answer
             assert (answer.first_byte_at or frozen + 1) <= frozen + 0.3, f"{answer} had not begun on tp"
         drain = next(step for step in run.steps if step.step_id == "drain")
+        assert drain.ended_at is not None
+        # What the hung tier held is asked of the fallback when the drain ends it.
+        check_refusals(account, since=drain.ended_at - time.time() + time.monotonic())
         assert drain.data["cut"] == len(account.lost), (drain.data, lost_text(account))
         await it.check_end("fallback")
 

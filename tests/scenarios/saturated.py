@@ -123,8 +123,17 @@ async def watched_weights(site: Site) -> AsyncIterator[Weights]:
 
 def is_binomial(hits: int, tries: int, share: float, *, tail: float = 1e-4) -> bool:
     """Return False if so few or so many hits come with less than `tail` probability."""
-    terms = [math.comb(tries, n) * share**n * (1 - share) ** (tries - n) for n in range(tries + 1)]
-    return sum(terms[: hits + 1]) >= tail and sum(terms[hits:]) >= tail
+    if share in {0, 1}:
+        return hits == tries * share
+
+    def likelihood(
+        n: int,
+    ) -> float:  # over thousands of tries a binomial coefficient is too large for a float
+        ways = math.lgamma(tries + 1) - math.lgamma(n + 1) - math.lgamma(tries - n + 1)
+        return math.exp(ways + n * math.log(share) + (tries - n) * math.log1p(-share))
+
+    at_most = sum(map(likelihood, range(hits + 1)))
+    return at_most >= tail and 1 - at_most + likelihood(hits) >= tail
 
 
 def servers_of(answers: list[Answer]) -> Counter[str]:
