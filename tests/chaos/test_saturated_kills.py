@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,7 +114,7 @@ async def test_a_fallback_from_a_hung_tier_among_kills_loses_only_begun_answers(
     async with real_host(tmp_path, **HOST) as it:
         await it.ready(it.worker(mode))
         # Killed at each step, a run takes longer than a client usually waits; these do not give up.
-        async with it.site.real_traffic(replace(PROFILE, patience_s=240)) as account:
+        async with it.site.real_traffic(PROFILE.model_copy(update={"patience_s": 240})) as account:
             await asyncio.sleep(2.5)
             assert account.open >= 40
             await it.site.freeze_rank()
