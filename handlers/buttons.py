@@ -72,8 +72,8 @@ async def _acknowledge(call: Call, value: str) -> None:
     services = call.services
     await services.access.require(call.person, services.access.change_role, f"acknowledge {cause} on {host}")
     quiet_s = await asyncio.to_thread(services.monitors.acknowledge, host, cause, by=call.person)
-    await services.runs.acknowledge(host, cause, by=call.person)
     await services.alerts.note(host, by=call.person, text=f"acknowledged {cause}")
+    await services.runs.acknowledge(host, cause, by=call.person)
     await call.answer(alerts.acknowledged(host, cause, quiet_s=quiet_s))
 
 

@@ -17,7 +17,9 @@ async def answer(call: Call) -> None:
     services = call.services
     await services.runs.refresh_hosts()
     rows = await asyncio.gather(*(_row(services, name) for name in services.hosts))
-    await call.answer(hosts_message(rows, call.context, known_age_s=services.runs.hosts.known_age_s()))
+    brake = await asyncio.to_thread(services.runs.brake_states)
+    known_age_s = services.runs.hosts.known_age_s()
+    await call.answer(hosts_message(rows, call.context, brake=brake, known_age_s=known_age_s))
 
 
 async def _row(services: Services, name: str) -> HostRow:

@@ -62,6 +62,27 @@ def refusal(host: str, hosts: Sequence[HostNow], rules: Mapping[str, PoolRule], 
     return ""
 
 
+def states(hosts: Sequence[HostNow], rules: Mapping[str, PoolRule]) -> list[str]:
+    """Return one line a pool: what changes there, what may still change, and why nothing changes by itself."""
+    lines = []
+    for name in sorted({one.pool for one in hosts}):
+        pool, rule = [one for one in hosts if one.pool == name], rules.get(name, PoolRule())
+        changing = [f"{one.name} ({one.changed_by})" for one in pool if one.changed_by]
+        serving = sum(one.is_serving for one in pool)
+        line = (
+            f"{f'pool {name}' if name else 'hosts without a pool'}: {serving} of {len(pool)} serve (at least "
+            f"{rule.least_serving}), {len(changing)} of at most {rule.max_changing} {'is' if len(changing) == 1 else 'are'} "
+            f"being changed{': ' + ', '.join(changing) if changing else ''}"
+        )
+        stopped = [one.name for one in pool if refusal(one.name, hosts, rules, is_automatic=False)]
+        if stopped:
+            line += f"; a change of {', '.join(stopped)} would be refused"
+        if common := common_cause(pool):
+            line += f". Nothing changes by itself: {common}"
+        lines.append(line)
+    return lines
+
+
 def common_cause(pool: Sequence[HostNow]) -> str:
     """Return a sentence if more than half of a pool was judged sick within five minutes, or an empty string."""
     sick = [one for one in pool if one.is_sick]

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from bot.fleet.brake import SICK_WITHIN_S, HostNow, refusal
+from bot.fleet.brake import SICK_WITHIN_S, HostNow, refusal, states
 from bot.fleet.hosts import FleetHosts
 from bot.fleet.mirror import apply_report
 from bot.fleet.orders import (
@@ -139,14 +139,16 @@ class FleetRuns(Runs):
             return await super().start(action=action, host=name, requester=requester, **request)
 
     def _brake(self, name: str, *, is_automatic: bool) -> str:
+        # A run of the host itself is refused with better words.
+        return refusal(name, self._hosts_now(besides=name), self._pools, is_automatic=is_automatic)
+
+    def brake_states(self) -> list[str]:
+        return states(self._hosts_now(), self._pools)
+
+    def _hosts_now(self, *, besides: str = "") -> list[HostNow]:
         changing = {row.host: row.id for row in self._store.active() if row.changes_host}
-        changing.pop(name, None)  # its own run is refused with better words
-        return refusal(
-            name,
-            [self._now(one, changing.get(one, "")) for one in self.hosts.names()],
-            self._pools,
-            is_automatic=is_automatic,
-        )
+        changing.pop(besides, None)
+        return [self._now(one, changing.get(one, "")) for one in self.hosts.names()]
 
     def _now(self, name: str, changed_by: str) -> HostNow:
         sign = self.hosts.sign(name)

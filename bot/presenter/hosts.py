@@ -36,8 +36,10 @@ class HostRow:
         return self.sign_age_s is not None and self.sign_age_s <= AWAY_AFTER_S
 
 
-def hosts_message(rows: Sequence[HostRow], context: RenderContext, *, known_age_s: float = 0.0) -> Message:
-    """Return the table. `known_age_s` is above 0 while the fleet's database does not answer."""
+def hosts_message(
+    rows: Sequence[HostRow], context: RenderContext, *, brake: Sequence[str] = (), known_age_s: float = 0.0
+) -> Message:
+    """Return the table and a line a pool of the brake. `known_age_s` is above 0 while the fleet's database does not answer."""
     if not rows:
         return plain("No host is enrolled yet: run `gpu-oncall fleet add HOST` on the bot's machine.")
     away = [row.name for row in rows if not row.is_alive]
@@ -48,6 +50,10 @@ def hosts_message(rows: Sequence[HostRow], context: RenderContext, *, known_age_
         else f"{title}, every worker is alive"
     )
     parts: list[Part] = [header(said), Lines(tuple(_entry(row, context) for row in rows), noun="hosts")]
+    if brake:
+        parts.append(
+            Lines(tuple(f":vertical_traffic_light: {one_line(line)}" for line in brake), noun="pools")
+        )
     if known_age_s > AWAY_AFTER_S:
         parts.append(
             footnote(f"The fleet's database does not answer: this is as of {duration(known_age_s)} ago.")

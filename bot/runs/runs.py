@@ -78,6 +78,10 @@ class Runs:
     async def refresh_hosts(self) -> None:
         """Read anew what is known of the hosts' workers. Here nothing is kept."""
 
+    def brake_states(self) -> list[str]:
+        """Return one line a pool of hosts: what may change there. One host has no brake."""
+        return []
+
     async def decided(self, run: RunRecord) -> None:
         """Act on a settled decision. Here the waiting run sees it by itself."""
 

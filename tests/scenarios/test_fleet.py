@@ -209,6 +209,7 @@ async def test_a_command_runs_on_the_named_host_only_and_both_survive_the_death_
         assert fleet.runs("a") == []
         assert (await people.say("oncall", "incidents", "/gpu hosts")).ok
         await hears(people, "2 hosts, every worker is alive")
+        await hears(people, "0 of at most 1 are being changed")
 
         # the worker is killed in the middle of a step and goes on where it stood
         assert (await people.say("oncall", "incidents", "/forensics a bug_report=true")).ok

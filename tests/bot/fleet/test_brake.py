@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.fleet.brake import SICK_WITHIN_S, HostNow, common_cause, refusal
+from bot.fleet.brake import SICK_WITHIN_S, HostNow, common_cause, refusal, states
 from bot.settings.model import PoolRule
 from bot.store.records import Person, UserError
 from gpu_actions.models import VerdictKind
@@ -69,6 +69,16 @@ def test_a_change_starts_only_if_its_pool_can_bear_it(
     why = refusal("a", [host(text) for text in texts], rules, is_automatic=is_automatic)
     assert bool(why) == bool(said), why
     assert said in why
+
+
+def test_the_brakes_state_is_shown_before_anyone_is_refused() -> None:
+    hosts = ["a pool=chat changing", "b pool=chat", "c pool=chat down", "d sick:x", "e sick:x"]
+    assert states([host(text) for text in hosts], {"chat": PoolRule(least_serving=1)}) == [
+        "hosts without a pool: 2 of 2 serve (at least 0), 0 of at most 1 are being changed. Nothing changes by itself: 2 of 2 "
+        "hosts were judged sick within 5 minutes (d, e). Look for a common cause: fabric, driver, deploy, power. They share "
+        "cause=x (2 sick, 0 not).",
+        "pool chat: 2 of 3 serve (at least 1), 1 of at most 1 is being changed: a (fb-2222); a change of b, c would be refused",
+    ]
 
 
 GROUPS = [
