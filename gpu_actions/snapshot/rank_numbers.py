@@ -71,18 +71,17 @@ def others_of_job(
     """Return the numbered ranks outside the unit (in another container) that are of the same job as those inside.
 
     Two jobs may look alike, for example with torchrun's usual rendezvous in two containers. Ranks that repeat one inside, or
-    each other, are therefore another job's. Without a numbered rank inside, only one job with exactly the tier's ranks counts.
+    each other, are therefore another job's. Without a numbered rank inside nothing ties a job to the tier: a stranger's job
+    of the same size, when it ends, must not look like the death of the tier's ranks.
     """
     own = [found for row in inside if (found := rank_in_job(row)) is not None]
+    if not own:
+        return []
     jobs: dict[tuple[str, ...], list[tuple[int, ProcessRow]]] = {}
     for pid, row in table.items():
         if pid not in known and (found := rank_in_job(row)) is not None:
             jobs.setdefault(found.job, []).append((found.rank, row))
-    if own:
-        same = [one for job in {found.job for found in own} for one in jobs.get(job, ())]
-    else:
-        whole = [rows for rows in jobs.values() if sorted(rank for rank, _ in rows) == list(range(expected))]
-        same = whole[0] if len(whole) == 1 else []
+    same = [one for job in {found.job for found in own} for one in jobs.get(job, ())]
     ranks = [rank for rank, _ in same] + [found.rank for found in own]
     if len(set(ranks)) < len(ranks) or any(rank >= expected for rank in ranks):
         return []
