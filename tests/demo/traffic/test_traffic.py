@@ -13,7 +13,7 @@ from demo.traffic.account import Account, Ending
 from demo.traffic.clients import Clients
 from demo.traffic.schedule import Profile, schedule
 
-FULL = Profile(requests_per_s=60, answer_tokens=(4, 8), slow_readers=0, hang_ups=0, patience_s=1)
+FULL = Profile(requests_per_s=60, answer_tokens=(4, 8), slow_readers=0, hang_ups=0, patience_s=20)
 
 
 def chunk(text: str, finish_reason: str | None = None) -> bytes:
@@ -111,7 +111,8 @@ async def test_each_request_is_counted_once_by_how_it_ended(
     truth: Truth, behaviour: str, streamed: float, ending: Ending
 ) -> None:
     truth.behaviour = behaviour
-    account = await played(truth, FULL.model_copy(update={"streamed": streamed}))
+    patience_s = 1 if ending in {Ending.NEVER_ANSWERED, Ending.STALLED} else 20
+    account = await played(truth, FULL.model_copy(update={"streamed": streamed, "patience_s": patience_s}))
     assert account.totals == {ending: truth.seen}, account.describe()
     assert account.sent == truth.seen > 10
     assert account.open == 0
@@ -124,7 +125,9 @@ async def test_each_request_is_counted_once_by_how_it_ended(
 
 async def test_arrivals_do_not_wait_for_answers(truth: Truth) -> None:
     truth.behaviour = "silent"
-    account = await played(truth, FULL.model_copy(update={"requests_per_s": 120}), seconds=0.7)
+    account = await played(
+        truth, FULL.model_copy(update={"requests_per_s": 120, "patience_s": 1}), seconds=0.7
+    )
     assert truth.peak >= 60, "none was answered, and the next ones came all the same"
     assert account.sent >= truth.peak
 
@@ -134,9 +137,7 @@ async def test_a_client_that_hangs_up_and_a_slow_reader_do_what_they_say(truth: 
     assert leaving.totals == {Ending.HUNG_UP: leaving.sent}
     assert truth.finished == 0
     assert all(answer.tokens == answer.request.tokens // 2 for answer in leaving.answers)
-    slow = await played(
-        truth, FULL.model_copy(update={"slow_readers": 1, "slow_read_s": 0.1, "streamed": 1, "patience_s": 9})
-    )
+    slow = await played(truth, FULL.model_copy(update={"slow_readers": 1, "slow_read_s": 0.1, "streamed": 1}))
     assert slow.totals == {Ending.FINISHED: slow.sent}
     assert all((answer.ended_at or 0) - answer.sent_at > 0.1 * answer.tokens for answer in slow.answers)
 
