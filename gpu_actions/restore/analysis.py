@@ -44,6 +44,9 @@ class Window(Frozen):
     percent: int
     seconds: float = Field(ge=0)
     requests: int = Field(ge=0, description="sessions that the router sent to the tier")
+    carried: int = Field(
+        default=0, ge=0, description="answers of the stages before that were open when this one began"
+    )
     errors: int = Field(
         default=0,
         ge=0,
@@ -148,7 +151,8 @@ def _is_suspicious(rate: _Rate) -> bool:
 
 def _rates(window: Window, policy: RestorePolicy) -> list[_Rate]:
     share = _stage_share(window.percent, policy)
-    failed = Counts(bad=window.errors, total=window.requests)
+    # An answer that a stage before began may break off in this one.
+    failed = Counts(bad=window.errors, total=window.requests + window.carried)
     refused = Counts(bad=window.refused, total=window.requests)
     allowed = policy.max_error_percent / 100
     usual = CONTROL_MARGIN * upper_bound(window.control, LATENCY_ALPHA * share)

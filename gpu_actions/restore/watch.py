@@ -45,10 +45,12 @@ class Beginning(Frozen):
     at: Moment
     requests: int
     errors: int
+    open: int = 0
     refused: int = 0
     fallback_requests: int = 0
     fallback_refused: int = 0
     fallback_errors: int = 0
+    fallback_open: int = 0
     ttft: Histogram | None = None
     e2e: Histogram | None = None
     main_pid: int | None = None
@@ -136,6 +138,7 @@ class Watcher:
             at=Moment.now(),
             requests=server.requests_total,
             errors=_errors(server),
+            open=server.sessions,
             refused=server.responses_4xx,
             **self._control_counts(context, control),
             ttft=metrics.ttft if metrics else None,
@@ -195,12 +198,13 @@ class Watcher:
             percent=self.percent,
             seconds=began.at.seconds_ago(),
             requests=self.requests,
+            carried=began.open,
             errors=_delta(began.errors, _errors(server)) + self.failed_probes + self.live.faulty,
             refused=_delta(began.refused, server.responses_4xx),
             control=Counts(bad=_delta(began.fallback_refused, control.responses_4xx), total=of_control),
             control_failed=Counts(
                 bad=_delta(began.fallback_errors, _errors(control)) + self.live.control_faulty,
-                total=of_control,
+                total=of_control + began.fallback_open,
             ),
             ttft_p99_ms=_p99_ms(ttft),
             ttft_samples=0 if ttft is None else int(histogram_count(ttft)),
@@ -227,6 +231,7 @@ class Watcher:
                 "fallback_requests": control.requests_total,
                 "fallback_refused": control.responses_4xx,
                 "fallback_errors": _errors(control),
+                "fallback_open": control.sessions,
             }
             run_notes.keep(context.workdir, CONTROL_NOTE, note)
         return note

@@ -51,6 +51,11 @@ def window(**changes: Any) -> Window:
         ({"errors": 2}, StageVerdict.PASSED, ""),
         ({"errors": 4}, StageVerdict.INCONCLUSIVE, "4 of 100 requests failed (4.0 %), the limit is 1 %"),
         ({"errors": 12}, StageVerdict.FAILED, "12 of 100 requests failed (12.0 %), the limit is 1 %"),
+        (  # answers that the stage before began and that broke off in this one
+            {"requests": 6, "carried": 27, "errors": 22},
+            StageVerdict.FAILED,
+            "22 of 33 requests failed (66.7 %), the limit is 1 %",
+        ),
         ({"ttft_p99_ms": 501, "slow_ttft": slow(2)}, StageVerdict.PASSED, ""),
         ({"ttft_p99_ms": 501, "slow_ttft": slow(4)}, StageVerdict.INCONCLUSIVE, "TTFT p99 is 501 ms"),
         ({"ttft_p99_ms": 501, "slow_ttft": slow(15)}, StageVerdict.FAILED, "TTFT p99 is 501 ms"),
