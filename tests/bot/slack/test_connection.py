@@ -157,7 +157,8 @@ async def test_a_socket_that_answers_pings_and_delivers_nothing_is_noticed_by_an
         workspace.faults.deaf = False
         body = await turns(it, 200)
         assert body["warnings"] == [], "the second socket of a replacement is no second bot"
-        public = [one for one in await it.messages() if one.visible_to is None]  # a slow start shows its progress
+        # A slow start shows its progress to the person who asked.
+        public = [one for one in await it.messages() if one.visible_to is None]
         assert len(public) == 1 + len(message.replies), "nobody was told anything"
         deadline = time.monotonic() + 10
         while (await it.message_of((await it.run("fallback")).id))[0].reactions:
