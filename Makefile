@@ -9,7 +9,7 @@ VLLM ?= 0.32.0
 MUTMUT ?= 3.8.1
 MOTO ?= 5.2.5
 STAMP := $(VENV)/.installed
-# Each test of a crash starts new processes; without compiled files each of them compiles 340 modules, a third of its start.
+# Each test of a crash starts new processes; without compiled files each of them compiles 340 modules, a quarter of its start.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test test-heavy test-vllm mutation lint format typecheck bench docs clean

@@ -2,8 +2,8 @@
 
 While the worker runs, it carries the run as if it came from Slack, and Slack is told once it answers again. Otherwise the plan
 and the steps are the same without the database; this process then takes the worker's lock, so that two never act side by side,
-and asks for no approval: whoever has a shell here has the right already. Every start is recorded in `local.jsonl` in the state
-folder.
+and asks for no approval: whoever has a shell here has the right already. Every start, step and end is recorded
+(`bot.store.local_record`).
 """
 
 import asyncio

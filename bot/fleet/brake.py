@@ -43,7 +43,7 @@ def refusal(host: str, hosts: Sequence[HostNow], rules: Mapping[str, PoolRule], 
     pool = [one for one in hosts if one.pool == this.pool]
     others = [one for one in pool if one.name != host]
     rule = rules.get(this.pool, PoolRule())
-    named = f"the pool {this.pool}" if this.pool else "the hosts without a pool"
+    named = f"the {_pool_named(this.pool)}"
     if is_automatic and (common := common_cause(pool)):
         return f"nothing changes by itself in {named}: {common}"
     changing = [one for one in others if one.changed_by]
@@ -70,7 +70,7 @@ def states(hosts: Sequence[HostNow], rules: Mapping[str, PoolRule]) -> list[str]
         changing = [f"{one.name} ({one.changed_by})" for one in pool if one.changed_by]
         serving = sum(one.is_serving for one in pool)
         line = (
-            f"{f'pool {name}' if name else 'hosts without a pool'}: {serving} of {len(pool)} serve (at least "
+            f"{_pool_named(name)}: {serving} of {len(pool)} serve (at least "
             f"{rule.least_serving}), {len(changing)} of at most {rule.max_changing} {'is' if len(changing) == 1 else 'are'} "
             f"being changed{': ' + ', '.join(changing) if changing else ''}"
         )
@@ -81,6 +81,10 @@ def states(hosts: Sequence[HostNow], rules: Mapping[str, PoolRule]) -> list[str]
             line += f". Nothing changes by itself: {common}"
         lines.append(line)
     return lines
+
+
+def _pool_named(pool: str) -> str:
+    return f"pool {pool}" if pool else "hosts without a pool"
 
 
 def common_cause(pool: Sequence[HostNow]) -> str:

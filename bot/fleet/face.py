@@ -359,16 +359,15 @@ class FleetRuns(Runs):
                 content = await self._box.content(report)
                 return await receive_file(self._store, self._artifacts, self._files, report, content)
             case "alert":
-                said = MonitorNotice if "notice" in report.body else Alert
-                alert = said.model_validate(report.body)
-                if alert.host != report.host:
-                    return f"the alert is about {alert.host}"
-                if isinstance(alert, MonitorNotice):
-                    self.on_notice(alert)
-                elif await self.keep_alert(f"alert:{report.host}:{alert.id}", alert):
-                    self.on_alert(
-                        alert
-                    )  # kept before the report is marked as read, so that a kill loses none
+                kind = MonitorNotice if "notice" in report.body else Alert
+                told = kind.model_validate(report.body)
+                if told.host != report.host:
+                    return f"the alert is about {told.host}"
+                if isinstance(told, MonitorNotice):
+                    self.on_notice(told)
+                # Kept before the report is marked as read, so that a kill loses none.
+                elif await self.keep_alert(f"alert:{report.host}:{told.id}", told):
+                    self.on_alert(told)
                 return ""
         return f"this version does not know reports of the kind {report.kind!r}"
 

@@ -39,7 +39,7 @@ def _append(state_dir: Path, entry: dict[str, Any]) -> None:
         file.seek(0)
         previous = GENESIS
         for line in file:
-            previous = _hash_of(line) or previous
+            previous = str(_parsed(line).get("hash") or previous)
         file.write(json.dumps({**entry, "hash": chain_hash(previous, entry)}) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -56,20 +56,20 @@ def verify(state_dir: Path) -> tuple[int, str, str]:
         return 0, "", ""
     chained, previous = 0, GENESIS
     for number, line in enumerate(lines, 1):
-        found = _hash_of(line)
+        content = _parsed(line)
+        found = str(content.pop("hash", ""))
         if not found and not chained:
             continue
-        content = json.loads(line) if found else {}
-        content.pop("hash", None)
         if chain_hash(previous, content) != found:
             return chained, previous, f"line {number} of {NAME} was changed, or a line before it"
         chained, previous = chained + 1, found
     return chained, previous if chained else "", ""
 
 
-def _hash_of(line: str) -> str:
-    """Return the hash that a line ends with, or an empty string for a line without one."""
+def _parsed(line: str) -> dict[str, Any]:
+    """Return a line's content with its hash, or nothing of a damaged line."""
     try:
-        return str(json.loads(line).get("hash") or "")
-    except (ValueError, AttributeError):
-        return ""
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

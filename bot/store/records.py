@@ -211,10 +211,6 @@ class MonitorNotice(Frozen):
     at_s: float
 
     @property
-    def kind(self) -> str:
-        return self.notice
-
-    @property
     def key(self) -> str:
         return f"{self.notice}:{self.source}:{self.at_s}"[:300]
 

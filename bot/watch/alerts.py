@@ -6,9 +6,8 @@ wait, and the alert is posted when Slack is back.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 import structlog
 from slack_sdk.web.async_client import AsyncWebClient
@@ -37,6 +36,7 @@ from bot.store.store import Store
 from bot.watch.alert_groups import AlertGroup, AlertGroups
 from bot.watch.auto_fallback import serves_for, why_not
 from bot.watch.pages import Pages
+from bot.watch.tasks import Tasks
 from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.models import VerdictKind
 from gpu_actions.system.redact import redacted_head
@@ -76,7 +76,7 @@ class Alerts:
         self._refreshing: set[int] = set()
         self._delivering: set[str] = set()
         self._followed: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("an alert could not be handled")
         self._host_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def warm(self) -> None:
@@ -94,7 +94,7 @@ class Alerts:
         """Open or join the host's incident, run triage, and tell people."""
         if alert.id not in self._delivering:
             self._delivering.add(alert.id)
-            self._spawn(self._deliver(alert))
+            self._tasks.spawn(self._deliver(alert))
 
     async def keep(self, alerts: Iterable[Alert]) -> None:
         """Store alerts until they are delivered, so that they survive a restart."""
@@ -136,35 +136,21 @@ class Alerts:
 
     def say(self, host: str, message: Message) -> None:
         """Post a message into the thread of the host's open incident, if there is one."""
-        self._spawn(self._say(host, message))
+        self._tasks.spawn(self._say(host, message))
 
     def notice(self, notice: MonitorNotice) -> None:
         """Say in the host's incident what a monitor says. The end of a fault closes its pages."""
         self.say(notice.host, texts.noticed(notice))
-        if notice.kind == "clear":
-            self._spawn(self.pages.resolve(notice.host, matches=lambda source, _: source == notice.source))
+        if notice.notice == "clear":
+            self._tasks.spawn(self.pages.cleared(notice))
 
     def work_on_pages(self) -> None:
         """Send the pages that are due, and close those of closed incidents."""
-        self._spawn(self.pages.work())
+        self._tasks.spawn(self.pages.work())
 
     async def close(self) -> None:
         """Cancel the tasks. Undelivered alerts are delivered after the next start."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        async def guarded() -> None:
-            try:
-                await work
-            except Exception:
-                log.exception("an alert could not be handled")
-
-        task = asyncio.create_task(guarded())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._tasks.close()
 
     # -- one alert -----------------------------------------------------------------------------------------------
 
@@ -201,7 +187,7 @@ class Alerts:
             self._refresh(group)
         if group is None or group.closed:
             self.say(alert.host, texts.resolved(alert.host, alert.cause))
-            self._spawn(self.pages.resolve(alert.host, matches=lambda _, cause: cause == alert.cause))
+            self._tasks.spawn(self.pages.resolve(alert.host, matches=lambda _, cause: cause == alert.cause))
 
     async def _page(self, alert: Alert) -> asyncio.Event:
         """Page the on-call about an alert that says fall back, unless the returned event is set soon: people know it.
@@ -212,7 +198,7 @@ class Alerts:
         if alert.verdict is VerdictKind.FALL_BACK:
             automatic = alert.cause in self.settings.auto_fallback
             if key := await self.pages.keep(alert, next_action=texts.page(alert, automatic=automatic)):
-                self._spawn(self.pages.follow(key, told))
+                self._tasks.spawn(self.pages.follow(key, told))
         return told
 
     async def _open(self, alert: Alert, group: AlertGroup | None) -> None:
@@ -266,7 +252,7 @@ class Alerts:
             late = alert.at_s - incident.opened_at > self.settings.burst_s
             loud = late and alert.verdict is VerdictKind.FALL_BACK
             told = await self._page(alert)
-            self._spawn(self._say_joined(alert, incident, group, told, in_channel_too=loud))
+            self._tasks.spawn(self._say_joined(alert, incident, group, told, in_channel_too=loud))
         await self._triage(alert, incident.place, incident.id)
 
     async def _say_joined(
@@ -293,7 +279,7 @@ class Alerts:
         run = await self._start_triage(alert, place, incident_id)
         if run is not None and alert.cause in self.settings.auto_fallback and alert.id not in self._followed:
             self._followed.add(alert.id)
-            self._spawn(self._fall_back(alert, run.id))  # it waits for the triage, never for Slack
+            self._tasks.spawn(self._fall_back(alert, run.id))  # it waits for the triage, never for Slack
         return run
 
     async def _start_triage(self, alert: Alert, place: Place, incident_id: str | None) -> RunRecord | None:
@@ -365,7 +351,7 @@ class Alerts:
         """Edit a group's message soon; what arrives until then is in the same edit."""
         if group.id not in self._refreshing:
             self._refreshing.add(group.id)
-            self._spawn(self._edit_group(group.id))
+            self._tasks.spawn(self._edit_group(group.id))
 
     async def _edit_group(self, group_id: int) -> None:
         try:

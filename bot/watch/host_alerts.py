@@ -6,8 +6,7 @@ PostgreSQL is away. A notice, such as the end of a fault, waits in memory only.
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -16,6 +15,7 @@ from bot.settings.model import Settings
 from bot.store.records import Alert, MonitorNotice
 from bot.store.store import Store
 from bot.watch.pages import Pages
+from bot.watch.tasks import Tasks
 from bot.watch.undelivered_alerts import UndeliveredAlerts
 from gpu_actions.models import VerdictKind
 
@@ -39,22 +39,19 @@ class HostAlerts:
         self._unread: dict[str, asyncio.Event] = {}
         self._changed = asyncio.Event()
         self._changed.set()  # an earlier process may have left alerts
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("a page could not be handled")
 
     def report(self, alert: Alert) -> None:
         """Report an alert that is already kept. Page the on-call about a reason to fall back that the bot does not read."""
         if alert.verdict is VerdictKind.FALL_BACK and self._pages.enabled:
             read = self._unread.setdefault(alert.id, asyncio.Event())
-            self._spawn(self._page(alert, read))
+            self._tasks.spawn(self._page(alert, read))
         self._changed.set()
 
     def notice(self, notice: MonitorNotice) -> None:
         """Report what is no alert, and close the pages of a fault that is over."""
-        if notice.kind == "clear":
-            source = notice.source
-            self._spawn(
-                self._pages.resolve(notice.host, matches=lambda reported_by, _: reported_by == source)
-            )
+        if notice.notice == "clear":
+            self._tasks.spawn(self._pages.cleared(notice))
         self._notices.append(notice)
         self._changed.set()
 
@@ -95,14 +92,6 @@ class HostAlerts:
         if key := await self._pages.keep(alert, next_action=texts.page(alert, automatic=automatic)):
             await self._pages.follow(key, read)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def close(self) -> None:
         """Cancel the tasks. What was not sent is sent after the next start."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.close()

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bot.settings.watch import PagingSettings
-from bot.store.records import Alert
+from bot.store.records import Alert, MonitorNotice
 from bot.store.store import Store
 from bot.watch.page_rows import PageRows
 from bot.watch.pager_kinds import PAGERS, Page
@@ -80,6 +80,10 @@ class Pages:
         """Close the pages of a host whose source and cause match."""
         keys = await asyncio.to_thread(self._rows.close, host, matches)
         await asyncio.gather(*map(self._bring, keys))
+
+    async def cleared(self, notice: MonitorNotice) -> None:
+        """Close the pages of a fault that its monitor reports to be over."""
+        await self.resolve(notice.host, matches=lambda source, _: source == notice.source)
 
     async def work(self) -> None:
         """Send and close what is due: what an earlier process or pager left, and the pages of closed incidents."""

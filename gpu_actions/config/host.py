@@ -65,6 +65,12 @@ class TierConfig(Frozen):
         default=None, description="weights to keep in the page cache while all is well (docs/standby.md)"
     )
 
+    @property
+    def command_words(self) -> list[str]:
+        """Return the words of its unit's command line, `--flag=value` as two; empty if it is not known here."""
+        argv = getattr(self.unit, "argv", None) or ()
+        return [word for part in argv for word in str(part).split("=", 1)]
+
 
 class Rung(TierConfig):
     """A rung of the fallback ladder above `tiers.fallback`, which is its last rung: a fallback on several GPUs, or with

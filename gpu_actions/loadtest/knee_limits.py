@@ -151,9 +151,8 @@ def _batch_proposal(host: Host, offered: OfferedLimits) -> str:
     flag = ENGINES[host.fallback.config.engine.kind].batch_flag
     if not flag:
         return ""
-    argv = getattr(host.fallback.config.unit, "argv", None)
-    words = [word for part in argv or () for word in str(part).split("=", 1)]
-    now = words[words.index(flag) + 1] if flag in words[:-1] else "not named" if argv else "not known here"
+    words = host.fallback.config.command_words
+    now = words[words.index(flag) + 1] if flag in words[:-1] else "not named" if words else "not known here"
     if now == str(offered.max_concurrent):
         return ""
     return f"proposed: start the fallback's engine with {flag} {offered.max_concurrent} (now {now})"

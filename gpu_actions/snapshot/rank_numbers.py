@@ -77,11 +77,12 @@ def others_of_job(
     own = [found for row in inside if (found := rank_in_job(row)) is not None]
     if not own:
         return []
-    jobs: dict[tuple[str, ...], list[tuple[int, ProcessRow]]] = {}
-    for pid, row in table.items():
-        if pid not in known and (found := rank_in_job(row)) is not None:
-            jobs.setdefault(found.job, []).append((found.rank, row))
-    same = [one for job in {found.job for found in own} for one in jobs.get(job, ())]
+    own_jobs = {found.job for found in own}
+    same = [
+        (found.rank, row)
+        for pid, row in table.items()
+        if pid not in known and (found := rank_in_job(row)) is not None and found.job in own_jobs
+    ]
     ranks = [rank for rank, _ in same] + [found.rank for found in own]
     if len(set(ranks)) < len(ranks) or any(rank >= expected for rank in ranks):
         return []

@@ -92,12 +92,11 @@ def _gpus_of_tp(facts: Facts) -> frozenset[str]:
 
 def flags_missing(tier: TierConfig) -> tuple[str, ...]:
     """Return a warning if the unit's command line, where it is known, lacks a flag that sleeping needs."""
-    argv = getattr(tier.unit, "argv", None)
-    if tier.standby != "sleep" or not argv:
+    words = tier.command_words
+    if tier.standby != "sleep" or not words:
         return ()
     kind = ENGINES[tier.engine.kind]
-    named = {str(word).split("=", 1)[0] for word in argv}
-    missing = [flag for flag in kind.sleep_flags if flag not in named]
+    missing = [flag for flag in kind.sleep_flags if flag not in words]
     return (f"unit.argv does not name {', '.join(missing)}: {kind.sleep_hint}",) if missing else ()
 
 
